@@ -1,0 +1,185 @@
+"""Files written whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "canonical_json",
+    "sha256_bytes",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_CHUNK = 1 << 20
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that digests and cache keys are made of.
+
+    Raises:
+        ValueError: the value holds a NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The StorageError that explains a failed write to `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"Could not write {path}: the disk is full.",
+            "Nothing was left half-written, and what was there before is untouched.",
+            f"free space (`df -h {path.parent}`) or choose another folder, then run the same command again",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"Could not write {path}: {os.strerror(error.errno)}.",
+            "This user may not write there, or the file system is read-only.",
+            f"choose a folder that you may write to, or change the rights of {path.parent}",
+        )
+    return StorageError(f"Could not write {path}.", str(error), "check the disk and run the same command again")
+
+
+def _sync_directory(path: Path) -> None:
+    # A rename is durable only once its folder is; some file systems refuse to sync a folder.
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; on success it is synced and renamed to `path`.
+
+    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written to.
+    """
+    target = Path(path)
+    temporary = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes bytes atomically.
+
+    Raises:
+        StorageError: the disk is full, or the place may not be written to.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text atomically. Raises StorageError like `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON atomically; NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> Iterator[Path]:
+    """Gives a temporary folder beside `target`; on success it takes the place of `target`.
+
+    An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
+    On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was.
+
+    Args:
+        target: the folder to write.
+        replace: whether an existing `target` may be replaced.
+
+    Raises:
+        StorageError: the disk is full, the place may not be written to, or `target` exists and may not be replaced.
+    """
+    folder = Path(target)
+    temporary = _temporary(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not replace:
+            raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
+        temporary.mkdir()
+        yield temporary
+        _sync_tree(temporary)
+        _swap(temporary, folder)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(Path(root) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        _sync_directory(Path(root))
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        _sync_directory(target.parent)
+        return
+    old = _temporary(target)
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    _sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

