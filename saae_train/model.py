@@ -1,0 +1,207 @@
+"""The self-attention autoencoder (paper section 3.2, Table 1, Fig. 2) and its loss and score (eqs. 2 and 3).
+
+Yang, "Self-Attention Autoencoder for Anomaly Segmentation", Preprints 2021. Symbols as there: U stacked channels,
+V latent width, L = h*w positions; f is the stacked feature map and f_hat its reconstruction.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saae_runtime.errors import ConfigError
+
+__all__ = ["HEADS", "SAAE", "SCORES", "latent_width", "loss", "score_map"]
+
+HEADS = 3
+SCORES = ("l2", "cosine")
+
+
+class Attention(nn.Module):
+    """Multi-head attention: queries from one sequence, keys and values from another."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """x: N x L x E, memory: N x M x E -> N x L x E."""
+        n, length, width = x.shape
+        split = (self.heads, width // self.heads)
+        query = self.query(x).unflatten(2, split).transpose(1, 2)
+        key, value = self.key_value(memory).unflatten(2, (2, *split)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.project(mixed.transpose(1, 2).reshape(n, length, width))
+
+
+def _mlp(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class TransformerEncoder(nn.Module):
+    """One pre-norm ViT block with a final norm (the paper: "almost the same as ViT")."""
+
+    def __init__(self, width: int, heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = _mlp(width, mlp_size)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x L x E -> N x L x E."""
+        y = self.norm1(x)
+        x = x + self.attention(y, y)
+        x = x + self.mlp(self.norm2(x))
+        return self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """One pre-norm decoder block: self-attention of the queries, attention to the encoder's output, MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_size: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.mlp = _mlp(width, mlp_size)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+        """x: queries N x L x E, memory: N x L x E (its position is added to the keys' side) -> N x L x E."""
+        y = self.norm1(x)
+        x = x + self.self_attention(y, y)
+        x = x + self.cross_attention(self.norm2(x), memory + position)
+        x = x + self.mlp(self.norm3(x))
+        return self.norm(x)
+
+
+class PointwiseCoder(nn.Module):
+    """Three 1 x 1 convolution units over channels-last features; BatchNorm and ReLU on the first two (Table 1)."""
+
+    def __init__(self, channels: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        # A 1 x 1 convolution over channels-last tokens is a linear layer: no transposes in the exported graph.
+        self.convs = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(channels)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(width) for width in channels[1:3]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x L x C_in -> N x L x C_out."""
+        n, length, _ = x.shape
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            y = conv(x)
+            x = functional.relu(norm(y.reshape(n * length, -1)).reshape(n, length, -1))
+        return self.convs[2](x)
+
+
+class SAAE(nn.Module):
+    """The self-attention autoencoder; without its transformer it is the CAE of the paper's ablation (Table 4).
+
+    Args:
+        channels: U, channels of the features that go in and come out.
+        latent: V, a multiple of `heads`; the transformer's width E equals V.
+        positions: L = h * w.
+        mlp_size: hidden width of the transformer's MLP; the paper has V for textures, 2V for objects.
+        heads: attention heads.
+        transformer: False gives the CAE.
+
+    Raises:
+        ConfigError: V is not a multiple of the heads.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        latent: int,
+        positions: int,
+        mlp_size: int | None = None,
+        heads: int = HEADS,
+        transformer: bool = True,
+    ) -> None:
+        super().__init__()
+        if latent < heads or latent % heads:
+            raise ConfigError(
+                f"A latent width of {latent} is not possible.",
+                f"It must be a multiple of the {heads} attention heads.",
+                f"use --latent {max(heads, round(latent / heads) * heads)}",
+            )
+        middle = (channels + 2 * latent) // 2
+        self.channels, self.latent, self.positions = channels, latent, positions
+        self.encoder = PointwiseCoder((channels, middle, 2 * latent, latent))
+        self.decoder = PointwiseCoder((latent, 2 * latent, middle, channels))
+        self.transformer = transformer
+        if transformer:
+            hidden = mlp_size or 2 * latent
+            self.embed = nn.Linear(latent, latent)  # patch size 1 x 1: the projection is per position
+            self.position = nn.Parameter(torch.empty(1, positions, latent))
+            self.queries = nn.Parameter(torch.empty(1, positions, latent))
+            self.transformer_encoder = TransformerEncoder(latent, heads, hidden)
+            self.transformer_decoder = TransformerDecoder(latent, heads, hidden)
+            self.project = nn.Linear(latent, latent)
+            nn.init.trunc_normal_(self.position, std=0.02)
+            nn.init.trunc_normal_(self.queries, std=0.02)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """Reconstructs the features.
+
+        Args:
+            f: N x L x U.
+
+        Returns:
+            f_hat: N x L x U.
+        """
+        g = self.encoder(f)
+        if self.transformer:
+            memory = self.transformer_encoder(self.embed(g) + self.position)
+            queries = (self.queries + self.position).expand(f.shape[0], -1, -1)
+            g = self.project(self.transformer_decoder(queries, memory, self.position))
+        return self.decoder(g)
+
+
+def latent_width(eigenvalues: Tensor, keep: float = 0.8, heads: int = HEADS) -> int:
+    """V: the fewest principal components that keep `keep` of the variance, rounded up to a multiple of the heads.
+
+    Args:
+        eigenvalues: float, of the training features' covariance, any order.
+        keep: share of the variance, 0..1 (the paper: 0.8, section 4.1.2).
+        heads: attention heads.
+    """
+    descending = eigenvalues.double().clamp_min(0).sort(descending=True).values
+    share = descending.cumsum(0) / descending.sum()
+    count = int((share < keep).sum().item()) + 1
+    return -(-count // heads) * heads
+
+
+def score_map(f: Tensor, f_hat: Tensor, kind: str) -> Tensor:
+    """Anomaly score A of every position, in float32.
+
+    Args:
+        f: N x L x U.
+        f_hat: N x L x U.
+        kind: `l2`, the norm of the residual, eq. (3); `cosine`, one minus the cosine of the angle between the two.
+
+    Returns:
+        float32, N x L.
+    """
+    a, b = f.float(), f_hat.float()
+    if kind == "l2":
+        return (a - b).square().sum(dim=2).clamp_min(1e-12).sqrt()
+    if kind == "cosine":
+        dot = (a * b).sum(dim=2)
+        norms = (a.square().sum(dim=2) * b.square().sum(dim=2)).clamp_min(1e-12).sqrt()
+        return 1.0 - dot / norms
+    raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
+
+
+def loss(f: Tensor, f_hat: Tensor, kind: str) -> Tensor:
+    """Training loss: the sum of A over positions, eq. (2), averaged over the batch (scalar)."""
+    return score_map(f, f_hat, kind).sum(dim=1).mean()
