@@ -1,0 +1,167 @@
+"""What every inference backend offers: one small protocol between Engine and the libraries that run the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..manifest import Artefact
+
+__all__ = ["Backend", "BackendOptions", "Candidate", "RawOutputs", "Ticket"]
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """The graph's outputs, on the host and owned by the caller (never overwritten by a later call).
+
+    Attributes:
+        anomaly_map: float32 N x H x W, at the graph's frame size (paper eq. 3, upsampled).
+        score: float32 N.
+        mask: bool N x H x W, anomaly_map > T.
+    """
+
+    anomaly_map: NDArray[np.float32]
+    score: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass
+class Ticket:
+    """Work given to a backend by `submit`, to be taken back once by `collect`. `payload` belongs to the backend."""
+
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a bundle here.
+
+    Attributes:
+        name: the name to ask for, for instance `onnxruntime:cuda`.
+        artefact: the file that it would run; None where the bundle has none for it.
+        why_not: why it cannot be used here, with the cure; None where it can.
+        note: a word on the choice, shown by `Engine.explain`.
+    """
+
+    name: str
+    artefact: Artefact | None
+    why_not: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Options that backends share; each uses those that mean something to it.
+
+    Attributes:
+        threads: CPU threads of one call; None leaves it to the library.
+        hint: `latency` (one frame as soon as possible) or `throughput` (most frames a second).
+        max_batch: frames in one call of the graph; larger batches are split. None leaves it to the backend.
+        cache: whether the library's optimised form of the model may be kept on disk, in the bundle's folder or, if
+            that is read-only, in the user's cache folder; or the folder to keep it in.
+        cuda_graph: whether launches are captured in a CUDA graph and replayed.
+        slots: batches in flight in `stream`; None leaves it to the backend.
+        device_type: OpenVINO device: `CPU`, `GPU` or `NPU`; None takes the CPU.
+        warm_up: whether the first inference is run when the backend is opened.
+    """
+
+    threads: int | None = None
+    hint: str = "latency"
+    max_batch: int | None = None
+    cache: bool | str | Path = True
+    cuda_graph: bool = True
+    slots: int | None = None
+    device_type: str | None = None
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "max_batch", "slots"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name}={value!r} is not possible.", "", f"give {name} as a whole number from 1 up")
+        if self.hint not in ("latency", "throughput"):
+            raise ConfigError(f"hint={self.hint!r} is not known.", "", "hint='latency' or hint='throughput'")
+        if self.device_type is not None and self.device_type not in ("CPU", "GPU", "NPU"):
+            raise ConfigError(f"device_type={self.device_type!r} is not known.", "", "give 'CPU', 'GPU' or 'NPU'")
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> BackendOptions:
+        """Options from keyword arguments.
+
+        Raises:
+            ConfigError: an unknown name, or a value out of range.
+        """
+        names = [item.name for item in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                raise ConfigError(
+                    f"Backends have no option {name!r}.",
+                    f"They have: {', '.join(names)}.",
+                    f"did you mean {near[0]}?" if near else "",
+                )
+        return cls(**options)
+
+
+class Backend(ABC):
+    """Runs one artefact of a bundle.
+
+    A backend's module also has two functions:
+
+        candidates(bundle, device, precision=None) -> list[Candidate]   # never raises for what is missing
+        open_backend(bundle, name, device, precision, options: BackendOptions) -> Backend
+
+    Attributes:
+        name: as asked for, for instance `onnxruntime:cpu`.
+        description: library, version, device and file, for a person.
+        precision: `fp32`, `fp16` or `int8`: whose thresholds apply.
+        frame_size: (height, width) of the graph's input, in pixels.
+        max_batch: most frames of one call; None: any number.
+        slots: batches that may be in flight between `submit` and `collect`.
+    """
+
+    name: str
+    description: str
+    precision: str
+    frame_size: tuple[int, int]
+    max_batch: int | None = None
+    slots: int = 1
+
+    @abstractmethod
+    def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
+        """Runs a batch; may be called from several threads.
+
+        Args:
+            frames: uint8 N x H x W x 3, C-contiguous, H x W = `frame_size`, 1 <= N <= `max_batch`.
+            threshold: pixel threshold T of the mask.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+
+    def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
+        """Starts a batch; at most `slots` may be waiting. Here: runs it at once.
+
+        The caller does not change `frames` before the ticket is collected.
+        """
+        return Ticket(self.infer(frames, threshold))
+
+    def collect(self, ticket: Ticket) -> RawOutputs:
+        """Waits for a batch. Every ticket is collected exactly once, in the order of `submit`."""
+        outputs: RawOutputs = ticket.payload
+        return outputs
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases everything; may be called twice. No call is in flight."""

@@ -1,0 +1,309 @@
+"""The bundle on disk: a folder with a manifest, opened with every file checked and written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import (
+    BundleCorruptError,
+    BundleNotFoundError,
+    BundlePathError,
+    ConfigError,
+)
+from .files import atomic_directory, sha256_file, write_json
+from .manifest import Artefact, FileEntry, Manifest
+
+__all__ = ["CACHE", "MANIFEST", "Bundle", "is_bundle", "open_bundle", "update_bundle", "write_bundle"]
+
+MANIFEST = "manifest.json"
+CACHE = ".cache"
+"""Folder inside a bundle for what a backend derives from it on one machine; never part of the manifest."""
+
+_MANIFEST_LIMIT = 64 << 20  # bytes: a manifest is some 100 kB; do not read a disk image into memory
+_REBUILD = "copy the bundle again, or rebuild it: saae-export build"
+
+Fill = Callable[[Path], None] | Mapping[str, bytes | str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        path: the folder, resolved.
+        manifest: what it says about itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, relative: str) -> Path:
+        """The path of a file of the bundle.
+
+        Raises:
+            BundlePathError: the name leaves the folder, by `..`, an absolute path or a symbolic link.
+        """
+        return _inside(self.path, relative)
+
+    def artefacts(
+        self, *, kind: str | None = None, precision: str | None = None, library: str | None = None
+    ) -> tuple[Artefact, ...]:
+        """The artefacts of a kind, precision or library, in the order of the manifest."""
+        return tuple(
+            artefact
+            for artefact in self.manifest.artefacts
+            if kind in (None, artefact.kind)
+            and precision in (None, artefact.precision)
+            and library in (None, artefact.library)
+        )
+
+    def sha256(self, relative: str) -> str:
+        """The hash of a file as the manifest has it."""
+        return self.manifest.files[relative].sha256
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like a bundle: it has a manifest.json with a schema number. Checks nothing else."""
+    try:
+        data = _read_manifest(Path(path))
+    except BundleCorruptError:
+        return False
+    return isinstance(data, Mapping) and "schema" in data and "artefacts" in data
+
+
+def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+    """Opens a bundle and checks it.
+
+    The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
+    every hash too (sizes first: a truncated file is found without reading gigabytes).
+
+    Args:
+        path: the folder.
+        verify: whether to compare hashes; sizes are always compared.
+
+    Raises:
+        BundleNotFoundError: nothing there, a file instead of a folder, or a folder without a manifest.
+        BundleCorruptError: a manifest that is not one, or a file that is missing, truncated or changed.
+        BundleVersionError: written by a newer saae.
+        BundlePathError: a path in the manifest that leaves the folder.
+    """
+    folder = Path(path)
+    _require_folder(folder)
+    root = folder.resolve()
+    manifest = Manifest.from_json(_read_manifest(root), source=str(folder / MANIFEST))
+    bundle = Bundle(root, manifest)
+    _check_complete(manifest, folder)
+    paths = {name: bundle.file(name) for name in manifest.files}
+    for name, entry in manifest.files.items():
+        _check_size(paths[name], name, entry, folder)
+    if verify:
+        for name, entry in manifest.files.items():
+            _check_hash(paths[name], name, entry, folder)
+    return bundle
+
+
+def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill) -> Bundle:
+    """Writes a bundle: the whole folder appears at once, or what was there before stays.
+
+    Args:
+        target: the folder to write; a bundle that is already there is replaced.
+        manifest: everything but `files`, which is computed here.
+        fill: writes the bundle's files into the folder given to it; or a mapping from relative path to content
+            (bytes) or to a file to copy.
+
+    Returns:
+        The written bundle, opened.
+
+    Raises:
+        ConfigError: `target` is a folder that is no bundle and not empty; it is not overwritten.
+        BundleCorruptError: an artefact of the manifest was not written.
+        BundlePathError: a path that leaves the folder, or a symbolic link among the files.
+        StorageError: the disk is full, or the place may not be written to.
+    """
+    folder = Path(target)
+    _refuse_foreign(folder)
+    with atomic_directory(folder) as temporary:
+        _fill(temporary, fill)
+        complete = dataclasses.replace(manifest, files=_entries(temporary))
+        _check_complete(complete, folder)
+        write_json(temporary / MANIFEST, complete.to_json())
+    return Bundle(folder.resolve(), complete)
+
+
+def update_bundle(bundle: Bundle, manifest: Manifest, fill: Fill, drop: tuple[str, ...] = ()) -> Bundle:
+    """Writes a bundle anew with files added or replaced, for instance an engine built later.
+
+    The files that the bundle has are linked (copied where links are not possible), so this is cheap for large ones.
+
+    Args:
+        bundle: the bundle as it is.
+        manifest: the new manifest; its `files` is computed.
+        fill: writes the new files, see `write_bundle`.
+        drop: files of the bundle to leave out.
+
+    Raises:
+        As `write_bundle`.
+    """
+
+    def fill_all(folder: Path) -> None:
+        # New files first: writing into a linked one would change the old bundle too.
+        _fill(folder, fill)
+        for name in bundle.manifest.files:
+            if name not in drop and not (folder / name).exists():
+                _link(bundle.file(name), folder / name)
+
+    return write_bundle(bundle.path, manifest, fill_all)
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        near = _bundles_near(folder)
+        raise BundleNotFoundError(
+            f"No bundle at {folder}.",
+            "There is nothing at that path.",
+            f"use one of: {', '.join(near)}" if near else "check the path, or build one: saae-export build",
+        )
+    if not folder.is_dir():
+        raise BundleNotFoundError(
+            f"{folder} is not a bundle.", "It is a file; a bundle is a folder.", f"give its folder: {folder.parent}"
+        )
+    if not (folder / MANIFEST).exists():
+        inside = sorted(str(item) for item in folder.iterdir() if (item / MANIFEST).is_file())[:5]
+        raise BundleNotFoundError(
+            f"{folder} is not a bundle.",
+            f"The folder has no {MANIFEST}.",
+            f"use one of: {', '.join(inside)}" if inside else "give the folder that `saae-export build` wrote",
+        )
+
+
+def _bundles_near(folder: Path) -> list[str]:
+    try:
+        return sorted(str(item) for item in folder.parent.iterdir() if (item / MANIFEST).is_file())[:5]
+    except OSError:
+        return []
+
+
+def _read_manifest(folder: Path) -> Any:
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleCorruptError(f"{path} is a link out of the bundle.", "", _REBUILD)
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise BundleCorruptError(f"{path} is no manifest.", f"It has {path.stat().st_size} bytes.", _REBUILD)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = f"It is not JSON ({error}); the file may be cut off."
+        raise BundleCorruptError(f"{path} cannot be read.", why, _REBUILD) from error
+    except OSError as error:
+        raise BundleCorruptError(f"{path} cannot be read.", str(error), _REBUILD) from error
+
+
+def _check_complete(manifest: Manifest, folder: Path) -> None:
+    for artefact in manifest.artefacts:
+        if artefact.file not in manifest.files:
+            raise BundleCorruptError(
+                f"{folder}: the manifest names {artefact.file}, which is not among the bundle's files.", "", _REBUILD
+            )
+        if artefact.precision not in manifest.thresholds:
+            raise BundleCorruptError(
+                f"{folder}: {artefact.file} has no thresholds at its precision, {artefact.precision}.", "", _REBUILD
+            )
+
+
+def _inside(root: Path, relative: str) -> Path:
+    """`root / relative`, after proving that it stays inside `root` (resolved)."""
+    parts = PurePosixPath(relative).parts
+    plain = bool(parts) and not relative.startswith("/") and ".." not in parts
+    if not plain or any(bad in relative for bad in ("\\", "\0", ":")):
+        raise BundlePathError(
+            f"The manifest names {relative!r}, which is not a path inside the bundle.",
+            "Paths are relative, with forward slashes and without `..`.",
+            "do not use this bundle unless you know where it comes from; rebuild it: saae-export build",
+        )
+    path = root.joinpath(*parts)
+    if not path.resolve().is_relative_to(root):
+        raise BundlePathError(
+            f"{relative} leads out of the bundle {root}.",
+            f"It is a symbolic link to {path.resolve()}.",
+            "do not use this bundle unless you know where it comes from; replace the link by the file itself",
+        )
+    return path
+
+
+def _check_size(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
+    if not path.is_file():
+        raise BundleCorruptError(f"{folder}: {name} is missing.", "The manifest lists it.", _REBUILD)
+    size = path.stat().st_size
+    if size != entry.size:
+        state = "truncated" if size < entry.size else "changed"
+        raise BundleCorruptError(
+            f"{folder}: {name} is {state}.", f"It has {size} bytes; the manifest says {entry.size}.", _REBUILD
+        )
+
+
+def _check_hash(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise BundleCorruptError(f"{folder}: {name} cannot be read.", str(error), _REBUILD) from error
+    if found != entry.sha256:
+        raise BundleCorruptError(
+            f"{folder}: {name} was changed after the bundle was written.",
+            f"sha256 is {found[:12]}..., the manifest says {entry.sha256[:12]}...",
+            _REBUILD,
+        )
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())) or is_bundle(target):
+        return
+    raise ConfigError(
+        f"{target} is not a bundle, so it is not replaced by one.",
+        "Writing a bundle replaces the whole folder.",
+        "choose another folder, or remove this one yourself",
+    )
+
+
+def _fill(folder: Path, fill: Fill) -> None:
+    if callable(fill):
+        fill(folder)
+        return
+    for name, content in fill.items():
+        path = _inside(folder.resolve(), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            shutil.copyfile(content, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    entries = {}
+    for root, directories, names in os.walk(folder):
+        for name in (*directories, *names):
+            if (Path(root) / name).is_symlink():
+                raise BundlePathError(
+                    f"{name} is a symbolic link.", "A bundle holds plain files only.", "copy the file itself"
+                )
+        for name in names:
+            path = Path(root) / name
+            relative = path.relative_to(folder).as_posix()
+            if relative == MANIFEST:
+                raise ConfigError(f"{MANIFEST} is written by write_bundle.", "", "give the manifest as an argument")
+            entries[relative] = FileEntry(sha256_file(path), path.stat().st_size)
+    return dict(sorted(entries.items()))

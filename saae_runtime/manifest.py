@@ -1,0 +1,324 @@
+"""What a bundle says about itself: manifest.json as frozen dataclasses, parsed strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from .errors import BundleCorruptError, BundleVersionError, CalibrationError
+from .thresholds import ThresholdTable
+
+__all__ = [
+    "KINDS",
+    "PRECISIONS",
+    "SCHEMA",
+    "Artefact",
+    "Backbone",
+    "Calibration",
+    "FileEntry",
+    "Frame",
+    "Manifest",
+    "Model",
+    "Parity",
+    "Profile",
+    "Thresholds",
+]
+
+SCHEMA = 1
+"""Version of the manifest's format. A reader refuses a higher one."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+KINDS = ("onnx", "engine")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Geometry of the graph's input `frame`, in pixels. `baked`: it is a camera's own size, resized in the graph."""
+
+    height: int
+    width: int
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "height", "width")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model inside the graph: input size and patch P in pixels, grid (h, w) in patches, latent width V."""
+
+    height: int
+    width: int
+    patch: int
+    grid: tuple[int, ...]
+    latent_dim: int
+    layers: tuple[int, ...]
+    components: int | None
+    loss: str
+    score: str
+    preset: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _positive(self, "height", "width", "patch", "latent_dim")
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError("grid: expected two positive numbers [h, w]")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frozen feature extractor and the exact weights that were used."""
+
+    name: str
+    weights_source: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Pixel and image thresholds at one precision."""
+
+    pixel: ThresholdTable
+    image: ThresholdTable
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the thresholds came from; `held_out`: from images that the model was not fitted on."""
+
+    images: int
+    digest: str
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes that a compiled engine takes."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError("expected 1 <= min <= opt <= max")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of one artefact with its reference, over `images` real images.
+
+    Errors are relative; `flips` counts images whose decision at T differs.
+    """
+
+    images: int
+    map_rel_error: float
+    score_rel_error: float
+    flips: int
+    bound_map: float
+    bound_score: float
+    passed: bool
+    worst_image: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One deployable file: an ONNX graph, or an engine compiled by `library` for one GPU generation `sm`."""
+
+    file: str
+    kind: str
+    precision: str
+    library: str | None = None
+    library_version: str | None = None
+    sm: str | None = None
+    profile: Profile | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parity: Parity | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, found {self.kind!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.kind == "engine" and self.library is None:
+            raise ValueError("library: an engine needs the name of the library that compiled it")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """sha256 (hex) and size in bytes of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):
+            raise ValueError("sha256: expected 64 lower-case hex digits")
+        if self.size < 0:
+            raise ValueError("size: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole bundle. `files` lists every file but manifest.json; it is filled in when the bundle is written."""
+
+    saae_version: str
+    created: str
+    category: str
+    synthetic: bool
+    frame: Frame
+    model: Model
+    backbone: Backbone
+    thresholds: Mapping[str, Thresholds]
+    calibration: Calibration
+    artefacts: tuple[Artefact, ...]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.thresholds) - set(PRECISIONS))
+        if unknown:
+            raise ValueError(f"thresholds: unknown precision {unknown[0]!r}")
+
+    @classmethod
+    def from_json(cls, data: Any, source: str = "manifest.json") -> Manifest:
+        """Reads a parsed manifest; every key must be known, present where it has no default, and of its type.
+
+        Args:
+            data: what `json.loads` gave.
+            source: the file's name, for messages.
+
+        Raises:
+            BundleVersionError: written by a newer saae.
+            BundleCorruptError: not a manifest, or a key that is missing, unknown, of a wrong type or out of range.
+        """
+        if not isinstance(data, Mapping) or "schema" not in data:
+            raise BundleCorruptError(
+                f"{source} is not a saae manifest.",
+                "It has no key `schema`.",
+                "give the folder that `saae-export build` wrote",
+            )
+        schema = data["schema"]
+        if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+            raise BundleCorruptError(f"{source}: schema is {schema!r}.", "Expected a whole number.", _REBUILD)
+        if schema > SCHEMA:
+            raise BundleVersionError(
+                f"{source} has schema {schema}; this saae reads up to {SCHEMA}.",
+                f"The bundle was written by a newer saae ({data.get('saae_version', 'version unknown')}).",
+                "pip install --upgrade saae, or rebuild the bundle with this version: saae-export build",
+            )
+        try:
+            manifest: Manifest = _decode(cls, data, "")
+        except ValueError as error:
+            raise BundleCorruptError(f"{source} is damaged or was edited by hand.", str(error), _REBUILD) from error
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers: the inverse of `from_json`."""
+        encoded: dict[str, Any] = {"schema": self.schema}
+        encoded.update(_encode(self))
+        return encoded
+
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that the bundle has an artefact for, in the order of the manifest, without repeats."""
+        return tuple(dict.fromkeys(artefact.precision for artefact in self.artefacts))
+
+
+_REBUILD = "copy the bundle again, or rebuild it: saae-export build"
+
+
+def _positive(owner: Any, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 1:
+            raise ValueError(f"{name}: expected 1 or more, found {getattr(owner, name)}")
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+@functools.lru_cache(maxsize=None)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Converts parsed JSON to `kind` (a type or a type hint); ValueError names the key that does not fit."""
+    if kind is Any:
+        _check_finite(value, where)
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):  # only `X | None` is used
+        return None if value is None else _decode(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, "a list", value)
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, "an object", value)
+        return {str(key): _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _wrong(where, _NAMES[kind], value)
+    if kind is float and not math.isfinite(value):
+        raise _wrong(where, "a finite number", value)
+    return value
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _wrong(where or "the manifest", "an object", value)
+    prefix = f"{where}." if where else ""
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise ValueError(f"{prefix}{name}: unknown key")
+    hints = _hints(kind)
+    arguments = {}
+    for name, item in fields.items():
+        if name in value:
+            arguments[name] = _decode(hints[name], value[name], prefix + name)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name}: missing")
+    try:
+        return kind(**arguments)
+    except (ValueError, CalibrationError) as error:
+        found = error.what if isinstance(error, CalibrationError) else str(error)
+        raise ValueError(f"{where}: {found}" if where else found) from error
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(where, "a finite number", value)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_finite(item, f"{where}[{index}]")
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _wrong(where: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"{where}: expected {expected}, found {str(found)[:60]!r}")
