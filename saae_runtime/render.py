@@ -57,9 +57,7 @@ def ramp() -> NDArray[np.uint8]:
     return table
 
 
-def _oklab_to_srgb(
-    lightness: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
-) -> NDArray[np.uint8]:
+def _oklab_to_srgb(lightness: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.uint8]:
     """OKLab (Ottosson 2020) to 8-bit sRGB, out-of-gamut values clipped."""
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
