@@ -1,0 +1,103 @@
+"""Exact weight folding: constant affine steps merged into the linear layer beside them.
+
+Each function returns a new layer and leaves its inputs alone. The products are formed in float64 and rounded once, so a
+folded chain is as close to the unfolded one as float32 lets two orders of summation be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "fold_batchnorm",
+    "fold_input_affine",
+    "fold_input_norm",
+    "fold_output_scale",
+    "make_linear",
+    "merge_linears",
+]
+
+
+def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen float32 linear layer from weight [out, in] and bias [out] of any float dtype."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.detach().to(torch.float32).contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(torch.float32).contiguous(), requires_grad=False)
+    return layer
+
+
+def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> nn.Conv2d:
+    """`conv((x / white - mean) / std)` as one convolution of x.
+
+    Exact only because the patch projection has no padding: a padded zero would have to stay zero after the shift.
+
+    Args:
+        conv: padding-free convolution over the image's channels.
+        mean: per channel, in 0..1.
+        std: per channel, in 0..1.
+        white: pixel value of white.
+
+    Raises:
+        ValueError: the convolution pads its input, or is grouped.
+    """
+    if conv.padding not in ((0, 0), 0, "valid") or conv.groups != 1:
+        raise ValueError("only a padding-free, ungrouped convolution can take the normalisation into its weights")
+    weight = conv.weight.detach().double()
+    shift = torch.tensor(mean, dtype=torch.float64)
+    scale = torch.tensor(std, dtype=torch.float64)
+    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().double()
+    folded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=True)  # type: ignore[arg-type]
+    folded.weight = nn.Parameter(weight.div(scale.mul(white).view(1, -1, 1, 1)).float(), requires_grad=False)
+    offset = (weight.sum(dim=(2, 3)) * (shift / scale)).sum(dim=1)
+    folded.bias = nn.Parameter((bias - offset).float(), requires_grad=False)
+    return folded
+
+
+def fold_input_affine(linear: nn.Linear, scale: Tensor, shift: Tensor) -> nn.Linear:
+    """`linear(x * scale + shift)` as one linear layer of x; scale and shift are [in]."""
+    weight = linear.weight.detach().double()
+    bias = weight @ shift.double()
+    if linear.bias is not None:
+        bias = bias + linear.bias.detach().double()
+    return make_linear(weight * scale.double(), bias)
+
+
+def fold_output_scale(linear: nn.Linear, scale: Tensor) -> nn.Linear:
+    """`linear(x) * scale` as one linear layer; scale is [out] (LayerScale, the attention's 1/sqrt(d))."""
+    factor = scale.detach().double()
+    bias = None if linear.bias is None else linear.bias.detach().double() * factor
+    return make_linear(linear.weight.detach().double() * factor[:, None], bias)
+
+
+def fold_batchnorm(linear: nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Linear:
+    """`norm(linear(x))` in evaluation mode as one linear layer.
+
+    Raises:
+        ValueError: the batch norm keeps no running statistics, so it is no constant.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    gain = (variance + norm.eps).rsqrt()
+    shift = -mean * gain
+    if norm.affine:
+        gain = gain * norm.weight.detach().double()
+        shift = shift * norm.weight.detach().double() + norm.bias.detach().double()
+    scaled = fold_output_scale(linear, gain)
+    bias = shift if linear.bias is None else linear.bias.detach().double() * gain + shift
+    return make_linear(scaled.weight, bias)
+
+
+def merge_linears(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """`second(first(x))` as one linear layer (two linear layers with nothing between them)."""
+    outer = second.weight.detach().double()
+    bias: Tensor | None = None
+    if first.bias is not None:
+        bias = outer @ first.bias.detach().double()
+    if second.bias is not None:
+        bias = second.bias.detach().double() if bias is None else bias + second.bias.detach().double()
+    return make_linear(outer @ first.weight.detach().double(), bias)

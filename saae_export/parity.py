@@ -1,0 +1,259 @@
+"""The parity gate: a deployed artefact against its reference, on real images, in maps, scores and decisions.
+
+Bounds are relative. The map error of an image is max |A - A_ref| over its pixels divided by max |A_ref|; the score
+error is |s - s_ref| / |s_ref|. A decision flips where the two sides of a threshold differ although the reference lies
+outside a dead band around it (a stated share of the threshold): inside the band the order of summation alone decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from saae_runtime.errors import ConfigError, ParityError
+from saae_runtime.manifest import Parity
+
+__all__ = ["BOUNDS", "Bounds", "ImageParity", "ParityReport", "Scorer", "compare", "parity_table", "require"]
+
+Scorer = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
+"""Frame, uint8 H x W x 3 -> (anomaly map float32 H x W, image score)."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a precision may differ by: map and score errors, and the dead band around a threshold, all relative."""
+
+    map: float
+    score: float
+    dead_band: float
+
+
+BOUNDS = {
+    "fp32": Bounds(map=1e-3, score=1e-3, dead_band=2e-4),
+    "fp16": Bounds(map=3e-2, score=2e-2, dead_band=1e-2),
+    "int8": Bounds(map=3e-1, score=2e-1, dead_band=1e-1),
+}
+"""Bounds per precision. FP32 is what reordered sums give; FP16 keeps 11 bits, which some 30 layers add up."""
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """One image's agreement.
+
+    Attributes:
+        name: file name.
+        map_error, score_error: relative, see the module's text.
+        pixel_flips: pixels outside the dead band on different sides of T.
+        image_flip: the image's decision differs, outside the dead band.
+        worst_pixel: (row, column) of the largest map difference.
+        reference, found: the two values there.
+    """
+
+    name: str
+    map_error: float
+    score_error: float
+    pixel_flips: int
+    image_flip: bool
+    worst_pixel: tuple[int, int]
+    reference: float
+    found: float
+
+    @property
+    def flips(self) -> bool:
+        return self.image_flip or self.pixel_flips > 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Agreement of one artefact over all images; `passed` is the gate."""
+
+    artefact: str
+    precision: str
+    against: str
+    bounds: Bounds
+    images: tuple[ImageParity, ...]
+
+    @property
+    def worst(self) -> ImageParity:
+        """The image that is furthest from its bounds; a flip counts most."""
+        return max(self.images, key=lambda row: (row.flips, _excess(row, self.bounds)))
+
+    @property
+    def map_error(self) -> float:
+        return max(row.map_error for row in self.images)
+
+    @property
+    def score_error(self) -> float:
+        return max(row.score_error for row in self.images)
+
+    @property
+    def flips(self) -> int:
+        """Images whose decision at T differs (the image's own, or any pixel's), outside the dead band."""
+        return sum(row.flips for row in self.images)
+
+    @property
+    def passed(self) -> bool:
+        # Written so that a NaN fails.
+        return self.map_error <= self.bounds.map and self.score_error <= self.bounds.score and self.flips == 0
+
+    def summary(self) -> Parity:
+        """The form that the manifest keeps."""
+        return Parity(
+            images=len(self.images),
+            map_rel_error=_finite(self.map_error),
+            score_rel_error=_finite(self.score_error),
+            flips=self.flips,
+            bound_map=self.bounds.map,
+            bound_score=self.bounds.score,
+            passed=self.passed,
+            worst_image=self.worst.name,
+            reference=self.against,
+        )
+
+
+def compare(
+    reference: Scorer,
+    candidate: Scorer,
+    frames: Iterable[tuple[str, NDArray[np.uint8]]],
+    *,
+    threshold: float,
+    image_threshold: float,
+    artefact: str,
+    precision: str,
+    against: str = "PyTorch FP32",
+    bounds: Bounds | None = None,
+) -> ParityReport:
+    """Compares two scorers frame by frame.
+
+    Args:
+        reference: the side that is right by definition.
+        candidate: the artefact under test.
+        frames: (name, uint8 H x W x 3) pairs.
+        threshold: pixel T at which decisions are compared.
+        image_threshold: the image's.
+        artefact: its file name, for the report.
+        precision: fp32, fp16 or int8; chooses the bounds.
+        against: what the reference is, in words.
+        bounds: others than the precision's own.
+
+    Raises:
+        ConfigError: no frames, or maps of different shapes.
+    """
+    limits = bounds or BOUNDS[precision]
+    rows = []
+    for name, frame in frames:
+        map_reference, score_reference = reference(frame)
+        map_found, score_found = candidate(frame)
+        if map_found.shape != map_reference.shape:
+            raise ConfigError(
+                f"{name}: the maps have different shapes, {map_reference.shape} and {map_found.shape}.",
+                "The two sides were built for different geometries.",
+                "rebuild the bundle: saae-export build",
+            )
+        rows.append(
+            _compare_one(
+                name, map_reference, score_reference, map_found, score_found, threshold, image_threshold, limits
+            )
+        )
+    if not rows:
+        raise ConfigError("Parity needs at least one image.", "None were given.", "give images: --data FOLDER")
+    return ParityReport(artefact, precision, against, limits, tuple(rows))
+
+
+def require(reports: Iterable[ParityReport], cure: str = "") -> None:
+    """The gate.
+
+    Raises:
+        ParityError: a report is outside its bounds; the message names artefact, image and place.
+    """
+    failed = [report for report in reports if not report.passed]
+    if not failed:
+        return
+    report = failed[0]
+    worst = report.worst
+    row, column = worst.worst_pixel
+    raise ParityError(
+        f"Parity failed: {', '.join(item.artefact for item in failed)} disagrees with {report.against}.",
+        f"worst image {worst.name}, pixel ({row}, {column}): {worst.found:.6g} instead of {worst.reference:.6g}; "
+        f"map error {report.map_error:.2g} (bound {report.bounds.map:.2g}), "
+        f"score error {report.score_error:.2g} (bound {report.bounds.score:.2g}), "
+        f"{report.flips} of {len(report.images)} images decided differently",
+        cure or "rebuild with --precision fp32, or look at the first node that diverges: saae-export verify --diagnose",
+    )
+
+
+def parity_table(reports: Iterable[ParityReport]) -> Table:
+    """The reports as a table for the terminal."""
+    table = Table(title="Parity", title_justify="left")
+    for heading in ("artefact", "against", "images", "map error", "score error", "flips", "worst image", "pixel", ""):
+        table.add_column(heading, justify="right" if heading in ("images", "flips") else "left", overflow="fold")
+    for report in reports:
+        worst, bounds = report.worst, report.bounds
+        table.add_row(
+            report.artefact,
+            report.against,
+            str(len(report.images)),
+            _measured(report.map_error, bounds.map),
+            _measured(report.score_error, bounds.score),
+            str(report.flips) if not report.flips else f"[red]{report.flips}[/red]",
+            worst.name,
+            f"{worst.worst_pixel[0]}, {worst.worst_pixel[1]}",
+            "[green]pass[/green]" if report.passed else "[bold red]FAIL[/bold red]",
+        )
+    return table
+
+
+def _measured(value: float, bound: float) -> str:
+    text = f"{value:.1e} of {bound:.0e}"
+    return text if value <= bound else f"[red]{text}[/red]"
+
+
+def _compare_one(
+    name: str,
+    map_reference: NDArray[np.float32],
+    score_reference: float,
+    map_found: NDArray[np.float32],
+    score_found: float,
+    threshold: float,
+    image_threshold: float,
+    bounds: Bounds,
+) -> ImageParity:
+    a, b = map_reference.astype(np.float64), map_found.astype(np.float64)
+    difference = np.abs(a - b)
+    difference[~np.isfinite(b)] = np.inf
+    row, column = (int(x) for x in np.unravel_index(int(np.argmax(difference)), difference.shape))
+    clear = np.abs(a - threshold) > bounds.dead_band * abs(threshold)
+    flipped = ((a > threshold) != (b > threshold)) & clear
+    image_clear = abs(score_reference - image_threshold) > bounds.dead_band * abs(image_threshold)
+    image_flip = image_clear and (score_reference > image_threshold) != (score_found > image_threshold)
+    return ImageParity(
+        name=name,
+        map_error=float(difference[row, column]) / max(float(np.abs(a).max()), _TINY),
+        score_error=_relative(score_reference, score_found),
+        pixel_flips=int(np.count_nonzero(flipped)),
+        image_flip=bool(image_flip),
+        worst_pixel=(row, column),
+        reference=float(a[row, column]),
+        found=float(b[row, column]),
+    )
+
+
+_TINY = 1e-12
+
+
+def _relative(a: float, b: float) -> float:
+    return abs(a - b) / max(abs(a), _TINY) if math.isfinite(b) else math.inf
+
+
+def _excess(row: ImageParity, bounds: Bounds) -> float:
+    return max(row.map_error / bounds.map, row.score_error / bounds.score)
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity; the largest float32 stands for it."""
+    return value if math.isfinite(value) else float(np.finfo(np.float32).max)
