@@ -129,7 +129,7 @@ def _part_threads(weave: Weave, flaw: Flaw, u: F32, v: F32, bare: F32) -> tuple[
     taper = np.clip(1.0 - (along / np.float32(flaw.length)) ** 2, 0.0, 1.0)
     if flaw.kind == "cut":
         open_ = np.float32(flaw.width) * taper
-        push = np.sign(across) * np.float32(0.8) * open_ * np.exp(-np.abs(across) / np.float32(3.0 * flaw.width))
+        push = np.sign(across) * np.float32(0.6) * open_ * np.exp(-np.abs(across) / np.float32(1.3 * flaw.width))
         gap = np.abs(across) - open_ + 0.9 * ragged * smoothstep(0.0, 0.4, taper) + 4.0 * smoothstep(0.12, 0.0, taper)
         u, v = u + push * sin, v - push * cos
     else:
@@ -146,11 +146,15 @@ def _broken_ends(weave: Weave, flaw: Flaw, picture: F32) -> F32:
     rng = np.random.Generator(np.random.PCG64([flaw.seed, 1]))
     for _ in range(int(rng.integers(6, 12))):
         turn = float(rng.uniform(0.0, 2.0 * np.pi))
-        u = flaw.u + 0.95 * flaw.length * float(np.cos(turn) * np.cos(flaw.angle)) - 0.95 * flaw.width * float(
-            np.sin(turn) * np.sin(flaw.angle)
+        u = (
+            flaw.u
+            + 0.95 * flaw.length * float(np.cos(turn) * np.cos(flaw.angle))
+            - 0.95 * flaw.width * float(np.sin(turn) * np.sin(flaw.angle))
         )
-        v = flaw.v + 0.95 * flaw.length * float(np.cos(turn) * np.sin(flaw.angle)) + 0.95 * flaw.width * float(
-            np.sin(turn) * np.cos(flaw.angle)
+        v = (
+            flaw.v
+            + 0.95 * flaw.length * float(np.cos(turn) * np.sin(flaw.angle))
+            + 0.95 * flaw.width * float(np.sin(turn) * np.cos(flaw.angle))
         )
         heading = float(np.arctan2(flaw.v - v, flaw.u - u)) + weave.pose.angle + float(rng.normal(0.0, 0.5))
         length = float(rng.uniform(0.4, 1.1)) * flaw.width * weave.pose.scale
@@ -210,5 +214,3 @@ def damage(rng: np.random.Generator, weave: Weave, name: str) -> Weave:
         int(rng.integers(1, 1 << 30)),
     )
     return replace(weave, flaws=(*weave.flaws, flaw))
-
-

@@ -283,8 +283,10 @@ def _wound(zipper: Zipper, fabric: F32, ground: F32, u: F32, v: F32) -> F32:
                 1.0 - (along / np.float32(wound.length)) ** 2, 0.0, 1.0
             )
             lens = lens + 0.7 * ragged
-            patch += smoothstep(4.5, 1.0, lens) * smoothstep(-1.0, 1.0, lens + 1.0) * zipper.base * 0.75
-            patch += smoothstep(0.6, -0.9, lens) * (0.45 * ground[window] - patch)
+            lips = smoothstep(1.0, 0.8, np.abs(along) / np.float32(wound.length))
+            patch += lips * smoothstep(4.5, 1.0, lens) * zipper.base * (0.75 + 0.25 * ragged)
+            patch += lips * smoothstep(0.6, -0.9, lens) * (0.60 * ground[window] - patch)
+            patch *= 1.0 - 0.6 * lips * smoothstep(1.2, 0.0, np.abs(lens - 0.4))
         else:
             # A snag: one thread pulled tight, its row puckered into a bright ridge between dark folds.
             inside = smoothstep(1.0, 0.75, np.abs(along) / np.float32(wound.length))
@@ -359,7 +361,7 @@ def _outline(tooth: Tooth, along: F32, across: F32) -> tuple[F32, F32]:
         rng = np.random.Generator(np.random.PCG64(tooth.rough))
         teeth = rng.standard_normal(64).astype(np.float32)
         index = np.clip((along + 6.0) * np.float32(1.1), 0, 62).astype(np.int32)
-        half = half + np.where(across > 0.0, teeth[index], teeth[index + 1]) * np.float32(0.9)
+        half = half + np.where(across > 0.0, teeth[index], teeth[index + 1]) * np.float32(0.7)
     corner = np.float32(3.2)
     dx = np.abs(along - np.float32(tooth.length / 2.0)) - np.float32(tooth.length / 2.0) + corner
     dy = np.abs(across) - half + corner
@@ -406,7 +408,7 @@ def _paint_tooth(zipper: Zipper, picture: F32, u: F32, v: F32, tooth: Tooth) -> 
     if tooth.rough:
         rng = np.random.Generator(np.random.PCG64([tooth.rough, 2]))
         scratch = soft_noise(rng, along.shape, 2.2 * zipper.pose.scale)
-        tone = tone * (1.0 + 0.42 * scratch) + 34.0 * np.maximum(scratch - 0.7, 0.0)
+        tone = tone * (0.94 + 0.24 * scratch) + 22.0 * np.maximum(scratch - 1.0, 0.0)
     tone = tone * np.float32(tooth.gain * zipper.metal)
     patch = picture[window]
     patch += cover * (tone - patch)

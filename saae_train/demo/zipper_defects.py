@@ -39,7 +39,7 @@ def split_teeth(rng: np.random.Generator, zipper: Zipper, v: float) -> Zipper:
     amount = float(rng.uniform(11.0, 20.0))
     share = float(rng.uniform(0.35, 0.65))
     pulls = tuple(
-        Pull(side, v + float(rng.normal(0.0, 4.0)), half, 2.0 * amount * part, reach=46.0)
+        Pull(side, v + float(rng.normal(0.0, 4.0)), half, 2.0 * amount * part, reach=32.0)
         for side, part in ((-1, share), (1, 1.0 - share))
     )
     return zipper.damaged(pulls=zipper.pulls + pulls)
