@@ -104,6 +104,8 @@ class PixelPool:
         self._regions: dict[str, int] = {}
         self._edges: Floats | None = None
         self._profiles: list[tuple[str, NDArray[np.float64], int]] = []
+        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # one: a ranking can be large
+        self._last_profiles: Profiles | None = None
 
     @classmethod
     def of(
@@ -157,6 +159,7 @@ class PixelPool:
             raise DataError(f"{name}: an anomaly map is H x W, got shape {a.shape}")
         require_finite(a, name)
         image = self._split(a, mask, group, name)
+        self._last_ranking = self._last_profiles = None
         self.pixels += a.size
         self._regions[group] = self._regions.get(group, 0) + image.regions
         if self._binned is None:
@@ -195,10 +198,15 @@ class PixelPool:
 
     def ranking(self, groups: Iterable[str] | None = None) -> Ranking:
         """Rank the pixels of the given groups (all of them by default) together."""
-        chosen = set(self._regions) if groups is None else set(groups) & set(self._regions)
-        regions = sum(self._regions[g] for g in chosen)
-        if self._binned is not None:
-            return self._binned_ranking(chosen, regions)
+        chosen = frozenset(self._regions if groups is None else set(groups) & set(self._regions))
+        if self._last_ranking is None or self._last_ranking[0] != chosen:
+            self._last_ranking = None
+            regions = sum(self._regions[g] for g in chosen)
+            rank = self._exact_ranking if self._binned is None else self._binned_ranking
+            self._last_ranking = (chosen, rank(chosen, regions))
+        return self._last_ranking[1]
+
+    def _exact_ranking(self, chosen: frozenset[str], regions: int) -> Ranking:
         images = [i for i in self._images if i.group in chosen]
         dtype = np.result_type(np.float32, *{i.negative.dtype for i in images})
         value = np.concatenate([np.empty(0, dtype), *(i.positive for i in images)])
@@ -290,7 +298,7 @@ class PixelPool:
         positive.add(image.positive, image.weight)
         self._profiles.append((image.group, _profile(image, self._edges), image.regions))
 
-    def _binned_ranking(self, chosen: set[str], regions: int) -> Ranking:
+    def _binned_ranking(self, chosen: frozenset[str], regions: int) -> Ranking:
         if self._binned is None:
             raise RuntimeError("_binned_ranking is called only after _start_binning")
         keys = np.unique(np.concatenate([np.empty(0, np.uint32), *(self._binned[g][1].keys for g in chosen)]))
@@ -312,6 +320,8 @@ class PixelPool:
 
     def profiles(self) -> Profiles:
         """Histograms of each image over PROFILE_BINS bins, as bootstrap.py needs them."""
+        if self._last_profiles is not None:
+            return self._last_profiles
         rows = self._profiles
         if self._binned is None:
             edges = self._profile_edges()
@@ -319,7 +329,8 @@ class PixelPool:
         bins = rows[0][1].shape[1] if rows else 1
         table = np.stack([r[1] for r in rows]) if rows else np.zeros((0, 3, bins))
         regions = np.array([r[2] for r in rows], dtype=np.float64)
-        return Profiles([r[0] for r in rows], table[:, 0], table[:, 1], table[:, 2], regions)
+        self._last_profiles = Profiles([r[0] for r in rows], table[:, 0], table[:, 1], table[:, 2], regions)
+        return self._last_profiles
 
     def _profile_edges(self) -> Floats:
         """Bin edges that split both the defect-free and the defect pixels about evenly."""
