@@ -86,9 +86,9 @@ def test_overall_and_by_type_equal_the_metrics_of_the_listed_maps(category: Cate
         masks = [None if s.mask is None else read_mask(s.mask) for s in rows]
         for name, metric in metrics.pixel_metrics(maps, masks, intervals=True).items():
             same = subset.metrics[name]
-            assert (same.value, same.low, same.high) == pytest.approx(
-                (metric.value, metric.low, metric.high), abs=1e-12
-            )
+            assert same.value == metric.value
+            # The histograms behind intervals have the whole pool's bins.
+            assert (same.low, same.high) == pytest.approx((metric.low, metric.high), abs=1e-3)
         scores, labels = [m.max() for m in maps], [s.is_anomalous for s in rows]
         assert subset.metrics["image_roc_auc"] == metrics.image_roc_auc(scores, labels, intervals=True)
         assert (subset.images, subset.defective) == (len(rows), sum(labels))
