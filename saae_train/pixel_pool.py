@@ -341,7 +341,10 @@ class PixelPool:
             step = max(1, total // sample)
             thinned = np.concatenate([np.empty(0, np.float32), *(p[step // 2 :: step] for p in parts)])
             if thinned.size:
-                edges.append(np.quantile(thinned, np.linspace(0, 1, PROFILE_BINS // 2 + 1)[1:-1]))
+                edges.append(np.quantile(thinned, np.linspace(0, 1, PROFILE_BINS // 2)))
+                # The true extremes: where the two classes do not overlap, no bin may hold both.
+                filled = [p for p in parts if p.size]
+                edges.append(np.array([min(p.min() for p in filled), max(p.max() for p in filled)]))
         return np.unique(np.concatenate(edges)) if edges else np.empty(0)
 
 
