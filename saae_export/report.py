@@ -100,6 +100,7 @@ def render_report(data: ReportData) -> str:
         metric_names=list(dict.fromkeys(name for row in data.metrics for name in row.values)),
         any_reason=any(row.reasons for row in data.metrics),
         histogram=_histogram(data.scores),
+        decisions=_decisions(data.scores),
         curves=[(plain_text(curve.title) + _area(curve), svg) for curve in data.curves if (svg := _curve(curve))],
         thresholds=_thresholds(data.thresholds),
         latency_chart=_latency_chart(data.latency),
@@ -136,15 +137,35 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
     return tiles
 
 
-def _histogram(scores: Scores | None) -> Markup:
-    if scores is None:
-        return Markup("")
-    groups = (
+def _groups(scores: Scores) -> list[tuple[str, Any]]:
+    return [
         (scores.held_out_label, scores.held_out),
         ("test, good", scores.test_good),
         ("test, defective", scores.test_defective),
-    )
-    return Markup(histogram(groups, title="Image scores", x_label="image score", threshold=scores.threshold))
+    ]
+
+
+def _histogram(scores: Scores | None) -> Markup:
+    if scores is None:
+        return Markup("")
+    return Markup(histogram(_groups(scores), title="Image scores", x_label="image score", threshold=scores.threshold))
+
+
+def _decisions(scores: Scores | None) -> list[dict[str, Any]]:
+    """How many images of each group lie above the image threshold, and how many of those decisions are wrong."""
+    threshold = None if scores is None else scores.threshold
+    if scores is None or threshold is None or not math.isfinite(threshold):
+        return []
+    rows = []
+    for (name, values), defective in zip(_groups(scores), (False, False, True), strict=True):
+        found = np.asarray(values, np.float64).reshape(-1)
+        above = int((found > threshold).sum())
+        wrong = found.size - above if defective else above
+        word = "missed" if defective else "false alarm" + ("s" if wrong > 1 else "")
+        if found.size:
+            words = f"{wrong} {word}" if wrong else "all right"
+            rows.append({"name": name, "count": found.size, "above": above, "wrong": wrong, "words": words})
+    return rows
 
 
 def _curve(curve: Curve) -> Markup:

@@ -170,7 +170,7 @@ def histogram(groups: Sequence[tuple[str, Floats]], *, title: str, x_label: str,
     height = _TOP + len(finite) * (row + between) + _BOTTOM - 6
     across = _Scale(low, high, _LEFT, _WIDTH - _RIGHT)
     svg = _canvas(height, title)
-    floor = _TOP
+    floor, keys = _TOP, []
     for number, (name, values, kept) in enumerate(finite, start=1):
         counts, _ = np.histogram(kept, edges)
         floor += row + between
@@ -179,7 +179,7 @@ def histogram(groups: Sequence[tuple[str, Floats]], *, title: str, x_label: str,
             summary += f", {int((values > line).sum())} above T"
         if kept.size < values.size:
             summary += f", {values.size - kept.size} not finite"
-        _add(svg, "text", "key", summary, x=_LEFT, y=floor - row - 8)
+        keys.append((summary, floor - row - 8))
         for index, count in enumerate(counts):
             if count:
                 left, right = across(edges[index]), across(edges[index + 1])
@@ -194,7 +194,9 @@ def histogram(groups: Sequence[tuple[str, Floats]], *, title: str, x_label: str,
         _add(svg, "text", "tick middle", _number(value), x=across(value), y=floor + 16)
     _add(svg, "text", "label middle", x_label, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=floor + 36)
     if line is not None:
-        _mark(svg, across(line), 14, floor, f"T {line:.4g}")
+        _mark(svg, across(line), 4, floor, f"T {line:.4g}")
+    for summary, y in keys:  # last, so that the threshold's line passes behind them
+        _add(svg, "text", "key", summary, x=_LEFT, y=y)
     return ElementTree.tostring(svg, encoding="unicode")
 
 
