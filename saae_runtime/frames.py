@@ -67,7 +67,7 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int]) -> Frame:
     if len(frames) == 1:
         return np.ascontiguousarray(geometry.resize_frames(frames[0], size))[None]
     batch = np.empty((len(frames), height, width, 3), np.uint8)
-    for slot, frame in zip(batch, frames):
+    for slot, frame in zip(batch, frames, strict=True):
         slot[...] = geometry.resize_frames(frame, size)
     return batch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Union
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ DEFAULT_LEVELS: tuple[float, ...] = (
 )
 """FPR levels of a table: 0, then ten per decade from 1e-7 to 1."""
 
-Samples = Union[NDArray[np.floating], Sequence[float], Iterable[NDArray[np.floating]]]
+Samples = NDArray[np.floating] | Sequence[float] | Iterable[NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class ThresholdTable:
             return "it holds a NaN or an infinity"
         if self.fpr[0] != 0.0 or self.fpr[-1] > 1.0:
             return "rates must start at 0 and end at 1 or below"
-        if any(a >= b for a, b in zip(self.fpr, self.fpr[1:])):
+        if any(a >= b for a, b in pairwise(self.fpr)):
             return "rates must ascend"
-        if any(a < b for a, b in zip(self.threshold, self.threshold[1:])):
+        if any(a < b for a, b in pairwise(self.threshold)):
             return "thresholds must not rise with the rate"
         if not 0.0 <= self.default_fpr <= 1.0:
             return f"the default rate {self.default_fpr} is outside 0..1"

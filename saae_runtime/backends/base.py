@@ -50,14 +50,16 @@ class Candidate:
     Attributes:
         name: the name to ask for, for instance `onnxruntime:cuda`.
         artefact: the file that it would run; None where the bundle has none for it.
-        why_not: why it cannot be used here, with the cure; None where it can.
+        why_not: why it cannot be used here; None where it can.
         note: a word on the choice, shown by `Engine.explain`.
+        cure: what to install or do, where `why_not` says something.
     """
 
     name: str
     artefact: Artefact | None
     why_not: str | None = None
     note: str = ""
+    cure: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Backend(ABC):
 
         candidates(bundle, device, precision=None) -> list[Candidate]   # never raises for what is missing
         open_backend(bundle, name, device, precision, options: BackendOptions) -> Backend
+            # raises BackendUnavailableError (not installed), EngineIncompatibleError, DeviceError, ...
 
     Attributes:
         name: as asked for, for instance `onnxruntime:cpu`.

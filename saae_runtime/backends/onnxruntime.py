@@ -1,0 +1,300 @@
+"""ONNX Runtime: the CPU, CUDA, TensorRT and OpenVINO execution providers."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleCorruptError,
+    ConfigError,
+    DeviceError,
+)
+from ..manifest import Artefact
+from . import ort_openvino
+from .base import Backend, BackendOptions, Candidate, RawOutputs
+from .ort_binding import BindingPool
+from .ort_cache import cache_folder, optimised_model
+
+__all__ = ["OrtBackend", "candidates", "open_backend"]
+
+OUTPUTS = ("anomaly_map", "score", "mask")
+
+_PROVIDERS = {
+    "onnxruntime:cpu": "CPUExecutionProvider",
+    "onnxruntime:cuda": "CUDAExecutionProvider",
+    "onnxruntime:tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime:openvino": ort_openvino.PROVIDER,
+}
+_INSTALL = {
+    "onnxruntime:cpu": "pip install 'saae[cpu]'",
+    "onnxruntime:cuda": "pip install 'saae[cuda]'",
+    "onnxruntime:tensorrt": "pip install 'saae[cuda]' tensorrt, in the version that this ONNX Runtime was built for",
+    "onnxruntime:openvino": "pip install 'saae[openvino]'",
+}
+# An INT8 graph is only in a bundle where somebody asked for it and it passed its quality gate, so it comes first.
+# FP16 on a CPU is emulated: last.
+_PREFERENCE = {
+    "onnxruntime:cpu": ("int8", "fp32", "fp16"),
+    "onnxruntime:openvino": ("int8", "fp32", "fp16"),
+    "onnxruntime:cuda": ("fp16", "fp32"),
+    "onnxruntime:tensorrt": ("fp16", "fp32"),
+}
+_MAX_BATCH = {
+    "onnxruntime:cpu": 8,
+    "onnxruntime:openvino": 8,
+    "onnxruntime:cuda": 32,
+    "onnxruntime:tensorrt": 32,
+}
+
+
+def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
+    """What ONNX Runtime could run of this bundle here; see `saae_runtime.backends.candidates`."""
+    return [_candidate(bundle, name, precision) for name in _PROVIDERS]
+
+
+def open_backend(
+    bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions
+) -> OrtBackend:
+    """Opens `onnxruntime:cpu`, `:cuda`, `:tensorrt` or `:openvino`.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime or its provider is not there, or the bundle has no file for it.
+        DeviceError: the device is there and fails.
+        BackendError: the file cannot be loaded.
+    """
+    candidate = _candidate(bundle, name, precision)
+    if candidate.why_not is not None or candidate.artefact is None:
+        raise BackendUnavailableError(
+            f"The backend {name} cannot be used here.", candidate.why_not or "", candidate.cure
+        )
+    return OrtBackend(bundle, name, candidate.artefact, device, options)
+
+
+def _candidate(bundle: Bundle, name: str, precision: str | None) -> Candidate:
+    artefact = _pick(bundle, _PREFERENCE[name], precision)
+    why, cure = _missing(name)
+    if not why and artefact is None:
+        why, cure = _no_file(bundle, name, precision)
+    return Candidate(name, artefact, why or None, cure=cure)
+
+
+def _pick(bundle: Bundle, preference: Sequence[str], precision: str | None) -> Artefact | None:
+    for wanted in preference if precision is None else (precision,):
+        for artefact in bundle.artefacts(kind="onnx", precision=wanted):
+            if precision is not None or artefact.parity is None or artefact.parity.passed:
+                return artefact
+    return None
+
+
+def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str]:
+    held = [artefact.precision for artefact in bundle.artefacts(kind="onnx")]
+    if precision is not None:
+        why = f"the bundle has no {precision} ONNX file (it has: {', '.join(held) or 'none'})"
+        return why, f"leave precision= out, or build it: saae-export build --precision {precision}"
+    why = f"the bundle has no ONNX file for it that passed its parity check (it has: {', '.join(held) or 'none'})"
+    return why, f"rebuild the bundle, or name the precision: precision={(held or ['fp32'])[0]!r}"
+
+
+def _missing(name: str) -> tuple[str, str]:
+    """Why a provider is not there, and what to install; empty where it seems to be there."""
+    if find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed", _INSTALL[name]
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except Exception as error:  # a wheel for another platform fails in many ways
+        why = f"ONNX Runtime is installed but cannot be imported ({error})"
+        return why, "pip install --force-reinstall onnxruntime"
+    if name == "onnxruntime:openvino":
+        return ort_openvino.missing(ort)
+    if _PROVIDERS[name] not in ort.get_available_providers():
+        why = f"this ONNX Runtime {ort.__version__} was built without {_PROVIDERS[name]}"
+        if find_spec("onnxruntime_gpu") is None and name == "onnxruntime:cuda":
+            return why, f"pip uninstall onnxruntime, then {_INSTALL[name]}"
+        return why, _INSTALL[name]
+    if name != "onnxruntime:cpu" and not _has_nvidia_driver():
+        return "there is no NVIDIA driver (libcuda.so.1)", "install the driver; saae-export doctor shows what is there"
+    return "", ""
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+class OrtBackend(Backend):
+    """An ONNX graph of a bundle in an ONNX Runtime session.
+
+    On CUDA and TensorRT, input and outputs live in device buffers that are allocated once per batch size and bound to
+    the session; elsewhere the session reads and writes host arrays.
+    """
+
+    def __init__(
+        self, bundle: Bundle, name: str, artefact: Artefact, device: int, options: BackendOptions
+    ) -> None:
+        ort = importlib.import_module("onnxruntime")
+        self.name = name
+        self.precision = artefact.precision
+        self.frame_size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
+        self._ort = ort
+        self._file = bundle.file(artefact.file)
+        self._session, details = self._open(bundle, artefact, device, options)
+        self._check_graph()
+        self.max_batch = self._largest_batch(options)
+        self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
+        self._pool: BindingPool | None = None
+        if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
+            self._pool = BindingPool(ort, self._session, "cuda", device, self.frame_size, options.slots or 2)
+        if options.warm_up:
+            # The first run allocates arenas and, on a GPU, picks kernels; nobody should wait for that in a frame.
+            self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
+
+    def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
+        """See `Backend.infer`. Sessions are thread-safe; bound buffers are handed to one call at a time."""
+        limit = np.array([threshold], np.float32)
+        try:
+            if self._pool is not None:
+                anomaly_map, score, mask = self._pool.run(frames, limit)
+            else:
+                anomaly_map, score, mask = self._session.run(OUTPUTS, {"frame": frames, "threshold": limit})
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise DeviceError(
+                f"{self.description}: the inference of {len(frames)} frames failed.",
+                _first_line(error),
+                "fewer frames at once (max_batch=1); if the device is lost, open a new engine",
+            ) from error
+        return RawOutputs(anomaly_map, score, mask.view(np.bool_))
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._pool = None
+        self._session = None
+
+    def _open(
+        self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions
+    ) -> tuple[Any, str]:
+        if self.name == "onnxruntime:cpu":
+            return self._open_cpu(bundle, artefact, options)
+        if self.name == "onnxruntime:openvino":
+            settings = self._settings(options)
+            details = ort_openvino.add_device(
+                self._ort, settings, options, cache_folder(bundle, options.cache), artefact.precision
+            )
+            return self._session_of(settings, str(self._file), "OpenVINO"), details
+        return self._open_gpu(bundle, artefact, device, options)
+
+    def _open_cpu(self, bundle: Bundle, artefact: Artefact, options: BackendOptions) -> tuple[Any, str]:
+        settings = self._settings(options)
+        levels = self._ort.GraphOptimizationLevel
+        # Full optimisation of an FP16 graph on the CPU crashes in several releases; basic does not.
+        basic = artefact.precision == "fp16"
+        settings.graph_optimization_level = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
+        threads = f"{options.threads} threads" if options.threads else "all threads"
+        providers = ["CPUExecutionProvider"]
+
+        def load(path: str) -> Any:
+            return self._session_of(settings, path, "CPU", providers)
+
+        folder = None if basic else cache_folder(bundle, options.cache)
+        session = optimised_model(self._ort, settings, self._file, bundle.sha256(artefact.file), folder, load)
+        return session, f"CPU, {threads}"
+
+    def _open_gpu(
+        self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions
+    ) -> tuple[Any, str]:
+        if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
+            self._ort.preload_dlls()
+        cuda: dict[str, str] = {
+            "device_id": str(device),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # TF32 would round an FP32 graph to 10 bits, away from what its thresholds were calibrated with.
+            "use_tf32": "0",
+        }
+        providers: list[Any] = [("CUDAExecutionProvider", cuda)]
+        if self.name == "onnxruntime:tensorrt":
+            tensorrt: dict[str, str] = {"device_id": str(device)}
+            folder = cache_folder(bundle, options.cache)
+            if folder is not None:
+                tensorrt.update(
+                    trt_engine_cache_enable="1",
+                    trt_engine_cache_path=str(folder),
+                    trt_timing_cache_enable="1",
+                    trt_timing_cache_path=str(folder),
+                )
+            providers.insert(0, ("TensorrtExecutionProvider", tensorrt))
+        label = "TensorRT" if self.name == "onnxruntime:tensorrt" else "CUDA"
+        session = self._session_of(self._settings(options), str(self._file), label, providers)
+        return session, f"{label} device {device}"
+
+    def _settings(self, options: BackendOptions) -> Any:
+        settings = self._ort.SessionOptions()
+        settings.log_severity_level = 3  # errors; its warnings speak of graph details that nobody can act on
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        return settings
+
+    def _session_of(self, settings: Any, path: str, label: str, providers: list[Any] | None = None) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a missing provider is an error here, see below
+                session = self._ort.InferenceSession(path, sess_options=settings, providers=providers)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime {self._ort.__version__} ({label}) cannot load {self._file}.",
+                _first_line(error),
+                "pip install --upgrade onnxruntime; if that is no help: saae-export verify the bundle",
+            ) from error
+        wanted = _PROVIDERS[self.name]
+        if wanted not in session.get_providers():
+            # ONNX Runtime goes on with the CPU when a provider's libraries do not load.
+            raise BackendUnavailableError(
+                f"The backend {self.name} cannot be used here.",
+                f"{wanted} is there but did not load: a library that it needs (CUDA, cuDNN, TensorRT) is missing or of "
+                "another version",
+                f"{_INSTALL[self.name]}; saae-export doctor shows what is missing",
+            )
+        if hasattr(session, "disable_fallback"):
+            session.disable_fallback()
+        return session
+
+    def _check_graph(self) -> None:
+        inputs = {item.name: item for item in self._session.get_inputs()}
+        inputs.update({item.name: item for item in self._session.get_overridable_initializers()})
+        outputs = {item.name for item in self._session.get_outputs()}
+        frame = inputs.get("frame")
+        height, width = self.frame_size
+        if frame is None or "threshold" not in inputs or not outputs >= set(OUTPUTS):
+            why = f"It has inputs {', '.join(inputs)} and outputs {', '.join(sorted(outputs))}."
+        elif frame.type != "tensor(uint8)" or list(frame.shape[1:]) != [height, width, 3]:
+            why = f"Its frame is {frame.type} {frame.shape}; the manifest says uint8 [N, {height}, {width}, 3]."
+        else:
+            return
+        raise BundleCorruptError(f"{self._file} is not a graph of saae.", why, "rebuild the bundle: saae-export build")
+
+    def _largest_batch(self, options: BackendOptions) -> int:
+        fixed = next(item for item in self._session.get_inputs() if item.name == "frame").shape[0]
+        if isinstance(fixed, int):
+            if fixed != 1 or (options.max_batch or 1) != 1:
+                raise ConfigError(
+                    f"{self._file} takes batches of exactly {fixed}.", "Its batch is not dynamic.", "max_batch=1"
+                )
+            return 1
+        return options.max_batch or _MAX_BATCH[self.name]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,342 @@
+"""The engine: a bundle and a backend, called with frames."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backends, geometry
+from .backends.base import Backend, RawOutputs
+from .bundle import Bundle, open_bundle
+from .errors import BackendError, ConfigError, FrameError
+from .frames import as_frames, to_batch
+from .manifest import Manifest
+from .result import Result
+from .stream import Pipeline
+
+__all__ = ["Engine"]
+
+_BATCH = 16  # frames in one call of a backend that sets no limit itself
+
+
+@dataclass(frozen=True)
+class _Limits:
+    pixel: float
+    image: float
+
+
+class Engine:
+    """Scores frames with a bundle, without PyTorch.
+
+    One engine may be called from several threads. Close it when done, or use it as a context manager.
+
+    Args:
+        bundle: the bundle's folder, or an opened bundle.
+        backend: `auto` (the fastest that is really there; `explain` says which and why), `onnxruntime`, or a name of
+            `saae_runtime.backends.BACKENDS`, which is opened or is an error, never replaced by another.
+        device: GPU number.
+        precision: `fp32`, `fp16` or `int8`; None: the backend's choice. Thresholds are those calibrated for it.
+        fpr: acceptable false-positive rate of pixels, 0..1; None: the bundle's default.
+        threshold: pixel threshold T itself, instead of `fpr`.
+        image_fpr: acceptable false-positive rate of whole frames; None: the bundle's default.
+        image_threshold: image threshold itself, instead of `image_fpr`.
+        verify: whether the hashes of the bundle's files are compared first.
+        options: threads, hint, max_batch, cache and more; see `saae_runtime.backends.BackendOptions`.
+
+    Raises:
+        BundleError: no bundle there, or a damaged one.
+        BackendError: the backend is missing or cannot load the file.
+        ConfigError: options that cannot work, alone or together.
+
+    Example:
+        >>> with Engine("bundles/zipper") as engine:    # doctest: +SKIP
+        ...     result = engine(frame)
+        ...     print(result.score, result.is_anomalous)
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        backend: str = "auto",
+        device: int = 0,
+        precision: str | None = None,
+        fpr: float | None = None,
+        threshold: float | None = None,
+        image_fpr: float | None = None,
+        image_threshold: float | None = None,
+        verify: bool = True,
+        **options: Any,
+    ) -> None:
+        self._closed = True  # until the backend is open; close() works on a half-made engine
+        _check_limits(fpr, threshold, image_fpr, image_threshold)
+        self._bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+        self._device = device
+        self._precision = precision
+        self._backend = backends.open_backend(self._bundle, backend, device, precision, **options)
+        self._tables = self.manifest.thresholds[self._backend.precision]
+        self._idle = threading.Condition()
+        self._calls = 0
+        self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
+        self._closed = False
+        try:
+            self._limits = self._choose(fpr, threshold, image_fpr, image_threshold, None)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        """The opened bundle."""
+        return self._bundle
+
+    @property
+    def backend(self) -> Backend:
+        """The backend in use; `backend.description` names library, device and file."""
+        return self._backend
+
+    @property
+    def threshold(self) -> float:
+        """Pixel threshold T in force where a call names none."""
+        return self._limits.pixel
+
+    @property
+    def image_threshold(self) -> float:
+        """Image threshold in force where a call names none."""
+        return self._limits.image
+
+    def explain(self) -> str:
+        """Which backend is in use, and why the others are not: text of several lines."""
+        tried = backends.candidates(self._bundle, self._device, self._precision)
+        return f"{self._backend.description}\n{backends.explain(tried, self._backend.name)}"
+
+    @overload
+    def __call__(
+        self,
+        frames: NDArray[Any],
+        *,
+        fpr: float | None = ...,
+        threshold: float | None = ...,
+        image_fpr: float | None = ...,
+        image_threshold: float | None = ...,
+    ) -> Any: ...
+
+    @overload
+    def __call__(
+        self,
+        frames: Sequence[Any],
+        *,
+        fpr: float | None = ...,
+        threshold: float | None = ...,
+        image_fpr: float | None = ...,
+        image_threshold: float | None = ...,
+    ) -> list[Result]: ...
+
+    def __call__(
+        self,
+        frames: Any,
+        *,
+        fpr: float | None = None,
+        threshold: float | None = None,
+        image_fpr: float | None = None,
+        image_threshold: float | None = None,
+    ) -> Any:
+        """Scores one frame or a batch.
+
+        Args:
+            frames: uint8 H x W x 3 (RGB), H x W x 1 or H x W: one frame; N x H x W x 3 (or x 1): a batch; a list of
+                frames, sizes may differ. Any size: what is not the graph's size is resized on the way in, and the
+                map is brought back to the frame's own size.
+            fpr, threshold, image_fpr, image_threshold: for this call, instead of the engine's; see the class.
+
+        Returns:
+            A Result for one frame, a list of Results for a batch or a list.
+
+        Raises:
+            FrameError: a dtype or shape that is no frame.
+            ConfigError: `fpr` and `threshold` both given, a rate outside 0..1, or the engine is closed.
+            BackendError: the inference failed, or gave values that are not finite.
+        """
+        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        checked = as_frames(frames)
+        self._enter()
+        try:
+            results = self._score(checked.items, limits)
+        finally:
+            self._leave()
+        return results[0] if checked.single else results
+
+    def stream(
+        self,
+        frames: Iterable[Any],
+        *,
+        batch_size: int = 1,
+        fpr: float | None = None,
+        threshold: float | None = None,
+        image_fpr: float | None = None,
+        image_threshold: float | None = None,
+    ) -> Iterator[Result]:
+        """Scores a source of single frames, in order; reading, computing and using results overlap.
+
+        The source is read on a thread of its own, a few frames ahead. Its exceptions are raised here, after the
+        results before them. Stopping early (break, an exception, closing the engine) ends the threads.
+
+        Args:
+            frames: any iterable of single frames; see `__call__`.
+            batch_size: frames computed together: more throughput on a GPU, more delay for each frame.
+            fpr, threshold, image_fpr, image_threshold: for this stream, instead of the engine's; see the class.
+
+        Returns:
+            Iterator of Results.
+
+        Raises:
+            As `__call__`.
+        """
+        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        most = self._backend.max_batch
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size!r} is not possible.", "", "give a whole number from 1 up")
+        if most is not None and batch_size > most:
+            raise ConfigError(
+                f"batch_size={batch_size} is above what {self._backend.name} takes here.", "", f"{most} or less"
+            )
+        self._check_open()
+        pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
+        return self._results(pipeline, limits)
+
+    def _results(self, pipeline: Pipeline[NDArray[np.uint8]], limits: _Limits) -> Iterator[Result]:
+        self._check_open()
+        self._streams.add(pipeline)
+        for originals, outputs in pipeline:
+            yield from self._finish(originals, outputs, limits)
+
+    def _prepare(self, item: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        checked = as_frames(item)
+        if not checked.single:
+            raise FrameError(
+                "An item of the stream is a batch, not one frame.",
+                "A stream takes single frames; it batches them itself.",
+                "engine.stream(frame for batch in batches for frame in batch)",
+            )
+        return checked.items[0], to_batch(checked.items, self._backend.frame_size)[0]
+
+    def close(self) -> None:
+        """Waits for calls in flight, ends streams, releases the backend. May be called twice."""
+        if self._closed:
+            return
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: self._calls == 0)
+        for pipeline in list(self._streams):
+            pipeline.stop(_closed_error())
+        self._backend.close()
+
+    def __enter__(self) -> Engine:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._backend.description
+        return f"Engine({self.manifest.category}: {state})"
+
+    def _score(self, frames: Sequence[NDArray[np.uint8]], limits: _Limits) -> list[Result]:
+        results: list[Result] = []
+        step = self._backend.max_batch or _BATCH
+        for start in range(0, len(frames), step):
+            part = frames[start : start + step]
+            outputs = self._backend.infer(to_batch(part, self._backend.frame_size), limits.pixel)
+            results.extend(self._finish(part, outputs, limits))
+        return results
+
+    def _finish(
+        self, frames: Sequence[NDArray[np.uint8]], outputs: RawOutputs, limits: _Limits
+    ) -> Iterator[Result]:
+        each = zip(frames, outputs.score, outputs.anomaly_map, outputs.mask, strict=True)
+        for frame, score, anomaly_map, mask in each:
+            # NaN is above no threshold: without this check a damaged model would call every frame good.
+            if not math.isfinite(score) or not math.isfinite(float(anomaly_map.sum())):
+                raise BackendError(
+                    f"{self._backend.description} gave a score or map that is not finite.",
+                    "The weights are damaged, or the precision overflows on this device.",
+                    "saae-export verify the bundle; or try another precision= or backend=",
+                )
+            size = frame.shape[:2]
+            if anomaly_map.shape != size:
+                anomaly_map = geometry.upsample_map(anomaly_map, (size[0], size[1]))
+                mask = anomaly_map > np.float32(limits.pixel)
+            anomaly_map.setflags(write=False)
+            mask.setflags(write=False)
+            yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image)
+
+    def _choose(
+        self,
+        fpr: float | None,
+        threshold: float | None,
+        image_fpr: float | None,
+        image_threshold: float | None,
+        default: _Limits | None,
+    ) -> _Limits:
+        _check_limits(fpr, threshold, image_fpr, image_threshold)
+        if threshold is not None:
+            pixel = float(threshold)
+        elif fpr is not None or default is None:
+            pixel = self._tables.pixel.at(fpr)
+        else:
+            pixel = default.pixel
+        if image_threshold is not None:
+            image = float(image_threshold)
+        elif image_fpr is not None or default is None:
+            image = self._tables.image.at(image_fpr)
+        else:
+            image = default.image
+        return _Limits(pixel, image)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed_error()
+
+    def _enter(self) -> None:
+        with self._idle:
+            self._check_open()
+            self._calls += 1
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._calls -= 1
+            self._idle.notify_all()
+
+
+def _closed_error() -> ConfigError:
+    return ConfigError("This engine is closed.", "close() was called, or its `with` block has ended.", "open a new one")
+
+
+def _check_limits(
+    fpr: float | None, threshold: float | None, image_fpr: float | None, image_threshold: float | None
+) -> None:
+    for rate, limit, prefix in ((fpr, threshold, ""), (image_fpr, image_threshold, "image_")):
+        if rate is not None and limit is not None:
+            raise ConfigError(
+                f"{prefix}fpr and {prefix}threshold are both given.",
+                "Each of them alone decides the threshold.",
+                f"give {prefix}fpr (a rate, looked up in the bundle's table) or {prefix}threshold (the value itself)",
+            )
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)) or not math.isfinite(limit)
+        ):
+            raise ConfigError(f"{prefix}threshold={limit!r} is not possible.", "", "give a finite number")

@@ -1,0 +1,117 @@
+"""Connected regions of a mask, in numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Region", "find_regions"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected defect.
+
+    Attributes:
+        bbox: (left, top, right, bottom) in pixels; right and bottom are one past the last pixel.
+        area: number of pixels.
+        peak: (x, y) of the highest anomaly value, in pixels.
+        score: the anomaly value there.
+    """
+
+    bbox: tuple[int, int, int, int]
+    area: int
+    peak: tuple[int, int]
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {"bbox": list(self.bbox), "area": self.area, "peak": list(self.peak), "score": self.score}
+
+
+def find_regions(
+    mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1
+) -> tuple[Region, ...]:
+    """The 8-connected regions of a mask, strongest first.
+
+    Works on horizontal runs of pixels, not on pixels: a frame has few runs, and joining those that touch between
+    neighbouring rows is a union of a small graph.
+
+    Args:
+        mask: bool H x W.
+        anomaly_map: float32 H x W.
+        min_area: smaller regions are left out.
+    """
+    row, start, stop = _runs(mask)
+    if row.size == 0:
+        return ()
+    label = _components(row.size, *_touching(row, start, stop, mask.shape[1]))
+    _, label = np.unique(label, return_inverse=True)
+    label = label.reshape(-1)
+    count = int(label.max()) + 1
+    left, top = np.full(count, mask.shape[1]), np.full(count, mask.shape[0])
+    right, bottom = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    np.minimum.at(left, label, start)
+    np.minimum.at(top, label, row)
+    np.maximum.at(right, label, stop)
+    np.maximum.at(bottom, label, row + 1)
+    area = np.bincount(label, weights=stop - start, minlength=count).astype(np.int64)
+
+    # Boolean indexing gives the pixels row by row, which is the order of the runs.
+    pixel_label = np.repeat(label, stop - start)
+    values = anomaly_map[mask]
+    order = np.lexsort((-values, pixel_label))  # stable: the first of equal values wins
+    first = order[np.concatenate([[0], np.cumsum(np.bincount(pixel_label, minlength=count))[:-1]])]
+    y, x = np.nonzero(mask)
+    regions = [
+        Region(
+            bbox=(int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
+            area=int(area[i]),
+            peak=(int(x[first[i]]), int(y[first[i]])),
+            score=float(values[first[i]]),
+        )
+        for i in range(count)
+        if area[i] >= min_area
+    ]
+    return tuple(sorted(regions, key=lambda region: (-region.score, region.bbox)))
+
+
+def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Row, first column and one-past-last column of every horizontal run, in reading order."""
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
+    padded[:, 1:-1] = mask
+    change = np.diff(padded, axis=1)
+    row, start = np.nonzero(change == 1)
+    stop = np.nonzero(change == -1)[1]
+    return row, start, stop
+
+
+def _touching(
+    row: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (upper run, lower run) of neighbouring rows that touch, corners included."""
+    stride = width + 2
+    above = (row - 1) * stride
+    # Upper runs that end at or after the lower one's start ... and begin at or before its end: a contiguous range.
+    low = np.searchsorted(row * stride + stop, above + start, side="left")
+    high = np.searchsorted(row * stride + start, above + stop, side="right")
+    lengths = np.maximum(high - low, 0)
+    lower = np.repeat(np.arange(row.size), lengths)
+    offset = np.arange(lower.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(low, lengths) + offset, lower
+
+
+def _components(count: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A label for each of `count` nodes, equal for nodes that edges a[i]-b[i] connect."""
+    label = np.arange(count)
+    while True:
+        label_a, label_b = label[a], label[b]
+        if np.array_equal(label_a, label_b):
+            return label
+        smaller, larger = np.minimum(label_a, label_b), np.maximum(label_a, label_b)
+        np.minimum.at(label, larger, smaller)  # hooks each root below the smallest root that it touches
+        while not np.array_equal(label, shorter := label[label]):
+            label = shorter

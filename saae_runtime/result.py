@@ -1,0 +1,90 @@
+"""What an engine says about one frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .regions import Region, find_regions
+
+__all__ = ["Region", "Result"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The result for one frame of H x W pixels. The arrays are read-only; copy them to change them.
+
+    Attributes:
+        score: anomaly score of the whole frame.
+        anomaly_map: A, float32 H x W, at the frame's own size (paper eq. 3).
+        mask: bool H x W, A > T.
+        threshold: pixel threshold T in force.
+        image_threshold: image threshold in force.
+
+    Example:
+        >>> result = engine(frame)                      # doctest: +SKIP
+        >>> if result.is_anomalous:                     # doctest: +SKIP
+        ...     print(result.score, result.regions()[0].bbox)
+    """
+
+    score: float
+    anomaly_map: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    threshold: float
+    image_threshold: float
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the score is above the image threshold."""
+        return self.score > self.image_threshold
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.anomaly_map.shape
+        return height, width
+
+    def heatmap(self) -> NDArray[np.uint8]:
+        """The anomaly map in colours, uint8 H x W x 3; T always has the same colour, so frames can be compared."""
+        from . import render
+
+        return render.heatmap(self.anomaly_map, self.threshold)
+
+    def overlay(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The frame with heat laid over it and the mask outlined, uint8 H x W x 3.
+
+        Args:
+            frame: the frame that was scored, uint8 H x W x 3 or H x W.
+
+        Raises:
+            FrameError: a frame of another size.
+        """
+        from . import render
+
+        return render.overlay(frame, self.anomaly_map, self.mask, threshold=self.threshold)
+
+    def regions(self, min_area: int = 1) -> tuple[Region, ...]:
+        """The connected defects of the mask (8-connectivity) of at least `min_area` pixels, strongest first."""
+        return find_regions(self.mask, self.anomaly_map, min_area)
+
+    def to_dict(self, min_area: int = 1) -> dict[str, Any]:
+        """Everything but the arrays, ready for JSON; the mask as its regions and its share of the frame."""
+        height, width = self.size
+        return {
+            "score": self.score,
+            "is_anomalous": self.is_anomalous,
+            "threshold": self.threshold,
+            "image_threshold": self.image_threshold,
+            "height": height,
+            "width": width,
+            "defect_share": float(self.mask.mean()),
+            "regions": [region.to_dict() for region in self.regions(min_area)],
+        }
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        verdict = "anomalous" if self.is_anomalous else "normal"
+        return f"Result({verdict}, score={self.score:.4g} (limit {self.image_threshold:.4g}), {height} x {width})"
