@@ -47,7 +47,8 @@ def fetch(
     keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Do not delete the archive.")] = False,
 ) -> None:
     """Get MVTec AD from its publisher. Interrupted downloads go on where they stopped."""
-    _err.print(LICENCE, highlight=False)
+    if accept_license:  # otherwise the refusal shows it
+        typer.echo(LICENCE, err=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True) as bar:
         tasks = {stage: bar.add_task(text, total=None, visible=False) for stage, text in _STAGES.items()}

@@ -46,8 +46,8 @@ def download(
     """Downloads `url` to `target`.
 
     Bytes are gathered in `<target>.part`; an interrupted call, Ctrl-C included, leaves it there, and the next call
-    asks for the rest with an HTTP range request. `<target>.part.json` remembers the version (ETag or date) and length, so
-    that parts of two versions are never joined; a server without ranges simply starts anew.
+    asks for the rest with an HTTP range request. `<target>.part.json` remembers the version (ETag or date) and the
+    length, so that parts of two versions are never joined; a server without ranges simply starts anew.
 
     Args:
         url: http or https address.

@@ -26,7 +26,7 @@ LICENCE = """\
 MVTec AD (c) MVTec Software GmbH, published under
 Creative Commons Attribution-NonCommercial-ShareAlike 4.0 International (CC BY-NC-SA 4.0),
 https://creativecommons.org/licenses/by-nc-sa/4.0/
-  - You may not use the images, or models fitted to them, for commercial purposes.
+  - You may not use the images for commercial purposes.
   - You must name the source: P. Bergmann, M. Fauser, D. Sattlegger, C. Steger,
     "MVTec AD - A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection", CVPR 2019.
   - What you derive from the images may be passed on under the same licence only."""
@@ -71,7 +71,7 @@ class Source:
     counts: Mapping[str, Counts]
 
 
-# Image counts: Table 2 of the MVTec AD paper. The publisher keeps the files on a share whose links change now and
+# Image counts: the overview table of the MVTec AD paper. The publisher keeps the files on a share whose links change now and
 # then; the page that links to the current ones is `page`. Its sha256 is known for the whole collection only: an
 # archive of one category is checked by xz's own checksums and by its image counts.
 _SHARE = "https://www.mydrive.ch/shares"
@@ -161,7 +161,7 @@ def fetch_mvtec(
             raise FetchError(
                 f"The licence of {source.title} has not been accepted.",
                 "\n       ".join(source.licence.splitlines()),
-                f"saae-train fetch {category} --accept-license",
+                f"read it, then run: saae-train fetch {category} --into {dest} --accept-license",
             )
         offered = source.whole if category == "all" else source.archives[category]
         if archive is None:
@@ -172,8 +172,7 @@ def fetch_mvtec(
         _unpack_into(file, dest, missing, source, progress)
         if archive is None and not keep_archive:
             file.unlink(missing_ok=True)
-            with suppress(OSError):
-                file.parent.rmdir()
+            _drop_if_empty(file.parent)
     return tuple(find_category(dest, name) for name in wanted)
 
 
@@ -287,7 +286,7 @@ def _get(
     file = dest / ".downloads" / offered.name
     by_hand = (
         f"check the network (HTTPS_PROXY is honoured) and run the same command again, or download {offered.name} "
-        f"from {source.page} and run: saae-train fetch {category} --accept-license --archive {offered.name}"
+        f"from {source.page} and run: saae-train fetch {category} --into {dest} --accept-license --archive {offered.name}"
     )
     expected = sha256 or offered.sha256
     if not file.is_file():
@@ -295,7 +294,10 @@ def _get(
             part = file.with_name(file.name + ".part")
             there = part.stat().st_size if part.exists() else 0
             _room(dest, int(offered.size * (1 + _MARGIN)) - there)
-        download(url or offered.url, file, cure=by_hand, progress=progress, room=lambda n: _room(dest, n))
+        try:
+            download(url or offered.url, file, cure=by_hand, progress=progress, room=lambda n: _room(dest, n))
+        finally:
+            _drop_if_empty(file.parent)
     _check_hash(file, expected, progress, remove=True)
     return file
 
@@ -361,6 +363,11 @@ def _count(folder: Path) -> Counts:
     test = folder / "test"
     bad = [entry for entry in (test.iterdir() if test.is_dir() else ()) if entry.name != GOOD]
     return Counts(images(folder / "train" / GOOD), images(test / GOOD), sum(images(entry) for entry in bad))
+
+
+def _drop_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _complete(folder: Path, counts: Counts) -> bool:
