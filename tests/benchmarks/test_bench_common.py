@@ -1,0 +1,83 @@
+"""The benchmarks' shared helpers: what they write can be read, and their statistics are right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import common
+
+
+def test_timing_statistics() -> None:
+    timing = common.Timing.of([i / 1000 for i in range(1, 101)])
+    assert timing.runs == 100
+    assert timing.median_ms == pytest.approx(50.5)
+    assert timing.p95_ms == pytest.approx(np.percentile(np.arange(1, 101), 95))
+    assert timing.p95_ms < timing.p99_ms <= 100
+    assert timing.per_second == pytest.approx(1000 / 50.5)
+    with pytest.raises(ValueError, match="no timed run"):
+        common.Timing.of([])
+
+
+def test_calls_that_are_compared_run_alternately_and_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    found = common.measure_together({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=4, warmup=2)
+    assert "".join(order) == "ab" * 6
+    assert {name: t.runs for name, t in found.items()} == {"a": 4, "b": 4}
+    # At least three rounds count even when there is no time left.
+    assert common.measure(lambda: None, runs=50, warmup=0, max_seconds=0.0).runs == 3
+
+
+def test_a_failing_call_leaves_the_garbage_collector_on() -> None:
+    import gc
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        common.measure(fail)
+    assert gc.isenabled()
+
+
+def test_result_file_says_where_the_numbers_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(common.ROOT / "benchmarks" / "quality.py")
+    data_dir = str(common.ROOT.parent / "sets" / "images")
+    monkeypatch.setattr(sys, "argv", [script, "--data", data_dir, "--out", str(tmp_path / "x.json")])
+    rows = [{"what": "a", "ms": 1.5}]
+    path = common.write_result(common.result("demo", rows, inside="nothing"), tmp_path / "deep" / "x.json")
+    data = json.loads(path.read_text())
+    assert data["benchmark"] == "demo"
+    assert data["rows"] == rows
+    assert data["inside"] == "nothing"
+    assert data["command"] == "python benchmarks/quality.py --data ../sets/images --out x.json"
+    assert data["machine"]["cores"] >= 1
+    assert data["machine"]["memory_gib"] > 0
+    assert data["versions"]["numpy"] == np.__version__
+    assert str(common.ROOT) not in path.read_text()
+
+
+def test_peak_memory_sees_what_the_block_held() -> None:
+    with common.PeakMemory() as small:
+        pass
+    with common.PeakMemory() as large:
+        np.ones(40_000_000, np.float64)
+    assert large.gib >= small.gib
+    if not large.since_start:
+        assert large.gib > small.gib + 0.2
+
+
+def test_stopwatch_stops_at_the_end_of_its_block() -> None:
+    with common.stopwatch() as seconds:
+        assert seconds() >= 0
+    assert seconds() == seconds()
+
+
+def test_table_prints_missing_values_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    common.print_table("Title", ["what", "n"], [("a", 0.123456), ("b", None), ("c", 12345.6)], ["a note"])
+    out = capsys.readouterr().out
+    for word in ("Title", "0.1235", "-", "12346", "a note"):
+        assert word in out

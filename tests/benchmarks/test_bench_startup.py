@@ -1,0 +1,28 @@
+"""benchmarks/startup.py on a tiny bundle: stages in order, no PyTorch in the timed process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
+
+from tiny_bundle import make_tiny_bundle
+
+from benchmarks import startup
+from saae_runtime.errors import SaaeError
+
+
+def test_stages_come_in_order_and_without_torch(tmp_path: Path) -> None:
+    found = startup.run_once(make_tiny_bundle(tmp_path / "tiny"), "onnxruntime:cpu", (64, 96))
+    stages = [found["stages"][name] for name in startup.STAGES]
+    assert stages == sorted(stages)
+    assert stages[0] > 0
+    assert found["torch"] is False
+    assert found["peak_kib"] > 0
+
+
+def test_a_bundle_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SaaeError, match="BundleNotFoundError"):
+        startup.run_once(tmp_path / "nothing", "auto", (64, 96))
