@@ -99,12 +99,22 @@ def video_frames(path: Path) -> Iterator[Decoded]:
         ConfigError: no library is installed that reads video.
     """
     decode = _av_frames if check_video() == "av" else _cv2_frames
-    found = False
+    read = errors = 0
     for item in decode(path):
-        found = True
+        if isinstance(item, SaaeError):
+            errors += 1
+        else:
+            read += 1
         yield item
-    if not found:
+    if errors:
+        return
+    stated = frame_count(path)
+    if not read:
         yield DataError(f"{path}: no frame in it.", "The video stream is empty.", "check the recording")
+    elif stated is not None and read < stated - 1:
+        # Libraries end in the same way at the end and at a cut; only the header's count tells them apart. One frame
+        # is allowed for: some recorders count the one that they were writing when they were stopped.
+        yield _unreadable(path, OSError(f"the header states {stated} frames, {read} could be decoded"))
 
 
 def _av_frames(path: Path) -> Iterator[Decoded]:
@@ -149,16 +159,11 @@ def _cv2_frames(path: Path) -> Iterator[Decoded]:
         if not capture.isOpened():
             yield _unreadable(path, OSError("OpenCV found no decoder for it, or it is damaged"))
             return
-        stated, read = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0
         while True:
             good, picture = capture.read()
             if not good:
-                break
-            read += 1
+                return
             yield cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        # OpenCV ends in the same way at the end and at damage; only the header's count tells them apart.
-        if 0 < read < stated - 1:
-            yield _unreadable(path, OSError(f"the header states {stated} frames, {read} could be decoded"))
     finally:
         capture.release()
 
