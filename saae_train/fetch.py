@@ -71,9 +71,9 @@ class Source:
     counts: Mapping[str, Counts]
 
 
-# Image counts: the overview table of the MVTec AD paper. The publisher keeps the files on a share whose links change now and
-# then; the page that links to the current ones is `page`. Its sha256 is known for the whole collection only: an
-# archive of one category is checked by xz's own checksums and by its image counts.
+# Image counts: the overview table of the MVTec AD paper. The publisher keeps the files on a share whose links change
+# now and then; the page that links to the current ones is `page`. The sha256 is known for the whole collection only:
+# an archive of one category is checked by xz's own checksums and by its image counts.
 _SHARE = "https://www.mydrive.ch/shares"
 _CATEGORIES: dict[str, tuple[str, Counts]] = {
     "bottle": ("150452/132a93367fb17cdf968dfb5c4013f6e7/download/420937370-1629958698", Counts(209, 20, 63)),
@@ -286,7 +286,8 @@ def _get(
     file = dest / ".downloads" / offered.name
     by_hand = (
         f"check the network (HTTPS_PROXY is honoured) and run the same command again, or download {offered.name} "
-        f"from {source.page} and run: saae-train fetch {category} --into {dest} --accept-license --archive {offered.name}"
+        f"from {source.page} and run: saae-train fetch {category} --into {dest} --accept-license "
+        f"--archive {offered.name}"
     )
     expected = sha256 or offered.sha256
     if not file.is_file():
