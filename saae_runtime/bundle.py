@@ -20,11 +20,9 @@ from .errors import (
 from .files import atomic_directory, sha256_file, write_json
 from .manifest import Artefact, FileEntry, Manifest
 
-__all__ = ["CACHE", "MANIFEST", "Bundle", "is_bundle", "open_bundle", "update_bundle", "write_bundle"]
+__all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "update_bundle", "write_bundle"]
 
 MANIFEST = "manifest.json"
-CACHE = ".cache"
-"""Folder inside a bundle for what a backend derives from it on one machine; never part of the manifest."""
 
 _MANIFEST_LIMIT = 64 << 20  # bytes: a manifest is some 100 kB; do not read a disk image into memory
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"

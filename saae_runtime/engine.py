@@ -264,9 +264,7 @@ class Engine:
             results.extend(self._finish(part, outputs, limits))
         return results
 
-    def _finish(
-        self, frames: Sequence[NDArray[np.uint8]], outputs: RawOutputs, limits: _Limits
-    ) -> Iterator[Result]:
+    def _finish(self, frames: Sequence[NDArray[np.uint8]], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
         each = zip(frames, outputs.score, outputs.anomaly_map, outputs.mask, strict=True)
         for frame, score, anomaly_map, mask in each:
             # NaN is above no threshold: without this check a damaged model would call every frame good.

@@ -32,9 +32,7 @@ class Region:
         return {"bbox": list(self.bbox), "area": self.area, "peak": list(self.peak), "score": self.score}
 
 
-def find_regions(
-    mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1
-) -> tuple[Region, ...]:
+def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1) -> tuple[Region, ...]:
     """The 8-connected regions of a mask, strongest first.
 
     Works on horizontal runs of pixels, not on pixels: a frame has few runs, and joining those that touch between

@@ -47,7 +47,7 @@ AUTO_ORDER: tuple[str, ...] = (
     "onnxruntime:openvino",
     "onnxruntime:cpu",
 )
-"""Fastest first. `onnxruntime:tensorrt` is left out: its first start compiles for minutes; it is taken when asked for."""
+"""Fastest first. `onnxruntime:tensorrt` is left out: its first start compiles for minutes, so only on request."""
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
@@ -114,9 +114,7 @@ def explain(tried: Sequence[Candidate], chosen: str) -> str:
     return "\n".join(lines)
 
 
-def _open_best(
-    bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions
-) -> Backend:
+def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> Backend:
     reasons = []
     for candidate in candidates(bundle, device, precision):
         if candidate.name not in AUTO_ORDER or (name != "auto" and not candidate.name.startswith(f"{name}:")):

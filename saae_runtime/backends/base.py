@@ -70,21 +70,24 @@ class BackendOptions:
         threads: CPU threads of one call; None leaves it to the library.
         hint: `latency` (one frame as soon as possible) or `throughput` (most frames a second).
         max_batch: frames in one call of the graph; larger batches are split. None leaves it to the backend.
-        cache: whether the library's optimised form of the model may be kept on disk, in the bundle's folder or, if
-            that is read-only, in the user's cache folder; or the folder to keep it in.
+        cache: where a compiled form of the model is kept. None: beside the bundle, or in the user's cache folder where
+            that is read-only, if compiling takes long (GPU, NPU); True: there in any case; a folder; False: nowhere.
         cuda_graph: whether launches are captured in a CUDA graph and replayed.
         slots: batches in flight in `stream`; None leaves it to the backend.
         device_type: OpenVINO device: `CPU`, `GPU` or `NPU`; None takes the CPU.
+        arithmetic: what OpenVINO computes an FP32 graph in: `f32`, `bf16` or `f16`; None: what the device is fast in,
+            and `f32` where precision="fp32" was asked for.
         warm_up: whether the first inference is run when the backend is opened.
     """
 
     threads: int | None = None
     hint: str = "latency"
     max_batch: int | None = None
-    cache: bool | str | Path = True
+    cache: bool | str | Path | None = None
     cuda_graph: bool = True
     slots: int | None = None
     device_type: str | None = None
+    arithmetic: str | None = None
     warm_up: bool = True
 
     def __post_init__(self) -> None:
@@ -96,6 +99,8 @@ class BackendOptions:
             raise ConfigError(f"hint={self.hint!r} is not known.", "", "hint='latency' or hint='throughput'")
         if self.device_type is not None and self.device_type not in ("CPU", "GPU", "NPU"):
             raise ConfigError(f"device_type={self.device_type!r} is not known.", "", "give 'CPU', 'GPU' or 'NPU'")
+        if self.arithmetic not in (None, "f32", "bf16", "f16"):
+            raise ConfigError(f"arithmetic={self.arithmetic!r} is not known.", "", "give 'f32', 'bf16' or 'f16'")
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> BackendOptions:

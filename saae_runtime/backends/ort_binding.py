@@ -86,9 +86,7 @@ class BindingPool:
         sets: number of sets.
     """
 
-    def __init__(
-        self, ort: Any, session: Any, kind: str, device: int, size: tuple[int, int], sets: int
-    ) -> None:
+    def __init__(self, ort: Any, session: Any, kind: str, device: int, size: tuple[int, int], sets: int) -> None:
         self._make = lambda batch: _Binding(ort, session, kind, device, batch, size)
         # Last in, first out: one thread alone keeps using one warm set.
         self._free: queue.LifoQueue[OrderedDict[int, _Binding]] = queue.LifoQueue()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 from ..errors import BackendUnavailableError
 from .base import BackendOptions
 
-__all__ = ["PROVIDER", "add_device", "missing"]
+__all__ = ["PROVIDER", "add_device", "missing", "plugin_config"]
 
 PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
 _INSTALL = "pip install 'saae[openvino]'"
+_CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 _lock = threading.Lock()
 
 
@@ -28,49 +31,69 @@ def missing(ort: Any) -> tuple[str, str]:
     return "", ""
 
 
-def add_device(
-    ort: Any, settings: Any, options: BackendOptions, cache: Path | None, precision: str
-) -> str:
+def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None) -> str:
     """Puts an OpenVINO device into session options.
 
     Args:
         ort: the onnxruntime module.
         settings: its SessionOptions; changed.
-        options: `device_type`, `hint`, `threads` are used.
+        options: `device_type`, `arithmetic`, `hint`, `threads` are used.
         cache: folder for compiled models, or None.
-        precision: of the graph; the arithmetic is chosen by what the device reports.
 
     Returns:
-        The device in words.
+        The device and its settings in words.
 
     Raises:
-        BackendUnavailableError: the plug-in does not load, or there is no such device.
+        BackendUnavailableError: the plug-in does not load, or there is no such device or arithmetic.
     """
     _register(ort)
     wanted = options.device_type or "CPU"
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
-    kinds = {dict(device.ep_metadata).get("ov_device", "").split(".")[0]: device for device in reversed(devices)}
-    if wanted not in kinds:
+    found: dict[str, tuple[Any, Mapping[str, str]]] = {}
+    for device in ort.get_ep_devices():
+        if device.ep_name == PROVIDER:  # its meta device AUTO has a name of its own
+            reported = dict(device.ep_metadata)
+            found.setdefault(reported.get("ov_device", "").partition(".")[0], (device, reported))
+    if wanted not in found:
         raise BackendUnavailableError(
             f"OpenVINO has no {wanted} device here.",
-            f"It reports: {', '.join(sorted(kinds)) or 'none'}.",
+            f"It reports: {', '.join(sorted(found)) or 'none'}.",
             "leave device_type out for the CPU; a GPU or NPU needs Intel's driver",
         )
-    device = kinds[wanted]
-    facts = dict(device.ep_metadata)
-    arithmetic = _arithmetic(facts.get("OPTIMIZATION_CAPABILITIES", "").split())
-    chosen = {"device_type": wanted}
-    settings.add_provider_for_devices([device], chosen)
+    device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
-    return f"OpenVINO {wanted} ({name}), {arithmetic} arithmetic, {options.hint}"
+    arithmetic = _arithmetic(options.arithmetic, facts.get("OPTIMIZATION_CAPABILITIES", "").split(), name)
+    config = plugin_config(wanted, arithmetic, options, cache)
+    settings.add_provider_for_devices([device], {"load_config": json.dumps({wanted: config})})
+    # Without this, what the plug-in does not take would quietly run elsewhere.
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return f"OpenVINO {facts.get('version', '').partition('+')[0]} {wanted} ({name}), {arithmetic}, {options.hint}"
 
 
-def _arithmetic(capabilities: list[str]) -> str:
-    """bf16 has FP32's range, so nothing overflows; f16 where only that is fast."""
-    for name in ("BF16", "FP16"):
-        if name in capabilities:
-            return {"BF16": "bf16", "FP16": "f16"}[name]
-    return "f32"
+def plugin_config(device: str, arithmetic: str, options: BackendOptions, cache: Path | None) -> dict[str, str]:
+    """OpenVINO's own properties for a device; an unknown one is an error there, so only those that it knows."""
+    config = {
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "PERFORMANCE_HINT": options.hint.upper(),
+    }
+    if device == "CPU" and options.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = str(options.threads)
+    if cache is not None:
+        config["CACHE_DIR"] = str(cache)
+    return config
+
+
+def _arithmetic(asked: str | None, capabilities: list[str], name: str) -> str:
+    """What was asked for, or the fastest: bf16 before f16, since it has FP32's range and nothing overflows."""
+    able = [kind for kind in ("bf16", "f16", "f32") if _CAPABILITY[kind] in capabilities]
+    if asked is None:
+        return able[0] if able else "f32"
+    if asked not in able:
+        raise BackendUnavailableError(
+            f"{name} does not compute in {asked}.",
+            f"OpenVINO reports for it: {', '.join(able) or 'nothing known'}.",
+            f"leave arithmetic= out, or give {able[0]!r}" if able else "leave arithmetic= out",
+        )
+    return asked
 
 
 def _register(ort: Any) -> None:

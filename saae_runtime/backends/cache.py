@@ -1,0 +1,42 @@
+"""Where a backend keeps what it compiled from a bundle for one machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..files import canonical_json, sha256_bytes
+
+__all__ = ["cache_folder"]
+
+
+def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None:
+    """A writable folder for compiled forms of this very bundle, or None.
+
+    Beside the bundle (`zipper.cache` for `zipper`), else in the user's cache folder. Never inside the bundle: what
+    lies there travels with it, and a compiled form is not covered by the manifest's hashes. The last part of the path
+    is made from those hashes, so that a rebuilt bundle never meets what was compiled from the old one.
+
+    Args:
+        bundle: the bundle.
+        cache: False for none, True or None for the usual place, or the folder itself.
+    """
+    if cache is False:
+        return None
+    files = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    identity = sha256_bytes(canonical_json(files).encode())[:16]
+    if cache is True or cache is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        places = [bundle.path.with_name(f"{bundle.path.name}.cache"), Path(base) / "saae"]
+    else:
+        places = [Path(cache)]
+    for place in places:
+        folder = place / identity
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
