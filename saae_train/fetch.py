@@ -221,6 +221,11 @@ def unpack(
                     shutil.copyfileobj(stream, out, 1 << 20)
                 if progress is not None:
                     progress("unpack", min(raw.tell(), size), size)
+            # tarfile stops at its end mark; the compressor's own checksum comes after it.
+            while tar.fileobj is not None and (rest := tar.fileobj.read(1 << 20)):
+                budget -= len(rest)
+                if budget < 0:
+                    raise _unsafe(file, "(after the last entry)", "it unpacks to far more than a set of images")
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise FetchError(
             f"{file} cannot be unpacked.",
