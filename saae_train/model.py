@@ -1,4 +1,4 @@
-"""The self-attention autoencoder (paper section 3.2, Table 1, Fig. 2) and its loss and score (eqs. 2 and 3).
+"""The self-attention autoencoder (paper section 3.2, Table 1, Fig. 2).
 
 Yang, "Self-Attention Autoencoder for Anomaly Segmentation", Preprints 2021. Symbols as there: U stacked channels,
 V latent width, L = h*w positions; f is the stacked feature map and f_hat its reconstruction.
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from saae_runtime.errors import ConfigError
 
-__all__ = ["HEADS", "SAAE", "SCORES", "latent_width", "loss", "score_map"]
+__all__ = ["HEADS", "SAAE", "SCORES", "latent_width"]
 
 HEADS = 3
 SCORES = ("l2", "cosine")
@@ -77,10 +77,14 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, memory: Tensor, position: Tensor) -> Tensor:
-        """x: queries N x L x E, memory: N x L x E (its position is added to the keys' side) -> N x L x E."""
+        """x: queries 1 x L x E, memory: N x L x E (its position is added to the keys' side) -> N x L x E.
+
+        What the queries say to each other depends on no frame: it is computed once, not per frame.
+        """
         y = self.norm1(x)
         x = x + self.self_attention(y, y)
-        x = x + self.cross_attention(self.norm2(x), memory + position)
+        queries = self.norm2(x).expand(memory.shape[0], -1, -1)
+        x = x + self.cross_attention(queries, memory + position)
         x = x + self.mlp(self.norm3(x))
         return self.norm(x)
 
@@ -162,7 +166,7 @@ class SAAE(nn.Module):
         g = self.encoder(f)
         if self.transformer:
             memory = self.transformer_encoder(self.embed(g) + self.position)
-            queries = (self.queries + self.position).expand(f.shape[0], -1, -1)
+            queries = self.queries + self.position
             g = self.project(self.transformer_decoder(queries, memory, self.position))
         return self.decoder(g)
 
@@ -179,29 +183,3 @@ def latent_width(eigenvalues: Tensor, keep: float = 0.8, heads: int = HEADS) -> 
     share = descending.cumsum(0) / descending.sum()
     count = int((share < keep).sum().item()) + 1
     return -(-count // heads) * heads
-
-
-def score_map(f: Tensor, f_hat: Tensor, kind: str) -> Tensor:
-    """Anomaly score A of every position, in float32.
-
-    Args:
-        f: N x L x U.
-        f_hat: N x L x U.
-        kind: `l2`, the norm of the residual, eq. (3); `cosine`, one minus the cosine of the angle between the two.
-
-    Returns:
-        float32, N x L.
-    """
-    a, b = f.float(), f_hat.float()
-    if kind == "l2":
-        return (a - b).square().sum(dim=2).clamp_min(1e-12).sqrt()
-    if kind == "cosine":
-        dot = (a * b).sum(dim=2)
-        norms = (a.square().sum(dim=2) * b.square().sum(dim=2)).clamp_min(1e-12).sqrt()
-        return 1.0 - dot / norms
-    raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
-
-
-def loss(f: Tensor, f_hat: Tensor, kind: str) -> Tensor:
-    """Training loss: the sum of A over positions, eq. (2), averaged over the batch (scalar)."""
-    return score_map(f, f_hat, kind).sum(dim=1).mean()
