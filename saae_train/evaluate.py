@@ -105,7 +105,7 @@ class Evaluation:
             "images": [vars(i) for i in self.images],
         }
 
-    def table(self) -> Table:
+    def table(self, intervals: bool = False) -> Table:
         """The numbers in percent for a terminal, one row a defect type; reasons below the table."""
         from rich.table import Table
 
@@ -125,8 +125,8 @@ class Evaluation:
         for name in shown.values():
             table.add_column(name, justify="right")
         for subset in (*self.by_type, self.overall):
-            cells = [m for name in shown if (m := subset.metrics[name])]
-            texts = ["-" if m.value is None else str(m) for m in cells]
+            cells = [subset.metrics[name] for name in shown]
+            texts = [str(m) if intervals and m.value is not None else m.percent for m in cells]
             if subset is self.overall:
                 table.add_section()
             table.add_row(subset.label, str(subset.images), *texts)

@@ -61,10 +61,15 @@ class Metric:
     def __str__(self) -> str:
         if self.value is None:
             return f"- ({self.reason})"
-        text = f"{100 * self.value:.2f}"
+        text = self.percent
         if self.low is not None and self.high is not None:
             text += f" [{100 * self.low:.2f}, {100 * self.high:.2f}]"
         return text
+
+    @property
+    def percent(self) -> str:
+        """The value alone in percent, "-" without one."""
+        return "-" if self.value is None else f"{100 * self.value:.2f}"
 
     def with_interval(self, low: float, high: float) -> Metric:
         return replace(self, low=float(low), high=float(high))

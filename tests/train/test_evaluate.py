@@ -144,6 +144,10 @@ def test_table_names_types_and_reasons(tmp_path: Path) -> None:
     for word in ("dent", "stain", "overall", "image ROC-AUC", "no ground-truth masks"):
         assert word in text
     assert "nan" not in text.lower()
+    assert "[" not in text
+    Console(file=out, width=160).print(found.table(intervals=True))
+    assert str(found.metric("image_roc_auc")) in out.getvalue()
+    assert "[" in str(found.metric("image_roc_auc"))
 
 
 # ---- what cannot be measured says why --------------------------------------------------------------
