@@ -150,7 +150,11 @@ def test_free_folders(tmp_path: Path) -> None:
     )
     assert category.name == "nut"
     assert [s.path.name for s in category.train] == ["0.png", "2.png", "1.png"]
-    assert [(s.label, s.mask is not None) for s in category.test] == [("good", False), ("defect", True), ("crack", True)]
+    assert [(s.label, s.mask is not None) for s in category.test] == [
+        ("good", False),
+        ("defect", True),
+        ("crack", True),
+    ]
     assert category.findings == ()
     alone = from_folders(tmp_path / "ok")
     assert alone.name == "ok"
@@ -224,9 +228,7 @@ def test_too_few_images(normals: tuple[Sample, ...], count: int) -> None:
 
 
 def test_copies_do_not_count_as_images(normals: tuple[Sample, ...], tmp_path: Path) -> None:
-    copies = [
-        Sample(Path(shutil.copy(normals[0].path, tmp_path / f"{i}.png")), "good", None, False) for i in range(9)
-    ]
+    copies = [Sample(Path(shutil.copy(normals[0].path, tmp_path / f"{i}.png")), "good", None, False) for i in range(9)]
     with pytest.raises(DataError, match="1 normal image is too few") as caught:
         split_held_out(copies)
     assert "9 files" in caught.value.what
