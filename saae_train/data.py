@@ -134,7 +134,7 @@ def find_category(root: str | os.PathLike[str], name: str) -> Category:
     there = list_categories(root)
     folder = root / name
     if name not in there:
-        if root.name == name and (root / "train").is_dir():
+        if root.resolve().name == name and (root / "train").is_dir():
             folder = root
         else:
             raise _no_category(root, name, there)

@@ -76,6 +76,13 @@ def test_tree_is_listed_in_a_fixed_order(tree: Path) -> None:
     assert find_category(tree / "nut", "nut") == category
 
 
+def test_the_category_folder_itself_is_taken(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree / "nut")
+    assert len(find_category(".", "nut").train) == 8
+    with pytest.raises(DataError, match="no category 'bolt'"):
+        find_category(".", "bolt")
+
+
 def test_missing_category_names_what_is_near_and_what_is_there(tree: Path) -> None:
     picture(tree / "bottle/train/good/0.png", 1)
     with pytest.raises(DataError) as caught:
