@@ -16,7 +16,9 @@ from .onnx_export import run_onnx, session
 
 __all__ = ["Divergence", "compare_nodes", "first_divergent_node"]
 
-_MOVERS = frozenset({"Cast", "Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose"})
+_MOVERS = frozenset(
+    {"Cast", "Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+)
 """Operators that move values without changing them: never the cause."""
 
 

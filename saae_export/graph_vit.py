@@ -85,9 +85,7 @@ class GraphAttention(nn.Module):
         self.proj = copy.deepcopy(proj).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.reshape(-1, self.tokens, self.heads, self.head_width) for part in self.qkv(x).chunk(3, dim=-1)
-        )
+        q, k, v = (part.reshape(-1, self.tokens, self.heads, self.head_width) for part in self.qkv(x).chunk(3, dim=-1))
         if self.q_norm is not None:
             q = cast(self.q_norm(cast(q, torch.float32)) * self.scale, x.dtype)
         if self.k_norm is not None:

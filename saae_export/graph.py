@@ -1,0 +1,147 @@
+"""The fused graph: camera frame in, anomaly map, score and mask out, as one module ready for export.
+
+Built from a fitted `saae_train.detector.Detector`, which is left as it is and stays the reference. Precision is written
+out: with `fp16` the matrix products are FP16; the resize, the patch projection, LayerNorm, softmax, the residual
+stream, the standardisation, every sum over channels, the upsample, score and mask are FP32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from saae_runtime.errors import ConfigError
+from saae_train.detector import Detector, FeatureSpace
+
+from .fold import make_linear
+from .graph_frame import FrameToPixels, ScoresToMap
+from .graph_saae import GraphSAAE
+from .graph_vit import GraphViT, cast
+
+__all__ = ["GRAPH_PRECISIONS", "FusedGraph"]
+
+GRAPH_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+"""Precisions that a graph can be exported in, and the type of its matrix products. INT8 is made from the FP32 ONNX."""
+
+
+class _Space(nn.Module):
+    """Features f to the space of the SAAE; see `saae_train.detector.FeatureSpace`.
+
+    f FP32 [N, L, U] -> g of `dtype` [N, L, channels], and the energy outside the components FP32 [N, L] or None.
+
+    Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
+    when rounded to FP16. The components' scales are in the basis.
+    """
+
+    def __init__(self, space: FeatureSpace, use_rest: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        plain = not space.mean.any() and bool((space.scale == 1).all())
+        self.register_buffer("scale", None if plain else space.scale.clone())
+        shift = None if plain else (-space.mean.double() * space.scale.double()).float()
+        self.register_buffer("shift", shift)
+        self.scale: Tensor | None
+        self.shift: Tensor | None
+        self.basis: nn.Linear | None = None
+        self.use_rest = use_rest and space.basis is not None
+        self.register_buffer("energy", None)
+        self.energy: Tensor | None
+        self.rest_weight = 1.0
+        if space.basis is not None and space.component_scale is not None:
+            scale = space.component_scale.double()
+            self.basis = make_linear((space.basis.double() * scale).T, None).to(dtype)
+            if self.use_rest and not bool((scale == 1).all()):
+                self.energy = scale.pow(-2).float()
+                self.rest_weight = float(scale[-1] ** 2)
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.scale is not None and self.shift is not None:
+            f = f * self.scale + self.shift
+        g = cast(f, self.dtype)
+        if self.basis is None:
+            return g, None
+        g = self.basis(g)
+        if not self.use_rest:
+            return g, None
+        wide = cast(g, torch.float32)
+        squared = wide * wide if self.energy is None else wide * wide * self.energy
+        rest = ((f * f).sum(dim=2) - squared.sum(dim=2)).relu()
+        return g, rest if self.rest_weight == 1.0 else rest * self.rest_weight
+
+
+class _Score(nn.Module):
+    """g and its reconstruction to the anomaly score A, FP32 [N, L]; see `saae_train.detector.anomaly_score`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, g: Tensor, g_hat: Tensor, rest: Tensor | None) -> Tensor:
+        a, b = cast(g, torch.float32), cast(g_hat, torch.float32)
+        if self.kind == "l2":
+            residual = a - b
+            if rest is None:
+                return torch.linalg.vector_norm(residual, dim=2)
+            return ((residual * residual).sum(dim=2) + rest).sqrt()
+        energy = (a * a).sum(dim=2)
+        if rest is not None:
+            energy = energy + rest
+        norms = (energy * (b * b).sum(dim=2)).clamp_min(1e-12).sqrt()
+        return 1.0 - (a * b).sum(dim=2) / norms
+
+
+class FusedGraph(nn.Module):
+    """`frame`, `threshold` -> `anomaly_map`, `score`, `mask`.
+
+    Inputs: frame uint8 [N, H, W, 3] RGB; threshold float32 [1], pixel T.
+    Outputs: anomaly_map float32 [N, H, W] (eq. 3, upsampled); score float32 [N], the largest value of the map; mask
+    uint8 [N, H, W], 1 where the map is above T.
+
+    Args:
+        detector: the fitted model; copied, not changed.
+        frame_size: (H, W) of the frames; None for the model's own input size.
+        precision: `fp32` or `fp16`.
+
+    Raises:
+        ConfigError: a precision that is not exported, or weights that FP16 cannot hold.
+    """
+
+    def __init__(self, detector: Detector, frame_size: tuple[int, int] | None = None, precision: str = "fp32") -> None:
+        super().__init__()
+        if precision not in GRAPH_PRECISIONS:
+            raise ConfigError(
+                f"A graph cannot be exported as {precision}.", "", f"one of: {', '.join(GRAPH_PRECISIONS)}"
+            )
+        dtype = GRAPH_PRECISIONS[precision]
+        self.precision = precision
+        self.model_size = detector.backbone.input_size
+        self.frame_size = frame_size or self.model_size
+        self.grid = detector.backbone.grid
+        with torch.no_grad():
+            self.pixels = FrameToPixels(self.frame_size, self.model_size)
+            self.backbone = GraphViT(detector.backbone, dtype)
+            self.space = _Space(detector.space, detector.use_rest, dtype)
+            self.saae = GraphSAAE(detector.saae, dtype)
+            self.anomaly = _Score(detector.score)
+            self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
+        self.eval().requires_grad_(False)
+        _check_weights(self, precision)
+
+    def forward(self, frame: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g, rest = self.space(self.backbone(self.pixels(frame)))
+        scores = self.anomaly(g, self.saae(g), rest)
+        anomaly_map = self.map(scores.unflatten(1, self.grid))
+        # Through float: TensorRT makes uint8 outputs from floating point alone.
+        mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)
+        return anomaly_map, anomaly_map.amax(dim=(1, 2)), mask
+
+
+def _check_weights(graph: FusedGraph, precision: str) -> None:
+    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
+        if not bool(torch.isfinite(value).all()):
+            cure = "use --precision fp32" if precision == "fp16" else "fit the model again: saae-export build --refit"
+            raise ConfigError(
+                f"The weight {name} is not finite in {precision}.",
+                "It is NaN, or too large for FP16 (above 65504)." if precision == "fp16" else "The model holds a NaN.",
+                cure,
+            )

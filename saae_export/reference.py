@@ -1,0 +1,110 @@
+"""Reference frames inside a bundle: a few images with the PyTorch model's own answers, so that any machine can verify.
+
+Each frame is an 8-bit PNG of the graph's frame size, its map a 16-bit PNG between two numbers (an error of 1/131070 of
+its range, far below every parity bound), names, scores and ranges are JSON. Nothing here needs PyTorch to be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.bundle import Bundle
+from saae_runtime.errors import BundleCorruptError
+from saae_runtime.files import write_json
+from saae_runtime.images import read_image
+
+__all__ = ["FOLDER", "ReferenceFrame", "read_reference", "write_reference"]
+
+FOLDER = "reference"
+_INDEX = "reference.json"
+_LEVELS = 65535
+
+
+@dataclass(frozen=True)
+class ReferenceFrame:
+    """One frame and what the reference says about it.
+
+    Attributes:
+        name: the image's file name.
+        frame: uint8 H x W x 3, of the graph's frame size.
+        anomaly_map: float32 H x W.
+        score: image score.
+    """
+
+    name: str
+    frame: NDArray[np.uint8]
+    anomaly_map: NDArray[np.float32]
+    score: float
+
+
+def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str) -> None:
+    """Writes `reference/` into a bundle that is being filled.
+
+    Args:
+        folder: the bundle's folder.
+        frames: a few frames; the smaller the better the bundle travels.
+        against: what made the answers, in words ("PyTorch FP32").
+    """
+    from PIL import Image
+
+    place = folder / FOLDER
+    place.mkdir()
+    entries = []
+    for number, item in enumerate(frames):
+        low, high = float(item.anomaly_map.min()), float(item.anomaly_map.max())
+        span = (high - low) or 1.0
+        levels = np.rint((item.anomaly_map.astype(np.float64) - low) * (_LEVELS / span)).astype(np.uint16)
+        Image.fromarray(item.frame).save(place / f"{number}.png", optimize=False)
+        Image.fromarray(levels).save(place / f"{number}.map.png", optimize=False)
+        entries.append(
+            {
+                "name": item.name,
+                "frame": f"{number}.png",
+                "map": f"{number}.map.png",
+                "low": low,
+                "high": high,
+                "score": item.score,
+            }
+        )
+    write_json(place / _INDEX, {"against": against, "frames": entries})
+
+
+def read_reference(bundle: Bundle) -> tuple[list[ReferenceFrame], str]:
+    """The reference frames of an opened bundle, and what made their answers; none where it carries none.
+
+    Raises:
+        BundleCorruptError: the index does not say what it should.
+    """
+    name = f"{FOLDER}/{_INDEX}"
+    if name not in bundle.manifest.files:
+        return [], ""
+    try:
+        index: Any = json.loads(bundle.file(name).read_text(encoding="utf-8"))
+        frames = [_read(bundle, entry) for entry in index["frames"]]
+        return frames, str(index["against"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleCorruptError(
+            f"{bundle.path}: {name} cannot be read.",
+            f"{type(error).__name__}: {error}",
+            "copy the bundle again, or rebuild it: saae-export build",
+        ) from error
+
+
+def _read(bundle: Bundle, entry: Any) -> ReferenceFrame:
+    from PIL import Image
+
+    frame = read_image(bundle.file(f"{FOLDER}/{entry['frame']}"))
+    with Image.open(bundle.file(f"{FOLDER}/{entry['map']}")) as image:
+        levels = np.asarray(image).astype(np.float64)
+    low, high = float(entry["low"]), float(entry["high"])
+    anomaly_map = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+    if anomaly_map.shape != frame.shape[:2]:
+        raise ValueError(f"the map of {entry['name']} has another size than its frame")
+    return ReferenceFrame(str(entry["name"]), frame, anomaly_map, float(entry["score"]))

@@ -1,0 +1,64 @@
+"""How the commands speak: an error as a panel of what, why and what to type; Ctrl-C as a clean stop."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+from typer.core import TyperGroup
+
+from saae_runtime.errors import SaaeError
+
+__all__ = ["STOPPED", "GuardedGroup", "error_panel", "log"]
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+_DEBUG = "SAAE_DEBUG"
+
+
+def log() -> Console:
+    """The console for everything but results: standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def error_panel(error: SaaeError) -> Panel:
+    """What failed, why, and what to type next."""
+    parts: list[RenderableType] = [Text(error.what, style="bold")]
+    for name, text in (("why", error.why), ("try", error.cure)):
+        if text:
+            line = Text(f"{name}: ", style="cyan")
+            line.append(text, style="not bold default")
+            parts.append(line)
+    return Panel(Group(*parts), title=type(error).__name__, title_align="left", border_style="red")
+
+
+class GuardedGroup(TyperGroup):
+    """A command group whose commands end in a panel and an exit code instead of a traceback.
+
+    `--debug` in front of the command (or SAAE_DEBUG=1) shows the traceback as well.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SaaeError as error:
+            if debug_wanted(ctx):
+                traceback.print_exc()
+            log().print(error_panel(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            if debug_wanted(ctx):
+                traceback.print_exc()
+            log().print("Stopped. Nothing was left half-written; the same command goes on where it can.")
+            raise typer.Exit(STOPPED) from None
+
+
+def debug_wanted(ctx: Any) -> bool:
+    """Whether tracebacks were asked for."""
+    return bool(ctx.params.get("debug")) or os.environ.get(_DEBUG, "") not in ("", "0")

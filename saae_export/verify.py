@@ -1,0 +1,213 @@
+"""`saae-export verify BUNDLE`: hashes, then parity of every artefact that this machine can run.
+
+The reference is, in this order: PyTorch, where images and a checkpoint are given; the FP32 ONNX graph, where only
+images are given; else the frames that the bundle carries with PyTorch's own answers, for which nothing but the runtime
+has to be installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime import backends
+from saae_runtime.bundle import Bundle, open_bundle
+from saae_runtime.engine import Engine
+from saae_runtime.errors import ConfigError
+from saae_runtime.images import IMAGE_SUFFIXES, read_image
+
+from .parity import ParityReport, Scorer, compare
+from .reference import read_reference
+
+__all__ = ["Skipped", "Verification", "artefact_label", "engine_scorer", "verify"]
+
+Note = Callable[[str], None]
+_MOST_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An artefact or backend that could not be run here, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found."""
+
+    bundle: Bundle
+    reports: tuple[ParityReport, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def verify(
+    bundle: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    most_images: int = _MOST_IMAGES,
+    note: Note = lambda text: None,
+) -> Verification:
+    """Checks the hashes of a bundle and compares its artefacts with their reference.
+
+    Args:
+        bundle: the folder.
+        data: folder of images, searched with its subfolders; None for the bundle's own reference frames.
+        checkpoint: the fitted model, for a comparison with PyTorch on `data`.
+        backend: only this backend; None for every one that works here.
+        most_images: of `data`, evenly spread.
+        note: told what is being done.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        ConfigError: no images, or nothing that can be run here.
+        CheckpointError: a checkpoint that cannot be loaded or belongs to another bundle.
+    """
+    note("checking hashes")
+    opened = open_bundle(bundle, verify=True)
+    runs, skipped = _runs(opened, backend)
+    if not runs:
+        reasons = "; ".join(f"{item.name}: {item.why}" for item in skipped)
+        raise ConfigError(f"Nothing in {bundle} can be run on this machine.", reasons, "pip install 'saae[cpu]'")
+    with ExitStack() as stack:
+        source = _source(opened, data, checkpoint, most_images, stack)
+        reports = []
+        for name, precision in runs:
+            if source.own_file == (name, precision):
+                skipped.append(Skipped(f"{name} {precision}", "it is the reference itself"))
+                continue
+            note(f"{name}, {precision}")
+            with Engine(opened, backend=name, precision=precision, verify=False) as engine:
+                reports.append(
+                    compare(
+                        source.scorer,
+                        engine_scorer(engine),
+                        source.frames(),
+                        threshold=engine.threshold,
+                        image_threshold=engine.image_threshold,
+                        artefact=artefact_label(opened, name, precision),
+                        precision=precision,
+                        against=source.against,
+                    )
+                )
+    return Verification(opened, tuple(reports), tuple(skipped))
+
+
+def engine_scorer(engine: Engine) -> Scorer:
+    """An engine as (map, score) of one frame."""
+
+    def score(frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        result = engine(frame)
+        return result.anomaly_map, result.score
+
+    return score
+
+
+def artefact_label(bundle: Bundle, backend: str, precision: str) -> str:
+    """What is compared, for tables: file and backend."""
+    for candidate in backends.candidates(bundle, 0, precision):
+        if candidate.name == backend and candidate.artefact is not None:
+            return f"{candidate.artefact.file} ({backend})"
+    return f"{precision} ({backend})"
+
+
+@dataclass(frozen=True)
+class _Source:
+    scorer: Scorer
+    frames: Callable[[], Iterable[tuple[str, NDArray[np.uint8]]]]
+    against: str
+    own_file: tuple[str, str] | None = None
+
+
+def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str]], list[Skipped]]:
+    """(backend, precision) pairs that work here, and those that do not."""
+    runs: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
+    for precision in bundle.manifest.precisions():
+        for candidate in backends.candidates(bundle, 0, precision):
+            if (only is not None and candidate.name != only) or candidate.artefact is None:
+                continue
+            if candidate.artefact.precision != precision:
+                continue
+            if candidate.why_not is None:
+                runs.append((candidate.name, precision))
+            else:
+                skipped.append(Skipped(f"{candidate.name} {precision}", candidate.why_not))
+    if only is not None and not runs and not skipped:
+        # Unknown names and names without a file get the backend's own, fuller error.
+        backends.open_backend(bundle, only).close()
+    return runs, skipped
+
+
+def _source(
+    bundle: Bundle,
+    data: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None,
+    most_images: int,
+    stack: ExitStack,
+) -> _Source:
+    if data is None:
+        return _stored(bundle, checkpoint)
+    paths = _images(Path(data), most_images)
+
+    def frames() -> Iterable[tuple[str, NDArray[np.uint8]]]:
+        return ((path.name, read_image(path)) for path in paths)
+
+    if checkpoint is not None:
+        return _Source(_torch_reference(bundle, checkpoint), frames, "PyTorch FP32")
+    if "fp32" not in bundle.manifest.precisions():
+        raise ConfigError(
+            f"{bundle.path} has no FP32 graph to compare with.", "", "give the fitted model: --checkpoint FOLDER"
+        )
+    own = ("onnxruntime:cpu", "fp32")
+    engine = stack.enter_context(Engine(bundle, backend=own[0], precision=own[1], verify=False))
+    return _Source(engine_scorer(engine), frames, "model.onnx on the CPU", own)
+
+
+def _stored(bundle: Bundle, checkpoint: str | os.PathLike[str] | None) -> _Source:
+    stored, against = read_reference(bundle)
+    if not stored:
+        raise ConfigError(
+            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
+        )
+    pairs = [(item.name, item.frame) for item in stored]
+    if checkpoint is not None:
+        return _Source(_torch_reference(bundle, checkpoint), lambda: pairs, "PyTorch FP32")
+    answers = {id(item.frame): (item.anomaly_map, item.score) for item in stored}
+    return _Source(lambda frame: answers[id(frame)], lambda: pairs, f"{against}, stored in the bundle")
+
+
+def _torch_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> Scorer:
+    try:
+        import torch  # noqa: F401  (only to tell its absence from a fault)
+    except ImportError as error:
+        raise ConfigError(
+            "A comparison with PyTorch needs PyTorch.",
+            str(error),
+            "pip install 'saae[export]', or leave --checkpoint out",
+        ) from error
+    from .torch_reference import load_reference
+
+    return load_reference(bundle, checkpoint)
+
+
+def _images(folder: Path, most: int) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = [path for path in found if "ground_truth" not in path.parts]
+    if not found:
+        raise ConfigError(f"{folder} holds no images.", "", "give a folder of images: --data FOLDER")
+    if len(found) <= most:
+        return found
+    chosen = np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))
+    return [found[index] for index in chosen]
