@@ -1,0 +1,337 @@
+"""The engine on ONNX Runtime's CPU provider: frames in, results out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
+
+from saae_runtime import Engine, open_bundle
+from saae_runtime.bundle import write_bundle
+from saae_runtime.errors import BackendError, BundleNotFoundError, ConfigError, FrameError
+from saae_runtime.geometry import resize_frames, upsample_map
+
+SIZE = (64, 96)
+CPU = "onnxruntime:cpu"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("engine") / "tiny", SIZE, threshold=40.0)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    with Engine(folder, backend=CPU, threads=1) as engine:
+        yield engine
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_one_frame(engine: Engine) -> None:
+    frame = noise(0, *SIZE, 3)
+    result = engine(frame)
+    np.testing.assert_allclose(result.anomaly_map, expected_map(frame), rtol=1e-5, atol=1e-3)
+    assert result.anomaly_map.dtype == np.float32
+    assert result.score == pytest.approx(float(expected_map(frame).max()), rel=1e-5)
+    assert result.mask.dtype == np.bool_
+    np.testing.assert_array_equal(result.mask, result.anomaly_map > 40.0)
+    assert result.threshold == result.image_threshold == 40.0
+    assert result.is_anomalous
+
+
+def test_normal_and_defective(engine: Engine) -> None:
+    assert not engine(gray_frame(SIZE)).is_anomalous
+    result = engine(gray_frame(SIZE, spot=(10, 20, 8, 12)))
+    assert result.is_anomalous
+    (region,) = result.regions()
+    left, top, right, bottom = region.bbox
+    assert (left, top, right, bottom) == (19, 9, 33, 19)
+    assert 20 <= region.peak[0] < 32
+    assert 10 <= region.peak[1] < 18
+
+
+def test_gray_equals_three_equal_channels(engine: Engine) -> None:
+    gray = noise(1, *SIZE)
+    rgb = engine(np.repeat(gray[:, :, None], 3, axis=2))
+    for form in (gray, gray[:, :, None]):
+        np.testing.assert_array_equal(engine(form).anomaly_map, rgb.anomaly_map)
+
+
+@pytest.mark.parametrize("size", [(128, 192), (30, 40), (64, 97), (1, 1), (500, 20)])
+def test_any_frame_size(engine: Engine, size: tuple[int, int]) -> None:
+    frame = noise(2, *size, 3)
+    result = engine(frame)
+    assert result.size == size
+    at_graph_size = engine(resize_frames(frame, SIZE))
+    assert result.score == at_graph_size.score
+    np.testing.assert_allclose(result.anomaly_map, upsample_map(at_graph_size.anomaly_map, size), rtol=1e-6)
+    np.testing.assert_array_equal(result.mask, result.anomaly_map > np.float32(40.0))
+
+
+def test_batch_list_and_single_agree(engine: Engine) -> None:
+    frames = noise(3, 5, *SIZE, 3)
+    batch = engine(frames)
+    assert isinstance(batch, list)
+    for frame, from_batch, from_list in zip(frames, batch, engine(list(frames)), strict=True):
+        single = engine(frame)
+        np.testing.assert_allclose(from_batch.anomaly_map, single.anomaly_map, rtol=1e-6)
+        np.testing.assert_allclose(from_list.anomaly_map, single.anomaly_map, rtol=1e-6)
+        assert from_batch.score == pytest.approx(single.score, rel=1e-6)
+
+
+def test_list_of_mixed_sizes_and_none_at_all(engine: Engine) -> None:
+    frames = [noise(4, 20, 30, 3), noise(5, *SIZE), noise(6, 100, 50, 1)]
+    assert [result.size for result in engine(frames)] == [(20, 30), SIZE, (100, 50)]
+    assert engine([]) == []
+    assert engine(np.empty((0, *SIZE, 3), np.uint8)) == []
+
+
+def test_batch_above_the_limit_is_split(folder: Path) -> None:
+    with Engine(folder, backend=CPU, max_batch=3, threads=1) as engine:
+        seen = []
+        infer = engine.backend.infer
+        engine.backend.infer = lambda frames, t: (seen.append(len(frames)), infer(frames, t))[1]  # type: ignore[method-assign]
+        frames = noise(7, 8, *SIZE, 3)
+        results = engine(frames)
+        assert seen == [3, 3, 2]
+        for frame, result in zip(frames, results, strict=True):
+            np.testing.assert_allclose(result.anomaly_map, expected_map(frame), rtol=1e-5, atol=1e-3)
+
+
+def test_not_contiguous(engine: Engine) -> None:
+    big = noise(8, 2 * SIZE[0], 2 * SIZE[1], 3)
+    view = big[::2, ::-2, ::-1]
+    np.testing.assert_array_equal(engine(view).anomaly_map, engine(view.copy()).anomaly_map)
+
+
+def test_thresholds_by_rate_and_by_value(folder: Path, engine: Engine) -> None:
+    frame = noise(9, *SIZE, 3)
+    table = engine.manifest.thresholds["fp32"].pixel
+    assert engine(frame, fpr=0.0).threshold == 60.0
+    assert engine(frame, fpr=0.01).threshold == 20.0
+    assert engine(frame, fpr=0.005).threshold == pytest.approx(table.at(0.005))
+    changed = engine(frame, threshold=70.0)
+    assert changed.threshold == 70.0
+    assert changed.image_threshold == 40.0
+    np.testing.assert_array_equal(changed.mask, changed.anomaly_map > 70.0)
+    assert changed.mask.sum() < engine(frame).mask.sum()
+    assert engine(frame, image_threshold=1000.0).is_anomalous is False
+    assert engine(frame, image_fpr=0.0).image_threshold == 60.0
+    assert engine(frame).threshold == 40.0  # a call changes nothing for the next
+    with Engine(folder, backend=CPU, fpr=0.0, image_threshold=5) as strict:
+        assert (strict.threshold, strict.image_threshold) == (60.0, 5.0)
+        assert strict(frame).threshold == 60.0
+        assert strict(frame, threshold=1).threshold == 1.0
+        assert strict(frame, fpr=0.01).threshold == 20.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fpr": 0.1, "threshold": 1.0},
+        {"image_fpr": 0.1, "image_threshold": 1.0},
+        {"fpr": -0.1},
+        {"fpr": 1.1},
+        {"fpr": math.nan},
+        {"fpr": "0.1"},
+        {"image_fpr": 2},
+        {"threshold": math.nan},
+        {"threshold": math.inf},
+        {"threshold": "high"},
+        {"image_threshold": math.nan},
+        {"image_threshold": True},
+    ],
+)
+def test_impossible_thresholds(folder: Path, engine: Engine, options: dict) -> None:
+    with pytest.raises(ConfigError):
+        engine(gray_frame(SIZE), **options)
+    with pytest.raises(ConfigError):
+        engine.stream([], **options)
+    with pytest.raises(ConfigError):
+        Engine(folder, backend=CPU, **options)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros(SIZE, np.float32), np.zeros(SIZE, np.uint16), np.zeros(SIZE, bool), np.zeros((*SIZE, 4), np.uint8)],
+)
+def test_wrong_frames(engine: Engine, frame: np.ndarray) -> None:
+    with pytest.raises(FrameError) as caught:
+        engine(frame)
+    assert str(frame.shape) in str(caught.value)
+    assert str(frame.dtype) in str(caught.value)
+    assert not engine(gray_frame(SIZE)).is_anomalous  # still usable
+
+
+def test_result_is_frozen_and_independent(engine: Engine) -> None:
+    result = engine(gray_frame(SIZE, spot=(0, 0, 9, 9)))
+    before = result.anomaly_map.copy()
+    engine(noise(10, *SIZE, 3))
+    np.testing.assert_array_equal(result.anomaly_map, before)
+    with pytest.raises(ValueError, match="read-only"):
+        result.anomaly_map[0, 0] = 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        result.mask[0, 0] = True
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.score = 0.0  # type: ignore[misc]
+
+
+def test_result_pictures_and_json(engine: Engine) -> None:
+    frame = gray_frame((80, 100), spot=(20, 30, 20, 20))
+    result = engine(frame)
+    heat = result.heatmap()
+    assert heat.shape == (80, 100, 3)
+    assert heat.dtype == np.uint8
+    assert result.overlay(frame).shape == frame.shape
+    assert not np.array_equal(result.overlay(frame), frame)
+    with pytest.raises(FrameError):
+        result.overlay(gray_frame((10, 10)))
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["is_anomalous"] is True
+    assert data["height"] == 80
+    assert data["width"] == 100
+    assert len(data["regions"]) == 1
+    assert data["defect_share"] == pytest.approx(result.mask.mean())
+    assert "anomalous" in repr(result)
+
+
+def test_eight_threads_get_what_one_gets(engine: Engine) -> None:
+    frames = [noise(seed, *(SIZE if seed % 2 else (50, 70)), 3) for seed in range(16)]
+    limits = [10.0 + 5 * seed for seed in range(16)]
+    alone = [engine(frame, threshold=limit) for frame, limit in zip(frames, limits, strict=True)]
+    start = threading.Barrier(8)
+
+    def work(offset: int) -> None:
+        start.wait(30)
+        for step in range(40):
+            index = (offset * 5 + step) % 16
+            result = engine(frames[index], threshold=limits[index])
+            assert result.score == alone[index].score
+            assert result.threshold == limits[index]
+            np.testing.assert_array_equal(result.anomaly_map, alone[index].anomaly_map)
+            np.testing.assert_array_equal(result.mask, alone[index].mask)
+
+    with ThreadPoolExecutor(8) as pool:
+        for job in [pool.submit(work, offset) for offset in range(8)]:
+            job.result(120)
+
+
+def test_closed_engine_says_so(folder: Path) -> None:
+    engine = Engine(folder, backend=CPU)
+    late = engine.stream([gray_frame(SIZE)])
+    engine.close()
+    engine.close()
+    for use in (lambda: engine(gray_frame(SIZE)), lambda: engine.stream([]), lambda: next(late), engine.__enter__):
+        with pytest.raises(ConfigError, match="closed"):
+            use()
+    assert "closed" in repr(engine)
+
+
+def test_close_waits_for_calls_in_flight(folder: Path) -> None:
+    engine = Engine(folder, backend=CPU)
+    inside, release = threading.Event(), threading.Event()
+    infer = engine.backend.infer
+
+    def slow(frames: np.ndarray, threshold: float):
+        inside.set()
+        assert release.wait(30)
+        return infer(frames, threshold)
+
+    engine.backend.infer = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(engine, gray_frame(SIZE))
+        assert inside.wait(30)
+        closing = pool.submit(engine.close)
+        with pytest.raises(ConfigError, match="closed"):
+            while True:
+                engine.stream([])
+        assert not closing.done()
+        release.set()
+        assert call.result(30).score == 0.0
+        closing.result(30)
+
+
+def test_stream_keeps_order_and_equals_calls(engine: Engine) -> None:
+    frames = [noise(seed, *(SIZE if seed % 3 else (40, 50)), 3) for seed in range(20)]
+    expected = [engine(frame, fpr=0.01) for frame in frames]
+    for batch_size in (1, 4):
+        results = list(engine.stream(iter(frames), fpr=0.01, batch_size=batch_size))
+        assert [result.size for result in results] == [frame.shape[:2] for frame in frames]
+        for result, single in zip(results, expected, strict=True):
+            assert result.score == pytest.approx(single.score, rel=1e-6)
+            assert result.threshold == 20.0
+            np.testing.assert_allclose(result.anomaly_map, single.anomaly_map, rtol=1e-5, atol=1e-4)
+
+
+def test_stream_raises_frame_errors_in_their_place(engine: Engine) -> None:
+    source = [gray_frame(SIZE), gray_frame(SIZE), np.zeros(SIZE, np.float32), gray_frame(SIZE)]
+    seen = []
+    with pytest.raises(FrameError, match="float32"):
+        for result in engine.stream(source):
+            seen.append(result)
+    assert len(seen) == 2
+    with pytest.raises(FrameError, match="single frames"):
+        list(engine.stream([noise(0, 2, *SIZE, 3)]))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, 10_000])
+def test_stream_batch_size(engine: Engine, batch_size: object) -> None:
+    with pytest.raises(ConfigError):
+        engine.stream([], batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def test_close_ends_a_running_stream(folder: Path) -> None:
+    engine = Engine(folder, backend=CPU)
+    results = engine.stream(gray_frame(SIZE) for _ in iter(int, 1))
+    next(results)
+    engine.close()
+    with pytest.raises(ConfigError, match="closed"):
+        for _ in range(100):
+            next(results)
+    assert not [t for t in threading.enumerate() if t.name == "saae-compute"]
+
+
+def test_weights_with_nan_are_an_error_not_a_clean_frame(tmp_path: Path) -> None:
+    model = onnx.load_from_string(tiny_graph(SIZE))
+    for initializer in model.graph.initializer:
+        if initializer.name == "kernel":
+            kernel = numpy_helper.to_array(initializer).copy()
+            kernel[0, 0, 0, 0] = np.nan
+            initializer.CopyFrom(numpy_helper.from_array(kernel, "kernel"))
+    folder = write_bundle(tmp_path / "nan", tiny_manifest(SIZE), {"model.onnx": model.SerializeToString()}).path
+    with Engine(folder, backend=CPU) as engine:
+        with pytest.raises(BackendError, match="not finite"):
+            engine(gray_frame(SIZE))
+        with pytest.raises(BackendError, match="not finite"):
+            list(engine.stream([gray_frame(SIZE)]))
+
+
+def test_takes_an_opened_bundle_and_has_its_manifest(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    with Engine(bundle, backend=CPU) as engine:
+        assert engine.manifest is bundle.manifest
+        assert engine.backend.name == CPU
+        assert "ONNX Runtime" in engine.backend.description
+        assert "model.onnx" in repr(engine)
+    with pytest.raises(BundleNotFoundError):
+        Engine(folder / "nowhere")
+
+
+def test_an_old_default_of_the_graph_does_not_matter(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "b", tiny_manifest(SIZE, 50.0), {"model.onnx": tiny_graph(SIZE, 1.0)}).path
+    with Engine(folder, backend=CPU) as engine:
+        result = engine(noise(11, *SIZE, 3))
+        np.testing.assert_array_equal(result.mask, result.anomaly_map > 50.0)

@@ -1,0 +1,183 @@
+"""OpenVINO through ONNX Runtime: run for real where the plug-in is installed, its settings checked everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_bundle import expected_map, make_tiny_bundle
+
+from saae_runtime import Engine
+from saae_runtime.backends import BackendOptions
+from saae_runtime.backends.ort_openvino import PROVIDER, add_device, missing, plugin_config
+from saae_runtime.errors import BackendUnavailableError
+
+SIZE = (32, 48)
+NAME = "onnxruntime:openvino"
+
+
+class FakeRuntime:
+    """ONNX Runtime as the plug-in shows it, with the devices that a test names."""
+
+    __version__ = "1.30.0"
+
+    def __init__(self, devices: dict[str, str], failure: Exception | None = None) -> None:
+        self.devices = [
+            SimpleNamespace(
+                ep_name=PROVIDER,
+                ep_metadata={"ov_device": name, "OPTIMIZATION_CAPABILITIES": able, "FULL_DEVICE_NAME": f"some {name}"},
+            )
+            for name, able in devices.items()
+        ]
+        self.failure = failure
+
+    def get_ep_devices(self) -> list[SimpleNamespace]:
+        return self.devices
+
+    def register_execution_provider_library(self, name: str, path: str) -> None:
+        if self.failure:
+            raise self.failure
+
+
+class FakeSettings:
+    def __init__(self) -> None:
+        self.config: dict[str, dict[str, str]] = {}
+        self.entries: dict[str, str] = {}
+        self.devices: list[SimpleNamespace] = []
+
+    def add_provider_for_devices(self, devices: list, options: dict[str, str]) -> None:
+        self.devices = devices
+        self.config = json.loads(options["load_config"])
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+@pytest.mark.parametrize(
+    ("device", "able", "asked", "expected"),
+    [
+        ("CPU", "FP32 FP16 INT8 BF16", None, "bf16"),
+        ("CPU", "FP32 INT8", None, "f32"),
+        ("GPU", "FP32 FP16 INT8", None, "f16"),
+        ("GPU.0", "FP32 FP16 INT8", None, "f16"),
+        ("NPU", "FP16 INT8", None, "f16"),
+        ("CPU", "FP32 FP16 INT8 BF16", "f32", "f32"),
+    ],
+)
+def test_arithmetic_by_what_the_device_reports(device: str, able: str, asked: str | None, expected: str) -> None:
+    kind = device.partition(".")[0]
+    settings = FakeSettings()
+    words = add_device(
+        FakeRuntime({device: able}), settings, BackendOptions(device_type=kind, arithmetic=asked, threads=3), None
+    )
+    assert settings.config[kind]["INFERENCE_PRECISION_HINT"] == expected
+    assert settings.config[kind]["PERFORMANCE_HINT"] == "LATENCY"
+    assert ("INFERENCE_NUM_THREADS" in settings.config[kind]) == (kind == "CPU")
+    assert settings.entries["session.disable_cpu_ep_fallback"] == "1"
+    assert expected in words
+
+
+def test_the_first_of_several_gpus_and_only_the_plain_devices() -> None:
+    runtime = FakeRuntime({"CPU": "FP32", "GPU.0": "FP32 FP16", "GPU.1": "FP32 FP16"})
+    settings = FakeSettings()
+    add_device(runtime, settings, BackendOptions(device_type="GPU"), None)
+    assert settings.devices[0].ep_metadata["ov_device"] == "GPU.0"
+
+
+def test_arithmetic_that_the_device_has_not() -> None:
+    with pytest.raises(BackendUnavailableError, match="does not compute in bf16") as caught:
+        add_device(FakeRuntime({"CPU": "FP32 INT8"}), FakeSettings(), BackendOptions(arithmetic="bf16"), None)
+    assert "f32" in caught.value.cure
+
+
+def test_device_that_is_not_there() -> None:
+    with pytest.raises(BackendUnavailableError, match="no NPU device") as caught:
+        add_device(FakeRuntime({"CPU": "FP32"}), FakeSettings(), BackendOptions(device_type="NPU"), None)
+    assert "CPU" in caught.value.why
+
+
+def test_plug_in_for_another_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(get_library_path=lambda: "/nowhere/plugin.so")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime_ep_openvino", package)
+    runtime = FakeRuntime({}, RuntimeError("requires API version 27"))
+    with pytest.raises(BackendUnavailableError, match="API version 27") as caught:
+        add_device(runtime, FakeSettings(), BackendOptions(), None)
+    assert "pip install --upgrade" in caught.value.cure
+
+
+def test_too_old_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saae_runtime.backends.ort_openvino.find_spec", lambda _: object())
+    why, cure = missing(SimpleNamespace(__version__="1.18.0"))
+    assert "1.18.0" in why
+    assert "upgrade" in cure
+
+
+def test_plugin_config() -> None:
+    options = BackendOptions(hint="throughput", threads=2)
+    assert plugin_config("CPU", "f32", options, Path("/c")) == {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": "2",
+        "CACHE_DIR": "/c",
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    return make_tiny_bundle(tmp_path_factory.mktemp("openvino") / "tiny", SIZE, precisions=("fp32", "fp16"))
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_auto_takes_openvino_where_it_is(folder: Path) -> None:
+    with Engine(folder, backend="onnxruntime") as engine:
+        if engine.backend.name == "onnxruntime:cuda":
+            pytest.skip("this machine has CUDA, which auto rightly takes")
+        assert engine.backend.name == NAME
+        assert "* onnxruntime:openvino: in use" in engine.explain()
+        assert "onnxruntime:cpu: works, slower" in engine.explain()
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_openvino_equals_numpy(folder: Path, hint: str) -> None:
+    with Engine(folder, backend=NAME, precision="fp32", hint=hint, threads=1) as engine:
+        assert "f32" in engine.backend.description
+        for batch in (1, 3, 11):
+            frames = noise(batch, batch, *SIZE, 3)
+            for frame, result in zip(frames, engine(frames, threshold=62.0), strict=True):
+                np.testing.assert_allclose(result.anomaly_map, expected_map(frame), rtol=1e-5, atol=1e-3)
+                np.testing.assert_array_equal(result.mask, result.anomaly_map > 62.0)
+
+
+def test_openvino_from_threads_and_in_a_stream(folder: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    frames = [noise(seed, *SIZE, 3) for seed in range(24)]
+    with Engine(folder, backend=NAME, threads=1) as engine:
+        alone = [engine(frame).score for frame in frames]
+        assert [result.score for result in engine.stream(frames)] == alone
+        with ThreadPoolExecutor(6) as workers:
+            assert [result.score for result in workers.map(engine, frames)] == alone
+
+
+def test_openvino_takes_the_fp16_graph(folder: Path) -> None:
+    frame = noise(5, *SIZE, 3)
+    with Engine(folder, backend=NAME, precision="fp16") as engine:
+        np.testing.assert_allclose(engine(frame).anomaly_map, expected_map(frame), rtol=2e-2, atol=0.5)
+
+
+def test_openvino_keeps_its_compiled_form_where_told(folder: Path, tmp_path: Path) -> None:
+    frame = noise(6, *SIZE, 3)
+    scores = []
+    for _ in range(2):
+        with Engine(folder, backend=NAME, cache=tmp_path) as engine:
+            scores.append(engine(frame).score)
+    assert scores[0] == scores[1]
+    assert list(tmp_path.rglob("*.blob"))
+    assert not list(folder.rglob("*.blob"))

@@ -1,0 +1,151 @@
+"""Threshold tables: exact quantiles, bounded memory, and what a rate means."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saae_runtime.errors import CalibrationError, ConfigError
+from saae_runtime.thresholds import DEFAULT_LEVELS, ThresholdAccumulator, ThresholdTable
+
+numbers = st.floats(-1e6, 1e6, width=32)
+samples = st.lists(numbers, min_size=1, max_size=300)
+rates = st.floats(0.0, 1.0)
+
+
+def share_above(values: list[float] | np.ndarray, threshold: float) -> float:
+    return float(np.mean(np.asarray(values, np.float64) > threshold))
+
+
+@settings(deadline=None)
+@given(samples, rates)
+def test_tabulated_rates_are_kept_and_tight(values: list[float], default: float) -> None:
+    table = ThresholdTable.from_samples(values, default)
+    ordered = np.sort(np.asarray(values, np.float64))
+    for rate, threshold in zip(table.fpr, table.threshold, strict=True):
+        assert share_above(values, threshold) <= rate + 1e-9
+        below = ordered[ordered < threshold]
+        if below.size:  # the next lower sample would already break the promise
+            assert share_above(values, below[-1]) > rate - 1e-9
+    assert table.count == len(values)
+    assert table.at(0.0) == max(values)
+    assert table.at() == table.at(default)
+
+
+@settings(deadline=None)
+@given(samples, st.lists(rates, min_size=2, max_size=20))
+def test_threshold_never_rises_with_the_rate(values: list[float], asked: list[float]) -> None:
+    table = ThresholdTable.from_samples(values, 0.001)
+    thresholds = [table.at(rate) for rate in sorted(asked)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert min(values) <= thresholds[-1] <= thresholds[0] <= max(values)
+
+
+@settings(deadline=None)
+@given(samples)
+def test_rates_below_one_sample_give_the_largest(values: list[float]) -> None:
+    table = ThresholdTable.from_samples(values, 0.0)
+    assert table.at(0.999 / len(values)) == max(values)
+
+
+def test_linear_between_entries() -> None:
+    table = ThresholdTable((0.0, 0.1, 0.2), (9.0, 5.0, 3.0), 0.1, 1000)
+    assert table.at(0.15) == pytest.approx(4.0)
+    assert table.at(1.0) == 3.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(numbers, max_size=60), min_size=1, max_size=8).filter(lambda parts: any(parts)),
+    st.integers(1, 40),
+    rates,
+)
+def test_bounded_memory_is_exact_at_the_top_and_safe_below(parts: list[list[float]], keep: int, default: float) -> None:
+    everything = [value for part in parts for value in part]
+    accumulator = ThresholdAccumulator(keep)
+    for part in parts:
+        accumulator.add(np.asarray(part, np.float32))
+    bounded = accumulator.table(default)
+    exact = ThresholdTable.from_samples(everything, default)
+    assert bounded.fpr == exact.fpr
+    assert bounded.count == exact.count
+    for rate, threshold, true in zip(bounded.fpr, bounded.threshold, exact.threshold, strict=True):
+        if math.floor(rate * len(everything) + 1e-9) < keep:
+            assert threshold == true
+        else:
+            assert threshold >= true
+            assert threshold <= true + abs(true) * 2**-11 + 1e-37
+            assert share_above(everything, threshold) <= rate + 1e-9
+
+
+def test_many_pixels_stay_within_memory() -> None:
+    rng = np.random.default_rng(0)
+    accumulator = ThresholdAccumulator(keep=10_000)
+    maps = [rng.gamma(2.0, size=(300, 400)).astype(np.float32) for _ in range(8)]
+    for anomaly_map in maps:
+        accumulator.add(anomaly_map)
+    table = accumulator.table(0.001)
+    flat = np.sort(np.concatenate([m.reshape(-1) for m in maps]))[::-1]
+    assert accumulator._top.size == 10_000
+    assert table.at(0.0) == flat[0]
+    assert table.at(0.001) == flat[int(0.001 * flat.size)]
+    assert table.at(0.5) == pytest.approx(flat[flat.size // 2], rel=1e-3)
+
+
+def test_iterable_of_maps_equals_one_array() -> None:
+    rng = np.random.default_rng(1)
+    maps = rng.normal(size=(5, 20, 30)).astype(np.float32)
+    assert ThresholdTable.from_samples(iter(maps), 0.01) == ThresholdTable.from_samples(maps, 0.01)
+    assert ThresholdTable.from_samples(list(maps), 0.01) == ThresholdTable.from_samples(maps, 0.01)
+
+
+def test_levels_span_seven_decades() -> None:
+    assert DEFAULT_LEVELS[0] == 0.0
+    assert DEFAULT_LEVELS[1] == pytest.approx(1e-7)
+    assert DEFAULT_LEVELS[-1] == 1.0
+    assert list(DEFAULT_LEVELS) == sorted(set(DEFAULT_LEVELS))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite(bad: float) -> None:
+    with pytest.raises(CalibrationError, match="NaN or infinite"):
+        ThresholdTable.from_samples([1.0, bad], 0.1)
+
+
+def test_no_samples() -> None:
+    with pytest.raises(CalibrationError, match="at least one"):
+        ThresholdTable.from_samples(np.empty(0, np.float32), 0.1)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan, "0.1", True])
+def test_impossible_rates(rate: object) -> None:
+    table = ThresholdTable((0.0, 1.0), (2.0, 1.0), 0.0, 10)
+    with pytest.raises(ConfigError):
+        table.at(rate)  # type: ignore[arg-type]
+    if isinstance(rate, float):
+        with pytest.raises(ConfigError):
+            ThresholdTable.from_samples([1.0], rate)
+
+
+@pytest.mark.parametrize(
+    ("fpr", "threshold", "default", "count"),
+    [
+        ((), (), 0.0, 1),
+        ((0.0,), (1.0, 2.0), 0.0, 1),
+        ((0.1, 0.2), (2.0, 1.0), 0.1, 1),
+        ((0.0, 0.2, 0.2), (3.0, 2.0, 1.0), 0.1, 1),
+        ((0.0, 0.2), (1.0, 2.0), 0.1, 1),
+        ((0.0, math.nan), (2.0, 1.0), 0.1, 1),
+        ((0.0, 0.1), (math.inf, 1.0), 0.1, 1),
+        ((0.0, 1.1), (2.0, 1.0), 0.1, 1),
+        ((0.0,), (1.0,), 2.0, 1),
+        ((0.0,), (1.0,), 0.0, 0),
+    ],
+)
+def test_invalid_tables(fpr: tuple, threshold: tuple, default: float, count: int) -> None:
+    with pytest.raises(CalibrationError):
+        ThresholdTable(fpr, threshold, default, count)
