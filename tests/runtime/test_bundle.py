@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -223,14 +222,14 @@ def test_links_and_escapes_are_not_written(tmp_path: Path) -> None:
 
 def test_update_adds_files_and_keeps_the_others(folder: Path) -> None:
     bundle = open_bundle(folder)
-    inode = os.stat(folder / "model.onnx").st_ino
+    inode = (folder / "model.onnx").stat().st_ino
     fp16 = Artefact("model.fp16.onnx", "onnx", "fp16")
     tables = dict(bundle.manifest.thresholds, fp16=bundle.manifest.thresholds["fp32"])
     manifest = dataclasses.replace(bundle.manifest, artefacts=(*bundle.manifest.artefacts, fp16), thresholds=tables)
     update_bundle(bundle, manifest, {"model.fp16.onnx": tiny_graph(precision="fp16")})
     updated = open_bundle(folder)
     assert set(updated.manifest.files) == {"model.onnx", "model.fp16.onnx"}
-    assert os.stat(folder / "model.onnx").st_ino == inode  # linked, not copied
+    assert (folder / "model.onnx").stat().st_ino == inode  # linked, not copied
 
 
 def test_update_replaces_a_file_without_touching_the_old_one(folder: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +38,12 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def exhaust(results: Iterable, into: list | None = None) -> None:
+    for result in results:
+        if into is not None:
+            into.append(result)
 
 
 def test_one_frame(engine: Engine) -> None:
@@ -256,8 +262,7 @@ def test_close_waits_for_calls_in_flight(folder: Path) -> None:
         assert inside.wait(30)
         closing = pool.submit(engine.close)
         with pytest.raises(ConfigError, match="closed"):
-            while True:
-                engine.stream([])
+            exhaust(engine.stream([]) for _ in iter(int, 1))
         assert not closing.done()
         release.set()
         assert call.result(30).score == 0.0
@@ -278,10 +283,9 @@ def test_stream_keeps_order_and_equals_calls(engine: Engine) -> None:
 
 def test_stream_raises_frame_errors_in_their_place(engine: Engine) -> None:
     source = [gray_frame(SIZE), gray_frame(SIZE), np.zeros(SIZE, np.float32), gray_frame(SIZE)]
-    seen = []
+    seen: list = []
     with pytest.raises(FrameError, match="float32"):
-        for result in engine.stream(source):
-            seen.append(result)
+        exhaust(engine.stream(source), seen)
     assert len(seen) == 2
     with pytest.raises(FrameError, match="single frames"):
         list(engine.stream([noise(0, 2, *SIZE, 3)]))
@@ -299,8 +303,7 @@ def test_close_ends_a_running_stream(folder: Path) -> None:
     next(results)
     engine.close()
     with pytest.raises(ConfigError, match="closed"):
-        for _ in range(100):
-            next(results)
+        exhaust(results)
     assert not [t for t in threading.enumerate() if t.name == "saae-compute"]
 
 

@@ -69,6 +69,11 @@ def flat(results) -> Iterator[tuple[int, float]]:
         yield from zip(contexts, outputs.score.tolist(), strict=True)
 
 
+def exhaust(results: Iterator[tuple[int, float]], into: list[int]) -> None:
+    for number, _ in results:
+        into.append(number)
+
+
 def saae_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("saae-")]
 
@@ -114,19 +119,17 @@ def test_failure_of_the_source_comes_after_the_results_before_it(slots: int, bat
         yield from range(5)
         raise OSError("camera unplugged")
 
-    seen = []
+    seen: list[int] = []
     with pytest.raises(OSError, match="camera unplugged"):
-        for result in flat(pipeline(source(), Recorder(slots), batch_size)):
-            seen.append(result[0])
+        exhaust(flat(pipeline(source(), Recorder(slots), batch_size)), seen)
     assert seen == list(range(5))
     assert_no_threads()
 
 
 def test_bad_item_comes_in_its_place() -> None:
-    seen = []
+    seen: list[int] = []
     with pytest.raises(ValueError, match="cannot be used"):
-        for result in flat(pipeline([0, 1, 2, "bad", 4], Recorder(), 2)):
-            seen.append(result[0])
+        exhaust(flat(pipeline([0, 1, 2, "bad", 4], Recorder(), 2)), seen)
     assert seen == [0, 1, 2]
     assert_no_threads()
 
@@ -140,10 +143,9 @@ def test_failure_of_the_device_stops_the_source() -> None:
             yield number
 
     backend = Recorder(2, fail_at=10)
-    seen = []
+    seen: list[int] = []
     with pytest.raises(DeviceError):
-        for result in flat(pipeline(source(), backend)):
-            seen.append(result[0])
+        exhaust(flat(pipeline(source(), backend)), seen)
     assert seen == list(range(len(seen)))
     assert len(taken) < 30
     submitted = {number for verb, number in backend.log if verb == "submit"} - {10}
