@@ -355,7 +355,7 @@ def test_stop_signal_ends_cleanly_with_whole_lines_and_the_summary(bundle: Path,
         first = process.stdout.readline()
         process.send_signal(number)
         rest, log = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, log.decode()
     lines = (first + rest).decode().splitlines(keepends=True)
     assert all(line.endswith("\n") for line in lines)
     indices = [int(Path(json.loads(line)["source"]).stem) for line in lines]
