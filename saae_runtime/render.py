@@ -219,7 +219,7 @@ def sheet(
         captions: the panels' names.
 
     Returns:
-        uint8 RGB array; panels keep the frame's proportions and are at most 512 pixels high.
+        uint8 RGB array; panels keep the frame's proportions and are about 240 to 512 pixels high.
 
     Raises:
         FrameError: sizes differ or the frame is no picture.
@@ -236,8 +236,11 @@ def sheet(
         _draw_outline(shown, inside, TRUTH_COLOR)
         panels.append(shown)
     height, width = picture.shape[:2]
-    scale = min(1.0, 512 / height, 768 / width)
+    # Small frames are enlarged by a whole factor, so that each pixel stays a square.
+    scale = min(max(1, 240 // height), 512 / height, 768 / width)
+    scale = int(scale) if scale > 1 else scale
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    filtering = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
     gap, line, bar = 8, 22, 14
     top = gap + line * (2 if title else 1)
     ruler = size[1] + top + gap
@@ -250,7 +253,7 @@ def sheet(
     for index, panel in enumerate(panels):
         left = gap + index * (size[0] + gap)
         pen.text((left, top - line + 2), captions[index], fill=(90, 90, 90), font=font)
-        canvas.paste(Image.fromarray(panel).resize(size, Image.Resampling.BILINEAR), (left, top))
+        canvas.paste(Image.fromarray(panel).resize(size, filtering), (left, top))
     left = gap + len(panels) * (size[0] + gap)
     strip = np.repeat(ramp()[::-1][:, None, :], bar, axis=1)
     canvas.paste(Image.fromarray(strip).resize((bar, size[1])), (left, top))

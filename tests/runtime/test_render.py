@@ -128,17 +128,25 @@ def test_arrays_that_do_not_fit_are_named(frame: np.ndarray, heat: np.ndarray) -
 
 
 def test_sheet_holds_the_panels_in_order() -> None:
-    frame = np.full((60, 80, 3), 90, np.uint8)
-    heat = np.zeros((60, 80), np.float32)
+    frame = np.full((240, 300, 3), 90, np.uint8)
+    heat = np.zeros((240, 300), np.float32)
     heat[20:40, 30:50] = 4.0
     three = render.sheet(frame, heat, heat > 1, 1.0)
     four = render.sheet(frame, heat, heat > 1, 1.0, truth=heat > 2, title="zipper 007")
-    assert four.shape[1] == three.shape[1] + 80 + 8
+    assert four.shape[1] == three.shape[1] + 300 + 8
     assert four.shape[0] > three.shape[0]
-    top = three.shape[0] - 8 - 60
-    np.testing.assert_array_equal(three[top : top + 60, 8:88], frame)
-    np.testing.assert_array_equal(three[top : top + 60, 96:176], render.heatmap(heat, 1.0))
-    np.testing.assert_array_equal(three[top : top + 60, 184:264], render.overlay(frame, heat, heat > 1, threshold=1.0))
+    top = three.shape[0] - 8 - 240
+    panels = [three[top : top + 240, left : left + 300] for left in (8, 316, 624)]
+    np.testing.assert_array_equal(panels[0], frame)
+    np.testing.assert_array_equal(panels[1], render.heatmap(heat, 1.0))
+    np.testing.assert_array_equal(panels[2], render.overlay(frame, heat, heat > 1, threshold=1.0))
+
+
+def test_sheet_of_a_small_frame_shows_square_pixels() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    picture = render.sheet(frame, np.zeros((60, 80)), None, 1.0)
+    top = picture.shape[0] - 8 - 240
+    np.testing.assert_array_equal(picture[top : top + 240, 8:328], np.kron(frame, np.ones((4, 4, 1), np.uint8)))
 
 
 def test_sheet_of_a_large_frame_is_brought_down() -> None:
