@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import backends, geometry
 from .backends.base import Backend, RawOutputs
+from .backends.device_arrays import is_device_array
 from .bundle import Bundle, open_bundle
 from .errors import BackendError, ConfigError, FrameError
 from .frames import as_frames, to_batch
@@ -25,6 +26,7 @@ from .stream import Pipeline
 __all__ = ["Engine"]
 
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
+_Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class Engine:
         Args:
             frames: uint8 H x W x 3 (RGB), H x W x 1 or H x W: one frame; N x H x W x 3 (or x 1): a batch; a list of
                 frames, sizes may differ. Any size: what is not the graph's size is resized on the way in, and the
-                map is brought back to the frame's own size.
+                map is brought back to the frame's own size. With TensorRT also a GPU array (CUDA array interface or
+                DLPack), H x W x 3 or N x H x W x 3 at the graph's size, which is taken without a host copy.
             fpr, threshold, image_fpr, image_threshold: for this call, instead of the engine's; see the class.
 
         Returns:
@@ -171,13 +174,18 @@ class Engine:
             BackendError: the inference failed, or gave values that are not finite.
         """
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
-        checked = as_frames(frames)
+        on_device = not isinstance(frames, (np.ndarray, list, tuple)) and is_device_array(frames)
+        if on_device:
+            single = len(frames.shape) == 3
+        else:
+            checked = as_frames(frames)
+            single = checked.single
         self._enter()
         try:
-            results = self._score(checked.items, limits)
+            results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
         finally:
             self._leave()
-        return results[0] if checked.single else results
+        return results[0] if single else results
 
     def stream(
         self,
@@ -217,13 +225,13 @@ class Engine:
         pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
         return self._results(pipeline, limits)
 
-    def _results(self, pipeline: Pipeline[NDArray[np.uint8]], limits: _Limits) -> Iterator[Result]:
+    def _results(self, pipeline: Pipeline[_Size], limits: _Limits) -> Iterator[Result]:
         self._check_open()
         self._streams.add(pipeline)
-        for originals, outputs in pipeline:
-            yield from self._finish(originals, outputs, limits)
+        for sizes, outputs in pipeline:
+            yield from self._finish(sizes, outputs, limits)
 
-    def _prepare(self, item: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _prepare(self, item: Any) -> tuple[_Size, NDArray[np.uint8]]:
         checked = as_frames(item)
         if not checked.single:
             raise FrameError(
@@ -231,7 +239,7 @@ class Engine:
                 "A stream takes single frames; it batches them itself.",
                 "engine.stream(frame for batch in batches for frame in batch)",
             )
-        return checked.items[0], to_batch(checked.items, self._backend.frame_size)[0]
+        return _size(checked.items[0]), to_batch(checked.items, self._backend.frame_size)[0]
 
     def close(self) -> None:
         """Waits for calls in flight, ends streams, releases the backend. May be called twice."""
@@ -261,12 +269,22 @@ class Engine:
         for start in range(0, len(frames), step):
             part = frames[start : start + step]
             outputs = self._backend.infer(to_batch(part, self._backend.frame_size), limits.pixel)
-            results.extend(self._finish(part, outputs, limits))
+            results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
-    def _finish(self, frames: Sequence[NDArray[np.uint8]], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
-        each = zip(frames, outputs.score, outputs.anomaly_map, outputs.mask, strict=True)
-        for frame, score, anomaly_map, mask in each:
+    def _score_on_device(self, frames: Any, limits: _Limits) -> list[Result]:
+        if not self._backend.takes_device_arrays:
+            raise FrameError(
+                f"The frames lie on a GPU; {self._backend.name} takes frames on the host.",
+                "Frames are not copied between devices behind your back.",
+                "copy them to the host as a numpy array, or open the engine with backend='tensorrt'",
+            )
+        outputs = self._backend.infer(frames, limits.pixel)
+        return list(self._finish([self._backend.frame_size] * len(outputs.score), outputs, limits))
+
+    def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
+        each = zip(sizes, outputs.score, outputs.anomaly_map, outputs.mask, strict=True)
+        for size, score, anomaly_map, mask in each:
             # NaN is above no threshold: without this check a damaged model would call every frame good.
             if not math.isfinite(score) or not math.isfinite(float(anomaly_map.sum())):
                 raise BackendError(
@@ -274,9 +292,8 @@ class Engine:
                     "The weights are damaged, or the precision overflows on this device.",
                     "saae-export verify the bundle; or try another precision= or backend=",
                 )
-            size = frame.shape[:2]
             if anomaly_map.shape != size:
-                anomaly_map = geometry.upsample_map(anomaly_map, (size[0], size[1]))
+                anomaly_map = geometry.upsample_map(anomaly_map, size)
                 mask = anomaly_map > np.float32(limits.pixel)
             anomaly_map.setflags(write=False)
             mask.setflags(write=False)
@@ -318,6 +335,10 @@ class Engine:
         with self._idle:
             self._calls -= 1
             self._idle.notify_all()
+
+
+def _size(frame: NDArray[np.uint8]) -> _Size:
+    return frame.shape[0], frame.shape[1]
 
 
 def _closed_error() -> ConfigError:

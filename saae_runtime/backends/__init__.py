@@ -6,7 +6,6 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -155,5 +154,4 @@ def _check(name: str, device: int, precision: str | None) -> None:
 
 
 def _modules() -> dict[str, ModuleType]:
-    names = [name for name in dict.fromkeys(BACKENDS.values()) if find_spec(f"{__name__}.{name}")]
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in dict.fromkeys(BACKENDS.values())}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from ..manifest import Artefact
@@ -137,6 +137,7 @@ class Backend(ABC):
         frame_size: (height, width) of the graph's input, in pixels.
         max_batch: most frames of one call; None: any number.
         slots: batches that may be in flight between `submit` and `collect`.
+        takes_device_arrays: whether `infer` also takes frames that lie on the GPU.
     """
 
     name: str
@@ -145,6 +146,10 @@ class Backend(ABC):
     frame_size: tuple[int, int]
     max_batch: int | None = None
     slots: int = 1
+
+    @property
+    def takes_device_arrays(self) -> bool:
+        return type(self).infer_on_device is not Backend.infer_on_device
 
     @abstractmethod
     def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
@@ -169,6 +174,16 @@ class Backend(ABC):
         """Waits for a batch. Every ticket is collected exactly once, in the order of `submit`."""
         outputs: RawOutputs = ticket.payload
         return outputs
+
+    def infer_on_device(self, frames: Any, threshold: float) -> Any:
+        """Runs a batch and leaves the outputs on the GPU, where a backend can; frames may lie there too.
+
+        Raises:
+            BackendUnavailableError: this backend cannot.
+        """
+        raise BackendUnavailableError(
+            f"{self.name} leaves no outputs on the GPU.", "", "open the engine with backend='tensorrt'"
+        )
 
     @abstractmethod
     def close(self) -> None:

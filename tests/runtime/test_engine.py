@@ -16,7 +16,8 @@ import pytest
 from onnx import numpy_helper
 from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
 
-from saae_runtime import Engine, open_bundle
+from saae_runtime import Engine, Result, open_bundle
+from saae_runtime.backends import RawOutputs
 from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendError, BundleNotFoundError, ConfigError, FrameError
 from saae_runtime.geometry import resize_frames, upsample_map
@@ -338,3 +339,38 @@ def test_an_old_default_of_the_graph_does_not_matter(tmp_path: Path) -> None:
     with Engine(folder, backend=CPU) as engine:
         result = engine(noise(11, *SIZE, 3))
         np.testing.assert_array_equal(result.mask, result.anomaly_map > 50.0)
+
+
+class OnDevice:
+    """Frames as torch or CuPy show them when they lie on a GPU."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": "|u1", "data": (0, False), "version": 3}
+
+
+def test_frames_on_a_gpu_need_a_backend_that_takes_them(engine: Engine) -> None:
+    assert not engine.backend.takes_device_arrays
+    with pytest.raises(FrameError, match="lie on a GPU") as caught:
+        engine(OnDevice(*SIZE, 3))
+    assert "tensorrt" in caught.value.cure
+    with pytest.raises(BackendError, match="no outputs on the GPU"):
+        engine.backend.infer_on_device(noise(0, 1, *SIZE, 3), 1.0)
+
+
+def test_frames_on_a_gpu_go_to_the_backend_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(folder, backend=CPU) as engine:
+        infer, given = engine.backend.infer, []
+
+        def take(frames: object, threshold: float) -> RawOutputs:
+            given.append(frames)
+            assert isinstance(frames, OnDevice)
+            count = frames.shape[0] if len(frames.shape) == 4 else 1
+            return infer(noise(0, count, *SIZE, 3), threshold)
+
+        monkeypatch.setattr(type(engine.backend), "takes_device_arrays", True)
+        engine.backend.infer = take  # type: ignore[method-assign]
+        one, two = OnDevice(*SIZE, 3), OnDevice(2, *SIZE, 3)
+        assert isinstance(engine(one), Result)
+        assert len(engine(two, threshold=62.0)) == 2
+        assert given == [one, two]
