@@ -29,6 +29,8 @@ __all__ = [
     "sm_problem",
     "split_sms",
     "version_problem",
+    "version_tuple",
+    "wheel_cuda_major",
 ]
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx", "tensorrt_lean")
@@ -93,6 +95,13 @@ def rebuild_command(library: str, sm: str | None, precision: str, bundle: str = 
 def split_sms(sm: str | None) -> tuple[str, ...]:
     """The GPU generations of an engine: `sm89` is one, `sm86+sm89+sm120` is three, None is none."""
     return tuple(part for part in (sm or "").split("+") if part)
+
+
+def wheel_cuda_major(flavour: str) -> int | None:
+    """CUDA major version that a flavour's wheel was made for; None where it cannot be told (as with JetPack's)."""
+    names = {str(item.metadata["Name"]).lower().replace("-", "_") for item in importlib.metadata.distributions()}
+    majors = {major for major in (11, 12, 13, 14) if f"{flavour}_cu{major}_libs" in names}
+    return majors.pop() if len(majors) == 1 else None
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
@@ -174,10 +183,8 @@ class TrtLibrary:
     # -- running ----------------------------------------------------------------------------------------------------
 
     def cuda_major(self) -> int | None:
-        """CUDA major version that the installed wheel was made for, None where it cannot be told (JetPack, several)."""
-        names = {item.metadata["Name"].lower().replace("-", "_") for item in importlib.metadata.distributions()}
-        majors = {major for major in (11, 12, 13, 14) if f"{self.name}_cu{major}_libs" in names}
-        return majors.pop() if len(majors) == 1 else None
+        """CUDA major version that the installed wheel was made for, see `wheel_cuda_major`."""
+        return wheel_cuda_major(self.name)
 
     def deserialize(self, data: bytes, *, host_code: bool) -> Any:
         """The engine in `data`. The caller has made sure of a driver: without one some releases crash the process.
