@@ -143,8 +143,8 @@ class SAAE(nn.Module):
         self.encoder = PointwiseCoder((channels, middle, 2 * latent, latent))
         self.decoder = PointwiseCoder((latent, 2 * latent, middle, channels))
         self.transformer = transformer
+        self.mlp_size = hidden = mlp_size or 2 * latent
         if transformer:
-            hidden = mlp_size or 2 * latent
             self.embed = nn.Linear(latent, latent)  # patch size 1 x 1: the projection is per position
             self.position = nn.Parameter(torch.empty(1, positions, latent))
             self.queries = nn.Parameter(torch.empty(1, positions, latent))

@@ -1,0 +1,165 @@
+"""A fitted model on disk: config.json and model.safetensors, self-contained, hash-checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saae_runtime.errors import CheckpointError, SaaeError
+from saae_runtime.files import atomic_directory, sha256_file, storage_error, write_json
+from saae_runtime.version import saae_version
+
+from .backbone import ViTFeatures
+from .detector import Detector, FeatureSpace
+from .model import SAAE
+from .presets import FitConfig
+from .weights import WeightsInfo
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+SCHEMA = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fitted model and how it came about.
+
+    Attributes:
+        detector: the model, in evaluation mode, on the CPU.
+        config: the configuration it was fitted with (layers and latent resolved).
+        category: product name.
+        facts: free JSON: data digests, held-out image names, loss history, seconds, library versions.
+    """
+
+    detector: Detector
+    config: FitConfig
+    category: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
+
+    Raises:
+        StorageError: the disk is full or the place may not be written to.
+    """
+    folder = Path(path)
+    detector = checkpoint.detector
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    backbone = detector.backbone
+    with atomic_directory(folder) as temporary:
+        try:
+            save_file(tensors, temporary / _WEIGHTS)
+        except SafetensorError as error:
+            raise storage_error(folder, OSError(28, str(error))) from error
+        write_json(
+            temporary / _CONFIG,
+            {
+                "schema": SCHEMA,
+                "saae_version": saae_version(),
+                "category": checkpoint.category,
+                "config": checkpoint.config.to_json(),
+                "backbone": {
+                    "name": backbone.name,
+                    "weights_source": backbone.weights.source,
+                    "weights_sha256": backbone.weights.sha256,
+                    "layers": list(backbone.layers),
+                    "input_size": list(backbone.input_size),
+                },
+                "space": {
+                    "components": None if detector.space.basis is None else detector.space.channels,
+                    "channels": backbone.channels,
+                },
+                "saae": {
+                    "channels": detector.saae.channels,
+                    "latent": detector.saae.latent,
+                    "positions": detector.saae.positions,
+                    "mlp_size": detector.saae.mlp_size,
+                    "transformer": detector.saae.transformer,
+                },
+                "facts": dict(checkpoint.facts),
+                "sha256": sha256_file(temporary / _WEIGHTS),
+            },
+        )
+    return folder
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint folder and checks its hash, its keys and that every weight is finite.
+
+    Raises:
+        CheckpointError: missing, damaged, of a newer version, or holding NaN.
+    """
+    folder = Path(path)
+    record = _read_config(folder)
+    weights = folder / _WEIGHTS
+    if not weights.is_file() or sha256_file(weights) != record.get("sha256"):
+        raise CheckpointError(
+            f"{weights} is damaged or missing.", f"Its sha256 is not the one in {_CONFIG}.", "fit again: saae-train fit"
+        )
+    try:
+        tensors: dict[str, Tensor] = load_file(weights)
+        detector, config = _build(record)
+        detector.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded.", f"{type(error).__name__}: {error}", "fit again: saae-train fit"
+        ) from error
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise CheckpointError(
+            f"{folder} holds NaN or infinite weights.",
+            f"e.g. {bad[0]}; such a model calls everything normal.",
+            "fit again with a lower --learning-rate or --precision fp32",
+        )
+    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        schema = int(record["schema"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"No checkpoint at {folder}.", f"There is no {_CONFIG} in it.", "saae-train fit --category NAME"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / _CONFIG} is not a checkpoint's description.", str(error), "fit again: saae-train fit"
+        ) from error
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"{folder} was written by a newer saae ({record.get('saae_version')}).", "", "pip install --upgrade saae"
+        )
+    return dict(record)
+
+
+def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
+    """The detector's modules with weights yet to come."""
+    config = FitConfig.from_json(record["config"])
+    about, saae, space = record["backbone"], record["saae"], record["space"]
+    vit = timm.create_model(about["name"], pretrained=False, num_classes=0, img_size=tuple(about["input_size"]))
+    info = WeightsInfo(about["weights_source"], about["weights_sha256"])
+    backbone = ViTFeatures(vit, about["name"], about["layers"], info)
+    channels, components = space["channels"], space["components"]
+    basis = None if components is None else torch.zeros(channels, components)
+    detector = Detector(
+        backbone,
+        FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),
+        SAAE(**saae),
+        config.score,
+        config.use_rest,
+        config.smoothing,
+    )
+    return detector, config

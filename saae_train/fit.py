@@ -1,0 +1,310 @@
+"""Fits the autoencoder to normal images: features once, then a resumable, seeded loop (paper section 4.1.2)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from saae_runtime.errors import FitError
+from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
+from saae_runtime.version import library_versions, saae_version
+
+from .backbone import ViTFeatures
+from .checkpoint import Checkpoint
+from .data import Sample, content_digest
+from .detector import Detector, FeatureSpace, anomaly_score
+from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
+from .model import SAAE, latent_width
+from .presets import TEXTURES, FitConfig
+
+__all__ = ["Reporter", "fit"]
+
+_SAVE_EVERY_SECONDS = 30.0
+_STATISTICS_ROWS = 60_000
+"""Rows that the mean, deviation and covariance rest on, spread over all images and positions."""
+
+
+@dataclass
+class Reporter:
+    """What a caller may watch: each is called often and must return quickly."""
+
+    features: Callable[[int, int], None] = field(default=lambda done, total: None)
+    steps: Callable[[int, int, float], None] = field(default=lambda done, total, loss: None)
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+
+def fit(
+    backbone: ViTFeatures,
+    samples: Sequence[Sample],
+    config: FitConfig,
+    category: str,
+    *,
+    device: str | None = None,
+    cache: Path | None = None,
+    texture: bool | None = None,
+    reporter: Reporter | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Fits one category.
+
+    The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
+    order of images follows from the seed and the step, and a stopped run resumes from its last saved state.
+
+    Args:
+        backbone: frozen features; its layers and input size override the configuration's.
+        samples: normal images to fit on (without those held out for calibration).
+        config: see `FitConfig`.
+        category: product name.
+        device: torch device, default the first GPU or the CPU.
+        cache: folder of the feature cache and of resumable states.
+        texture: whether the product is a texture (MLP size V) or an object (2V); None: by its name.
+        reporter: progress.
+        facts: goes into the checkpoint's facts.
+
+    Raises:
+        FitError: the loss is not finite, or there are too few images.
+        DataError: an image cannot be read.
+        StorageError: no room for cache or state.
+    """
+    watch = reporter or Reporter()
+    place = pick_device(device)
+    started = time.monotonic()
+    features = extract(backbone, samples, cache, place, config.precision, watch.features)
+    seconds_features = time.monotonic() - started
+    is_texture = category in TEXTURES if texture is None else texture
+    ratio = config.mlp_ratio or (1 if is_texture else 2)
+    watch.say("principal components of the features")
+    space, latent = _space(features, config)
+    config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
+    state_key = sha256_bytes(
+        canonical_json({"features": features.key, "config": config.to_json(), "saae": saae_version()}).encode()
+    )
+    state = (cache or cache_root()) / "states" / state_key
+    torch.manual_seed(config.seed)
+    saae = SAAE(
+        space.channels, latent, backbone.grid[0] * backbone.grid[1], ratio * latent, transformer=config.transformer
+    )
+    loop = _Loop(saae, space, features, config, place, state)
+    history = loop.run(watch)
+    detector = Detector(backbone.cpu(), space.cpu(), saae.cpu().eval(), config.score, config.use_rest, config.smoothing)
+    record = {
+        "images": len(samples),
+        "digest": content_digest(samples),
+        "texture": is_texture,
+        "device": str(place),
+        "bf16": use_bf16(config.precision, place),
+        "seconds_features": round(seconds_features, 2),
+        "seconds_fit": round(loop.seconds, 2),
+        "loss": history,
+        "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
+        **(facts or {}),
+    }
+    shutil.rmtree(state, ignore_errors=True)
+    return Checkpoint(detector, config, category, record)
+
+
+def _space(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
+    """The feature space and V, from a spread sample of the training features' rows."""
+    count, positions, channels = features.values.shape
+    stride = max(1, count * positions // _STATISTICS_ROWS)
+    # A stride that shares no factor with the row length visits every position of the grid.
+    while stride > 1 and math.gcd(stride, positions) > 1:
+        stride += 1
+    rows = _strided(features, stride)
+    mean = rows.mean(dim=0) if config.standardise else torch.zeros(channels)
+    # A channel that never varies (a dead unit) must not become infinitely loud.
+    deviation = rows.std(dim=0).clamp_min(1e-6 * float(rows.std()) + 1e-12)
+    scale = 1.0 / deviation if config.standardise else torch.ones(channels)
+    standard = (rows - mean) * scale
+    centred = standard - standard.mean(dim=0)
+    covariance = (centred.T @ centred / max(1, len(rows) - 1)).double()
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
+    latent = config.latent or latent_width(eigenvalues, config.keep)
+    if config.latent_limit is not None and config.latent is None:
+        latent = min(latent, config.latent_limit // 3 * 3)
+    if config.components is None or config.components >= channels:
+        return FeatureSpace(mean, scale), latent
+    k = config.components
+    leading = eigenvalues[:k].clamp_min(float(eigenvalues[0]) * 1e-9)
+    weights = leading**-config.component_power
+    return FeatureSpace(mean, scale, vectors[:, :k].float(), (weights / weights.mean()).float()), latent
+
+
+def _strided(features: FeatureSet, stride: int) -> Tensor:
+    parts, offset = [], 0
+    for index in range(len(features)):
+        rows = features.rows(index, index + 1)[0]
+        parts.append(rows[offset::stride])
+        offset = (offset - rows.shape[0]) % stride
+    return torch.cat(parts)
+
+
+class _Loop:
+    """The training loop with its saved state: weights, moments and step; the order of images needs no saving."""
+
+    def __init__(
+        self,
+        saae: SAAE,
+        space: FeatureSpace,
+        features: FeatureSet,
+        config: FitConfig,
+        device: torch.device,
+        state: Path,
+    ) -> None:
+        self.model = saae.to(device).train()
+        self.space = space.to(device)
+        self.features, self.config, self.device, self.state = features, config, device, state
+        per_epoch = max(1, math.ceil(len(features) / config.batch))
+        self.total = config.steps or per_epoch * int(config.epochs or 1)
+        self.optimizer = torch.optim.Adam(saae.parameters(), lr=config.learning_rate, fused=True)
+        self.bf16 = use_bf16(config.precision, device)
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[list[float]] = []
+        self.resident = self._resident()
+
+    def _resident(self) -> tuple[Tensor, Tensor | None] | None:
+        """The whole set in the SAAE's space, on the device, where it fits; else batches are read from disk."""
+        needed = len(self.features) * self.features.values.shape[1] * self.space.channels * 2
+        if needed > _free_memory(self.device) // 2:
+            return None
+        parts = [self._project(list(range(i, min(i + 8, len(self.features))))) for i in range(0, len(self.features), 8)]
+        g = torch.cat([part.half() for part, _ in parts])
+        rests = [rest for _, rest in parts if rest is not None]
+        return g, torch.cat(rests) if rests else None
+
+    def _project(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+        rows = torch.cat([self.features.rows(index, index + 1) for index in indices]).to(self.device)
+        with torch.no_grad():
+            g, rest = self.space(rows)
+        return g, rest if self.config.use_rest else None
+
+    def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+        if self.resident is None:
+            return self._project(indices)
+        g, rest = self.resident
+        return g[indices].float(), None if rest is None else rest[indices]
+
+    def run(self, watch: Reporter) -> list[list[float]]:
+        """Trains to the end; returns [step, mean loss per position] pairs."""
+        self._resume(watch)
+        started, saved, before = time.monotonic(), time.monotonic(), self.seconds
+        average = 0.0
+        flushed = torch.set_flush_denormal(True)  # vanishing gradients otherwise slow the processor tenfold
+        try:
+            while self.step < self.total:
+                value = self._advance()
+                average = value if not average else 0.9 * average + 0.1 * value
+                self.seconds = before + time.monotonic() - started
+                if self.step % max(1, self.total // 100) == 0 or self.step == self.total:
+                    self.history.append([self.step, round(average, 6)])
+                watch.steps(self.step, self.total, average)
+                if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            if flushed:
+                torch.set_flush_denormal(False)
+        return self.history
+
+    def _advance(self) -> float:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        g, rest = self._batch(self._indices())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            g_hat = self.model(g)
+        # eq. (2): the sum of A over positions, averaged over the batch
+        value = anomaly_score(g, g_hat, rest if config.loss == "l2" else None, config.loss).sum(dim=1).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.step += 1
+        number = float(value.detach()) / g.shape[1]
+        if not math.isfinite(number):
+            raise FitError(
+                f"The loss became {number} at step {self.step}.",
+                "The learning rate is too high for these features, or the features are not finite.",
+                "fit again with --learning-rate a third of it, or --precision fp32",
+            )
+        return number
+
+    def _rate(self) -> float:
+        config, done = self.config, self.step
+        rate = config.learning_rate * min(1.0, (done + 1) / max(1, config.warmup))
+        if config.cosine_decay:
+            rate *= 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done / self.total))
+        return rate
+
+    def _indices(self) -> list[int]:
+        """Images of this step: consecutive pieces of one seeded permutation after another."""
+        count, batch = len(self.features), self.config.batch
+        first = self.step * batch
+        picked = []
+        for position in range(first, first + batch):
+            epoch, place = divmod(position, count)
+            picked.append(self._order(epoch)[place])
+        return picked
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_order_epoch", None) != epoch:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            self._order_list = torch.randperm(len(self.features), generator=generator).tolist()
+            self._order_epoch = epoch
+        return self._order_list
+
+    def _save(self) -> None:
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
+        with atomic_directory(self.state) as folder:
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / "s.safetensors"
+            )
+            record = {"step": self.step, "seconds": self.seconds, "history": self.history}
+            (folder / "s.json").write_text(json.dumps(record))
+
+    def _resume(self, watch: Reporter) -> None:
+        with suppress(OSError, ValueError, KeyError, RuntimeError):
+            record = json.loads((self.state / "s.json").read_text())
+            tensors = load_file(self.state / "s.safetensors")
+            self.model.load_state_dict(
+                {key[len("model.") :]: value for key, value in tensors.items() if key.startswith("model.")}
+            )
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("adam."):
+                    _, index, name = key.split(".", 2)
+                    moments.setdefault(int(index), {})[name] = value
+            state = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+            self.step, self.seconds = int(record["step"]), float(record["seconds"])
+            self.history = [list(map(float, pair)) for pair in record["history"]]
+            watch.say(f"going on from step {self.step} of {self.total}")
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, 8 << 30)
+    return 4 << 30

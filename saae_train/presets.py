@@ -1,0 +1,168 @@
+"""How a model is built and fitted: one frozen configuration, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saae_runtime.errors import ConfigError
+
+from .weights import PACKAGED_NAME
+
+__all__ = ["PAPER_BACKBONE", "PRESETS", "TEXTURES", "FitConfig", "default_layers", "preset"]
+
+PAPER_BACKBONE = "vit_base_patch16_384"
+
+TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "magnetic_tile"})
+"""Categories that are textures (paper section 4.1.2: MLP size V and FPR 0; objects: 2V and 0.001)."""
+
+_MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
+    PAPER_BACKBONE: (0, 1, 2, 3, 4),  # paper section 4.1.2
+    PACKAGED_NAME: (3, 4, 5, 6, 7),
+}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that shapes a fitted model besides the images.
+
+    Attributes:
+        preset: the preset that this started from.
+        backbone: timm model name.
+        layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
+        input_size: (height, width) in pixels that frames are resized to.
+        standardise: give every channel of f mean 0 and deviation 1 first.
+        components: k, leading principal components that the SAAE works in; None: all U channels.
+        component_power: component i is scaled by eigenvalue_i ** -component_power, so that the few largest do not own
+            the loss.
+        keep: share of the variance that the latent width V keeps.
+        latent: V, or None to take it from `keep`.
+        latent_limit: V never exceeds this (None: no limit).
+        mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
+        transformer: False gives the CAE.
+        loss, score: `l2` or `cosine`.
+        use_rest: whether the energy outside the components joins the score.
+        smoothing: deviation of the Gaussian over the map, in patches.
+        steps: optimiser steps; None: from `epochs`.
+        epochs: passes over the images.
+        batch: images a step.
+        learning_rate: of Adam.
+        warmup: steps of linear warm-up.
+        cosine_decay: lower the rate to a hundredth along a cosine.
+        clip: largest gradient norm; None: not clipped.
+        precision: `auto` (bf16 where the processor has it), `bf16` or `fp32`.
+        held_out: share of the normal images kept for calibration.
+        seed: of weights, order and split.
+    """
+
+    preset: str = "fast"
+    backbone: str = PACKAGED_NAME
+    layers: tuple[int, ...] | None = None
+    input_size: tuple[int, int] = (392, 392)
+    standardise: bool = True
+    components: int | None = 384
+    component_power: float = 0.25
+    keep: float = 0.8
+    latent: int | None = None
+    latent_limit: int | None = 96
+    mlp_ratio: int | None = None
+    transformer: bool = True
+    loss: str = "cosine"
+    score: str = "cosine"
+    use_rest: bool = True
+    smoothing: float = 0.7
+    steps: int | None = 500
+    epochs: int | None = None
+    batch: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    cosine_decay: bool = True
+    clip: float | None = 1.0
+    precision: str = "auto"
+    held_out: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = (self.batch, self.learning_rate, self.keep, *self.input_size)
+        if any(value <= 0 for value in positive) or (self.steps is None) == (self.epochs is None):
+            raise ConfigError(
+                "The fitting options do not make a schedule.",
+                "Batch, rate and sizes are positive, and either steps or epochs is given.",
+                "start from a preset: --preset fast",
+            )
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"There is no precision {self.precision!r} for fitting.", "", "one of: auto, bf16, fp32")
+
+    def replace(self, **changes: Any) -> FitConfig:
+        """A copy with some fields changed; None values are ignored."""
+        return dataclasses.replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a config file or a cache key."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FitConfig:
+        """The inverse of `to_json`. Raises ConfigError on unknown or missing fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            odd = sorted(set(values) ^ names)
+            raise ConfigError(f"Not a fitting configuration: {', '.join(odd)}.", "", "fit again with this version")
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
+
+
+PRESETS: Mapping[str, FitConfig] = {
+    "fast": FitConfig(),
+    "paper": FitConfig(
+        preset="paper",
+        backbone=PAPER_BACKBONE,
+        input_size=(384, 384),
+        standardise=False,
+        components=None,
+        component_power=0.0,
+        latent_limit=None,
+        loss="l2",
+        score="l2",
+        use_rest=False,
+        smoothing=0.0,
+        steps=None,
+        epochs=700,
+        batch=32,
+        learning_rate=1e-4,
+        warmup=0,
+        cosine_decay=False,
+        clip=None,
+        precision="fp32",
+    ),
+}
+
+
+def preset(name: str) -> FitConfig:
+    """The configuration named `name`. Raises ConfigError for an unknown name."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise ConfigError(f"There is no preset {name!r}.", "", f"one of: {', '.join(PRESETS)}") from None
+
+
+def default_layers(backbone: str, depth: int) -> tuple[tuple[int, ...], bool]:
+    """The layers used when none are named.
+
+    Args:
+        backbone: timm model name.
+        depth: its number of blocks.
+
+    Returns:
+        Layers, and whether they were measured for this backbone; for an unknown one it is the middle third, a guess
+        that the caller should announce.
+    """
+    measured = _MEASURED_LAYERS.get(backbone.split(".", 1)[0])
+    if measured is not None:
+        return measured, True
+    first = depth // 3
+    return tuple(range(first, max(first + 1, 2 * depth // 3) + 1)), False
