@@ -1,7 +1,8 @@
 """Baselines on the same patch features: a PCA residual, and PatchCore-style nearest neighbours.
 
-Both take the training features [M, L, U] of M normal images (L patch positions, U channels, float32) and give the
-score map [N, L] of other images' features. They exist to be compared with, in benchmarks only.
+Both are fitted on a sequence of M normal images' features, each [L, U] float32 (L patch positions, U channels; read
+one at a time, so it may be larger than memory), and score one image's features [L, U] to [L]. They exist to be
+compared with, in benchmarks only.
 
   PCA residual  norm of what lies outside the leading k principal components.
   k-NN          distance to the nearest patch of a memory bank; the bank is a greedy k-centre subset
@@ -11,21 +12,54 @@ score map [N, L] of other images' features. They exist to be compared with, in b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Images = Sequence[Floats]
 
 
 class Baseline(Protocol):
-    """Fitted on normal features [M, L, U]; scores features [N, L, U] to [N, L]."""
+    """Fitted on normal images' features; scores one image's."""
 
-    def fit(self, features: Floats) -> None: ...
+    def fit(self, images: Images) -> None: ...
 
     def score(self, features: Floats) -> Floats: ...
+
+
+class Standardised(Sequence[Floats]):
+    """Features [M, L, U] of any float type (a memory map is fine) as images [L, U] float32, every channel with
+    mean 0 and deviation 1 over all training patches; `raw` leaves them as they are."""
+
+    def __init__(self, values: NDArray[Any], raw: bool = False) -> None:
+        self._values = values
+        channels = values.shape[2]
+        self._mean, self._scale = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+        if not raw:
+            mean, square = np.zeros(channels), np.zeros(channels)
+            for image in values:
+                wide = image.astype(np.float64)
+                mean += wide.mean(axis=0) / len(values)
+                square += np.square(wide).mean(axis=0) / len(values)
+            deviation = np.sqrt(np.maximum(square - mean**2, 0))
+            # A channel that never varies must not become infinitely loud.
+            floor = 1e-6 * float(deviation.max(initial=0)) + 1e-12
+            self._mean = mean.astype(np.float32)
+            self._scale = (1 / np.maximum(deviation, floor)).astype(np.float32)
+
+    def apply(self, features: NDArray[Any]) -> Floats:
+        """The same change for other features [..., U]."""
+        return (features.astype(np.float32) - self._mean) * self._scale
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.apply(self._values[index])
 
 
 @dataclass
@@ -34,15 +68,14 @@ class PcaResidual:
 
     components: int = 256
 
-    def fit(self, features: Floats) -> None:
-        images, positions, channels = features.shape
-        mean = np.zeros(channels)
-        covariance = np.zeros((channels, channels))
-        for image in features:  # one image at a time: features may be a memory map
-            rows = image.astype(np.float32)
-            mean += rows.sum(axis=0, dtype=np.float64)
-            covariance += rows.T @ rows
-        count = images * positions
+    def fit(self, images: Images) -> None:
+        channels = images[0].shape[1]
+        mean, covariance = np.zeros(channels), np.zeros((channels, channels))
+        count = 0
+        for image in images:
+            mean += image.sum(axis=0, dtype=np.float64)
+            covariance += image.T @ image
+            count += len(image)
         mean /= count
         covariance = covariance / count - np.outer(mean, mean)
         _, vectors = np.linalg.eigh(covariance)
@@ -64,20 +97,27 @@ class NearestNeighbour:
     projection: int = 64
     seed: int = 0
 
-    def fit(self, features: Floats) -> None:
+    def fit(self, images: Images) -> None:
         from sklearn.neighbors import NearestNeighbors
         from sklearn.random_projection import GaussianRandomProjection
 
-        patches = features.reshape(-1, features.shape[-1])
-        size = min(self.bank, len(patches))
-        if size < len(patches):
-            low = GaussianRandomProjection(self.projection, random_state=self.seed)
-            patches = patches[k_centre(low.fit_transform(patches).astype(np.float32), size, self.seed)]
-        self._index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.ascontiguousarray(patches))
+        total = sum(len(image) for image in images)
+        if self.bank < total:
+            low = GaussianRandomProjection(self.projection, random_state=self.seed).fit(images[0])
+            projected = np.concatenate([low.transform(image).astype(np.float32) for image in images])
+            chosen = np.sort(k_centre(projected, self.bank, self.seed))
+            patches, start = [], 0
+            for image in images:
+                inside = chosen[(chosen >= start) & (chosen < start + len(image))]
+                patches.append(image[inside - start])
+                start += len(image)
+        else:
+            patches = list(images)
+        self._index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.concatenate(patches))
 
     def score(self, features: Floats) -> Floats:
-        distance, _ = self._index.kneighbors(features.reshape(-1, features.shape[-1]))
-        return distance.reshape(features.shape[:-1]).astype(np.float32)
+        distance, _ = self._index.kneighbors(features)
+        return distance[:, 0].astype(np.float32)
 
 
 def k_centre(points: Floats, size: int, seed: int = 0) -> NDArray[np.int64]:
@@ -93,4 +133,15 @@ def k_centre(points: Floats, size: int, seed: int = 0) -> NDArray[np.int64]:
     return chosen
 
 
-BASELINES: dict[str, type[PcaResidual] | type[NearestNeighbour]] = {"pca": PcaResidual, "knn": NearestNeighbour}
+def baseline(name: str, values: NDArray[Any]) -> tuple[Baseline, Standardised]:
+    """The fitted baseline `pca`, `pca-raw` or `knn`, and the change that features go through before `score`.
+
+    values [M, L, U]: the training features.
+    """
+    images = Standardised(values, raw=name == "pca-raw")
+    model: Baseline = NearestNeighbour() if name == "knn" else PcaResidual()
+    model.fit(images)
+    return model, images
+
+
+BASELINES = ("pca", "pca-raw", "knn")
