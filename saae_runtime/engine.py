@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import backends, geometry
 from .backends.base import Backend, RawOutputs
-from .backends.device_arrays import is_device_array
+from .backends.device_arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
 from .errors import BackendError, ConfigError, FrameError
 from .frames import as_frames, to_batch
@@ -176,7 +176,7 @@ class Engine:
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
         on_device = not isinstance(frames, (np.ndarray, list, tuple)) and is_device_array(frames)
         if on_device:
-            single = len(frames.shape) == 3
+            single = device_rank(frames) == 3
         else:
             checked = as_frames(frames)
             single = checked.single

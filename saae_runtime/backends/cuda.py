@@ -210,6 +210,10 @@ class CudaApi:
         """Waits for all work of a stream."""
         self._call("cudaStreamSynchronize", stream)
 
+    def synchronize_device(self) -> None:
+        """Waits for all work on the current device, whoever started it."""
+        self._call("cudaDeviceSynchronize")
+
     def event(self) -> int:
         """An event without timing, which is the cheap kind."""
         return int(self._call("cudaEventCreateWithFlags", self._rt.cudaEventDisableTiming))

@@ -12,10 +12,10 @@ import numpy as np
 from ..errors import BackendUnavailableError, FrameError
 from .cuda import CudaApi
 
-__all__ = ["DeviceArray", "DeviceFrames", "is_device_array", "read_device_frames"]
+__all__ = ["DeviceArray", "DeviceFrames", "device_rank", "is_device_array", "read_device_frames"]
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged of the DLPack standard
-_LEGACY_STREAM = 1  # CUDA's handle of the legacy default stream
+_ORDERED = 3  # version of the CUDA array interface from which it names the stream to wait for
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class DeviceFrames:
         pointer: address of the first byte.
         count: number of frames N.
         stream: stream whose work must end before the frames are read; None: nothing to wait for.
+        unordered: nobody knows which stream writes the frames, so the whole device has to be waited for.
         owner: the caller's object, which keeps the memory alive.
     """
 
     pointer: int
     count: int
     stream: int | None
+    unordered: bool
     owner: Any
 
 
@@ -76,6 +78,13 @@ def is_device_array(value: Any) -> bool:
     return int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
 
 
+def device_rank(value: Any) -> int:
+    """Number of dimensions of a device array: 3 for one frame, 4 for a batch."""
+    if hasattr(value, "__cuda_array_interface__"):
+        return len(value.__cuda_array_interface__["shape"])
+    return len(value.shape)
+
+
 def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: int, stream: int) -> DeviceFrames:
     """Checks frames on the GPU and finds their address.
 
@@ -90,10 +99,16 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
         FrameError: another dtype, shape, memory layout or GPU; the message names both sides.
         BackendUnavailableError: a DLPack array, and cuda-core is not installed.
     """
-    if hasattr(value, "__cuda_array_interface__"):
-        pointer, shape, dtype, strides, producer = _from_interface(value)
+    interface = getattr(value, "__cuda_array_interface__", None)
+    ordered = interface is not None and interface.get("version", 0) >= _ORDERED
+    view = None if ordered or not hasattr(value, "__dlpack__") else _view_type(needed=interface is None)
+    producer = None
+    if view is not None:  # orders the producer's current stream before ours, where the older interface is silent
+        pointer, shape, dtype, strides = _from_dlpack(view, value, stream)
     else:
-        pointer, shape, dtype, strides, producer = _from_dlpack(value, stream)
+        assert interface is not None
+        pointer, shape, dtype, strides = _from_interface(interface)
+        producer = interface.get("stream") if ordered else None
     _check(shape, dtype, strides, size)
     found = api.pointer_device(pointer) if pointer else None
     if found != device:
@@ -105,43 +120,42 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
             if found is not None
             else "give a numpy array for frames on the host",
         )
-    return DeviceFrames(pointer, shape[0] if len(shape) == 4 else 1, producer, value)
-
-
-def _from_interface(value: Any) -> tuple[int, tuple[int, ...], np.dtype[Any], Sequence[int] | None, int | None]:
-    """Reads version 2 and 3 of the CUDA array interface; version 2 has no stream and means the default one."""
-    interface = value.__cuda_array_interface__
-    producer = interface.get("stream") if interface.get("version", 0) >= 3 else _LEGACY_STREAM
-    return (
-        int(interface["data"][0]),
-        tuple(int(side) for side in interface["shape"]),
-        np.dtype(interface["typestr"]),
-        interface.get("strides"),
-        None if producer is None else int(producer),
+    return DeviceFrames(
+        pointer=pointer,
+        count=shape[0] if len(shape) == 4 else 1,
+        stream=None if producer is None else int(producer),
+        unordered=view is None and not ordered,
+        owner=value,
     )
 
 
-def _from_dlpack(value: Any, stream: int) -> tuple[int, tuple[int, ...], np.dtype[Any], Sequence[int] | None, None]:
-    view_type = None
-    for module in ("cuda.core.utils", "cuda.core.experimental.utils"):
-        try:
-            view_type = importlib.import_module(module).StridedMemoryView
-            break
-        except ImportError:
-            continue
-    if view_type is None:
-        raise BackendUnavailableError(
-            f"A {type(value).__name__} is passed through DLPack, which needs cuda-core.",
-            "It has no __cuda_array_interface__, which works without it.",
-            "pip install cuda-core",
-        )
-    if hasattr(view_type, "from_dlpack"):
-        view = view_type.from_dlpack(value, stream_ptr=stream)
-    else:
-        view = view_type(value, stream_ptr=stream)
+_Layout = tuple[int, tuple[int, ...], "np.dtype[Any]", "Sequence[int] | None"]
+
+
+def _from_interface(interface: dict[str, Any]) -> _Layout:
+    shape = tuple(int(side) for side in interface["shape"])
+    return int(interface["data"][0]), shape, np.dtype(interface["typestr"]), interface.get("strides")
+
+
+def _from_dlpack(view_type: Any, value: Any, stream: int) -> _Layout:
+    view = view_type.from_dlpack(value, stream_ptr=stream)
     dtype = np.dtype(view.dtype)
     strides = None if view.strides is None else [int(step) * dtype.itemsize for step in view.strides]
-    return int(view.ptr), tuple(int(side) for side in view.shape), dtype, strides, None
+    return int(view.ptr), tuple(int(side) for side in view.shape), dtype, strides
+
+
+def _view_type(needed: bool) -> Any:
+    """cuda-core's reader of DLPack; None where it is not installed and there is another way."""
+    try:
+        return importlib.import_module("cuda.core.utils").StridedMemoryView
+    except ImportError as error:
+        if not needed:
+            return None
+        raise BackendUnavailableError(
+            "Frames are passed through DLPack, which needs cuda-core.",
+            "They have no __cuda_array_interface__, which works without it.",
+            "pip install cuda-core",
+        ) from error
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype[Any], strides: Sequence[int] | None, size: tuple[int, int]) -> None:

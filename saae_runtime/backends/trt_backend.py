@@ -298,6 +298,8 @@ class TensorRTBackend(Backend):
         api, stream, layout = self._api, self._resources.copy_in_stream, slot.layout
         assert layout is not None
         if isinstance(source, DeviceFrames):
+            if source.unordered:
+                api.synchronize_device()
             if source.stream is not None:
                 api.record(slot.borrowed, source.stream)
                 api.wait(stream, slot.borrowed)

@@ -138,10 +138,12 @@ def test_a_single_frame_counts_as_one_and_explicit_strides_may_be_those_of_conti
     assert read_device_frames(array, SIZE, cuda, 0, 5).count == 1
 
 
-def test_version_2_means_the_default_stream_and_version_3_says_so_itself():
+def test_version_2_names_no_stream_so_the_device_is_waited_for():
     cuda = FakeCuda()
-    assert read_device_frames(FakeArray(cuda, frames(), version=2), SIZE, cuda, 0, 5).stream == 1
-    assert read_device_frames(FakeArray(cuda, frames(), version=3), SIZE, cuda, 0, 5).stream is None
+    old = read_device_frames(FakeArray(cuda, frames(), version=2), SIZE, cuda, 0, 5)
+    assert (old.stream, old.unordered) == (None, True)
+    new = read_device_frames(FakeArray(cuda, frames(), version=3), SIZE, cuda, 0, 5)
+    assert (new.stream, new.unordered) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,23 @@ def test_dlpack_is_read_by_cuda_core():
         read_device_frames(Wrapped(array), SIZE, cuda, 0, -1)
     cuda.pointer_device = lambda pointer: 0 if pointer == array.ctypes.data else None
     found = read_device_frames(Wrapped(array), SIZE, cuda, 0, -1)
-    assert (found.pointer, found.count, found.stream) == (array.ctypes.data, 2, None)
+    assert (found.pointer, found.count, found.stream, found.unordered) == (array.ctypes.data, 2, None, False)
+    seen = []
+
+    class Torch(Wrapped):
+        """Like a torch tensor: an interface without a stream, and DLPack, which orders the streams."""
+
+        __cuda_array_interface__: dict = {"version": 2}  # noqa: RUF012
+
+        def __dlpack__(self, **options):
+            seen.append(options.get("stream"))
+            return self.array.__dlpack__()
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    assert not read_device_frames(Torch(array), SIZE, cuda, 0, 77).unordered
+    assert seen == [77]
     with pytest.raises(FrameError, match="not contiguous"):
         read_device_frames(Wrapped(array[:, :, ::-1]), SIZE, cuda, 0, -1)
     with pytest.raises(FrameError, match="int16"):

@@ -31,6 +31,7 @@ from saae_runtime.backends.trt_library import (
     version_problem,
 )
 from saae_runtime.bundle import write_bundle
+from saae_runtime.engine import Engine
 from saae_runtime.errors import (
     BackendError,
     BackendUnavailableError,
@@ -504,6 +505,18 @@ def test_frames_on_the_gpu_go_in_without_touching_the_host(seed, graph):
         assert all(nbytes == 4 for _, (_, _, nbytes, _) in cuda.calls("copy_in"))  # the threshold only
 
 
+def test_frames_from_a_stream_that_nobody_names_are_waited_for():
+    for seed in range(10):
+        cuda = FakeCuda(seed=seed)
+        backend, _ = make(cuda)
+        given = frames(2)
+        producer = cuda.stream()
+        array = FakeArray(cuda, np.zeros_like(given), version=2)
+        late = given.reshape(-1)
+        cuda.enqueue(producer, lambda: cuda.at(array.pointer, late.size).__setitem__(..., late))  # noqa: B023
+        check(backend.infer(array, 0.5), given, 0.5)
+
+
 def test_outputs_stay_on_the_gpu_until_they_are_released():
     cuda = FakeCuda()
     backend, _ = make(cuda, slots=2)
@@ -694,6 +707,26 @@ def test_an_engine_for_another_gpu_or_version_names_both_and_the_command(engine_
     (candidate,) = [item for item in backend_module.candidates(bundle) if item.name == "tensorrt"]
     assert all(side in candidate.why_not for side in sides)
     assert candidate.cure == caught.value.cure
+
+
+def test_an_engine_over_the_bundle_takes_frames_from_host_and_gpu_and_streams(engine_bundle, monkeypatch):
+    cuda = FakeCudaForThreads(seed=5)
+    monkeypatch.setitem(trt_library._loaded, "tensorrt", TrtLibrary("tensorrt", fake_tensorrt(cuda, size=SIZE)))
+    monkeypatch.setattr(backend_module, "CudaApi", lambda: cuda)
+    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: object())
+    given = frames(12)
+    with Engine(engine_bundle(), backend="tensorrt", threshold=0.6) as engine:
+        assert engine.backend.precision == "fp16"
+        for number, result in enumerate(engine(given)):  # 12 frames, 5 at a time
+            np.testing.assert_array_equal(result.anomaly_map, expected_map(given[number]))
+            np.testing.assert_array_equal(result.mask, expected_map(given[number]) > np.float32(0.6))
+        streamed = list(engine.stream(given, batch_size=2))
+        assert [result.score for result in streamed] == [result.score for result in engine(given)]
+        one = engine(FakeArray(cuda, given[3]))
+        several = engine(FakeArray(cuda, given[:4]))
+        np.testing.assert_array_equal(one.anomaly_map, several[3].anomaly_map)
+        np.testing.assert_array_equal(one.anomaly_map, expected_map(given[3]))
+    assert {kind: count for kind, count in cuda.live().items() if count} == {}
 
 
 def test_the_version_is_compared_before_the_driver_is_asked(engine_bundle, fake_gpu):

@@ -170,6 +170,11 @@ class FakeCuda:
         while self._streams[stream]:
             assert self._step(), "deadlock: no stream can go on"
 
+    def synchronize_device(self):
+        self._note("synchronize_device")
+        assert self.capturing is None
+        self._drain()
+
     def event(self):
         self._note("event")
         self._number += 1
