@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from saae_runtime.terminal import log
+
 from .doctor import doctor, print_diagnosis
 from .engines import EngineOptions, build_engine
-from .terminal import log
 
 __all__ = ["add_commands", "doctor_command", "engine_command"]
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 from typer.core import TyperGroup
 
-from saae_runtime.errors import SaaeError
+from .errors import SaaeError
 
 __all__ = ["STOPPED", "GuardedGroup", "error_panel", "log"]
 

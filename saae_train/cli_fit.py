@@ -1,0 +1,213 @@
+"""The model commands of `saae-train`: fit a checkpoint, evaluate a checkpoint or a bundle."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from saae_runtime.errors import ConfigError
+from saae_runtime.files import write_json
+from saae_runtime.stages import Stages
+from saae_runtime.terminal import log
+
+from .data import Category, find_category, from_folders, split_held_out
+from .presets import FitConfig, default_layers, preset
+
+app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """`3,4,5` or `3-7` as layer indices. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found.extend(range(int(first), int(last or first) + 1))
+        return tuple(found)
+    except ValueError:
+        raise ConfigError(f"--layers {text!r} is not a list of layers.", "", "e.g. --layers 3-7 or 0,1,2,3,4") from None
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`392` or `384x512` as (height, width). Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+        if len(sides) > 2:
+            raise ValueError
+        return sides[0], sides[-1]
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a size.", "", "e.g. 392 or 384x512 (height x width)") from None
+
+
+def make_config(name: str, **changes: Any) -> FitConfig:
+    """A preset with the options that were given. Raises ConfigError."""
+    if changes.get("steps") is not None and changes.get("epochs") is not None:
+        raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
+    config = preset(name)
+    if changes.get("steps") is not None:
+        return FitConfig(**{**_fields(config), "epochs": None, **_given(changes)})
+    if changes.get("epochs") is not None:
+        return FitConfig(**{**_fields(config), "steps": None, **_given(changes)})
+    return config.replace(**changes)
+
+
+def _fields(config: FitConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.to_json()}
+
+
+def _given(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def _images(category: str | None, data: Path | None, normal: Path | None) -> Category:
+    if normal is not None:
+        return from_folders(normal, name=category)
+    if category is None or data is None:
+        raise ConfigError(
+            "Which images?", "Neither --category with --data nor --normal was given.", "--category zipper --data data"
+        )
+    return find_category(data, category)
+
+
+@app.command()
+def fit(
+    category: Annotated[str | None, typer.Option(help="The category's name.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of categories in the MVTec AD layout.")] = None,
+    normal: Annotated[Path | None, typer.Option(help="A plain folder of good pictures instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Checkpoint folder; default runs/<category>/checkpoint.")] = None,
+    preset_name: Annotated[str, typer.Option("--preset", help="fast or paper.")] = "fast",
+    backbone: Annotated[str | None, typer.Option(help="Name of a timm ViT.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file, or: cache, hub, packaged.")] = None,
+    layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="e.g. 392 or 384x512.")] = None,
+    latent: Annotated[int | None, typer.Option(help="V; default by PCA.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images instead of steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
+    texture: Annotated[bool | None, typer.Option("--texture/--object", help="MLP size V or 2V; by name.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+) -> None:
+    """Fit a model to good pictures. A stopped run goes on where it stopped when the same command is given again."""
+    from .backbone import build_backbone
+    from .checkpoint import save_checkpoint
+    from .fit import Reporter
+    from .fit import fit as fit_model
+    from .validate import check
+
+    config = make_config(
+        preset_name,
+        backbone=backbone,
+        layers=parse_layers(layers),
+        input_size=parse_size(input_size),
+        latent=latent,
+        steps=steps,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        precision=precision,
+        seed=seed,
+    )
+    stages = Stages(log(), 4)
+    with stages.stage("check the images") as stage:
+        found = _images(category, data, normal)
+        check(found, progress=stage).raise_if_bad()
+        stage.note(f"{len(found.train)} normal images")
+    if config.layers is None:
+        chosen, measured = default_layers(config.backbone, 12)
+        config = config.replace(layers=chosen)
+        if not measured:
+            stages.say(f"No measured layers for {config.backbone}: taking its middle third, {chosen}", "yellow")
+    samples, held_out = split_held_out(found.train, fraction=config.held_out, seed=config.seed)
+    with stages.stage("backbone") as stage:
+        features = build_backbone(config.backbone, config.layers or (), config.input_size, weights)
+        stage.note(features.weights.source)
+    with stages.stage("features and fit") as stage:
+        reporter = Reporter(
+            features=lambda done, total: stage(done, total, "features"),
+            steps=lambda done, total, value: stage(done, total, f"loss {value:.4f}"),
+            say=lambda text: stages.say(text, "dim"),
+        )
+        fitted = fit_model(
+            features,
+            samples,
+            config,
+            found.name,
+            device=device,
+            texture=texture,
+            reporter=reporter,
+            facts={"held_out": sorted(sample.path.name for sample in held_out), "synthetic": found.synthetic},
+        )
+    with stages.stage("checkpoint") as stage:
+        folder = save_checkpoint(out or Path("runs") / found.name / "checkpoint", fitted)
+        stage.note(str(folder))
+    source = f"--data {data}" if data is not None else f"--normal {normal}"
+    log().print(f"Next: saae-export build --category {found.name} {source} --checkpoint {folder}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A bundle or a checkpoint folder.")],
+    data: Annotated[Path, typer.Option(help="Folder of categories in the MVTec AD layout.")],
+    category: Annotated[str | None, typer.Option(help="Default: the model's own.")] = None,
+    backend: Annotated[str, typer.Option(help="Of a bundle: auto, onnxruntime:cpu, tensorrt ...")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json (with the curves) and sheet.png.")
+    ] = None,
+) -> None:
+    """Measure a model on a category's test images: table, JSON and a sheet of examples."""
+    from saae_runtime.render import save_png
+
+    from .curves import qualitative_sheet
+    from .evaluate import evaluate as measure
+    from .evaluate import representatives, shown
+
+    with ExitStack() as stack:
+        scorer, name = _scorer(model, backend, stack)
+        found = find_category(data, category or name)
+        result = measure(scorer, found)
+        Console().print(result.table(intervals=True))
+        if out is not None:
+            write_json(out / "evaluation.json", result.to_json())
+            log().print(f"Written: {out}/evaluation.json")
+            threshold = result.threshold if result.threshold is not None else result.best_f1_threshold
+            if threshold is not None:
+                sheet = qualitative_sheet(shown(scorer, found, representatives(result)), threshold)
+                save_png(out / "sheet.png", sheet)
+                log().print(f"Written: {out}/sheet.png")
+
+
+def _scorer(model: Path, backend: str, stack: ExitStack) -> tuple[Any, str]:
+    if (model / "manifest.json").is_file():
+        from saae_runtime.engine import Engine
+
+        engine = stack.enter_context(Engine(model, backend=backend))
+        return engine, engine.manifest.category
+    import torch
+
+    from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
+
+    from .checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(model)
+    detector = checkpoint.detector
+    rows, columns = (gaussian_matrix(side, detector.smoothing) for side in detector.backbone.grid)
+
+    def score(frame: Any) -> tuple[float, Any]:
+        x = torch.from_numpy(resize_frames(frame, detector.backbone.input_size).copy()).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            small = rows @ detector(x)[0].numpy() @ columns.T
+        full = upsample_map(small, frame.shape[:2])
+        return float(full.max()), full
+
+    return score, checkpoint.category
