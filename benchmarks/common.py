@@ -52,6 +52,7 @@ def machine() -> dict[str, Any]:
         "cpu": _board() or info.get("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
         "cores": usable_cores(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "isa": [name for name in _ISA if name in flags],
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "gpus": _gpus(),
