@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib
+import os
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,9 +25,10 @@ from ..errors import (
 )
 from ..manifest import Artefact
 from . import ort_openvino
-from .base import Backend, BackendOptions, Candidate, RawOutputs
+from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
 from .cache import cache_folder
 from .ort_binding import BindingPool
+from .ort_gpu import gpu_providers
 from .ort_graph import without_default
 
 __all__ = ["OrtBackend", "candidates", "open_backend"]
@@ -160,9 +163,11 @@ class OrtBackend(Backend):
         self._check_graph()
         self.max_batch = self._largest_batch(options)
         self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
+        self.slots = options.slots or _slots(name, options)
+        self._workers = ThreadPoolExecutor(self.slots, "saae-infer") if self.slots > 1 else None
         self._pool: BindingPool | None = None
         if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
-            self._pool = BindingPool(ort, self._session, "cuda", device, self.frame_size, options.slots or 2)
+            self._pool = BindingPool(ort, self._session, "cuda", device, self.frame_size, max(self.slots, 2))
         if options.warm_up:
             # The first run allocates arenas and, on a GPU, picks kernels; nobody should wait for that in a frame.
             self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
@@ -183,8 +188,23 @@ class OrtBackend(Backend):
             ) from error
         return RawOutputs(anomaly_map, score, mask.view(np.bool_))
 
+    def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
+        """See `Backend.submit`. With several slots, each batch in flight has a thread: ONNX Runtime's runs block."""
+        if self._workers is None:
+            return super().submit(frames, threshold)
+        return Ticket(self._workers.submit(self.infer, frames, threshold))
+
+    def collect(self, ticket: Ticket) -> RawOutputs:
+        """See `Backend.collect`."""
+        if isinstance(ticket.payload, Future):
+            outputs: RawOutputs = ticket.payload.result()
+            return outputs
+        return super().collect(ticket)
+
     def close(self) -> None:
         """See `Backend.close`."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
         self._pool = None
         self._session = None
 
@@ -197,7 +217,7 @@ class OrtBackend(Backend):
             if precision == "fp32" and options.arithmetic is None:
                 options = dataclasses.replace(options, arithmetic="f32")
             return self._open_openvino(bundle, options)
-        return self._open_gpu(bundle, device, options)
+        return self._open_gpu(bundle, artefact, device, options)
 
     def _open_cpu(self, artefact: Artefact, options: BackendOptions) -> tuple[Any, str]:
         # The optimised graph is not kept on disk: for 44 MB that saves 0.05 s of 0.15 s at the start, and as much is
@@ -219,38 +239,25 @@ class OrtBackend(Backend):
         slow = options.device_type in ("GPU", "NPU")
         cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
         details = ort_openvino.add_device(self._ort, settings, options, cache)
-        try:
-            model = without_default(self._file.read_bytes(), "threshold")
-        except (OSError, ValueError) as error:
-            raise BundleCorruptError(f"{self._file} cannot be read.", str(error), "copy the bundle again") from error
-        return self._session_of(settings, model, "OpenVINO"), details
+        return self._session_of(settings, self._without_default(), "OpenVINO"), details
 
-    def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
+    def _open_gpu(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:
         if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
             self._ort.preload_dlls()
-        cuda: dict[str, str] = {
-            "device_id": str(device),
-            "arena_extend_strategy": "kSameAsRequested",
-            "cudnn_conv_algo_search": "HEURISTIC",
-            # TF32 would round an FP32 graph to 10 bits, away from what its thresholds were calibrated with.
-            "use_tf32": "0",
-        }
-        providers: list[Any] = [("CUDAExecutionProvider", cuda)]
-        label = "CUDA"
-        if self.name == "onnxruntime:tensorrt":
-            label = "TensorRT"
-            tensorrt: dict[str, str] = {"device_id": str(device)}
-            folder = cache_folder(bundle, options.cache)
-            if folder is not None:
-                tensorrt.update(
-                    trt_engine_cache_enable="1",
-                    trt_engine_cache_path=str(folder),
-                    trt_timing_cache_enable="1",
-                    trt_timing_cache_path=str(folder),
-                )
-            providers.insert(0, ("TensorrtExecutionProvider", tensorrt))
-        session = self._session_of(self._settings(options), str(self._file), label, providers)
-        return session, f"{label} device {device}"
+        tensorrt = self.name == "onnxruntime:tensorrt"
+        cache = cache_folder(bundle, options.cache) if tensorrt else None
+        batch = options.max_batch or _MAX_BATCH[self.name]
+        providers = gpu_providers(tensorrt, device, artefact.precision, self.frame_size, batch, cache)
+        label = "TensorRT" if tensorrt else "CUDA"
+        # TensorRT would take T's default for a constant.
+        model = self._without_default() if tensorrt else str(self._file)
+        return self._session_of(self._settings(options), model, label, providers), f"{label} device {device}"
+
+    def _without_default(self) -> bytes:
+        try:
+            return without_default(self._file.read_bytes(), "threshold")
+        except (OSError, ValueError) as error:
+            raise BundleCorruptError(f"{self._file} cannot be read.", str(error), "copy the bundle again") from error
 
     def _settings(self, options: BackendOptions) -> Any:
         settings = self._ort.SessionOptions()
@@ -305,7 +312,18 @@ class OrtBackend(Backend):
                     f"{self._file} takes batches of exactly {fixed}.", "Its batch is not dynamic.", "max_batch=1"
                 )
             return 1
+        if options.device_type == "NPU":
+            return 1
         return options.max_batch or _MAX_BATCH[self.name]
+
+
+def _slots(name: str, options: BackendOptions) -> int:
+    """Batches in flight of a stream: on a GPU copies overlap compute; OpenVINO's throughput hint wants company."""
+    if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
+        return 2
+    if name == "onnxruntime:openvino" and options.hint == "throughput":
+        return min(max(2, os.cpu_count() or 2), 8)
+    return 1
 
 
 def _first_line(error: Exception) -> str:

@@ -56,6 +56,7 @@ class _Binding:
             self._io.bind_ortvalue_input(tensor.name, value)
         for tensor, value in zip(outputs, self._outputs, strict=True):
             self._io.bind_ortvalue_output(tensor.name, value)
+        self._on_device = kind != "cpu"
         self._threshold = math.nan
 
     @staticmethod
@@ -70,8 +71,8 @@ class _Binding:
         self._io.synchronize_inputs()
         self._session.run_with_iobinding(self._io)
         self._io.synchronize_outputs()
-        # A copy each: the buffers belong to the next call.
-        return [np.array(value.numpy(), copy=True) for value in self._outputs]
+        # numpy() copies off a device, but may show the host buffer itself, which belongs to the next call.
+        return [value.numpy() if self._on_device else np.array(value.numpy()) for value in self._outputs]
 
 
 class BindingPool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, 
 from saae_runtime import Engine, open_bundle
 from saae_runtime.backends import open_backend
 from saae_runtime.backends.ort_binding import SHAPES_KEPT, BindingPool, plan
+from saae_runtime.backends.ort_gpu import gpu_providers
 from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendError, BundleCorruptError, ConfigError, DeviceError
 
@@ -194,3 +196,37 @@ def test_two_engines_in_one_process(tmp_path: Path) -> None:
         frame = gray_frame((48, 80), spot=(10, 10, 10, 10))
         assert a(frame).threshold == 40.0
         assert b(frame).threshold == 10.0
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_several_batches_in_flight(tmp_path: Path, slots: int) -> None:
+    frames = [noise(seed, *SIZE, 3) for seed in range(20)]
+    with Engine(make_tiny_bundle(tmp_path / "b", SIZE), backend=CPU, slots=slots, threads=1) as engine:
+        assert engine.backend.slots == slots
+        alone = [engine(frame).score for frame in frames]
+        assert [result.score for result in engine.stream(frames)] == alone
+        assert [result.score for result in engine.stream(frames, batch_size=3)] == pytest.approx(alone, rel=1e-6)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("saae-")]
+
+
+def test_a_failure_in_flight_is_raised_at_collect(tmp_path: Path) -> None:
+    backend = open_backend(open_bundle(make_tiny_bundle(tmp_path / "b", SIZE)), CPU, slots=2)
+    bad, good = backend.submit(noise(0, 1, 5, 5, 3), 1.0), backend.submit(noise(0, 1, *SIZE, 3), 1.0)
+    with pytest.raises(DeviceError):
+        backend.collect(bad)
+    assert backend.collect(good).score.shape == (1,)
+    backend.close()
+
+
+def test_options_of_the_gpu_providers(tmp_path: Path) -> None:
+    ((name, cuda),) = gpu_providers(False, 1, "fp32", SIZE, 32, None)
+    assert name == "CUDAExecutionProvider"
+    assert cuda["device_id"] == "1"
+    assert cuda["use_tf32"] == "0"
+    (name, engine), (fallback, _) = gpu_providers(True, 0, "fp16", SIZE, 16, tmp_path)
+    assert (name, fallback) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert engine["trt_profile_max_shapes"] == "frame:16x24x40x3"
+    assert engine["trt_engine_cache_path"] == str(tmp_path)
+    assert engine["trt_fp16_enable"] == "1"
+    (_, engine), _ = gpu_providers(True, 0, "fp32", SIZE, 16, None)
+    assert not [key for key in engine if "cache" in key or "fp16" in key]
