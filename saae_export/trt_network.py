@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from saae_runtime.backends.trt_library import TensorInfo, TrtLibrary
-from saae_runtime.errors import BackendError, DataError
+from saae_runtime.errors import BackendError, BackendUnavailableError, DataError
 
 __all__ = ["NetworkInfo", "network_info", "onnx_for_tensorrt", "parse_network"]
 
@@ -53,7 +52,14 @@ def onnx_for_tensorrt(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         DataError: the file cannot be read as ONNX.
+        BackendUnavailableError: the package onnx is not installed.
     """
+    try:
+        import onnx  # not at the top: doctor works on machines that only run bundles
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "An engine is built from ONNX, which needs the package onnx.", str(error), "pip install onnx"
+        ) from error
     try:
         model = onnx.load(Path(path))
     except Exception as error:  # protobuf raises several unrelated types

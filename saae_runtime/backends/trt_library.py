@@ -195,6 +195,7 @@ class TrtLibrary:
 
         Raises:
             EngineIncompatibleError: the library does not take it.
+            DeviceError: no memory for it.
         """
         if self._runtime is None:
             self._runtime = self.module.Runtime(self.logger)
@@ -202,6 +203,12 @@ class TrtLibrary:
             self._runtime.engine_host_code_allowed = True
         self.take_messages()
         engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None and any(re.search(r"out of memory|OutOfMemory", text) for text in self._messages):
+            raise DeviceError(
+                "The GPU is out of memory: the engine's weights do not fit.",
+                "; ".join(self.take_messages()),
+                "close what else uses the GPU (nvidia-smi; tegrastats on Jetson)",
+            )
         if engine is None:
             raise EngineIncompatibleError(
                 f"{self.title} does not load the engine.", "; ".join(self.take_messages()) or "It gave no reason.", ""

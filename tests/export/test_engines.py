@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from tiny_bundle import make_tiny_bundle  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from saae_export.doctor import run_probe  # noqa: E402
 from saae_export.engines import EngineOptions, build_engine, compile_engine, engine_file  # noqa: E402
 from saae_export.trt_network import onnx_for_tensorrt, parse_network  # noqa: E402
 from saae_export.trt_progress import BuildProgress  # noqa: E402
@@ -422,12 +424,26 @@ def test_the_threshold_is_an_input_and_not_built_in(rtx, bundle):
 # -- the command
 
 
+@pytest.mark.parametrize("missing", ["torch", "onnx", "timm"])
+def test_a_jetson_builds_engines_without_pytorch_and_runs_doctor_without_onnx(missing):
+    """Neither is at hand on a device that only runs bundles; `engine` alone needs onnx, and says so."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import saae_export.cli_engine"
+    assert run_probe("import", code) == (True, [])
+
+
+def test_onnx_missing_is_said(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(BackendUnavailableError) as caught:
+        onnx_for_tensorrt(bundle / "model.onnx")
+    assert caught.value.cure == "pip install onnx"
+
+
 @pytest.fixture
 def app():
     import typer
 
     from saae_export.cli_engine import add_commands
-    from saae_export.terminal import GuardedGroup
+    from saae_runtime.terminal import GuardedGroup
 
     made = typer.Typer(cls=GuardedGroup, pretty_exceptions_enable=False)
     add_commands(made)

@@ -757,6 +757,13 @@ def test_an_engine_that_tensorrt_does_not_take_says_why(engine_bundle, fake_gpu)
     assert "saae-export engine" in caught.value.cure
 
 
+def test_an_engine_that_does_not_fit_into_memory(engine_bundle, fake_gpu):
+    with pytest.raises(DeviceError, match="out of memory") as caught:
+        backend_module.open_backend(engine_bundle(data=b"huge"), "tensorrt")
+    assert caught.value.cure
+    assert set(fake_gpu.live().values()) == {0}
+
+
 def test_a_bundle_without_engines_names_the_command(engine_bundle, fake_gpu):
     with pytest.raises(BackendUnavailableError, match="no engine for TensorRT for RTX") as caught:
         backend_module.open_backend(engine_bundle(), "tensorrt_rtx")

@@ -411,7 +411,9 @@ class FakeEngine:
 
 
 def fake_tensorrt(cuda, *, version="10.3.0", size=(6, 8), profile=(1, 2, 5), change=None):
-    """A module like `tensorrt` that deserializes b"engine" to a FakeEngine (its `made` list has them all).
+    """A module like `tensorrt` that deserializes b"engine" to a FakeEngine, and has no room for b"huge".
+
+    Its list `made` has all engines.
 
     Args:
         change: called with each engine before it is given out.
@@ -428,6 +430,9 @@ def fake_tensorrt(cuda, *, version="10.3.0", size=(6, 8), profile=(1, 2, 5), cha
             self.logger = logger
 
         def deserialize_cuda_engine(self, data):
+            if data == b"huge":
+                self.logger.log(ILogger.ERROR, "Error Code 1: Cuda Runtime (out of memory)")
+                return None
             if data != b"engine":
                 self.logger.log(ILogger.ERROR, "the magic tag does not match")
                 return None
