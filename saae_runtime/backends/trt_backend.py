@@ -37,6 +37,7 @@ class _Running:
     """A batch in flight: its slot, its size as asked for, and what has to stay alive meanwhile."""
 
     slot: Slot
+    plan: Plan
     count: int
     source: Any
 
@@ -155,12 +156,11 @@ class TensorRTBackend(Backend):
             self._require_open()
             with self._api.on(self._gpu.index):
                 self._api.wait_host(work.slot.done)
-            slot, count = work.slot, work.count
-            batch = max(count, self._low)
+            arrays, count = work.plan.arrays, work.count
             return RawOutputs(
-                anomaly_map=slot.array("anomaly_map", batch)[:count].copy(),
-                score=slot.array("score", batch)[:count].copy(),
-                mask=slot.array("mask", batch)[:count] != 0,
+                anomaly_map=arrays["anomaly_map"][:count].copy(),
+                score=arrays["score"][:count].copy(),
+                mask=arrays["mask"][:count] != 0,
             )
         finally:
             if work.slot is not self._spare:
@@ -261,17 +261,20 @@ class TensorRTBackend(Backend):
         if slot.layout is None or slot.layout.capacity < batch:
             with self._enqueue_lock:
                 resources.reserve(slot, capacity_for(batch, self._high))
+        plan = slot.plans.get(batch)
+        if plan is None:
+            with self._enqueue_lock, self._api.on(self._gpu.index):
+                plan = self._plan(slot, batch)
         if not isinstance(source, DeviceFrames):
-            slot.array("frame", batch)[:count] = source
+            plan.arrays["frame"][:count] = source  # outside the lock: other threads launch meanwhile
         with self._enqueue_lock, self._api.on(self._gpu.index):
-            plan = self._plan(slot, batch)
-            self._copy_in(slot, source, count, batch, threshold)
+            self._copy_in(slot, plan, source, threshold)
             self._compute(plan)
             if stay:
                 self._api.record(slot.done, resources.compute_stream)
             else:
-                self._copy_out(slot, batch)
-        return _Running(slot, count, source)
+                self._copy_out(slot, plan)
+        return _Running(slot, plan, count, source)
 
     def _source(self, frames: Any) -> NDArray[np.uint8] | DeviceFrames:
         if is_device_array(frames):
@@ -292,37 +295,31 @@ class TensorRTBackend(Backend):
                 f"split the batch, or rebuild: saae-export engine BUNDLE --max-batch {count}" if count else "",
             )
 
-    def _copy_in(
-        self, slot: Slot, source: NDArray[np.uint8] | DeviceFrames, count: int, batch: int, threshold: float
-    ) -> None:
-        api, stream, layout = self._api, self._resources.copy_in_stream, slot.layout
-        assert layout is not None
+    def _copy_in(self, slot: Slot, plan: Plan, source: NDArray[np.uint8] | DeviceFrames, threshold: float) -> None:
+        api, stream, arrays = self._api, self._resources.copy_in_stream, plan.arrays
         if isinstance(source, DeviceFrames):
             if source.unordered:
                 api.synchronize_device()
             if source.stream is not None:
                 api.record(slot.borrowed, source.stream)
                 api.wait(stream, slot.borrowed)
-            api.copy_within(slot.address("frame"), source.pointer, layout.nbytes("frame", count), stream)
+            api.copy_within(slot.address("frame"), source.pointer, arrays["frame"][: source.count].nbytes, stream)
         else:
-            api.copy_in(slot.address("frame"), slot.host_address("frame"), layout.nbytes("frame", batch), stream)
+            api.copy_in(slot.address("frame"), slot.host_address("frame"), arrays["frame"].nbytes, stream)
         if slot.threshold != threshold:
             slot.threshold = None
-            slot.array("threshold", batch)[0] = threshold
-            api.copy_in(
-                slot.address("threshold"), slot.host_address("threshold"), layout.nbytes("threshold", batch), stream
-            )
+            arrays["threshold"][0] = threshold
+            api.copy_in(slot.address("threshold"), slot.host_address("threshold"), arrays["threshold"].nbytes, stream)
             slot.threshold = threshold
         api.record(slot.copied, stream)
         api.wait(self._resources.compute_stream, slot.copied)
 
-    def _copy_out(self, slot: Slot, batch: int) -> None:
-        api, stream, layout = self._api, self._resources.copy_out_stream, slot.layout
-        assert layout is not None
+    def _copy_out(self, slot: Slot, plan: Plan) -> None:
+        api, stream = self._api, self._resources.copy_out_stream
         api.record(slot.computed, self._resources.compute_stream)
         api.wait(stream, slot.computed)
         for name in _OUTPUTS:
-            api.copy_out(slot.host_address(name), slot.address(name), layout.nbytes(name, batch), stream)
+            api.copy_out(slot.host_address(name), slot.address(name), plan.arrays[name].nbytes, stream)
         api.record(slot.done, stream)
 
     # -- contexts and graphs ----------------------------------------------------------------------------------------
@@ -339,19 +336,19 @@ class TensorRTBackend(Backend):
                 slot.loose = self._new_plan(slot, batch)
                 slot.loose.capturable = False
             else:
-                self._set_batch(slot.loose, batch)
+                self._set_batch(slot, slot.loose, batch)
         return slot.loose
 
     def _new_plan(self, slot: Slot, batch: int) -> Plan:
-        plan = Plan(self._library.create_context(self._resources.engine), batch)
-        self._set_batch(plan, batch)
+        plan = Plan(self._library.create_context(self._resources.engine))
+        self._set_batch(slot, plan, batch)
         for tensor in self._resources.tensors:
             if not plan.context.set_tensor_address(tensor.name, slot.address(tensor.name)):
                 raise self._failed(f"It takes no address for {tensor.name}.")
         return plan
 
-    def _set_batch(self, plan: Plan, batch: int) -> None:
-        plan.batch = batch
+    def _set_batch(self, slot: Slot, plan: Plan, batch: int) -> None:
+        plan.batch = 0  # until all is set
         for tensor in self._resources.tensors:
             if tensor.is_input and -1 in tensor.shape:
                 shape = tuple(batch if side == -1 else side for side in tensor.shape)
@@ -360,8 +357,11 @@ class TensorRTBackend(Backend):
         missing = plan.context.infer_shapes()
         if missing:
             raise self._failed(f"It cannot tell the shapes of {', '.join(missing)}.")
-        self._resources.grow_workspace(int(plan.context.update_device_memory_size_for_shapes()))
-        plan.context.set_device_memory(self._resources.workspace, self._resources.workspace_size)
+        resources, give = self._resources, self._library.give_memory
+        resources.grow_workspace(int(plan.context.update_device_memory_size_for_shapes()), give)
+        give(plan.context, resources.workspace, resources.workspace_size)
+        plan.arrays = slot.arrays(batch)
+        plan.batch, plan.runs = batch, 0
 
     def _compute(self, plan: Plan) -> None:
         stream = self._resources.compute_stream

@@ -199,8 +199,8 @@ class TrtLibrary:
         """
         if self._runtime is None:
             self._runtime = self.module.Runtime(self.logger)
-        if host_code and hasattr(self._runtime, "engine_host_code_allowed"):
-            self._runtime.engine_host_code_allowed = True
+        if hasattr(self._runtime, "engine_host_code_allowed"):
+            self._runtime.engine_host_code_allowed = host_code
         self.take_messages()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None and any(re.search(r"out of memory|OutOfMemory", text) for text in self._messages):
@@ -262,6 +262,14 @@ class TrtLibrary:
                 "free GPU memory (nvidia-smi shows who holds it), or build the engine with a smaller --max-batch",
             )
         return context
+
+    @staticmethod
+    def give_memory(context: Any, pointer: int, size: int) -> None:
+        """Tells a context where its activation memory is (older releases take the address alone)."""
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(pointer, size)
+        else:
+            context.device_memory = pointer
 
     # -- building ---------------------------------------------------------------------------------------------------
 

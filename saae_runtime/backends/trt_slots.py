@@ -79,10 +79,19 @@ class Plan:
 
     TensorRT's advice is one context for each captured graph; all share one block of activation memory, which is safe
     because they run one after the other on one stream.
+
+    Attributes:
+        context: the execution context, its shapes and addresses set.
+        batch: the batch size.
+        arrays: the tensors in pinned memory at this batch size.
+        graph: captured launches, or None.
+        runs: how often the context ran since anything about it changed.
+        capturable: whether a graph may be captured.
     """
 
     context: Any
-    batch: int
+    batch: int = 0
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     graph: int | None = None
     runs: int = 0
     capturable: bool = True
@@ -120,11 +129,11 @@ class Slot:
         assert self.layout is not None
         return self.host + self.layout.offsets[name]
 
-    def array(self, name: str, batch: int) -> NDArray[Any]:
-        """A tensor in pinned memory, as an array."""
+    def arrays(self, batch: int) -> dict[str, NDArray[Any]]:
+        """The tensors of `batch` frames in pinned memory, as arrays."""
         assert self.layout is not None
         assert self.block is not None
-        return self.layout.view(self.block, name, batch)
+        return {tensor.name: self.layout.view(self.block, tensor.name, batch) for tensor in self.layout.tensors}
 
     def all_plans(self) -> list[Plan]:
         """Every execution context of the slot."""
@@ -189,10 +198,16 @@ class Resources:
             slot.layout, slot.device, slot.host, slot.block = layout, device, host, block
             slot.threshold = None
 
-    def grow_workspace(self, size: int) -> None:
-        """Makes the shared activation memory at least `size` bytes; graphs that knew the old address are dropped."""
-        if size <= self.workspace_size:
+    def grow_workspace(self, size: int, give: Callable[[Any, int, int], None]) -> None:
+        """Makes the shared activation memory at least `size` bytes; graphs that knew the old address are dropped.
+
+        Args:
+            size: bytes that a context asks for.
+            give: tells a context the address and size of its memory.
+        """
+        if self.workspace and size <= self.workspace_size:
             return
+        size = max(size, ALIGNMENT)
         with self.api.on(self.device):
             fresh = self.api.malloc(size)
             if self.workspace:
@@ -201,7 +216,8 @@ class Resources:
             for slot in self.slots:
                 for plan in slot.all_plans():
                     self.drop_graph(plan)
-                    plan.context.set_device_memory(fresh, size)
+                    give(plan.context, fresh, size)
+                    plan.runs = 0
             if old:
                 self.api.free(old)
 
@@ -244,6 +260,7 @@ class Resources:
         for plan in slot.all_plans():
             with suppress(SaaeError):
                 self.drop_graph(plan)
+            plan.arrays.clear()
         slot.plans.clear()
         slot.loose = None
         slot.block = None

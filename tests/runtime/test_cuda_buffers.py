@@ -75,7 +75,7 @@ def test_resources_give_everything_back_once():
     resources = Resources(cuda, 0, object(), tensors())
     for capacity in (1, 4):
         resources.reserve(resources.add_slot(), capacity)
-    resources.grow_workspace(5000)
+    resources.grow_workspace(5000, lambda context, pointer, size: None)
     assert cuda.live() == {"device": 3, "host": 2, "streams": 3, "events": 8, "graphs": 0}
     resources.release()
     assert set(cuda.live().values()) == {0}

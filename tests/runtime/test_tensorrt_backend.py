@@ -813,6 +813,22 @@ def test_the_wheels_cuda_version_is_known():
     assert load_library("tensorrt_rtx").cuda_major() in (12, 13, 14)
 
 
+def test_code_inside_an_engine_is_allowed_only_where_the_manifest_says_that_there_is_some(engine_bundle, fake_gpu):
+    library = trt_library._loaded["tensorrt"]
+    for options, allowed in (({"version_compatible": True}, True), ({}, False)):
+        backend_module.open_backend(engine_bundle(options=options), "tensorrt").close()
+        assert library._runtime.engine_host_code_allowed is allowed
+
+
+def test_activation_memory_is_given_in_the_way_that_the_release_has():
+    class Old:
+        device_memory = None
+
+    old = Old()
+    TrtLibrary.give_memory(old, 512, 1024)
+    assert old.device_memory == 512
+
+
 def test_one_logger_serves_a_process():
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
     assert load_library("tensorrt-rtx") is load_library("tensorrt_rtx")
