@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from saae_runtime.errors import ConfigError, ParityError
@@ -189,27 +190,32 @@ def require(reports: Iterable[ParityReport], cure: str = "") -> None:
 
 def parity_table(reports: Iterable[ParityReport]) -> Table:
     """The reports as a table for the terminal."""
-    table = Table(title="Parity", title_justify="left")
-    for heading in ("artefact", "against", "images", "map error", "score error", "flips", "worst image", "pixel", ""):
-        table.add_column(heading, justify="right" if heading in ("images", "flips") else "left", overflow="fold")
+    table = Table(title="Parity: errors relative, in brackets the bounds", title_justify="left")
+    table.add_column("artefact", overflow="fold")
+    table.add_column("map error")
+    table.add_column("score error")
+    table.add_column("flips", justify="right")
+    table.add_column("worst image, pixel", overflow="fold")
+    table.add_column("")
+    against = []
     for report in reports:
         worst, bounds = report.worst, report.bounds
         table.add_row(
-            report.artefact,
-            report.against,
-            str(len(report.images)),
+            escape(report.artefact),
             _measured(report.map_error, bounds.map),
             _measured(report.score_error, bounds.score),
             str(report.flips) if not report.flips else f"[red]{report.flips}[/red]",
-            worst.name,
-            f"{worst.worst_pixel[0]}, {worst.worst_pixel[1]}",
+            escape(f"{worst.name} {worst.worst_pixel[0]},{worst.worst_pixel[1]}"),
             "[green]pass[/green]" if report.passed else "[bold red]FAIL[/bold red]",
         )
+        against.append(f"{len(report.images)} images, against {report.against}")
+    table.caption = "; ".join(dict.fromkeys(against)) or None
+    table.caption_justify = "left"
     return table
 
 
 def _measured(value: float, bound: float) -> str:
-    text = f"{value:.1e} of {bound:.0e}"
+    text = f"{value:.0e} ({bound:.0e})"
     return text if value <= bound else f"[red]{text}[/red]"
 
 

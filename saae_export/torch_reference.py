@@ -14,6 +14,8 @@ from saae_runtime.errors import CheckpointError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, resize_matrix, upsample_map
 from saae_train.detector import Detector
 
+from .reference import ReferenceFrame
+
 __all__ = ["TorchReference", "load_reference"]
 
 
@@ -49,6 +51,12 @@ class TorchReference:
         anomaly_map = upsample_map(full.numpy(), (frame.shape[0], frame.shape[1]))
         return anomaly_map, float(full.max())
 
+    def stored(self, name: str, frame: NDArray[np.uint8]) -> ReferenceFrame:
+        """A frame at the graph's size with this reference's answers, to be kept in a bundle."""
+        resized = resize_frames(frame, self.frame_size)
+        anomaly_map, score = self(resized)
+        return ReferenceFrame(name, resized, anomaly_map, score)
+
 
 def load_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> TorchReference:
     """The reference for a bundle from the checkpoint it was built from.
@@ -56,9 +64,9 @@ def load_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> TorchR
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or another model was built into the bundle.
     """
-    from saae_train.checkpoint import load
+    from saae_train.checkpoint import load_checkpoint
 
-    detector = load(checkpoint)
+    detector = load_checkpoint(checkpoint).detector
     manifest = bundle.manifest
     found = (detector.backbone.name, tuple(detector.backbone.layers), detector.saae.latent)
     expected = (manifest.backbone.name, tuple(manifest.model.layers), manifest.model.latent_dim)

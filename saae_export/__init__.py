@@ -1,0 +1,1 @@
+"""Export: fused graph, ONNX, engines, parity, the bundle and its report."""

@@ -1,0 +1,476 @@
+"""`saae-export build`: the whole road from a folder of good pictures to a verified bundle, in named stages.
+
+Every stage writes whole files or none, so the command can be stopped at any moment and given again: drawn images,
+features, a half-done fit and the finished model are reused, and the bundle that was there before stays until the new
+one is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from saae_runtime.bundle import Bundle, is_bundle, write_bundle
+from saae_runtime.engine import Engine
+from saae_runtime.errors import BackendError, ConfigError, SaaeError
+from saae_runtime.files import canonical_json, sha256_bytes
+from saae_runtime.manifest import Artefact, Calibration, Thresholds
+from saae_runtime.stages import Stages
+from saae_runtime.version import saae_version
+from saae_train.backbone import build_backbone
+from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+from saae_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.data import Category, Sample, content_digest, split_held_out
+from saae_train.evaluate import Evaluation, evaluate
+from saae_train.fit import Reporter, fit
+from saae_train.presets import TEXTURES, FitConfig, default_layers, preset
+from saae_train.validate import check
+from saae_train.weights import PACKAGED_NAME, packaged_path
+
+from .build_report import Findings, examples, manifest_metrics, report_data, write_heatmaps
+from .engines import build_engine
+from .latency import measure
+from .parity import ParityReport, parity_table, require
+from .reference import write_reference
+from .report import write_report
+from .report_data import Example, LatencyRow
+from .sources import Request, find_images, shared_size
+from .staging import (
+    artefact_parity,
+    describe,
+    export_graphs,
+    named_frames,
+    open_artefact,
+    parse_frame_size,
+    provisional_bundle,
+    with_thresholds,
+)
+from .torch_reference import TorchReference
+from .verify import engine_scorer
+
+__all__ = ["BuildOptions", "BuildResult", "build"]
+
+_STAGES = 10
+_REFERENCE_FRAMES = 3
+_AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build is asked for.
+
+    Attributes:
+        request: where the images are.
+        out: the bundle's folder; None: bundles/<category>.
+        work: where fitted models and drawn images are kept between runs.
+        config: how to fit.
+        checkpoint: a fitted model to take instead of fitting one.
+        refit: fit again even where a model of the same images and configuration is there.
+        weights: backbone weights, see `saae_train.weights.load_state_dict`.
+        device: torch device for fitting.
+        frame_size: `auto`, `model` or HEIGHTxWIDTH.
+        precisions: graphs to export, `fp32` first.
+        engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
+        pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
+        image_fpr: default acceptable share of normal images called anomalous.
+        parity_images: images that every artefact is compared on.
+        measure_latency: whether to time the backends.
+        cache: feature cache; None: the user's.
+    """
+
+    request: Request
+    out: Path | None = None
+    work: Path = Path("runs")
+    config: FitConfig = field(default_factory=lambda: preset("fast"))
+    checkpoint: Path | None = None
+    refit: bool = False
+    weights: str | None = None
+    device: str | None = None
+    frame_size: str = "auto"
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    engines: tuple[str, ...] = ("auto",)
+    pixel_fpr: float | None = None
+    image_fpr: float = 0.0
+    parity_images: int = 8
+    measure_latency: bool = True
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build ended with.
+
+    Attributes:
+        bundle: written and opened.
+        evaluation: on the test set; None where there are no defect images.
+        parity: one report per artefact that was compared.
+        latency: one row per backend and precision.
+        category: the images.
+        where: the bundle's folder as it was asked for.
+    """
+
+    bundle: Bundle
+    evaluation: Evaluation | None
+    parity: tuple[ParityReport, ...]
+    latency: tuple[LatencyRow, ...]
+    category: Category
+    where: Path
+
+
+def build(options: BuildOptions, console: Console) -> BuildResult:
+    """Builds a bundle and writes it in one piece at the end.
+
+    Raises:
+        SaaeError: of the kind that the failing stage raises; ParityError where an artefact disagrees with PyTorch.
+            What was done before is kept for the next run, and an earlier bundle is untouched.
+        KeyboardInterrupt: Ctrl-C, likewise.
+    """
+    stages = Stages(console, _STAGES)
+    _check_options(options)
+    category, source = _find(options, stages)
+    target = options.out or Path("bundles") / category.name
+    _refuse_foreign(target)
+    _validate(category, stages)
+    work = options.work / category.name
+    checkpoint, held_out = _fitted(options, category, work, stages)
+    frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
+    staged = work / "staged"
+    try:
+        bundle, scores = _exported(options, checkpoint, category, held_out, frame_size, staged, stages)
+        bundle = _compiled(options, bundle, stages)
+        reference = TorchReference(checkpoint.detector, (bundle.manifest.frame.height, bundle.manifest.frame.width))
+        reports, not_compared = _compared(options, bundle, reference, category, held_out, stages)
+        evaluation = _evaluated(bundle, category, stages)
+        latency = _timed(options, bundle, held_out, stages)
+        with stages.stage("bundle and report") as stage:
+            findings = Findings(
+                held_out_scores=scores,
+                evaluation=evaluation,
+                parity=reports,
+                not_compared=not_compared,
+                latency=latency,
+                examples=_shown(bundle, category, evaluation, held_out),
+                fit=checkpoint.facts,
+                source=source,
+            )
+            final = _written(target, bundle, reports, findings, reference, held_out)
+            stage.note(str(target))
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return BuildResult(final, evaluation, tuple(reports), tuple(latency), category, target)
+
+
+def _check_options(options: BuildOptions) -> None:
+    known = ("fp32", "fp16")
+    wrong = [name for name in options.precisions if name not in known]
+    if wrong or not options.precisions:
+        raise ConfigError(
+            f"A bundle cannot be built as {', '.join(wrong) or 'nothing'}.", "", f"--precision {','.join(known)}"
+        )
+    if options.parity_images < 1:
+        raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
+    parse_frame_size(options.frame_size, None)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Says before the work, not after it, that the bundle has no place to go."""
+    if target.exists() and not is_bundle(target) and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"{target} is there and is not a bundle.",
+            "Writing a bundle replaces the whole folder.",
+            "choose another folder with --out, or remove this one yourself",
+        )
+
+
+def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
+    with stages.stage("find images") as stage:
+        category, source = find_images(options.request, options.work / "demo", stage)
+        stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
+    if category.synthetic:
+        stages.say(
+            "These images are DRAWN, not photographed. Everything below shows that the road works; "
+            "its numbers say nothing about a real line.",
+            "bold yellow",
+        )
+    return category, source
+
+
+def _validate(category: Category, stages: Stages) -> None:
+    with stages.stage("check images") as stage:
+        report = check(category, progress=stage)
+        report.raise_if_bad()
+        stage.note(f"{report.images} good" + (f", {len(report.warnings)} warnings" if report.warnings else ""))
+    for warning in report.warnings[:5]:
+        stages.say(f"  note: {warning}", "yellow")
+
+
+def _fitted(
+    options: BuildOptions, category: Category, work: Path, stages: Stages
+) -> tuple[Checkpoint, tuple[Sample, ...]]:
+    """The fitted model, reused where the same one is there, and the images held out for calibration."""
+    with stages.stage("fit") as stage:
+        fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
+        if options.checkpoint is not None:
+            checkpoint = load_checkpoint(options.checkpoint)
+            stage.note(f"taken from {options.checkpoint}")
+            return dataclasses.replace(checkpoint, category=category.name), _unseen(checkpoint, held_out, stages)
+        weights = options.weights
+        if weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
+            weights = "packaged"  # the demo needs no network
+        folder = work / "checkpoint" / _key(options, category, fitting, weights)
+        if not options.refit and (folder / "config.json").is_file():
+            try:
+                checkpoint = load_checkpoint(folder)
+                stage.note(f"reused {folder}")
+                return checkpoint, held_out
+            except SaaeError as error:
+                stages.say(f"  {error.what} Fitting again.", "yellow")
+        layers = options.config.layers or _default_layers(options.config.backbone, stages)
+        backbone = build_backbone(options.config.backbone, layers, options.config.input_size, weights)
+        stage.note(f"weights: {backbone.weights.source}")
+        reporter = Reporter(
+            features=lambda done, total: stage(done, total, "images, features"),
+            steps=lambda done, total, loss: stage(done, total, f"steps, loss {loss:.4f}"),
+            say=lambda text: stages.say(f"  {text}"),
+        )
+        facts = {"held_out": [sample.path.name for sample in held_out]}
+        checkpoint = fit(
+            backbone,
+            fitting,
+            options.config,
+            category.name,
+            device=options.device,
+            cache=options.cache,
+            reporter=reporter,
+            facts=facts,
+        )
+        save_checkpoint(folder, checkpoint)
+        stage.note(f"{len(fitting)} images, {len(held_out)} held out")
+    return checkpoint, held_out
+
+
+def _default_layers(backbone: str, stages: Stages) -> tuple[int, ...]:
+    layers, measured = default_layers(backbone, 0)
+    if measured:
+        return layers
+    import timm
+
+    try:
+        depth = len(timm.create_model(backbone, pretrained=False, num_classes=0).blocks)
+    except Exception:  # unknown or no ViT: build_backbone says so, with near names
+        return (1,)
+    layers, _ = default_layers(backbone, depth)
+    listed = ", ".join(map(str, layers))
+    stages.say(
+        f"  layers {listed}: the middle third, a guess; this backbone was not measured. Choose: --layers", "yellow"
+    )
+    return layers
+
+
+def _key(options: BuildOptions, category: Category, fitting: Sequence[Sample], weights: str | None) -> str:
+    """Names a fitted model after everything that shaped it."""
+    shaped = {
+        "saae": saae_version(),
+        "config": options.config.to_json(),
+        "images": content_digest(fitting),
+        "weights": weights,
+        "category": category.name,
+    }
+    return sha256_bytes(canonical_json(shaped).encode())[:16]
+
+
+def _unseen(checkpoint: Checkpoint, held_out: tuple[Sample, ...], stages: Stages) -> tuple[Sample, ...]:
+    names = set(checkpoint.facts.get("held_out", ()))
+    if names and not {sample.path.name for sample in held_out} <= names:
+        stages.say("  note: the model may have been fitted on some of the images it is calibrated on", "yellow")
+    return held_out
+
+
+def _exported(
+    options: BuildOptions,
+    checkpoint: Checkpoint,
+    category: Category,
+    held_out: Sequence[Sample],
+    frame_size: tuple[int, int] | None,
+    staged: Path,
+    stages: Stages,
+) -> tuple[Bundle, tuple[float, ...]]:
+    """Graphs with thresholds that were calibrated on the very files, and the first precision's image scores."""
+    with stages.stage("export ONNX") as stage:
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        files = export_graphs(checkpoint, staged.parent / "onnx", frame_size, options.precisions, stage)
+        manifest = describe(
+            checkpoint,
+            synthetic=category.synthetic,
+            frame_size=frame_size,
+            calibration=Calibration(len(held_out), content_digest(held_out), held_out=True),
+            thresholds={},
+        )
+        stage.note(f"{', '.join(options.precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
+    pixel_fpr = options.pixel_fpr
+    if pixel_fpr is None:
+        pixel_fpr = TEXTURE_FPR if category.name in TEXTURES else OBJECT_FPR
+    with stages.stage("calibrate") as stage:
+        artefacts = tuple(Artefact(path.name, "onnx", name) for name, path in files.items())
+        manifest = dataclasses.replace(manifest, artefacts=artefacts)
+        bundle = provisional_bundle(staged, manifest, files)
+        tables: dict[str, Thresholds] = {}
+        scores: tuple[float, ...] = ()
+        for number, artefact in enumerate(artefacts):
+            with open_artefact(bundle, artefact) as engine:
+                found = calibrate(
+                    engine_scorer(engine),
+                    held_out,
+                    pixel_fpr,
+                    options.image_fpr,
+                    lambda done, total, number=number: stage(number * total + done, len(artefacts) * total),  # type: ignore[misc]
+                )
+            tables[artefact.precision] = Thresholds(found.pixel, found.image)
+            scores = scores or found.scores
+        stage.note(f"{len(held_out)} held-out images, T at pixel FPR {pixel_fpr:g}")
+        bundle = with_thresholds(staged, manifest, files, tables)
+        shutil.rmtree(staged.parent / "onnx", ignore_errors=True)
+    return bundle, scores
+
+
+def _compiled(options: BuildOptions, bundle: Bundle, stages: Stages) -> Bundle:
+    """Engines for what this machine has; what it has not is said, not hidden."""
+    with stages.stage("engines") as stage:
+        auto = "auto" in options.engines
+        libraries = _AUTO_LIBRARIES if auto else tuple(name for name in options.engines if name != "none")
+        precision = "fp16" if "fp16" in options.precisions else options.precisions[0]
+        built = []
+        for library in libraries:
+            try:
+                result = build_engine(bundle, library=library, precision=precision, console=None)
+            except BackendError as error:
+                if not auto:
+                    raise
+                stages.say(f"  no {library} engine: {error.what}")
+                continue
+            bundle = result.bundle
+            built.append(result.artefact.file)
+            if auto:
+                break
+        stage.note(", ".join(built) or "none; the ONNX graphs run everywhere")
+    return bundle
+
+
+def _compared(
+    options: BuildOptions,
+    bundle: Bundle,
+    reference: TorchReference,
+    category: Category,
+    held_out: Sequence[Sample],
+    stages: Stages,
+) -> tuple[list[ParityReport], dict[str, str]]:
+    """The gate: every artefact that runs here against PyTorch, on normal and defective images."""
+    reports: list[ParityReport] = []
+    not_compared: dict[str, str] = {}
+    with stages.stage("parity") as stage:
+        frames = named_frames(_mixed(category, held_out, options.parity_images))
+        artefacts = bundle.manifest.artefacts
+        for number, artefact in enumerate(artefacts):
+            stage(number, len(artefacts), artefact.file)
+            try:
+                reports.append(artefact_parity(bundle, artefact, reference, frames))
+            except BackendError as error:
+                if artefact.kind == "onnx":
+                    raise
+                not_compared[artefact.file] = error.what
+        stage.note(f"{len(frames)} images against PyTorch FP32")
+    stages.console.print(parity_table(reports))
+    require(reports, f"the model is kept in {options.work / category.name}; try --precision fp32")
+    return reports, not_compared
+
+
+def _mixed(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
+    """Half normal, half defective images where there are both, evenly spread."""
+    defective = [sample for sample in category.test if sample.is_anomalous]
+    bad = _spread(defective, count // 2)
+    return [*_spread(held_out, count - len(bad)), *bad]
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    if count >= len(samples):
+        return list(samples)
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def _evaluated(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
+    with stages.stage("evaluate") as stage:
+        if not any(sample.is_anomalous for sample in category.test):
+            stage.note("no defect images, so no metrics")
+            return None
+        with _deployed(bundle) as engine:
+            done = [0]
+
+            def score(frame: object) -> object:
+                stage(done[0], len(category.test))
+                done[0] += 1
+                return engine(frame)  # type: ignore[call-overload]
+
+            evaluation = evaluate(score, category, progress=False)  # type: ignore[arg-type]
+            stage.note(f"{len(category.test)} test images with {engine.backend.name} {engine.backend.precision}")
+    stages.console.print(evaluation.table())
+    return evaluation
+
+
+def _timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], stages: Stages) -> list[LatencyRow]:
+    with stages.stage("latency") as stage:
+        if not options.measure_latency:
+            stage.note("not measured")
+            return []
+        frames = [frame for _, frame in named_frames(held_out[:4])]
+        rows = []
+        for row in measure(bundle, frames):
+            rows.append(row)
+            stage.note(f"{row.backend} {row.precision} {row.median_ms:.0f} ms")
+    return rows
+
+
+def _deployed(bundle: Bundle) -> Engine:
+    """The engine as `saae-run` would open it here."""
+    return Engine(bundle, verify=False, cache=False)
+
+
+def _shown(
+    bundle: Bundle, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]
+) -> list[Example]:
+    with _deployed(bundle) as engine:
+        return examples(engine, category, evaluation, held_out)
+
+
+def _written(
+    target: Path,
+    staged: Bundle,
+    reports: Sequence[ParityReport],
+    findings: Findings,
+    reference: TorchReference,
+    held_out: Sequence[Sample],
+) -> Bundle:
+    """The final bundle, whole or not at all."""
+    parity = {report.artefact: report.summary() for report in reports}
+    manifest = dataclasses.replace(
+        staged.manifest,
+        artefacts=tuple(dataclasses.replace(item, parity=parity.get(item.file)) for item in staged.manifest.artefacts),
+        metrics=manifest_metrics(findings.evaluation),
+    )
+    kept = named_frames(_spread(held_out, _REFERENCE_FRAMES))
+    stored = [reference.stored(name, frame) for name, frame in kept]
+
+    def fill(folder: Path) -> None:
+        for name in staged.manifest.files:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(staged.file(name), place)
+        write_reference(folder, stored, "PyTorch FP32")
+        write_heatmaps(folder / "heatmaps", findings.examples)
+        write_report(folder / "report.html", report_data(manifest, findings, str(target)))
+
+    return write_bundle(target, manifest, fill)

@@ -1,0 +1,264 @@
+"""Fills the report and the heatmaps of a build from what the build found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.engine import Engine
+from saae_runtime.images import read_image, read_mask
+from saae_runtime.manifest import Manifest
+from saae_runtime.render import save_png, sheet
+from saae_train.data import GOOD, Category, Sample
+from saae_train.evaluate import Evaluation
+from saae_train.ranking import Metric
+
+from .parity import ParityReport
+from .report_data import (
+    Curve,
+    Example,
+    Facts,
+    FitHistory,
+    LatencyRow,
+    MetricRow,
+    ParityRow,
+    ReportData,
+    Scores,
+    ThresholdSet,
+)
+
+__all__ = ["Findings", "examples", "manifest_metrics", "report_data", "write_heatmaps"]
+
+_TITLES = {
+    "pixel_roc_auc": "pixel ROC-AUC",
+    "pro_auc": "PRO-AUC",
+    "image_roc_auc": "image ROC-AUC",
+    "pixel_average_precision": "pixel AP",
+    "pixel_fpr": "pixel FPR at T",
+    "pixel_tpr": "pixel TPR at T",
+    "image_fpr": "image FPR at T",
+    "image_tpr": "image TPR at T",
+}
+_MOST_EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a build measured, besides what the manifest holds.
+
+    Attributes:
+        held_out_scores: image scores of the calibration images, from the deployed graph.
+        evaluation: on the test set; None where there are no defect images.
+        parity: one report per artefact that could be run.
+        not_compared: artefact file -> why it could not be compared here.
+        latency: one row per backend and precision.
+        examples: frames worth looking at, most telling first.
+        fit: facts of the fit, from the checkpoint.
+        source: where the images were found, in words.
+    """
+
+    held_out_scores: Sequence[float]
+    evaluation: Evaluation | None
+    parity: Sequence[ParityReport]
+    not_compared: Mapping[str, str]
+    latency: Sequence[LatencyRow]
+    examples: Sequence[Example]
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+def manifest_metrics(evaluation: Evaluation | None) -> dict[str, Any]:
+    """The headline numbers as the manifest keeps them; empty without an evaluation."""
+    if evaluation is None:
+        return {}
+    found: dict[str, Any] = {"label": "synthetic test set" if evaluation.synthetic else "test set"}
+    for name, metric in evaluation.overall.metrics.items():
+        if metric.value is not None:
+            found[name] = metric.value
+    found["images"] = evaluation.overall.images
+    found["defective"] = evaluation.overall.defective
+    return found
+
+
+def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportData:
+    """Everything for `saae_export.report.write_report`."""
+    evaluation = findings.evaluation
+    missing = {}
+    if evaluation is None:
+        missing["metrics"] = "no defect images were given"
+    if not findings.latency:
+        missing["latency"] = "it was not measured"
+    test_good = [row.score for row in evaluation.images if not row.is_anomalous] if evaluation else []
+    defective = [row.score for row in evaluation.images if row.is_anomalous] if evaluation else []
+    first = next(iter(manifest.thresholds.values()))
+    return ReportData(
+        category=manifest.category,
+        created=manifest.created,
+        bundle=bundle,
+        synthetic=manifest.synthetic,
+        notes=list(evaluation.notes) if evaluation else [],
+        facts=_facts(manifest, findings),
+        thresholds=[ThresholdSet(name, pair.pixel, pair.image) for name, pair in manifest.thresholds.items()],
+        scores=Scores(list(findings.held_out_scores), test_good, defective, first.image.at()),
+        metrics=_metric_rows(evaluation) if evaluation else [],
+        curves=_curves(evaluation) if evaluation else [],
+        fit=_fit(findings.fit),
+        parity=_parity_rows(manifest, findings),
+        latency=findings.latency,
+        worst=findings.examples,
+        missing=missing,
+        next_commands=[
+            ("score images with it", f"saae-run {bundle} IMAGES --overlays --out results"),
+            ("check it on another machine", f"saae-export verify {bundle}"),
+            ("see what this machine can run", f"saae-export doctor {bundle}"),
+        ],
+    )
+
+
+def examples(
+    engine: Engine, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]
+) -> list[Example]:
+    """Frames worth looking at: what was decided wrongly, the median of each defect type, the largest normal ones."""
+    if evaluation is None:
+        scored = sorted(((_score(engine, sample), sample) for sample in held_out), key=lambda item: -item[0])
+        return [_example(engine, sample, "largest normal") for _, sample in scored[:4]]
+    by_path = {str(sample.path): sample for sample in category.test}
+    limit = engine.image_threshold
+    chosen: dict[str, str] = {}
+    ranked = sorted(evaluation.images, key=lambda row: row.score)
+    for row in [row for row in ranked if row.is_anomalous and row.score <= limit][:3]:
+        chosen[row.file] = "missed defect"
+    for row in [row for row in reversed(ranked) if not row.is_anomalous and row.score > limit][:3]:
+        chosen[row.file] = "false alarm"
+    for label in (*category.defect_types, GOOD):
+        rows = [row for row in ranked if row.label == label]
+        if rows:
+            middle = rows[(len(rows) - 1) // 2].file
+            chosen.setdefault(middle, "typical " + ("normal" if label == GOOD else label))
+    return [_example(engine, by_path[file], verdict) for file, verdict in list(chosen.items())[:_MOST_EXAMPLES]]
+
+
+def write_heatmaps(folder: Path, shown: Iterable[Example]) -> list[str]:
+    """Writes one picture per example (frame, heatmap, overlay side by side); returns the file names."""
+    names = []
+    folder.mkdir(exist_ok=True)
+    for number, item in enumerate(shown):
+        safe = "".join(letter if letter.isalnum() else "-" for letter in f"{item.label}-{Path(item.name).stem}")
+        name = f"{number:02d}-{safe}.png"
+        save_png(folder / name, _sheet(item))
+        names.append(name)
+    return names
+
+
+def _score(engine: Engine, sample: Sample) -> float:
+    return float(engine(read_image(sample.path)).score)
+
+
+def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
+    frame = read_image(sample.path)
+    result = engine(frame)
+    return Example(
+        name=sample.path.name,
+        frame=frame,
+        anomaly_map=result.anomaly_map,
+        threshold=result.threshold,
+        score=result.score,
+        image_threshold=result.image_threshold,
+        truth=None if sample.mask is None else read_mask(sample.mask),
+        label=sample.label,
+        verdict=verdict,
+    )
+
+
+def _facts(manifest: Manifest, findings: Findings) -> list[Facts]:
+    model, backbone, frame = manifest.model, manifest.backbone, manifest.frame
+    calibration = manifest.calibration
+    size = "the camera's own, resized inside the graph" if frame.baked else "the model's"
+    return [
+        Facts(
+            "Data",
+            {
+                "images": findings.source,
+                "calibrated on": f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images",
+                "calibration digest": calibration.digest,
+            },
+        ),
+        Facts(
+            "Backbone",
+            {"name": backbone.name, "weights": backbone.weights_source, "weights sha256": backbone.weights_sha256},
+        ),
+        Facts(
+            "Model",
+            {
+                "frame": f"{frame.height} x {frame.width} pixels, {size}",
+                "model input": f"{model.height} x {model.width} pixels, patch {model.patch}",
+                "layers": list(model.layers),
+                "latent V": model.latent_dim,
+                "components": model.components,
+                "loss": model.loss,
+                "score": model.score,
+                "preset": model.preset,
+            },
+        ),
+        Facts("Versions", {"saae": manifest.saae_version, **manifest.tools}),
+    ]
+
+
+def _metric_rows(evaluation: Evaluation) -> list[MetricRow]:
+    rows = []
+    for subset in (evaluation.overall, *evaluation.by_type):
+        shown = {title: subset.metrics[name] for name, title in _TITLES.items() if name in subset.metrics}
+        rows.append(
+            MetricRow(
+                subset.label,
+                {title: metric.value for title, metric in shown.items()},
+                subset.images,
+                {title: metric.reason for title, metric in shown.items() if metric.value is None},
+            )
+        )
+    return rows
+
+
+def _curves(evaluation: Evaluation) -> list[Curve]:
+    return [
+        Curve(item.title, item.x, item.y, item.x_label, item.y_label, _value(item.area), item.limit)
+        for item in evaluation.curves
+        if len(item.x)
+    ]
+
+
+def _value(metric: Metric) -> float | None:
+    return metric.value
+
+
+def _fit(facts: Mapping[str, Any]) -> FitHistory | None:
+    """The loss curve from a checkpoint's facts: [step, loss] pairs."""
+    pairs = facts.get("loss") or []
+    if not pairs:
+        return None
+    seconds = facts.get("seconds_fit")
+    return FitHistory(
+        loss=[float(loss) for _, loss in pairs],
+        steps=[float(step) for step, _ in pairs],
+        seconds=None if seconds is None else float(seconds),
+    )
+
+
+def _parity_rows(manifest: Manifest, findings: Findings) -> list[ParityRow]:
+    return [
+        ParityRow(item.file, item.precision, item.parity, findings.not_compared.get(item.file, "not run here"))
+        if item.parity is None
+        else ParityRow(item.file, item.precision, item.parity)
+        for item in manifest.artefacts
+    ]
+
+
+def _sheet(item: Example) -> NDArray[np.uint8]:
+    mask = item.anomaly_map > np.float32(item.threshold)
+    title = f"{item.name}: {item.verdict}, score {item.score:.4g}"
+    return sheet(item.frame, item.anomaly_map, mask, item.threshold, truth=item.truth, title=title)

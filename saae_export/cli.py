@@ -1,0 +1,296 @@
+"""The command `saae-export`: build, onnx, verify, inspect, engine, doctor. Thin: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from saae_runtime.bundle import Bundle, open_bundle
+from saae_runtime.errors import ConfigError
+from saae_runtime.terminal import GuardedGroup, log
+
+from .cli_engine import add_commands
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=GuardedGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="From a folder of good pictures to a verified bundle, and what belongs to it.",
+)
+add_commands(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from saae_runtime.version import saae_version
+
+        typer.echo(f"saae {saae_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options in front of the command."""
+
+
+@app.command()
+def build(
+    category: Annotated[
+        str | None, typer.Option("--category", "-c", help="The product, e.g. zipper; a folder's name in --data.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of categories (MVTec AD tree). Default: $SAAE_DATA, ./data, the drawn demo images."),
+    ] = None,
+    normal: Annotated[Path | None, typer.Option(help="Instead of --data: folder of normal images.")] = None,
+    abnormal: Annotated[Path | None, typer.Option(help="With --normal: folder of defective images.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --abnormal: folder of their masks.")] = None,
+    normal_test: Annotated[Path | None, typer.Option(help="With --normal: more normal images, to test on.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The drawn demo images, whatever else is there.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The bundle's folder. Default: bundles/CATEGORY.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="fast, or paper (as published: 700 epochs).")] = "fast",
+    backbone: Annotated[str | None, typer.Option(help="A timm ViT by name. Default: the preset's.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Backbone weights: a file, or cache, hub, packaged. Default: the first there.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, e.g. 0,1,2,3,4; 0 is the patch projection.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="Model input, e.g. 392x392.")] = None,
+    components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
+    latent: Annotated[int | None, typer.Option(min=3, help="Latent width V. Default: 80 % of the variance.")] = None,
+    loss: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
+    score: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and split.")] = None,
+    device: Annotated[str | None, typer.Option(help="For fitting: cpu, cuda, cuda:1.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Take this fitted model instead of fitting.")] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit again even where the same model is there.")] = False,
+    frame_size: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH of the camera, baked in; auto: the images' own; model: the model's.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="Graphs to export.")] = "fp32,fp16",
+    engine: Annotated[str, typer.Option(help="auto, none, tensorrt, tensorrt-rtx.")] = "auto",
+    fpr: Annotated[
+        float | None, typer.Option(help="Default acceptable pixel FPR. Default: 0.001; textures 0 (paper).")
+    ] = None,
+    image_fpr: Annotated[float, typer.Option(help="Default acceptable share of normal images rejected.")] = 0.0,
+    parity_images: Annotated[int, typer.Option(min=1, help="Images that every artefact is compared on.")] = 8,
+    latency: Annotated[bool, typer.Option(help="Time the backends that are here.")] = True,
+    work: Annotated[Path, typer.Option(help="Where fitted models and drawn images are kept.")] = Path("runs"),
+    cache: Annotated[Path | None, typer.Option(help="Feature cache. Default: $SAAE_CACHE or ~/.cache/saae.")] = None,
+) -> None:
+    """Build a bundle: find, check, fit, export, calibrate, compile, compare, evaluate, report.
+
+    Stop it at any time and give the same command again: what was done is reused.
+    """
+    _need_export()
+    from saae_train.presets import preset as preset_named
+
+    from .build import BuildOptions
+    from .build import build as run
+    from .sources import Request
+
+    base = preset_named(preset)
+    if backbone is not None and backbone != base.backbone:
+        base = base.replace(backbone=backbone)
+    config = base.replace(
+        layers=None if layers is None else _numbers(layers),
+        input_size=None if input_size is None else _size(input_size),
+        components=components,
+        latent=latent,
+        loss=loss,
+        score=score,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    console = log()
+    result = run(
+        BuildOptions(
+            request=Request(category, data, normal, abnormal, masks, normal_test, demo),
+            out=out,
+            work=work,
+            config=config,
+            checkpoint=checkpoint,
+            refit=refit,
+            weights=weights,
+            device=device,
+            frame_size=frame_size,
+            precisions=_precisions(precision),
+            engines=tuple(name.strip() for name in engine.split(",") if name.strip()),
+            pixel_fpr=fpr,
+            image_fpr=image_fpr,
+            parity_images=parity_images,
+            measure_latency=latency,
+            cache=cache,
+        ),
+        console,
+    )
+    from .summary import print_summary
+
+    print_summary(result, console)
+    print(result.where)
+
+
+@app.command()
+def onnx(
+    checkpoint: Annotated[Path, typer.Argument(help="The fitted model's folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("model.onnx"),
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    frame_size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the camera, or model.")] = "model",
+    threshold: Annotated[float, typer.Option(help="Default pixel threshold T; the graph's input overrides it.")] = 1.0,
+) -> None:
+    """Export a fitted model as one ONNX file, without calibration or bundle."""
+    _need_export()
+    from saae_train.checkpoint import load_checkpoint
+
+    from .graph import FusedGraph
+    from .onnx_export import export_onnx
+    from .staging import parse_frame_size
+
+    if frame_size == "auto":
+        raise ConfigError(
+            "--frame-size auto needs images.", "Only `build` has them.", "--frame-size model or 1024x1280"
+        )
+    found = load_checkpoint(checkpoint)
+    graph = FusedGraph(found.detector, parse_frame_size(frame_size, None), precision)
+    export_onnx(graph, out, threshold, {"saae.category": found.category})
+    log().print(f"{out}: {precision}, frame {graph.frame_size[0]} x {graph.frame_size[1]}, checked")
+    print(out)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Images to compare on. Default: the bundle's own frames.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The fitted model, to compare with PyTorch here and now.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Only this backend. Default: all that work here.")] = None,
+    diagnose: Annotated[bool, typer.Option("--diagnose", help="Name the first node where FP16 leaves FP32.")] = False,
+) -> None:
+    """Check a bundle's hashes, and every artefact that runs here against its reference. Exit code 3: parity failed."""
+    from .parity import parity_table, require
+    from .verify import verify as run
+
+    console = log()
+    with console.status("opening") as status:
+        found = run(bundle, data=data, checkpoint=checkpoint, backend=backend, note=status.update)
+    for item in found.skipped:
+        console.print(f"not run: {escape(item.name)}: {escape(item.why)}")
+    Console(highlight=False).print(parity_table(found.reports))
+    if diagnose:
+        _diagnose(found.bundle, console)
+    require(found.reports, "rebuild the bundle; --diagnose names the first node where FP16 leaves FP32")
+    console.print(
+        f"[green]verified[/green]: {len(found.bundle.manifest.files)} files, {len(found.reports)} comparisons"
+    )
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON on standard output.")] = False,
+    check: Annotated[bool, typer.Option(help="Compare hashes first.")] = True,
+) -> None:
+    """Print what a bundle is: model, frame, thresholds, artefacts, parity, files."""
+    from .inspect import print_bundle
+
+    opened = open_bundle(bundle, verify=check)
+    if as_json:
+        print(json.dumps(opened.manifest.to_json(), indent=2))
+        return
+    print_bundle(opened, Console(highlight=False))
+
+
+def main() -> None:
+    """Entry point."""
+    app(prog_name="saae-export")
+
+
+def _diagnose(bundle: Bundle, console: Console) -> None:
+    _need_export()
+    from .divergence import compare_nodes
+    from .parity import BOUNDS
+    from .reference import read_reference
+
+    files = {item.precision: bundle.file(item.file) for item in bundle.artefacts(kind="onnx")}
+    stored, _ = read_reference(bundle)
+    if not {"fp32", "fp16"} <= set(files) or not stored:
+        raise ConfigError(
+            "There is nothing to diagnose.", "It takes an FP32 graph, an FP16 graph and a reference frame.", ""
+        )
+    rows = compare_nodes(files["fp32"], files["fp16"], stored[0].frame)
+    bound = BOUNDS["fp16"].map
+    first = next((row for row in rows if not row.error <= bound), None)
+    table = Table(title=f"FP16 against FP32, node by node ({stored[0].name})", title_justify="left")
+    for heading in ("node", "error", "largest value"):
+        table.add_column(heading, overflow="fold")
+    for row in sorted(rows, key=lambda row: -row.error)[:10]:
+        table.add_row(row.node, f"{row.error:.1e}", f"{row.largest:.4g}")
+    console.print(table)
+    if first is None:
+        console.print(f"No node leaves the bound of {bound:g}.")
+    else:
+        console.print(f"First node beyond {bound:g}: [bold]{escape(first.node)}[/bold], error {first.error:.1e}")
+
+
+def _need_export() -> None:
+    """Says what to install, instead of a missing module's name, where only the runtime is there."""
+    missing = []
+    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ConfigError(
+            f"This command needs {', '.join(missing)}.",
+            "Only the runtime is installed here.",
+            "pip install 'saae[export]', or 'saae[demo]' with weights that need no network",
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--layers {text} is not a list of layers.", "", "--layers 0,1,2,3,4") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    from .staging import parse_frame_size
+
+    found = parse_frame_size(text, None)
+    if found is None:
+        raise ConfigError(f"--input-size {text} is not a size.", "", "--input-size 392x392")
+    return found
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    order = {"fp32": 0, "fp16": 1}
+    names = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
+    return tuple(sorted(names, key=lambda name: order.get(name, 2)))
+
+
+if __name__ == "__main__":
+    main()

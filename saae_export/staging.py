@@ -1,0 +1,205 @@
+"""From a fitted model to a complete, calibrated, compared bundle in the work folder; the steps of `build`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.bundle import Bundle, write_bundle
+from saae_runtime.engine import Engine
+from saae_runtime.errors import ConfigError
+from saae_runtime.images import read_image
+from saae_runtime.manifest import Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.thresholds import ThresholdTable
+from saae_runtime.version import library_versions, saae_version
+from saae_train.checkpoint import Checkpoint
+from saae_train.data import Sample
+
+from .graph import FusedGraph
+from .onnx_export import export_onnx, set_threshold
+from .parity import ParityReport, compare
+from .torch_reference import TorchReference
+from .verify import engine_scorer
+
+__all__ = [
+    "artefact_parity",
+    "describe",
+    "export_graphs",
+    "named_frames",
+    "onnx_file",
+    "open_artefact",
+    "parse_frame_size",
+    "provisional_bundle",
+    "with_thresholds",
+]
+
+CPU = "onnxruntime:cpu"
+"""The backend that calibrates and compares: it is there wherever a bundle is built."""
+
+Progress = Callable[[int, int], None]
+
+_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
+
+
+def onnx_file(precision: str) -> str:
+    """The graph's file name in a bundle: model.onnx, model.fp16.onnx."""
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+
+
+def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The frame size to bake into the graph, None for the model's own.
+
+    Args:
+        text: `auto` (the images' own size where all share one), `model`, or HEIGHTxWIDTH.
+        shared: the size that all images share, or None.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if text == "auto":
+        return shared
+    if text == "model":
+        return None
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(part.isdecimal() and 1 <= int(part) <= 16384 for part in parts):
+        return int(parts[0]), int(parts[1])
+    raise ConfigError(
+        f"--frame-size {text} is not a size.",
+        "It is the camera's frame, height first.",
+        "--frame-size 1024x1280, or auto, or model",
+    )
+
+
+def export_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    frame_size: tuple[int, int] | None,
+    precisions: Sequence[str],
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Writes one ONNX file per precision, with thresholds yet to come.
+
+    Raises:
+        ConfigError: the graph cannot be exported at a precision.
+        StorageError: the disk is full.
+    """
+    files = {}
+    for number, precision in enumerate(precisions):
+        if progress is not None:
+            progress(number, len(precisions))
+        graph = FusedGraph(checkpoint.detector, frame_size, precision)
+        metadata = {
+            "saae.category": checkpoint.category,
+            "saae.schema": "1",
+            "saae.version": saae_version(),
+            "saae.backbone": checkpoint.detector.backbone.name,
+            "saae.weights_sha256": checkpoint.detector.backbone.weights.sha256,
+            "saae.frame": f"{graph.frame_size[0]}x{graph.frame_size[1]}",
+        }
+        # Until calibration, T is so high that the graph finds nothing.
+        files[precision] = export_onnx(graph, folder / onnx_file(precision), np.finfo(np.float32).max, metadata)
+    return files
+
+
+def describe(
+    checkpoint: Checkpoint,
+    *,
+    synthetic: bool,
+    frame_size: tuple[int, int] | None,
+    calibration: Calibration,
+    thresholds: Mapping[str, Thresholds],
+) -> Manifest:
+    """The manifest of a bundle with the ONNX graphs of the precisions in `thresholds`, not compared yet."""
+    detector, config = checkpoint.detector, checkpoint.config
+    backbone = detector.backbone
+    height, width = frame_size or backbone.input_size
+    return Manifest(
+        saae_version=saae_version(),
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        category=checkpoint.category,
+        synthetic=synthetic,
+        frame=Frame(height, width, baked=frame_size is not None and frame_size != backbone.input_size),
+        model=Model(
+            height=backbone.input_size[0],
+            width=backbone.input_size[1],
+            patch=backbone.patch,
+            grid=backbone.grid,
+            latent_dim=detector.saae.latent,
+            layers=tuple(backbone.layers),
+            components=None if detector.space.basis is None else detector.space.channels,
+            loss=config.loss,
+            score=detector.score,
+            preset=config.preset,
+            config=config.to_json(),
+        ),
+        backbone=Backbone(backbone.name, backbone.weights.source, backbone.weights.sha256),
+        thresholds=dict(thresholds),
+        calibration=calibration,
+        artefacts=tuple(Artefact(onnx_file(name), "onnx", name) for name in thresholds),
+        tools=library_versions(_TOOLS),
+    )
+
+
+def provisional_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
+    """A bundle with thresholds that nothing exceeds, so that calibration runs on exactly what will be deployed."""
+    top = float(np.finfo(np.float32).max)
+    table = ThresholdTable((0.0,), (top,), 0.0, 1)
+    thresholds = {precision: Thresholds(table, table) for precision in files}
+    return write_bundle(
+        folder,
+        dataclasses.replace(manifest, thresholds=thresholds),
+        {onnx_file(precision): path for precision, path in files.items()},
+    )
+
+
+def with_thresholds(
+    folder: Path, manifest: Manifest, files: Mapping[str, Path], thresholds: Mapping[str, Thresholds]
+) -> Bundle:
+    """The bundle with its real thresholds, in the manifest and as the graphs' defaults."""
+    for precision, path in files.items():
+        set_threshold(path, thresholds[precision].pixel.at())
+    return write_bundle(
+        folder,
+        dataclasses.replace(manifest, thresholds=dict(thresholds)),
+        {onnx_file(precision): path for precision, path in files.items()},
+    )
+
+
+def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
+    """An engine that runs exactly this artefact.
+
+    Raises:
+        BackendError: it cannot run here.
+    """
+    backend = CPU if artefact.kind == "onnx" else str(artefact.library)
+    return Engine(bundle, backend=backend, precision=artefact.precision, verify=False, cache=False)
+
+
+def artefact_parity(
+    bundle: Bundle, artefact: Artefact, reference: TorchReference, frames: Iterable[tuple[str, NDArray[np.uint8]]]
+) -> ParityReport:
+    """Compares one artefact with PyTorch.
+
+    Raises:
+        BackendError: it cannot run here.
+    """
+    with open_artefact(bundle, artefact) as engine:
+        return compare(
+            reference,
+            engine_scorer(engine),
+            frames,
+            threshold=engine.threshold,
+            image_threshold=engine.image_threshold,
+            artefact=artefact.file,
+            precision=artefact.precision,
+        )
+
+
+def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(name, frame) pairs of images."""
+    return [(f"{sample.label}/{sample.path.name}", read_image(sample.path)) for sample in samples]
