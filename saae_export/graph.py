@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
-from saae_train.detector import Detector, FeatureSpace
+from saae_train.detector import Detector, FeatureSpace, Projected
 
 from .fold import make_linear
 from .graph_frame import FrameToPixels, ScoresToMap
@@ -27,15 +27,15 @@ GRAPH_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 class _Space(nn.Module):
     """Features f to the space of the SAAE; see `saae_train.detector.FeatureSpace`.
 
-    f FP32 [N, L, U] -> g of `dtype` [N, L, channels], and the energy outside the components FP32 [N, L] or None.
+    f FP32 [N, L, U] -> g FP32 [N, L, channels], and with components the energy outside them and in all, FP32 [N, L].
 
     Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
-    when rounded to FP16. The components' scales are in the basis.
+    when rounded to FP16. The components' scales are in the basis. The product with it stays FP32: the energy outside is
+    a small difference of large sums, which half precision would not survive.
     """
 
-    def __init__(self, space: FeatureSpace, use_rest: bool, dtype: torch.dtype) -> None:
+    def __init__(self, space: FeatureSpace, needs_energy: bool) -> None:
         super().__init__()
-        self.dtype = dtype
         plain = not space.mean.any() and bool((space.scale == 1).all())
         self.register_buffer("scale", None if plain else space.scale.clone())
         shift = None if plain else (-space.mean.double() * space.scale.double()).float()
@@ -43,30 +43,26 @@ class _Space(nn.Module):
         self.scale: Tensor | None
         self.shift: Tensor | None
         self.basis: nn.Linear | None = None
-        self.use_rest = use_rest and space.basis is not None
-        self.register_buffer("energy", None)
-        self.energy: Tensor | None
-        self.rest_weight = 1.0
+        self.needs_energy = needs_energy and space.basis is not None
+        self.register_buffer("weights", None)
+        self.weights: Tensor | None
         if space.basis is not None and space.component_scale is not None:
             scale = space.component_scale.double()
-            self.basis = make_linear((space.basis.double() * scale).T, None).to(dtype)
-            if self.use_rest and not bool((scale == 1).all()):
-                self.energy = scale.pow(-2).float()
-                self.rest_weight = float(scale[-1] ** 2)
+            self.basis = make_linear((space.basis.double() * scale).T, None).float()
+            if not bool((scale == 1).all()):
+                self.weights = scale.pow(-2).float()
 
-    def forward(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, f: Tensor) -> Projected:
         if self.scale is not None and self.shift is not None:
             f = f * self.scale + self.shift
-        g = cast(f, self.dtype)
         if self.basis is None:
-            return g, None
-        g = self.basis(g)
-        if not self.use_rest:
-            return g, None
-        wide = cast(g, torch.float32)
-        squared = wide * wide if self.energy is None else wide * wide * self.energy
-        rest = ((f * f).sum(dim=2) - squared.sum(dim=2)).relu()
-        return g, rest if self.rest_weight == 1.0 else rest * self.rest_weight
+            return Projected(f)
+        g = self.basis(f)
+        if not self.needs_energy:
+            return Projected(g)
+        squared = g * g if self.weights is None else g * g * self.weights
+        energy = (f * f).sum(dim=2)
+        return Projected(g, (energy - squared.sum(dim=2)).relu(), energy)
 
 
 class _Score(nn.Module):
@@ -76,18 +72,18 @@ class _Score(nn.Module):
         super().__init__()
         self.kind = kind
 
-    def forward(self, g: Tensor, g_hat: Tensor, rest: Tensor | None) -> Tensor:
-        a, b = cast(g, torch.float32), cast(g_hat, torch.float32)
+    def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
+        a, b = projected.g, cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
-            if rest is None:
+            if projected.outside is None:
                 return torch.linalg.vector_norm(residual, dim=2)
-            return ((residual * residual).sum(dim=2) + rest).sqrt()
-        energy = (a * a).sum(dim=2)
-        if rest is not None:
-            energy = energy + rest
-        norms = (energy * (b * b).sum(dim=2)).clamp_min(1e-12).sqrt()
-        return 1.0 - (a * b).sum(dim=2) / norms
+            return ((residual * residual).sum(dim=2) + projected.outside).sqrt()
+        norms = ((a * a).sum(dim=2) * (b * b).sum(dim=2)).clamp_min(1e-12).sqrt()
+        cosine = 1.0 - (a * b).sum(dim=2) / norms
+        if projected.outside is None or projected.energy is None:
+            return cosine
+        return (cosine * (projected.outside / projected.energy.clamp_min(1e-12))).clamp_min(1e-12).sqrt()
 
 
 class FusedGraph(nn.Module):
@@ -114,13 +110,14 @@ class FusedGraph(nn.Module):
             )
         dtype = GRAPH_PRECISIONS[precision]
         self.precision = precision
+        self.dtype = dtype
         self.model_size = detector.backbone.input_size
         self.frame_size = frame_size or self.model_size
         self.grid = detector.backbone.grid
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = GraphViT(detector.backbone, dtype)
-            self.space = _Space(detector.space, detector.use_rest, dtype)
+            self.space = _Space(detector.space, detector.score != "cosine")
             self.saae = GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
@@ -128,8 +125,8 @@ class FusedGraph(nn.Module):
         _check_weights(self, precision)
 
     def forward(self, frame: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        g, rest = self.space(self.backbone(self.pixels(frame)))
-        scores = self.anomaly(g, self.saae(g), rest)
+        projected = self.space(self.backbone(self.pixels(frame)))
+        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)))
         anomaly_map = self.map(scores.unflatten(1, self.grid))
         # Through float: TensorRT makes uint8 outputs from floating point alone.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)

@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or holds floating-point pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     file = Path(path)
     image = _open(file)

@@ -159,7 +159,6 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
         FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),
         SAAE(**saae),
         config.score,
-        config.use_rest,
         config.smoothing,
     )
     return detector, config

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 
 from .backbone import ViTFeatures
-from .model import SAAE, SCORES
+from .model import SAAE
 
-__all__ = ["Detector", "FeatureSpace", "anomaly_score"]
+__all__ = ["LOSSES", "SCORES", "Detector", "FeatureSpace", "Projected", "anomaly_score"]
+
+LOSSES = ("l2", "cosine")
+SCORES = ("l2", "cosine", "angular")
+
+
+class Projected(NamedTuple):
+    """Features in the SAAE's space.
+
+    Attributes:
+        g: N x L x channels.
+        outside: |f_perp|^2, the energy outside the components, float32 N x L; None without components.
+        energy: |f_s|^2, float32 N x L; None without components.
+    """
+
+    g: Tensor
+    outside: Tensor | None = None
+    energy: Tensor | None = None
 
 
 class FeatureSpace(nn.Module):
@@ -18,8 +37,7 @@ class FeatureSpace(nn.Module):
 
     With no basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
     the SAAE sees the k leading principal components, which makes its widest convolutions U/k times narrower, and what
-    lies outside them is not lost: its energy is exact, |f_s|^2 - |basis^T f_s|^2, and joins the score as `rest`.
-    Components outside are weighed as the last one inside.
+    lies outside them is not lost: its energy is exact, |f_s|^2 - |basis^T f_s|^2, and joins the score.
 
     Args:
         mean, scale: float32, U.
@@ -47,40 +65,53 @@ class FeatureSpace(nn.Module):
         """Channels of g: k, or U without a basis."""
         return int(self.mean.shape[0] if self.basis is None else self.basis.shape[1])
 
-    def forward(self, f: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f: N x L x U -> g: float32 N x L x channels, rest: float32 N x L (None without a basis)."""
+    def forward(self, f: Tensor) -> Projected:
+        """f: N x L x U -> float32, see `Projected`."""
         standard = (f.float() - self.mean) * self.scale
         if self.basis is None or self.component_scale is None:
-            return standard, None
+            return Projected(standard)
         inside = standard @ self.basis
-        rest = (standard.square().sum(dim=2) - inside.square().sum(dim=2)).clamp_min(0.0)
-        return inside * self.component_scale, rest * self.component_scale[-1].square()
+        energy = standard.square().sum(dim=2)
+        outside = (energy - inside.square().sum(dim=2)).clamp_min(0.0)
+        return Projected(inside * self.component_scale, outside, energy)
 
 
-def anomaly_score(g: Tensor, g_hat: Tensor, rest: Tensor | None, kind: str) -> Tensor:
+def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
     """Anomaly score A of every position, in float32.
 
     Args:
-        g, g_hat: N x L x channels.
-        rest: N x L, energy outside the components, or None.
-        kind: `l2`, the norm of the residual, eq. (3); `cosine`, one minus the cosine of the angle between f and f_hat.
-            The reconstruction has nothing outside the components, so `rest` adds to the residual's energy, and to
-            f's own energy alone in the cosine.
+        projected: the features.
+        g_hat: their reconstruction, N x L x channels.
+        kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
+            one minus the cosine between g and g_hat; `angular`, the geometric mean of that and of the share of f's
+            energy outside the components (the squared sine of the angle between f and their subspace).
 
     Returns:
         float32, N x L.
 
     Raises:
-        ConfigError: no such score.
+        ConfigError: no such score, or `angular` without components.
     """
-    a, b = g.float(), g_hat.float()
-    outside = 0.0 if rest is None else rest
+    a, b = projected.g.float(), g_hat.float()
     if kind == "l2":
-        return ((a - b).square().sum(dim=2) + outside).clamp_min(1e-12).sqrt()
+        squared = (a - b).square().sum(dim=2)
+        if projected.outside is not None:
+            squared = squared + projected.outside
+        return squared.clamp_min(1e-12).sqrt()
+    if kind not in SCORES:
+        raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
+    norms = (a.square().sum(dim=2) * b.square().sum(dim=2)).clamp_min(1e-12).sqrt()
+    cosine = 1.0 - (a * b).sum(dim=2) / norms
     if kind == "cosine":
-        energy = (a.square().sum(dim=2) + outside) * b.square().sum(dim=2)
-        return 1.0 - (a * b).sum(dim=2) / energy.clamp_min(1e-12).sqrt()
-    raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
+        return cosine
+    if projected.outside is None or projected.energy is None:
+        raise ConfigError(
+            "The score `angular` needs components.",
+            "One of its two angles lies between the features and the components' subspace.",
+            "give --components, or use --score cosine",
+        )
+    share = projected.outside / projected.energy.clamp_min(1e-12)
+    return (cosine * share).clamp_min(1e-12).sqrt()
 
 
 class Detector(nn.Module):
@@ -90,8 +121,7 @@ class Detector(nn.Module):
         backbone: frozen features.
         space: where the SAAE works.
         saae: the autoencoder.
-        score: `l2` or `cosine`.
-        use_rest: whether the energy outside the components joins the score.
+        score: `l2`, `cosine` or `angular`, see `anomaly_score`.
         smoothing: standard deviation, in patches, of the Gaussian that the map is smoothed with; 0 = none (paper).
     """
 
@@ -101,7 +131,6 @@ class Detector(nn.Module):
         space: FeatureSpace,
         saae: SAAE,
         score: str = "l2",
-        use_rest: bool = True,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -111,7 +140,6 @@ class Detector(nn.Module):
         self.space = space
         self.saae = saae
         self.score = score
-        self.use_rest = use_rest
         self.smoothing = smoothing
         pixel = torch.tensor([backbone.mean, backbone.std]).view(2, 1, 3, 1, 1)
         self.register_buffer("pixel_mean", pixel[0] * 255.0, persistent=False)
@@ -126,8 +154,8 @@ class Detector(nn.Module):
 
     def score_features(self, f: Tensor) -> Tensor:
         """f: N x L x U -> A: float32 N x L (not smoothed)."""
-        g, rest = self.space(f)
-        return anomaly_score(g, self.saae(g), rest if self.use_rest else None, self.score)
+        projected = self.space(f)
+        return anomaly_score(projected, self.saae(projected.g), self.score)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float or uint8, N x 3 x H x W, RGB in 0..255 -> A: float32 N x h x w (not smoothed)."""

@@ -23,7 +23,7 @@ from saae_runtime.version import library_versions, saae_version
 from .backbone import ViTFeatures
 from .checkpoint import Checkpoint
 from .data import Sample, content_digest
-from .detector import Detector, FeatureSpace, anomaly_score
+from .detector import Detector, FeatureSpace, Projected, anomaly_score
 from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
 from .model import SAAE, latent_width
 from .presets import TEXTURES, FitConfig
@@ -97,7 +97,7 @@ def fit(
     )
     loop = _Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
-    detector = Detector(backbone.cpu(), space.cpu(), saae.cpu().eval(), config.score, config.use_rest, config.smoothing)
+    detector = Detector(backbone.cpu(), space.cpu(), saae.cpu().eval(), config.score, config.smoothing)
     record = {
         "images": len(samples),
         "digest": content_digest(samples),
@@ -175,27 +175,25 @@ class _Loop:
         self.history: list[list[float]] = []
         self.resident = self._resident()
 
-    def _resident(self) -> tuple[Tensor, Tensor | None] | None:
+    def _resident(self) -> Projected | None:
         """The whole set in the SAAE's space, on the device, where it fits; else batches are read from disk."""
         needed = len(self.features) * self.features.values.shape[1] * self.space.channels * 2
         if needed > _free_memory(self.device) // 2:
             return None
         parts = [self._project(list(range(i, min(i + 8, len(self.features))))) for i in range(0, len(self.features), 8)]
-        g = torch.cat([part.half() for part, _ in parts])
-        rests = [rest for _, rest in parts if rest is not None]
-        return g, torch.cat(rests) if rests else None
+        outside = [part.outside for part in parts if part.outside is not None]
+        return Projected(torch.cat([part.g.half() for part in parts]), torch.cat(outside) if outside else None)
 
-    def _project(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+    def _project(self, indices: list[int]) -> Projected:
         rows = torch.cat([self.features.rows(index, index + 1) for index in indices]).to(self.device)
         with torch.no_grad():
-            g, rest = self.space(rows)
-        return g, rest if self.config.use_rest else None
+            return self.space(rows)
 
-    def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, indices: list[int]) -> Projected:
         if self.resident is None:
             return self._project(indices)
-        g, rest = self.resident
-        return g[indices].float(), None if rest is None else rest[indices]
+        g, outside, _ = self.resident
+        return Projected(g[indices].float(), None if outside is None else outside[indices])
 
     def run(self, watch: Reporter) -> list[list[float]]:
         """Trains to the end; returns [step, mean loss per position] pairs."""
@@ -226,18 +224,18 @@ class _Loop:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        g, rest = self._batch(self._indices())
+        batch = self._batch(self._indices())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            g_hat = self.model(g)
+            g_hat = self.model(batch.g)
         # eq. (2): the sum of A over positions, averaged over the batch
-        value = anomaly_score(g, g_hat, rest if config.loss == "l2" else None, config.loss).sum(dim=1).mean()
+        value = anomaly_score(batch, g_hat, config.loss).sum(dim=1).mean()
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
-        number = float(value.detach()) / g.shape[1]
+        number = float(value.detach()) / batch.g.shape[1]
         if not math.isfinite(number):
             raise FitError(
                 f"The loss became {number} at step {self.step}.",

@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from saae_runtime.errors import ConfigError
 
-__all__ = ["HEADS", "SAAE", "SCORES", "latent_width"]
+__all__ = ["HEADS", "SAAE", "latent_width"]
 
 HEADS = 3
-SCORES = ("l2", "cosine")
 
 
 class Attention(nn.Module):

@@ -42,8 +42,8 @@ class FitConfig:
         latent_limit: V never exceeds this (None: no limit).
         mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
         transformer: False gives the CAE.
-        loss, score: `l2` or `cosine`.
-        use_rest: whether the energy outside the components joins the score.
+        loss: `l2` or `cosine`.
+        score: `l2`, `cosine` or `angular`, see `saae_train.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
         steps: optimiser steps; None: from `epochs`.
         epochs: passes over the images.
@@ -70,8 +70,7 @@ class FitConfig:
     mlp_ratio: int | None = None
     transformer: bool = True
     loss: str = "cosine"
-    score: str = "cosine"
-    use_rest: bool = True
+    score: str = "angular"
     smoothing: float = 0.7
     steps: int | None = 500
     epochs: int | None = None
@@ -128,7 +127,6 @@ PRESETS: Mapping[str, FitConfig] = {
         latent_limit=None,
         loss="l2",
         score="l2",
-        use_rest=False,
         smoothing=0.0,
         steps=None,
         epochs=700,

@@ -25,7 +25,7 @@ VARIANTS = {
     "standardised": {"score": "cosine"},
     "components": {"components": 48, "smoothing": 0.6},
     "components cosine": {"components": 48, "score": "cosine"},
-    "components without rest": {"components": 48, "use_rest": False},
+    "components angular": {"components": 48, "score": "angular"},
     "cae": {"transformer": False},
     "prefix and register tokens, LayerScale": {
         "name": "vit_small_patch14_reg4_dinov2",
@@ -94,8 +94,7 @@ def test_fp16_keeps_the_sensitive_steps_in_fp32() -> None:
                 "pixels.",
                 "backbone.proj",
                 "backbone.position",
-                "space.s",
-                "space.e",
+                "space.",
                 "map.",
                 "saae.position",
                 "saae.decoder.res",

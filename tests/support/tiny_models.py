@@ -19,7 +19,6 @@ def tiny_detector(
     layers: tuple[int, ...] = (0, 1, 2),
     components: int | None = None,
     score: str = "l2",
-    use_rest: bool = True,
     smoothing: float = 0.0,
     standardise: bool = True,
     transformer: bool = True,
@@ -51,7 +50,7 @@ def tiny_detector(
             value.data.normal_()
     for _ in range(3):  # gives BatchNorm statistics that are not its initial ones
         saae(torch.randn(4, positions, space.channels) * 2 + 0.5)
-    return Detector(backbone, space, saae.eval(), score, use_rest, smoothing)
+    return Detector(backbone, space, saae.eval(), score, smoothing)
 
 
 def noise_frames(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
