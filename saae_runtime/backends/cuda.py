@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from ..errors import BackendUnavailableError, DeviceError
 from .jetson import find_jetson
 
 __all__ = ["CudaApi", "CudaFailure", "GpuInfo", "cuda_install_hint"]
+
+
+_UNREACHABLE = "unreachable"
+_DOCTOR = "saae-export doctor says what is missing here"
 
 
 class CudaFailure(DeviceError):
@@ -71,7 +75,12 @@ class CudaApi:
 
     def driver_version(self) -> tuple[int, int]:
         """CUDA version that the installed driver supports, (0, 0) where there is no driver."""
-        return _version(self._call("cudaDriverGetVersion"))
+        try:
+            return _version(self._call("cudaDriverGetVersion"))
+        except CudaFailure as error:
+            if error.code == _UNREACHABLE:
+                return 0, 0
+            raise
 
     def runtime_version(self) -> tuple[int, int]:
         """CUDA version that cuda-python was made for."""
@@ -105,7 +114,7 @@ class CudaApi:
 
     def device_count(self) -> int:
         """How many GPUs CUDA sees, 0 where there are none."""
-        status, count = self._rt.cudaGetDeviceCount()
+        status, count = self._raw("cudaGetDeviceCount")
         if status.name == "cudaErrorNoDevice":
             return 0
         self._check("cudaGetDeviceCount", status)
@@ -254,10 +263,11 @@ class CudaApi:
 
     def abandon_capture(self, stream: int) -> None:
         """Ends a recording that is not wanted; never raises for its state."""
-        _, graph = self._rt.cudaStreamEndCapture(stream)
-        if graph is not None and int(graph) != 0:
-            self._rt.cudaGraphDestroy(graph)
-        self._rt.cudaGetLastError()  # a spoiled recording leaves its error behind
+        with suppress(CudaFailure):
+            _, graph = self._raw("cudaStreamEndCapture", stream)
+            if graph is not None and int(graph) != 0:
+                self._raw("cudaGraphDestroy", graph)
+            self._raw("cudaGetLastError")  # a spoiled recording leaves its error behind
 
     def launch(self, graph: int, stream: int) -> None:
         """Runs a recorded graph."""
@@ -269,8 +279,15 @@ class CudaApi:
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
+    def _raw(self, name: str, *arguments: Any) -> Any:
+        """A call as cuda-python has it. Releases before 12.9 raise where they find no libcuda; later ones return it."""
+        try:
+            return getattr(self._rt, name)(*arguments)
+        except RuntimeError as error:
+            raise CudaFailure("No usable NVIDIA GPU or driver.", f"{name}: {error}", _DOCTOR, _UNREACHABLE) from error
+
     def _call(self, name: str, *arguments: Any, size: int = 0) -> Any:
-        status, *values = getattr(self._rt, name)(*arguments)
+        status, *values = self._raw(name, *arguments)
         if int(status) != 0:
             self._check(name, status, size)
         return values[0] if len(values) == 1 else tuple(values)
@@ -291,9 +308,7 @@ class CudaApi:
                 code,
             )
         if code in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice"):
-            raise CudaFailure(
-                "No usable NVIDIA GPU or driver.", reason, "saae-export doctor says what is missing here", code
-            )
+            raise CudaFailure("No usable NVIDIA GPU or driver.", reason, _DOCTOR, code)
         raise CudaFailure(
             "A call to CUDA failed.",
             reason,

@@ -309,6 +309,44 @@ def test_calls_without_a_driver_are_errors_of_ours_and_not_crashes():
         assert "doctor" in caught.value.cure
 
 
+def test_the_wheel_takes_plain_integers_everywhere():
+    """Without a driver every call fails, but first it converts its arguments: a wrong type would be a TypeError."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    if has_driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    api = CudaApi()
+    calls = [
+        lambda: api.malloc(256),
+        lambda: api.free(512),
+        lambda: api.host_alloc(256),
+        lambda: api.host_free(512),
+        lambda: api.copy_in(512, 1024, 16, 3),
+        lambda: api.copy_out(1024, 512, 16, 3),
+        lambda: api.copy_within(512, 1024, 16, 3),
+        lambda: api.pointer_device(512),
+        lambda: api.destroy_stream(3),
+        lambda: api.synchronize(3),
+        api.synchronize_device,
+        api.event,
+        lambda: api.destroy_event(4),
+        lambda: api.record(4, 3),
+        lambda: api.wait(3, 4),
+        lambda: api.wait_host(4),
+        lambda: api.begin_capture(3),
+        lambda: api.end_capture(3),
+        lambda: api.launch(5, 3),
+        lambda: api.destroy_graph(5),
+        lambda: api.on(0).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(DeviceError):
+            call()
+    api.abandon_capture(3)
+    assert int(runtime.cudaStream_t(7)) == int(runtime.cudaEvent_t(7)) == int(runtime.cudaGraphExec_t(7)) == 7
+    for name in ("name", "major", "minor", "totalGlobalMem", "integrated"):
+        assert hasattr(runtime.cudaDeviceProp(), name)
+
+
 @pytest.mark.parametrize(("driver", "major", "says"), [((12, 6), None, "CUDA 13"), ((13, 0), 14, "CUDA 14")])
 def test_a_driver_that_is_too_old_names_both_versions(monkeypatch, driver, major, says):
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
