@@ -200,7 +200,7 @@ def test_the_command_on_this_machine(tmp_path):
     import typer
 
     from saae_export.cli_engine import add_commands
-    from saae_export.terminal import GuardedGroup
+    from saae_runtime.terminal import GuardedGroup
 
     app = typer.Typer(cls=GuardedGroup, pretty_exceptions_enable=False)
     add_commands(app)
