@@ -134,9 +134,9 @@ def _space(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
     latent = config.latent or latent_width(eigenvalues, config.keep)
     if config.latent_limit is not None and config.latent is None:
         latent = min(latent, config.latent_limit // 3 * 3)
-    if config.components is None or config.components >= channels:
+    if config.components is None:
         return FeatureSpace(mean, scale), latent
-    k = config.components
+    k = min(config.components, channels // 2)  # something must be left outside
     leading = eigenvalues[:k].clamp_min(float(eigenvalues[0]) * 1e-9)
     weights = leading**-config.component_power
     return FeatureSpace(mean, scale, vectors[:, :k].float(), (weights / weights.mean()).float()), latent

@@ -34,7 +34,7 @@ class FitConfig:
         layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
         input_size: (height, width) in pixels that frames are resized to.
         standardise: give every channel of f mean 0 and deviation 1 first.
-        components: k, leading principal components that the SAAE works in; None: all U channels.
+        components: k, leading principal components that the SAAE works in, at most U/2; None: all U channels.
         component_power: component i is scaled by eigenvalue_i ** -component_power, so that the few largest do not own
             the loss.
         keep: share of the variance that the latent width V keeps.
