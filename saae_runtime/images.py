@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
             image.load()
             if image.mode in ("LA", "RGBA", "PA"):
                 image = image.convert("RGB")
-            elif image.mode == "P":
-                image = image.convert("L")
+            elif image.mode in ("P", "CMYK"):
+                image = image.convert("RGB")
             values = np.asarray(image)
     except Exception as error:
         raise _unreadable(file, error) from error
@@ -98,14 +99,23 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
 
 
 def _open(file: Path) -> Any:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        if file.stat().st_size == 0:
+        data = file.read_bytes()
+        if not data:
             raise ImageError(f"{file}: the file is empty.", "0 bytes on disk.", "copy it again from the camera")
-        return Image.open(file)
+        # From memory, not by name: Pillow maps uncompressed files that it opens by name, and then scrambles gray TIFFs
+        # whose orientation swaps the sides.
+        return Image.open(io.BytesIO(data))
     except FileNotFoundError as error:
         raise ImageError(f"{file}: no such file.", "", "check the path") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{file}: cannot be read as an image.",
+            "Its content is of no known image format, whatever its name says.",
+            "remove it, or copy it again",
+        ) from error
     except ImageError:
         raise
     except Exception as error:

@@ -1,0 +1,243 @@
+"""Image files as the toolkit reads them: modes, depth, rotation, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saae_runtime.errors import DataError, ImageError
+from saae_runtime.images import IMAGE_SUFFIXES, read_image, read_mask
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def of_mode(array: np.ndarray, mode: str) -> Image.Image:
+    """An image of exactly this mode from raw bytes, whatever Pillow would guess from the array."""
+    return Image.frombytes(mode, array.shape[1::-1], np.ascontiguousarray(array).tobytes())
+
+
+def three(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def check(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_rgb(tmp_path: Path, suffix: str) -> None:
+    check(read_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(COLOUR))), COLOUR)
+
+
+def test_gray_is_repeated(tmp_path: Path) -> None:
+    check(read_image(saved(tmp_path / "a.png", Image.fromarray(RAMP))), three(RAMP))
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    bits = RAMP % 3 == 0
+    check(read_image(saved(tmp_path / "a.png", Image.fromarray(bits))), three(bits.astype(np.uint8) * 255))
+
+
+def test_palette(tmp_path: Path) -> None:
+    colours = np.array([[200, 10, 30], [0, 255, 0], [1, 2, 3], [90, 80, 70]], np.uint8)
+    image = of_mode(RAMP % 4, "P")
+    image.putpalette(colours.tobytes())
+    check(read_image(saved(tmp_path / "a.png", image)), colours[RAMP % 4])
+    # A transparent entry is a colour like any other.
+    check(read_image(saved(tmp_path / "b.png", image, transparency=1)), colours[RAMP % 4])
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    alpha = np.where(RAMP > 100, 0, 128).astype(np.uint8)
+    check(read_image(saved(tmp_path / "a.png", of_mode(np.dstack([COLOUR, alpha]), "RGBA"))), COLOUR)
+    check(read_image(saved(tmp_path / "b.png", of_mode(np.dstack([RAMP, alpha]), "LA"))), three(RAMP))
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[:4, :, 0] = 255  # cyan above, black below
+    ink[4:, :, 3] = 255
+    found = read_image(saved(tmp_path / "a.tif", of_mode(ink, "CMYK")))
+    check(found, np.where(np.arange(8)[:, None, None] < 4, [0, 255, 255], [0, 0, 0]).repeat(8, axis=1).astype(np.uint8))
+
+
+WIDE = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_is_scaled_over_its_full_range(tmp_path: Path, name: str) -> None:
+    expected = np.rint(WIDE / 257.0).astype(np.uint8)
+    check(read_image(saved(tmp_path / name, Image.fromarray(WIDE))), three(expected))
+    # A dark frame stays dark: its own minimum and maximum play no part.
+    check(
+        read_image(saved(tmp_path / name, Image.fromarray(WIDE // 16))),
+        three(np.rint(WIDE // 16 / 257.0).astype(np.uint8)),
+    )
+
+
+def test_16_bit_big_endian(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", of_mode(WIDE.astype(">u2"), "I;16B"))
+    with Image.open(path) as image:
+        assert image.mode == "I;16B"
+    check(read_image(path), three(np.rint(WIDE / 257.0).astype(np.uint8)))
+
+
+def test_16_bit_pgm(tmp_path: Path) -> None:
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5\n16 16\n65535\n" + WIDE.astype(">u2").tobytes())
+    check(read_image(path), three(np.rint(WIDE / 257.0).astype(np.uint8)))
+
+
+def test_32_bit_integers_only_within_16_bits(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", of_mode(WIDE.astype(np.int32), "I"))
+    check(read_image(path), three(np.rint(WIDE / 257.0).astype(np.uint8)))
+    for value in (70_000, -1):
+        path = saved(tmp_path / "b.tif", of_mode(np.full((4, 4), value, np.int32), "I"))
+        with pytest.raises(ImageError, match=r"b\.tif: 32-bit pixels outside"):
+            read_image(path)
+
+
+def test_floating_point_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.random.default_rng(0).random((8, 8), np.float32)))
+    with pytest.raises(ImageError, match=r"a\.tif: floating-point") as caught:
+        read_image(path)
+    assert "16-bit PNG" in caught.value.cure
+
+
+UPRIGHT = {  # what turns the stored array upright, by EXIF orientation
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["RGB", "L", "I;16"])
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {"RGB": COLOUR[:10], "L": RAMP[:10], "I;16": WIDE[:10]}[kind]
+    path = saved(tmp_path / "a.png", Image.fromarray(stored), exif=exif)
+    eight = np.rint(stored / 257.0).astype(np.uint8) if kind == "I;16" else stored
+    check(read_image(path), UPRIGHT[orientation](eight if kind == "RGB" else three(eight)))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["L", "I;16", "I;16B"])
+def test_rotated_gray_tiff_is_not_scrambled(tmp_path: Path, orientation: int, kind: str) -> None:
+    stored = {"L": RAMP[:10], "I;16": WIDE[:10], "I;16B": WIDE[:10].astype(">u2")}[kind]
+    path = saved(tmp_path / "a.tif", of_mode(stored, kind), tiffinfo={0x0112: orientation})
+    eight = stored if kind == "L" else np.rint(stored / 257.0).astype(np.uint8)
+    check(read_image(path), three(UPRIGHT[orientation](eight)))
+
+
+def test_jpeg_decodes_as_pillow_does(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(COLOUR), quality=90)
+    with Image.open(path) as image:
+        check(read_image(path), np.asarray(image.convert("RGB")))
+
+
+def test_first_page_of_many(tmp_path: Path) -> None:
+    first = Image.fromarray(COLOUR)
+    path = saved(tmp_path / "a.tif", first, save_all=True, append_images=[Image.fromarray(255 - COLOUR)])
+    check(read_image(path), COLOUR)
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    whole = saved(
+        tmp_path / "whole.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    )
+    data = whole.read_bytes()
+    cases = {
+        "empty.png": (b"", "is empty"),
+        "text.png": (b"this is not a picture\n" * 40, "cannot be read as an image"),
+        "head.png": (data[:20], "cannot be read as an image"),
+        "half.png": (data[: len(data) // 2], "cannot be read as an image"),
+    }
+    for name, (content, word) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        for reader in (read_image, read_mask):
+            with pytest.raises(ImageError, match=word) as caught:
+                reader(tmp_path / name)
+            assert caught.value.what.startswith(str(tmp_path / name))
+            assert caught.value.cure
+            assert isinstance(caught.value, DataError)
+    for reader in (read_image, read_mask):
+        with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+            reader(tmp_path / "gone.png")
+        with pytest.raises(ImageError, match="cannot be read"):
+            reader(tmp_path)
+
+
+def test_truncated_jpeg_is_not_filled_with_gray(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(path)
+
+
+def test_decompression_bomb_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(np.zeros((64, 64), np.uint8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="DecompressionBomb"):
+        read_image(path)
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
+    (tmp_path / "b.png").write_bytes(path.read_bytes()[:60])
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else None
+    kept = []
+    for _ in range(5):
+        kept.append(read_image(path))
+        kept.append(read_mask(path))
+        for reader in (read_image, read_mask):
+            with pytest.raises(ImageError) as caught:
+                reader(tmp_path / "b.png")
+            kept.append(caught.value)
+    if before is not None:
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16", "LA", "RGBA", "P"])
+def test_masks(tmp_path: Path, mode: str) -> None:
+    defect = np.zeros((9, 14), bool)
+    defect[2:5, 3:9] = True
+    values = defect.astype(np.uint8)  # a mask of ones counts as much as one of 255
+    alpha = np.full_like(values, 255)  # an opaque mask is not a defect everywhere
+    image = {
+        "1": lambda: Image.fromarray(defect),
+        "L": lambda: Image.fromarray(values),
+        "RGB": lambda: Image.fromarray(np.dstack([values * 0, values, values * 0])),
+        "I;16": lambda: Image.fromarray(values.astype(np.uint16)),
+        "LA": lambda: of_mode(np.dstack([values, alpha]), "LA"),
+        "RGBA": lambda: of_mode(np.dstack([values, values, values, alpha]), "RGBA"),
+        "P": lambda: of_mode(values, "P"),
+    }[mode]()
+    if mode == "P":
+        image.putpalette([0, 0, 0, 0, 0, 1])  # nearly black, and still not black
+    found = read_mask(saved(tmp_path / "m.png", image))
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, defect)
+
+
+def test_suffixes_are_what_pillow_opens() -> None:
+    Image.init()
+    assert set(Image.registered_extensions()) >= IMAGE_SUFFIXES
