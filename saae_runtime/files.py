@@ -140,7 +140,8 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
         replace: whether an existing `target` may be replaced.
 
     Raises:
-        StorageError: the disk is full, the place may not be written to, or `target` exists and may not be replaced.
+        StorageError: the disk is full, the place may not be written to, or `target` is a file, or exists and may not be
+            replaced.
     """
     folder = Path(target)
     temporary = _temporary(folder)
@@ -148,6 +149,8 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not replace:
             raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
+        if folder.exists() and not folder.is_dir():
+            raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another name")
         temporary.mkdir()
         yield temporary
         _sync_tree(temporary)
@@ -170,16 +173,17 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _swap(new: Path, target: Path) -> None:
-    if not target.exists():
+    old = _temporary(target)
+    try:
+        with suppress(FileNotFoundError):
+            target.rename(old)
         new.rename(target)
         _sync_directory(target.parent)
-        return
-    old = _temporary(target)
-    target.rename(old)
-    try:
-        new.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    _sync_directory(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        # Stopped between the two renames (an error, Ctrl-C): what was there goes back.
+        if os.path.lexists(old) and not os.path.lexists(target):
+            old.rename(target)
+        elif old.is_symlink():
+            old.unlink()
+        else:
+            shutil.rmtree(old, ignore_errors=True)

@@ -86,9 +86,7 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
     try:
         with image:
             image.load()
-            if image.mode in ("LA", "RGBA", "PA"):
-                image = image.convert("RGB")
-            elif image.mode in ("P", "CMYK"):
+            if image.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
                 image = image.convert("RGB")
             values = np.asarray(image)
     except Exception as error:
