@@ -15,7 +15,7 @@ from .model import SAAE
 __all__ = ["LOSSES", "SCORES", "Detector", "FeatureSpace", "Projected", "anomaly_score"]
 
 LOSSES = ("l2", "cosine")
-SCORES = ("l2", "cosine", "angular")
+SCORES = ("l2", "cosine", "joint")
 
 
 class Projected(NamedTuple):
@@ -83,14 +83,15 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         projected: the features.
         g_hat: their reconstruction, N x L x channels.
         kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
-            one minus the cosine between g and g_hat; `angular`, the geometric mean of that and of the share of f's
-            energy outside the components (the squared sine of the angle between f and their subspace).
+            one minus the cosine between g and g_hat; `joint`, sqrt((1 - cos(g, g_hat)) * |f_perp|^2 / |f_s|), which
+            is large where both what the autoencoder cannot explain and what lies outside the components are. The
+            energy outside enters halfway between its size and its share of the whole: measured best, docs/quality.md.
 
     Returns:
         float32, N x L.
 
     Raises:
-        ConfigError: no such score, or `angular` without components.
+        ConfigError: no such score, or `joint` without components.
     """
     a, b = projected.g.float(), g_hat.float()
     if kind == "l2":
@@ -106,12 +107,12 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         return cosine
     if projected.outside is None or projected.energy is None:
         raise ConfigError(
-            "The score `angular` needs components.",
-            "One of its two angles lies between the features and the components' subspace.",
+            "The score `joint` needs components.",
+            "Half of it is the energy outside them.",
             "give --components, or use --score cosine",
         )
-    share = projected.outside / projected.energy.clamp_min(1e-12)
-    return (cosine * share).clamp_min(1e-12).sqrt()
+    outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
+    return (cosine * outside).clamp_min(1e-12).sqrt()
 
 
 class Detector(nn.Module):
@@ -121,7 +122,7 @@ class Detector(nn.Module):
         backbone: frozen features.
         space: where the SAAE works.
         saae: the autoencoder.
-        score: `l2`, `cosine` or `angular`, see `anomaly_score`.
+        score: `l2`, `cosine` or `joint`, see `anomaly_score`.
         smoothing: standard deviation, in patches, of the Gaussian that the map is smoothed with; 0 = none (paper).
     """
 

@@ -43,7 +43,7 @@ class FitConfig:
         mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
         transformer: False gives the CAE.
         loss: `l2` or `cosine`.
-        score: `l2`, `cosine` or `angular`, see `saae_train.detector.anomaly_score`.
+        score: `l2`, `cosine` or `joint`, see `saae_train.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
         steps: optimiser steps; None: from `epochs`.
         epochs: passes over the images.
@@ -70,8 +70,8 @@ class FitConfig:
     mlp_ratio: int | None = None
     transformer: bool = True
     loss: str = "cosine"
-    score: str = "angular"
-    smoothing: float = 0.7
+    score: str = "joint"
+    smoothing: float = 0.5
     steps: int | None = 500
     epochs: int | None = None
     batch: int = 16

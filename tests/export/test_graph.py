@@ -25,7 +25,7 @@ VARIANTS = {
     "standardised": {"score": "cosine"},
     "components": {"components": 48, "smoothing": 0.6},
     "components cosine": {"components": 48, "score": "cosine"},
-    "components angular": {"components": 48, "score": "angular"},
+    "components joint": {"components": 48, "score": "joint"},
     "cae": {"transformer": False},
     "prefix and register tokens, LayerScale": {
         "name": "vit_small_patch14_reg4_dinov2",
