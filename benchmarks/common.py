@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
         "isa": [name for name in _ISA if name in flags],
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "gpus": _gpus(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }
 
