@@ -1,0 +1,67 @@
+"""A whole build at the smallest size: drawn images of 96 pixels, a tiny ViT with random weights, a handful of steps."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from tiny_models import TINY
+
+from saae_export.build import BuildOptions, BuildResult, build
+from saae_export.sources import Request
+from saae_train.demo import write_demo
+from saae_train.presets import FitConfig
+
+CONFIG = FitConfig(
+    backbone=TINY, layers=(1, 2), input_size=(64, 64), components=32, latent=12, steps=6, batch=4, precision="fp32"
+)
+
+CLI = (
+    "--backbone", TINY, "--weights", "random", "--layers", "1,2", "--input-size", "64x64", "--components", "32",
+    "--latent", "12", "--steps", "6", "--batch", "4", "--no-latency", "--engine", "none", "--parity-images", "2",
+)  # fmt: skip
+"""The same as options of `saae-export build`."""
+
+
+def draw(root: Path) -> Path:
+    """Draws a small weave under `root` and takes the stamp off, so that it passes for photographs."""
+    write_demo(root, "weave", size=(96, 80), train=10, test_good=2, per_defect=1)
+    (root / "weave" / ".saae-demo.json").unlink()
+    return root
+
+
+def options(data: Path, folder: Path, **changes: object) -> BuildOptions:
+    """Options of a tiny build whose every output lies below `folder`."""
+    chosen: dict[str, object] = {
+        "request": Request("weave", data),
+        "out": folder / "bundle",
+        "work": folder / "runs",
+        "cache": folder / "cache",
+        "config": CONFIG,
+        "weights": "random",
+        "engines": ("none",),
+        "parity_images": 3,
+        "measure_latency": False,
+    }
+    return BuildOptions(**(chosen | changes))  # type: ignore[arg-type]
+
+
+def quiet_build(chosen: BuildOptions) -> tuple[BuildResult, str]:
+    """Builds; returns the result and what was printed."""
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    result = build(chosen, console)
+    assert isinstance(console.file, io.StringIO)
+    return result, console.file.getvalue()
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders anywhere below `folder`."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(".tmp"))
+
+
+def copy_tree(source: Path, target: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(source, target)
+    return target
