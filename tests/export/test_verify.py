@@ -1,0 +1,211 @@
+"""`verify` and `inspect` on a real bundle, whole and damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
+
+from rich.console import Console  # noqa: E402
+from tiny_builds import draw, options, quiet_build  # noqa: E402
+from tiny_models import tiny_detector  # noqa: E402
+
+from saae_export.graph import FusedGraph  # noqa: E402
+from saae_export.inspect import bundle_view  # noqa: E402
+from saae_export.onnx_export import export_onnx  # noqa: E402
+from saae_export.parity import require  # noqa: E402
+from saae_export.reference import ReferenceFrame, read_reference, write_reference  # noqa: E402
+from saae_export.verify import verify  # noqa: E402
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle  # noqa: E402
+from saae_runtime.errors import (  # noqa: E402
+    BackendError,
+    BundleCorruptError,
+    BundleNotFoundError,
+    CheckpointError,
+    ConfigError,
+    ParityError,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    quiet_build(options(data, folder))
+    return folder
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Bundle:
+    """A copy that a test may change."""
+    source = open_bundle(built / "bundle")
+    files = {name: source.file(name) for name in source.manifest.files}
+    return write_bundle(tmp_path / "bundle", source.manifest, files)
+
+
+def _checkpoint(built: Path) -> Path:
+    return next((built / "runs" / "weave" / "checkpoint").iterdir())
+
+
+def test_a_fresh_bundle_verifies_from_its_own_frames(bundle: Bundle) -> None:
+    found = verify(bundle.path, backend="onnxruntime:cpu")
+    assert {report.precision for report in found.reports} == {"fp32", "fp16"}
+    assert all(report.passed for report in found.reports)
+    assert all("stored in the bundle" in report.against for report in found.reports)
+    # 16-bit maps: an error of zero would mean that nothing was compared.
+    assert 0 < found.reports[0].map_error < 1e-4
+    require(found.reports)
+
+
+def test_it_needs_neither_torch_nor_onnx(bundle: Bundle) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'timm', 'onnx', 'scipy', 'saae_train'): sys.modules[name] = None\n"
+        "from saae_export.verify import verify\n"
+        "found = verify(sys.argv[1], backend='onnxruntime:cpu')\n"
+        "assert len(found.reports) == 2 and all(report.passed for report in found.reports)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(bundle.path)], check=True, timeout=120)
+
+
+def test_against_pytorch_on_images(bundle: Bundle, built: Path, data: Path) -> None:
+    found = verify(
+        bundle.path,
+        data=data / "weave" / "test",
+        checkpoint=_checkpoint(built),
+        backend="onnxruntime:cpu",
+        most_images=3,
+    )
+    assert [len(report.images) for report in found.reports] == [3, 3]
+    assert all(report.passed and report.against == "PyTorch FP32" for report in found.reports)
+
+
+def test_against_the_fp32_graph_on_images(bundle: Bundle, data: Path) -> None:
+    found = verify(bundle.path, data=data / "weave" / "test", backend="onnxruntime:cpu", most_images=2)
+    assert [report.precision for report in found.reports] == ["fp16"]
+    assert 0 < found.reports[0].map_error < 0.03
+    assert any("reference itself" in item.why for item in found.skipped)
+
+
+def test_another_models_graph_fails(bundle: Bundle, tmp_path: Path) -> None:
+    """Hashes are right (somebody rebuilt the manifest), the graph is not the one that was calibrated."""
+    frame = bundle.manifest.frame
+    graph = FusedGraph(tiny_detector(layers=(1, 2), seed=5), (frame.height, frame.width))
+    swapped = update_bundle(bundle, bundle.manifest, {"model.onnx": export_onnx(graph, tmp_path / "other.onnx", 0.5)})
+    found = verify(swapped.path, backend="onnxruntime:cpu")
+    verdicts = {report.precision: report.passed for report in found.reports}
+    assert verdicts == {"fp32": False, "fp16": True}
+    with pytest.raises(ParityError, match=r"model\.onnx"):
+        require(found.reports)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "reference/0.png", "report.html"])
+def test_one_changed_byte_is_found(bundle: Bundle, name: str) -> None:
+    file = bundle.path / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleCorruptError, match="changed"):
+        verify(bundle.path)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError):
+        verify(tmp_path / "nothing")
+
+
+def test_a_checkpoint_of_another_build(bundle: Bundle, built: Path) -> None:
+    manifest = dataclasses.replace(
+        bundle.manifest, backbone=dataclasses.replace(bundle.manifest.backbone, weights_sha256="0" * 64)
+    )
+    foreign = update_bundle(bundle, manifest, {})
+    with pytest.raises(CheckpointError, match="is not what"):
+        verify(foreign.path, checkpoint=_checkpoint(built))
+
+
+def test_no_images_and_no_reference_frames(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no images"):
+        verify(bundle.path, data=tmp_path / "empty")
+    without = tuple(name for name in bundle.manifest.files if name.startswith("reference/"))
+    bare = update_bundle(bundle, bundle.manifest, {}, drop=without)
+    with pytest.raises(ConfigError, match="no reference frames"):
+        verify(bare.path)
+
+
+def test_unknown_and_missing_backends(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="no backend"):
+        verify(bundle.path, backend="onnxruntim")
+    with pytest.raises((BackendError, ConfigError)):
+        verify(bundle.path, backend="tensorrt")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_reference_frames_survive_the_disk(bundle: Bundle, tmp_path: Path, flat: bool) -> None:
+    rng = np.random.default_rng(0)
+    anomaly_map = np.full((20, 30), 0.25, np.float32) if flat else rng.normal(5, 3, (20, 30)).astype(np.float32)
+    frame = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    item = ReferenceFrame("a b/ü.png", frame, anomaly_map, 7.25)
+    without = tuple(name for name in bundle.manifest.files if name.startswith("reference/"))
+    kept = update_bundle(bundle, bundle.manifest, lambda folder: write_reference(folder, [item], "me"), drop=without)
+    (read,), against = read_reference(kept)
+    assert (read.name, read.score, against) == (item.name, item.score, "me")
+    assert np.array_equal(read.frame, frame)
+    span = float(anomaly_map.max() - anomaly_map.min())
+    assert np.abs(read.anomaly_map - anomaly_map).max() <= span / 131070 * 1.01 + 1e-6
+
+
+def test_a_reference_index_that_is_not_one(bundle: Bundle) -> None:
+    broken = update_bundle(bundle, bundle.manifest, {"reference/reference.json": b'{"frames": 3}'})
+    with pytest.raises(BundleCorruptError, match=r"reference\.json"):
+        read_reference(broken)
+
+
+def test_inspect_shows_what_a_person_asks_for(bundle: Bundle) -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(bundle_view(bundle))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    manifest = bundle.manifest
+    for expected in (
+        "weave",
+        "96 x 80",
+        "model.fp16.onnx",
+        "passed",
+        "held-out",
+        manifest.backbone.name,
+        f"{manifest.thresholds['fp32'].pixel.at():.5g}",
+        manifest.files["model.onnx"].sha256[:16],
+        "pixel ROC-AUC",
+    ):
+        assert expected in text, expected
+    assert "demo images" not in text
+
+
+def test_inspect_says_synthetic_and_not_compared(bundle: Bundle) -> None:
+    artefacts = tuple(dataclasses.replace(item, parity=None) for item in bundle.manifest.artefacts)
+    changed = update_bundle(bundle, dataclasses.replace(bundle.manifest, synthetic=True, artefacts=artefacts), {})
+    console = Console(file=io.StringIO(), width=160)
+    console.print(bundle_view(changed))
+    assert isinstance(console.file, io.StringIO)
+    assert "drawn demo images" in console.file.getvalue()
+    assert "not checked" in console.file.getvalue()
+
+
+def test_the_manifest_survives_json(bundle: Bundle) -> None:
+    from saae_runtime.manifest import Manifest
+
+    assert Manifest.from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
