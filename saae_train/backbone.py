@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ from saae_runtime.errors import ConfigError, WeightsError
 from .weights import WeightsInfo, load_state_dict, random_info
 
 __all__ = ["ViTFeatures", "build_backbone"]
+
+# Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
+_PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 class ViTFeatures(nn.Module):
@@ -92,7 +96,9 @@ def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
 
     timm keeps two conventions (`no_embed_class`: the position embedding covers the patches alone).
     """
-    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    # A distilled ViT (DeiT) has a second class token.
+    every = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
+    prefix = [token for token in every if token is not None]
     tokens = torch.cat([token.detach() for token in prefix], dim=1) if prefix else torch.zeros(1, 0, vit.embed_dim)
     if vit.pos_embed is None:
         raise ConfigError(
@@ -158,14 +164,18 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be built at {input_size[0]} x {input_size[1]}.", str(error), "") from error
-    if not isinstance(vit, VisionTransformer):
+    except TypeError as error:  # a convolutional network takes no image size
+        raise _not_plain(name, str(error)) from error
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"{name} is not a plain ViT.",
-            f"It is a {type(vit).__name__}; only timm's VisionTransformer family has the layers that the method needs.",
-            "choose e.g. vit_base_patch16_384 or vit_small_patch14_dinov2",
-        )
+            f"{name} cannot be built at {input_size[0]} x {input_size[1]}.",
+            str(error),
+            "choose another --backbone or --input-size",
+        ) from error
+    if not isinstance(vit, VisionTransformer):
+        raise _not_plain(name, f"It is a {type(vit).__name__}")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise _not_plain(name, f"Its patches come from a {type(vit.patch_embed).__name__}")
     patch = int(vit.patch_embed.patch_size[0])
     if input_size[0] % patch or input_size[1] % patch:
         near_size = tuple(max(patch, round(side / patch) * patch) for side in input_size)
@@ -175,6 +185,14 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
             f"use --input-size {near_size[0]}x{near_size[1]}",
         )
     return vit
+
+
+def _not_plain(name: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is not a plain ViT.",
+        f"{found}; only timm's VisionTransformer family has the layers that the method needs.",
+        "choose e.g. vit_base_patch16_384 or vit_small_patch14_dinov2",
+    )
 
 
 def _load(vit: VisionTransformer, name: str, weights: str | os.PathLike[str] | None) -> WeightsInfo:
@@ -192,6 +210,13 @@ def _load(vit: VisionTransformer, name: str, weights: str | os.PathLike[str] | N
         raise WeightsError(
             f"{info.source} does not fit {name}.",
             f"{len(missing)} keys are missing, e.g. {', '.join(missing[:3])}.",
+            "check that file and --backbone belong together",
+        )
+    odd = [key for key in result.unexpected_keys if key.startswith(_PART_OF_FEATURES)]
+    if odd:
+        raise WeightsError(
+            f"{info.source} does not fit {name}.",
+            f"It holds {len(odd)} keys that the model has not, e.g. {', '.join(odd[:3])}.",
             "check that file and --backbone belong together",
         )
     bad = [key for key, value in vit.state_dict().items() if not torch.isfinite(value).all()]

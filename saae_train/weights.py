@@ -42,9 +42,8 @@ def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) ->
 
     Args:
         name: timm model name, with or without its pretrained tag.
-        weights: a file (.safetensors, .pth, .pt, .bin); or `cache`, `hub`, `packaged` for one source only; or
-            `random` for weights that can measure speed but nothing else; or None: local hub cache, then hub, then
-            (for `vit_small_patch14_dinov2`) the packaged file.
+        weights: a file (.safetensors, .pth, .pt, .bin, .npz); or `cache`, `hub`, `packaged` for one source only; or
+            None: local hub cache, then hub, then (for `vit_small_patch14_dinov2`) the packaged file.
 
     Returns:
         State dict of float32 tensors with timm's keys, and what it was.
@@ -66,7 +65,7 @@ def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) ->
         raise WeightsError(
             f"No weights file at {path}.",
             "",
-            "give a .safetensors, .pth or .bin file with timm's keys, or one of: cache, hub, packaged",
+            "give a .safetensors, .pth, .bin or .npz file with timm's keys, or one of: cache, hub, packaged",
         )
     return _read(path), WeightsInfo(path.name, sha256_file(path))
 
@@ -103,6 +102,7 @@ def _base_name(name: str) -> str:
 def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
     import timm
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         config = timm.models.get_pretrained_cfg(name)
@@ -121,6 +121,10 @@ def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
             return _read(path), WeightsInfo(f"{place}: {repository}/{filename}", sha256_file(path))
         except WeightsError:
             raise
+        except LocalEntryNotFoundError:
+            reason = (
+                "It was never downloaded on this machine." if local_only else "The hub cannot be reached from here."
+            )
         except Exception as error:  # the hub client raises many kinds, all meaning: not from here
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     raise WeightsError(f"{name} is not in the {place}.", reason, "give a file: --weights FILE")
@@ -147,6 +151,9 @@ def _read(path: Path) -> StateDict:
             from safetensors.torch import load_file
 
             return {key: value.float() for key, value in load_file(path).items()}
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}
         if suffix in (".pth", ".pt", ".bin"):
             loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
             for key in ("state_dict", "model"):
@@ -161,7 +168,7 @@ def _read(path: Path) -> StateDict:
         ) from error
     raise WeightsError(
         f"{path}: a {suffix or 'nameless'} file is not a weights file.",
-        "Known endings are .safetensors, .pth, .pt and .bin.",
+        "Known endings are .safetensors, .pth, .pt, .bin and .npz.",
         "convert it with safetensors.torch.save_file",
     )
 
