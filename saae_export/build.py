@@ -36,7 +36,7 @@ from .build_report import Findings, examples, manifest_metrics, report_data, wri
 from .engines import build_engine
 from .latency import measure
 from .parity import ParityReport, parity_table, require
-from .reference import write_reference
+from .reference import ReferenceFrame, write_reference
 from .report import write_report
 from .report_data import Example, LatencyRow
 from .sources import Request, find_images, shared_size
@@ -56,7 +56,6 @@ from .verify import engine_scorer
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
 _STAGES = 10
-_REFERENCE_FRAMES = 3
 _AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
 
 
@@ -79,6 +78,7 @@ class BuildOptions:
         pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
         image_fpr: default acceptable share of normal images called anomalous.
         parity_images: images that every artefact is compared on.
+        samples: frames kept in the bundle with PyTorch's answers, for `verify` on other machines; 0 keeps none.
         measure_latency: whether to time the backends.
         cache: feature cache; None: the user's.
     """
@@ -97,6 +97,7 @@ class BuildOptions:
     pixel_fpr: float | None = None
     image_fpr: float = 0.0
     parity_images: int = 8
+    samples: int = 4
     measure_latency: bool = True
     cache: Path | None = None
 
@@ -158,7 +159,9 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
                 fit=checkpoint.facts,
                 source=source,
             )
-            final = _written(target, bundle, reports, findings, reference, held_out)
+            kept = named_frames(_mixed(category, held_out, options.samples))
+            stored = [reference.stored(name, frame) for name, frame in kept]
+            final = _written(target, bundle, reports, findings, stored)
             stage.note(str(target))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -451,8 +454,7 @@ def _written(
     staged: Bundle,
     reports: Sequence[ParityReport],
     findings: Findings,
-    reference: TorchReference,
-    held_out: Sequence[Sample],
+    stored: Sequence[ReferenceFrame],
 ) -> Bundle:
     """The final bundle, whole or not at all."""
     parity = {report.artefact: report.summary() for report in reports}
@@ -461,8 +463,6 @@ def _written(
         artefacts=tuple(dataclasses.replace(item, parity=parity.get(item.file)) for item in staged.manifest.artefacts),
         metrics=manifest_metrics(findings.evaluation),
     )
-    kept = named_frames(_spread(held_out, _REFERENCE_FRAMES))
-    stored = [reference.stored(name, frame) for name, frame in kept]
 
     def fill(folder: Path) -> None:
         for name in staged.manifest.files:

@@ -93,6 +93,9 @@ def build(
     ] = None,
     image_fpr: Annotated[float, typer.Option(help="Default acceptable share of normal images rejected.")] = 0.0,
     parity_images: Annotated[int, typer.Option(min=1, help="Images that every artefact is compared on.")] = 8,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Frames kept in the bundle, for `verify` on other machines; 0 for none.")
+    ] = 4,
     latency: Annotated[bool, typer.Option(help="Time the backends that are here.")] = True,
     work: Annotated[Path, typer.Option(help="Where fitted models and drawn images are kept.")] = Path("runs"),
     cache: Annotated[Path | None, typer.Option(help="Feature cache. Default: $SAAE_CACHE or ~/.cache/saae.")] = None,
@@ -140,6 +143,7 @@ def build(
             pixel_fpr=fpr,
             image_fpr=image_fpr,
             parity_images=parity_images,
+            samples=samples,
             measure_latency=latency,
             cache=cache,
         ),

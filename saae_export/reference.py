@@ -1,7 +1,8 @@
 """Reference frames inside a bundle: a few images with the PyTorch model's own answers, so that any machine can verify.
 
-Each frame is an 8-bit PNG of the graph's frame size, its map a 16-bit PNG between two numbers (an error of 1/131070 of
-its range, far below every parity bound), names, scores and ranges are JSON. Nothing here needs PyTorch to be read.
+Each frame is an 8-bit PNG of the graph's frame size in `samples/`, which `saae-run` scores like any folder. Its map is
+a 16-bit PNG in `reference/` between two numbers (an error of 1/131070 of its range, far below every parity bound);
+names, scores and ranges are JSON. Nothing here needs PyTorch to be read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from saae_runtime.errors import BundleCorruptError
 from saae_runtime.files import write_json
 from saae_runtime.images import read_image
 
-__all__ = ["FOLDER", "ReferenceFrame", "read_reference", "write_reference"]
+__all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "read_reference", "write_reference"]
 
 FOLDER = "reference"
+SAMPLES = "samples"
 _INDEX = "reference.json"
 _LEVELS = 65535
 
@@ -45,7 +47,7 @@ class ReferenceFrame:
 
 
 def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str) -> None:
-    """Writes `reference/` into a bundle that is being filled.
+    """Writes `samples/` and `reference/` into a bundle that is being filled; nothing for no frames.
 
     Args:
         folder: the bundle's folder.
@@ -54,20 +56,25 @@ def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str
     """
     from PIL import Image
 
-    place = folder / FOLDER
+    if not frames:
+        return
+    place, samples = folder / FOLDER, folder / SAMPLES
     place.mkdir()
+    samples.mkdir()
     entries = []
     for number, item in enumerate(frames):
         low, high = float(item.anomaly_map.min()), float(item.anomaly_map.max())
         span = (high - low) or 1.0
         levels = np.rint((item.anomaly_map.astype(np.float64) - low) * (_LEVELS / span)).astype(np.uint16)
-        Image.fromarray(item.frame).save(place / f"{number}.png", optimize=False)
-        Image.fromarray(levels).save(place / f"{number}.map.png", optimize=False)
+        plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in Path(item.name).stem)
+        frame, anomaly_map = f"{SAMPLES}/{number}-{plain}.png", f"{FOLDER}/{number}-{plain}.map.png"
+        Image.fromarray(item.frame).save(folder / frame, optimize=False)
+        Image.fromarray(levels).save(folder / anomaly_map, optimize=False)
         entries.append(
             {
                 "name": item.name,
-                "frame": f"{number}.png",
-                "map": f"{number}.map.png",
+                "frame": frame,
+                "map": anomaly_map,
                 "low": low,
                 "high": high,
                 "score": item.score,
@@ -100,8 +107,8 @@ def read_reference(bundle: Bundle) -> tuple[list[ReferenceFrame], str]:
 def _read(bundle: Bundle, entry: Any) -> ReferenceFrame:
     from PIL import Image
 
-    frame = read_image(bundle.file(f"{FOLDER}/{entry['frame']}"))
-    with Image.open(bundle.file(f"{FOLDER}/{entry['map']}")) as image:
+    frame = read_image(bundle.file(str(entry["frame"])))
+    with Image.open(bundle.file(str(entry["map"]))) as image:
         levels = np.asarray(image).astype(np.float64)
     low, high = float(entry["low"]), float(entry["high"])
     anomaly_map = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)

@@ -202,4 +202,4 @@ def artefact_parity(
 
 def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, frame) pairs of images."""
-    return [(f"{sample.label}/{sample.path.name}", read_image(sample.path)) for sample in samples]
+    return [(f"{sample.label}-{sample.path.name}", read_image(sample.path)) for sample in samples]

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from .reference import SAMPLES
+
 if TYPE_CHECKING:
     from .build import BuildResult
 
@@ -48,5 +50,6 @@ def _quality(result: BuildResult) -> str:
 
 
 def _next_command(result: BuildResult) -> str:
-    samples = [sample for sample in result.category.test if sample.is_anomalous] or list(result.category.train)
-    return f"saae-run {result.where} {samples[0].path.parent} --overlays --out results"
+    has_samples = any(name.startswith(f"{SAMPLES}/") for name in result.bundle.manifest.files)
+    images = result.where / SAMPLES if has_samples else result.category.train[0].path.parent
+    return f"saae-run {result.where} {images} --overlays --out results"

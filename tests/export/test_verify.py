@@ -112,9 +112,9 @@ def test_another_models_graph_fails(bundle: Bundle, tmp_path: Path) -> None:
         require(found.reports)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "reference/0.png", "report.html"])
+@pytest.mark.parametrize("name", ["model.onnx", "samples/*", "report.html"])
 def test_one_changed_byte_is_found(bundle: Bundle, name: str) -> None:
-    file = bundle.path / name
+    file = sorted(bundle.path.glob(name))[0]
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -140,7 +140,7 @@ def test_no_images_and_no_reference_frames(bundle: Bundle, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no images"):
         verify(bundle.path, data=tmp_path / "empty")
-    without = tuple(name for name in bundle.manifest.files if name.startswith("reference/"))
+    without = tuple(name for name in bundle.manifest.files if name.startswith(("reference/", "samples/")))
     bare = update_bundle(bundle, bundle.manifest, {}, drop=without)
     with pytest.raises(ConfigError, match="no reference frames"):
         verify(bare.path)
@@ -158,8 +158,8 @@ def test_reference_frames_survive_the_disk(bundle: Bundle, tmp_path: Path, flat:
     rng = np.random.default_rng(0)
     anomaly_map = np.full((20, 30), 0.25, np.float32) if flat else rng.normal(5, 3, (20, 30)).astype(np.float32)
     frame = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    item = ReferenceFrame("a b/ü.png", frame, anomaly_map, 7.25)
-    without = tuple(name for name in bundle.manifest.files if name.startswith("reference/"))
+    item = ReferenceFrame("a b/../ü.png", frame, anomaly_map, 7.25)
+    without = tuple(name for name in bundle.manifest.files if name.startswith(("reference/", "samples/")))
     kept = update_bundle(bundle, bundle.manifest, lambda folder: write_reference(folder, [item], "me"), drop=without)
     (read,), against = read_reference(kept)
     assert (read.name, read.score, against) == (item.name, item.score, "me")
