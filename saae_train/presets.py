@@ -20,7 +20,7 @@ TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "mag
 
 _MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
     PAPER_BACKBONE: (0, 1, 2, 3, 4),  # paper section 4.1.2
-    PACKAGED_NAME: (3, 4, 5, 6, 7),
+    PACKAGED_NAME: (4, 5, 6, 7),
 }
 
 
@@ -62,8 +62,8 @@ class FitConfig:
     layers: tuple[int, ...] | None = None
     input_size: tuple[int, int] = (392, 392)
     standardise: bool = True
-    components: int | None = 384
-    component_power: float = 0.25
+    components: int | None = 320
+    component_power: float = 0.0
     keep: float = 0.8
     latent: int | None = None
     latent_limit: int | None = 96
