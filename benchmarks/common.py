@@ -200,6 +200,17 @@ def use_threads(count: int) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
+def resident_mib() -> float:
+    """Resident memory of this process now, in MiB; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return float(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0
+
+
 class PeakMemory:
     """Largest resident memory of this process since the block began, in GiB (`.gib`, after the block).
 

@@ -1,0 +1,458 @@
+"""Time a bundle on every backend that is here, side by side with PyTorch, in one process.
+
+    python benchmarks/fps.py BUNDLE [--checkpoint DIR]
+    python benchmarks/fps.py --random [--model vit_base_patch16_384] [--dfr]
+        [--frame-size 1024x1024] [--bake] [--batch 1,8,32] [--backends ...] [--precisions fp32,bf16,...]
+        [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
+
+Kinds of timing, all from arrays in host memory to arrays in host memory unless said otherwise:
+
+  compute       a batch of frames at the graph's size through `backend.infer`: anomaly map, score and mask. Copies to
+                and from a GPU are inside; a resize is inside only where it is baked into the graph.
+  frame         camera frames to `Result`s by calling the Engine: host resize where the graph has another size,
+                inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
+  stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
+  stream graph  the same over frames that have the graph's size already, to be held against compute.
+  device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
+
+The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
+device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants take turns of about
+half a second (benchmarks/turns.py). A model of random weights (--random, or a bundle without its checkpoint for
+PyTorch's side) is as fast as a fitted one; where both sides have the same weights, their maps are compared first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from saae_runtime.bundle import Bundle, open_bundle
+from saae_runtime.errors import BackendError, ConfigError, SaaeError
+
+if TYPE_CHECKING:  # torch comes after the threads are set
+    from benchmarks.fps_variants import Settings, Variant
+    from saae_train.detector import Detector
+
+KINDS = ("compute", "frame", "stream", "stream graph", "device")
+INSIDE = {
+    "compute": "a batch at the graph's size, host to host, through backend.infer: map, score, mask",
+    "frame": "camera frames in host memory to Results: host resize, inference, map at the frame's size, mask, decision",
+    "stream": "Engine.stream over camera frames, per batch, pipeline full; ratio to PyTorch's frame timing",
+    "stream graph": "Engine.stream over frames of the graph's size; ratio to PyTorch's compute timing",
+    "device": "a batch that lies on the GPU, outputs left there, waited for",
+}
+PAPER = {"saae_fps": 86, "dfr_fps": 31, "ratio": 2.77}
+_BASE = {"stream": "frame", "stream graph": "compute"}
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")
+
+
+def run(
+    bundle: Bundle, detector: Detector, settings: Settings, weights: str, same_weights: bool = True
+) -> dict[str, Any]:
+    """Times everything and returns the result, ready to be written.
+
+    Args:
+        bundle: what the backends run.
+        detector: what PyTorch runs.
+        settings: what is timed.
+        weights: where the weights came from, in words.
+        same_weights: whether bundle and detector hold the same model.
+
+    Raises:
+        SaaeError: a backend that was asked for is not here, or fails.
+    """
+    import torch
+
+    from benchmarks.fps_variants import open_variants
+    from benchmarks.torch_variants import gflop, matmul_tflops
+
+    frame = bundle.manifest.frame
+    graph_size = (frame.height, frame.width)
+    with common.PeakMemory() as memory, ExitStack() as stack:
+        variants, absent = open_variants(bundle, detector, settings, same_weights)
+        for variant in variants:
+            stack.callback(variant.close)
+        rows: list[dict[str, Any]] = []
+        for batch in settings.batches:
+            rows += _timed(variants, batch, settings, absent)
+        add_ratios(rows)
+        facts = [_facts(variant) for variant in variants]
+        rate = matmul_tflops() if settings.device == "cuda" else None
+    model = bundle.manifest.model
+    return common.result(
+        "fps",
+        rows,
+        settings={
+            "frame_size": list(settings.frame_size),
+            "graph_size": list(graph_size),
+            "batches": list(settings.batches),
+            "seconds": settings.seconds,
+            "threads": settings.threads,
+            "torch_threads": torch.get_num_threads(),
+            "device": settings.device,
+            "hint": settings.hint,
+            "environment": {name: os.environ[name] for name in _LIMITS if name in os.environ},
+        },
+        model={
+            "category": bundle.manifest.category,
+            "backbone": bundle.manifest.backbone.name,
+            "input_size": [model.height, model.width],
+            "layers": list(model.layers),
+            "latent": model.latent_dim,
+            "components": model.components,
+            "preset": model.preset,
+            "weights": weights,
+            "gflop_per_frame": round(gflop(detector, graph_size), 2),
+        },
+        inside=INSIDE,
+        reference="pytorch fp32",
+        variants=facts,
+        not_here=absent,
+        saae_to_dfr=saae_to_dfr(rows),
+        matmul_fp16_tflops=None if rate is None else round(rate, 1),
+        peak_memory_gib=round(memory.gib, 2),
+    )
+
+
+def _timed(
+    variants: Sequence[Variant], batch: int, settings: Settings, absent: list[dict[str, str]]
+) -> Iterator[dict[str, Any]]:
+    from benchmarks.turns import calls, in_turns, stream
+
+    rng = np.random.default_rng(0)
+    camera = [rng.integers(0, 256, (*settings.frame_size, 3), np.uint8) for _ in range(max(batch, 2))]
+    usable = []
+    for variant in variants:
+        most = variant.backend.max_batch
+        if most is not None and batch > most:
+            why = f"batch {batch} is above the {most} that it takes"
+            absent.append({"backend": variant.name, "precision": variant.precision, "why": why})
+        else:
+            usable.append(variant)
+    turns = {}
+    for variant in usable:
+        frames = rng.integers(0, 256, (batch, *variant.backend.frame_size, 3), np.uint8)
+        turns["compute", variant.key] = calls(partial(variant.infer, frames))
+        turns["frame", variant.key] = calls(partial(variant.score, camera[:batch]))
+        if variant.engine is not None:
+            turns["stream", variant.key] = stream(variant.engine, camera, batch)
+            turns["stream graph", variant.key] = stream(variant.engine, list(frames), batch)
+        if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
+            turns["device", variant.key] = calls(call)
+    for turn in turns.values():  # warm-up: buffers, kernels and plans of this batch size are made here
+        turn(0.0)
+    found = in_turns(turns, settings.seconds)
+    for kind in KINDS:
+        for variant in usable:
+            if (kind, variant.key) not in found:
+                continue
+            timing = common.Timing.of(found[kind, variant.key])
+            yield {
+                "backend": variant.name,
+                "precision": variant.precision,
+                "kind": kind,
+                "batch": batch,
+                "timing": timing.to_json(),
+                "fps": round(batch * timing.per_second, 3),
+            }
+
+
+def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
+    """A call that starts and ends on the GPU, or None where the backend has none."""
+    import torch
+
+    from benchmarks.torch_variants import TorchBackend
+
+    backend = variant.backend
+    if isinstance(backend, TorchBackend):
+        inputs = torch.from_numpy(frames).cuda(), torch.full((1,), 1.0, device="cuda")
+
+        def call() -> None:
+            backend.run(*inputs)
+            torch.cuda.synchronize()
+
+        return call
+    if not backend.takes_device_arrays:
+        return None
+    there = torch.from_numpy(frames).cuda()
+
+    def call_backend() -> None:
+        with backend.infer_on_device(there, variant.limits[0]) as outputs:
+            outputs.synchronize()
+
+    return call_backend
+
+
+def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and a stream's share of what it is held against.
+
+    Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
+    timed as a whole, so what slows it now and then must count on the other side too.
+    """
+    fps = {(row["backend"], row["precision"], row["kind"], row["batch"]): row["fps"] for row in rows}
+    means = {(r["backend"], r["precision"], r["kind"], r["batch"]): r["timing"]["mean_ms"] for r in rows}
+    for row in rows:
+        base = _BASE.get(row["kind"], row["kind"])
+        for name, key in (
+            ("ratio", ("pytorch", "fp32", base, row["batch"])),
+            ("ratio_dfr", ("dfr", "fp32", base, row["batch"])),
+        ):
+            if key in fps:
+                row[name] = round(row["fps"] / fps[key], 3)
+        if row["kind"] in _BASE:
+            own = means[row["backend"], row["precision"], base, row["batch"]]
+            row["share"] = round(own / row["timing"]["mean_ms"], 3)
+
+
+def saae_to_dfr(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed."""
+    here = [
+        {"where": f"here, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
+        for row in rows
+        if (row["backend"], row["precision"]) == ("pytorch", "fp32") and "ratio_dfr" in row
+    ]
+    return [{"where": "the paper", **PAPER}, *here] if here else []
+
+
+def _facts(variant: Variant) -> dict[str, Any]:
+    return {
+        "backend": variant.name,
+        "precision": variant.precision,
+        "description": variant.backend.description,
+        "slots": variant.backend.slots,
+        "memory_mib": round(variant.memory_mib, 1),
+        "device_mib": None if variant.device_mib is None else round(variant.device_mib, 1),
+        "map_error": variant.map_error,
+    }
+
+
+def show(data: Mapping[str, Any], target: Path) -> None:
+    """Prints one table per kind and batch, and what is not in them."""
+    for batch in data["settings"]["batches"]:
+        for kind in KINDS:
+            rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]
+            if not rows:
+                continue
+            columns = [
+                ("median", [row["timing"]["median_ms"] for row in rows]),
+                ("p95", [row["timing"]["p95_ms"] for row in rows]),
+                ("p99", [row["timing"]["p99_ms"] for row in rows]),
+                ("frames/s", [row["fps"] for row in rows]),
+                ("ratio", [row.get("ratio") for row in rows]),
+                ("to DFR", [row.get("ratio_dfr") for row in rows]),
+                ("share", [row.get("share") for row in rows]),
+                ("runs", [row["timing"]["runs"] for row in rows]),
+            ]
+            columns = [(name, values) for name, values in columns if any(value is not None for value in values)]
+            common.print_table(
+                f"{kind}, batch {batch}: milliseconds; ratio to {data['reference']}",
+                ["backend", *(name for name, _ in columns)],
+                [
+                    (f"{row['backend']} {row['precision']}", *(values[i] for _, values in columns))
+                    for i, row in enumerate(rows)
+                ],
+                [data["inside"][kind]],
+            )
+    common.print_table(
+        "Variants",
+        ["backend", "memory MiB", "GPU MiB", "map error"],
+        [
+            (f"{v['backend']} {v['precision']}", v["memory_mib"], v["device_mib"], v["map_error"])
+            for v in data["variants"]
+        ],
+        [
+            *(f"{v['backend']} {v['precision']}: {v['description']}" for v in data["variants"]),
+            *(f"Not timed: {item['backend']} {item['precision']}: {item['why']}" for item in data["not_here"]),
+            f"Weights: {data['model']['weights']}. {data['model']['gflop_per_frame']} GFLOP a frame, "
+            f"{data['settings']['threads']} threads, peak memory of the process {data['peak_memory_gib']} GiB.",
+            *(f"SAAE : DFR, {item['where']}: {item['ratio']}" for item in data["saae_to_dfr"]),
+            f"Written to {target}",
+        ],
+    )
+
+
+@contextmanager
+def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """(bundle, detector, weights in words, same weights) of a model that nobody fitted; engines too on a GPU."""
+    from rich.console import Console
+
+    from benchmarks.random_model import random_bundle, random_checkpoint, random_config
+    from saae_export.staging import parse_frame_size
+
+    console = Console(stderr=True)
+    checkpoint = random_checkpoint(random_config(**options["model"]))
+    size = settings.frame_size if options["bake"] else parse_frame_size("model", None)
+    with tempfile.TemporaryDirectory() as folder, console.status("exporting random weights ..."):
+        bundle = random_bundle(checkpoint, Path(folder) / "bundle", size, precisions)
+        if settings.device == "cuda":
+            bundle = _with_engines(bundle, settings, precisions, options["opt_batch"], console)
+        yield bundle, checkpoint.detector, "random (no quality, for speed only)", True
+
+
+def _with_engines(
+    bundle: Bundle, settings: Settings, precisions: Sequence[str], opt_batch: int | None, console: Any
+) -> Bundle:
+    from saae_export.engines import EngineOptions, build_engine
+
+    most = max(settings.batches)
+    options = EngineOptions(1, min(opt_batch or most, most), most)
+    for library in ("tensorrt", "tensorrt-rtx"):
+        for precision in precisions:
+            try:
+                built = build_engine(bundle, library=library, precision=precision, options=options)
+            except BackendError as error:
+                console.print(f"no {library} {precision} engine: {error.what} {error.why}", markup=False)
+                continue
+            bundle = built.bundle
+    return bundle
+
+
+@contextmanager
+def _given(path: Path, checkpoint: Path | None) -> Iterator[tuple[Any, ...]]:
+    from benchmarks.random_model import like
+    from saae_export.torch_reference import load_reference
+
+    bundle = open_bundle(path)
+    if checkpoint is not None:
+        yield bundle, load_reference(bundle, checkpoint).detector, bundle.manifest.backbone.weights_source, True
+    else:
+        weights = "the bundle's; PyTorch's side has random weights of the same shapes (no --checkpoint)"
+        yield bundle, like(bundle.manifest).detector, weights, False
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers from "1,8,32"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{option} {text} is not a list of whole numbers.", "", f"{option} 1,8,32")
+    return tuple(int(part) for part in parts)
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Names from "a,b"; None where nothing is given."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def main(
+    bundle: Annotated[Path | None, typer.Argument(help="a built bundle; or give --random")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="the model that the bundle was built from")] = None,
+    random: Annotated[bool, typer.Option("--random", help="a model of random weights, labelled so")] = False,
+    model: Annotated[str, typer.Option(help="with --random: timm name")] = "vit_base_patch16_384",
+    preset: Annotated[str | None, typer.Option(help="with --random: paper, fast, ...")] = None,
+    layers: Annotated[str | None, typer.Option(help="with --random: instead of the preset's")] = None,
+    input_size: Annotated[str | None, typer.Option(help="with --random: HEIGHTxWIDTH of the model")] = None,
+    latent: Annotated[int | None, typer.Option(help="with --random: V")] = None,
+    components: Annotated[int | None, typer.Option(help="with --random: k; 0 = none")] = None,
+    bake: Annotated[bool, typer.Option("--bake", help="with --random: bake the camera's size into the graph")] = False,
+    opt_batch: Annotated[int | None, typer.Option(help="with --random: batch that engines are tuned for")] = None,
+    frame_size: Annotated[str, typer.Option(help="camera frame, HEIGHTxWIDTH")] = "1024x1024",
+    batch: Annotated[str | None, typer.Option(help="batch sizes; default 1, on a GPU 1,8,32")] = None,
+    backends: Annotated[str | None, typer.Option(help="names, comma-separated; default: all that work here")] = None,
+    precisions: Annotated[str | None, typer.Option(help="fp32,bf16,fp16,int8; default: all")] = None,
+    seconds: Annotated[float, typer.Option(help="for each timing of each variant")] = 10.0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: every usable core")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    hint: Annotated[str, typer.Option(help="OpenVINO: latency or throughput")] = "latency",
+    dfr: Annotated[bool, typer.Option("--dfr", help="time the paper's speed baseline as well")] = False,
+    out: Annotated[Path | None, typer.Option(help="result file")] = None,
+) -> None:
+    """Time every backend beside PyTorch; print and write the tables."""
+    try:
+        if (bundle is None) != random:
+            raise ConfigError("Give a bundle, or --random, and not both.", "", "python benchmarks/fps.py --random")
+        if seconds <= 0 or device not in ("auto", "cpu", "cuda"):
+            raise ConfigError("--seconds or --device is not possible.", "", "--seconds 10 --device auto")
+        common.use_threads(threads or common.usable_cores())
+        settings = _settings(frame_size, batch, names(backends), names(precisions), seconds, threads, device, hint, dfr)
+        options = {
+            "model": {
+                "backbone": model,
+                "preset_name": preset,
+                "layers": None if layers is None else numbers(layers, "--layers"),
+                "input_size": None if input_size is None else _size(input_size),
+                "latent": latent,
+                "components": components,
+            },
+            "bake": bake,
+            "opt_batch": opt_batch,
+        }
+        common.print_machine()
+        source = _random(options, settings, _graphs(settings)) if bundle is None else _given(bundle, checkpoint)
+        with source as (opened, detector, weights, same):
+            data = run(opened, detector, settings, weights, same)
+    except SaaeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    show(data, common.write_result(data, out))
+
+
+def _settings(
+    frame_size: str,
+    batch: str | None,
+    backends: tuple[str, ...] | None,
+    precisions: tuple[str, ...] | None,
+    seconds: float,
+    threads: int | None,
+    device: str,
+    hint: str,
+    dfr: bool,
+) -> Settings:
+    import torch
+
+    from benchmarks.fps_variants import Settings, check_names
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda is not possible.", "PyTorch finds no GPU.", "--device cpu")
+    settings = Settings(
+        frame_size=_size(frame_size),
+        batches=numbers(batch or ("1" if device == "cpu" else "1,8,32"), "--batch"),
+        backends=backends,
+        precisions=precisions,
+        seconds=seconds,
+        threads=threads or common.usable_cores(),
+        device=device,
+        hint=hint,
+        dfr=dfr,
+    )
+    check_names(settings)
+    if min(settings.batches) < 1:
+        raise ConfigError("--batch is not possible.", "A batch has one frame or more.", "--batch 1,8")
+    return settings
+
+
+def _graphs(settings: Settings) -> tuple[str, ...]:
+    """Graphs that a bundle of random weights needs: FP32 always (also for bf16 arithmetic), FP16 where it is wanted."""
+    if settings.precisions is not None and "int8" in settings.precisions:
+        raise ConfigError(
+            "Random weights have no INT8 graph.",
+            "INT8 is calibrated on images and gated by quality, which random weights do not have.",
+            "build a bundle with INT8 and give that",
+        )
+    return ("fp32", "fp16") if settings.precisions is None or "fp16" in settings.precisions else ("fp32",)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from saae_export.staging import parse_frame_size
+
+    size = parse_frame_size(text, None)
+    if size is None:
+        raise ConfigError(f"{text} is not a size.", "", "give HEIGHTxWIDTH, for instance 1024x1024")
+    return size
+
+
+if __name__ == "__main__":
+    typer.run(main)
