@@ -6,10 +6,16 @@ OUT ?= demo-out
 
 .PHONY: demo test check install clean
 
+# saae-run exits with 1 when it finds a defect: here that is what it should do.
 demo: $(VENV)/.stamp-demo
-	$(BIN)/saae-export build --category zipper --out $(OUT)/bundles/zipper
-	$(BIN)/saae-run $(OUT)/bundles/zipper $(OUT)/bundles/zipper/samples --out $(OUT)/heatmaps --heatmaps --overlays --expect-defects
-	@echo "Heatmaps: $(OUT)/heatmaps   Report: $(OUT)/bundles/zipper/report.html"
+	$(BIN)/saae-export build --category zipper --demo --out $(OUT)/zipper --work $(OUT)/work
+	$(BIN)/saae-run $(OUT)/zipper '$(OUT)/work/demo/zipper/test/*/000.png' --out $(OUT)/heatmaps --sheets --heatmaps \
+		|| test $$? -eq 1
+	@echo
+	@echo "Report:   $(OUT)/zipper/report.html"
+	@echo "Heatmaps: $(OUT)/heatmaps"
+	@echo "Next:     put pictures of your own product into a folder and type"
+	@echo "          $(BIN)/saae-export build --normal FOLDER --category NAME"
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest
