@@ -163,7 +163,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             name = (variant["backend"], variant["precision"])
             if (*name, "compute") not in rows:
                 continue
-            compute, frame = (rows[(*name, kind)] for kind in ("compute", "frame"))
+            compute, frame = (rows[name[0], name[1], kind] for kind in ("compute", "frame"))
             stream, alone = rows.get((*name, "stream"), {}), rows.get((*name, "stream graph"), {})
             line: list[object] = [" ".join(name) + (" (at 256x256)" if name[0] == "dfr" else "")]
             for row in (compute, frame):
