@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,8 +133,10 @@ def extract(
         mark.unlink(missing_ok=True)
     elif progress is not None:
         progress(len(samples), len(samples))
-    values = np.load(done_file, mmap_mode="r")
-    if values.shape != shape:
+    values = None
+    with suppress(ValueError, EOFError):  # cut short or no array
+        values = np.load(done_file, mmap_mode="r")
+    if values is None or values.shape != shape:
         done_file.unlink()
         return extract(backbone, samples, cache, device, precision, progress)
     return FeatureSet(values, key)
@@ -148,11 +152,10 @@ def _fill(
     bf16: bool,
     progress: Progress | None,
 ) -> None:
-    start = _resume_at(part_file, mark)
-    mode = "r+" if start else "w+"
     try:
-        values = np.lib.format.open_memmap(part_file, mode, np.float16, None if start else shape)
+        values, start = _open_part(part_file, mark, shape)
     except OSError as error:
+        part_file.unlink(missing_ok=True)
         raise storage_error(part_file, error) from error
     model = backbone.to(device)
     mean = torch.tensor(backbone.mean, device=device).view(3, 1, 1) * 255.0
@@ -176,6 +179,25 @@ def _fill(
         write_json(mark, {"done": first + len(batch)})
     if progress is not None:
         progress(len(samples), len(samples))
+
+
+def _open_part(part_file: Path, mark: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:
+    """The file being filled, and how many images it holds already."""
+    start = _resume_at(part_file, mark)
+    if start:
+        size = part_file.stat().st_size
+        with suppress(ValueError):
+            values = np.lib.format.open_memmap(part_file, "r+")
+            # A file that was cut short is filled up with zeros by opening it: begin again.
+            if values.shape == shape and values.dtype == np.float16 and values.offset + values.nbytes == size:
+                return values, start
+    mark.unlink(missing_ok=True)
+    values = np.lib.format.open_memmap(part_file, "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):
+        # A mapped file with holes would end the process, not raise an error, once the disk is full.
+        with part_file.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, part_file.stat().st_size)
+    return values, 0
 
 
 def _resume_at(part_file: Path, mark: Path) -> int:
