@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saae_runtime.errors import CheckpointError, SaaeError
-from saae_runtime.files import atomic_directory, sha256_file, storage_error, write_json
+from saae_runtime.errors import CheckpointError, SaaeError, StorageError
+from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes, sha256_file, storage_error, write_json
 from saae_runtime.version import saae_version
 
 from .backbone import ViTFeatures
@@ -52,46 +52,23 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
     """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
 
     Raises:
-        StorageError: the disk is full or the place may not be written to.
+        StorageError: the disk is full, the place may not be written to, or a folder with something else is there.
     """
     folder = Path(path)
+    if folder.is_dir() and not (folder / _CONFIG).is_file() and any(folder.iterdir()):
+        raise StorageError(
+            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another folder"
+        )
     detector = checkpoint.detector
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
-    backbone = detector.backbone
     with atomic_directory(folder) as temporary:
         try:
             save_file(tensors, temporary / _WEIGHTS)
         except SafetensorError as error:
             raise storage_error(folder, OSError(28, str(error))) from error
-        write_json(
-            temporary / _CONFIG,
-            {
-                "schema": SCHEMA,
-                "saae_version": saae_version(),
-                "category": checkpoint.category,
-                "config": checkpoint.config.to_json(),
-                "backbone": {
-                    "name": backbone.name,
-                    "weights_source": backbone.weights.source,
-                    "weights_sha256": backbone.weights.sha256,
-                    "layers": list(backbone.layers),
-                    "input_size": list(backbone.input_size),
-                },
-                "space": {
-                    "components": None if detector.space.basis is None else detector.space.channels,
-                    "channels": backbone.channels,
-                },
-                "saae": {
-                    "channels": detector.saae.channels,
-                    "latent": detector.saae.latent,
-                    "positions": detector.saae.positions,
-                    "mlp_size": detector.saae.mlp_size,
-                    "transformer": detector.saae.transformer,
-                },
-                "facts": dict(checkpoint.facts),
-                "sha256": sha256_file(temporary / _WEIGHTS),
-            },
-        )
+        record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
+        record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
+        write_json(temporary / _CONFIG, record | {"digest": _digest(record)})
     return folder
 
 
@@ -126,6 +103,40 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
 
 
+def _record(checkpoint: Checkpoint) -> dict[str, Any]:
+    detector = checkpoint.detector
+    backbone, saae = detector.backbone, detector.saae
+    return {
+        "schema": SCHEMA,
+        "saae_version": saae_version(),
+        "category": checkpoint.category,
+        "config": checkpoint.config.to_json(),
+        "backbone": {
+            "name": backbone.name,
+            "weights_source": backbone.weights.source,
+            "weights_sha256": backbone.weights.sha256,
+            "layers": list(backbone.layers),
+            "input_size": list(backbone.input_size),
+        },
+        "space": {
+            "components": None if detector.space.basis is None else detector.space.channels,
+            "channels": backbone.channels,
+        },
+        "saae": {
+            "channels": saae.channels,
+            "latent": saae.latent,
+            "positions": saae.positions,
+            "mlp_size": saae.mlp_size,
+            "transformer": saae.transformer,
+        },
+        "facts": dict(checkpoint.facts),
+    }
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json({key: value for key, value in record.items() if key != "digest"}).encode())
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -134,13 +145,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"No checkpoint at {folder}.", f"There is no {_CONFIG} in it.", "saae-train fit --category NAME"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / _CONFIG} is not a checkpoint's description.", str(error), "fit again: saae-train fit"
         ) from error
     if schema > SCHEMA:
         raise CheckpointError(
             f"{folder} was written by a newer saae ({record.get('saae_version')}).", "", "pip install --upgrade saae"
+        )
+    if record.get("digest") != _digest(record):
+        raise CheckpointError(
+            f"{folder / _CONFIG} was changed or is damaged.", "Its digest does not fit.", "fit again: saae-train fit"
         )
     return dict(record)
 

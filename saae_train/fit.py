@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from saae_runtime.errors import FitError
+from saae_runtime.errors import ConfigError, FitError
 from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
 from .backbone import ViTFeatures
 from .checkpoint import Checkpoint
 from .data import Sample, content_digest
-from .detector import Detector, FeatureSpace, Projected, anomaly_score
+from .detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score
 from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
 from .model import SAAE, latent_width
 from .presets import TEXTURES, FitConfig
@@ -73,10 +77,12 @@ def fit(
         facts: goes into the checkpoint's facts.
 
     Raises:
-        FitError: the loss is not finite, or there are too few images.
+        ConfigError: a loss or score that there is not, or that needs components.
+        FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
         StorageError: no room for cache or state.
     """
+    _check(samples, config)
     watch = reporter or Reporter()
     place = pick_device(device)
     started = time.monotonic()
@@ -112,6 +118,20 @@ def fit(
     }
     shutil.rmtree(state, ignore_errors=True)
     return Checkpoint(detector, config, category, record)
+
+
+def _check(samples: Sequence[Sample], config: FitConfig) -> None:
+    """Finds before the first image is read what would only fail after the last step."""
+    if not samples:
+        raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
+    if config.loss not in LOSSES:
+        raise ConfigError(f"There is no loss named {config.loss!r}.", "", f"one of: {', '.join(LOSSES)}")
+    if config.score not in SCORES:
+        raise ConfigError(f"There is no score named {config.score!r}.", "", f"one of: {', '.join(SCORES)}")
+    if config.score == "joint" and config.components is None:
+        raise ConfigError(
+            "The score `joint` needs components.", "Half of it is the energy outside them.", "give --components"
+        )
 
 
 def _space(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
@@ -171,6 +191,7 @@ class _Loop:
         self.optimizer = torch.optim.Adam(saae.parameters(), lr=config.learning_rate, fused=True)
         self.bf16 = use_bf16(config.precision, device)
         self.step = 0
+        self.whole = True  # no step is half done
         self.seconds = 0.0
         self.history: list[list[float]] = []
         self.resident = self._resident()
@@ -180,18 +201,23 @@ class _Loop:
         needed = len(self.features) * self.features.values.shape[1] * self.space.channels * 2
         if needed > _free_memory(self.device) // 2:
             return None
-        parts = [self._project(list(range(i, min(i + 8, len(self.features))))) for i in range(0, len(self.features), 8)]
-        outside = [part.outside for part in parts if part.outside is not None]
-        return Projected(torch.cat([part.g.half() for part in parts]), torch.cat(outside) if outside else None)
+        return self._project(range(len(self.features)))
 
-    def _project(self, indices: list[int]) -> Projected:
-        rows = torch.cat([self.features.rows(index, index + 1) for index in indices]).to(self.device)
-        with torch.no_grad():
-            return self.space(rows)
+    def _project(self, indices: Iterable[int]) -> Projected:
+        """Images in the SAAE's space, in half precision; each by itself, so that its numbers depend on no other."""
+        g, outside = [], []
+        for index in indices:
+            with torch.no_grad():
+                part = self.space(self.features.rows(index, index + 1).to(self.device))
+            g.append(part.g.half())
+            if part.outside is not None:
+                outside.append(part.outside)
+        return Projected(torch.cat(g), torch.cat(outside) if outside else None)
 
     def _batch(self, indices: list[int]) -> Projected:
         if self.resident is None:
-            return self._project(indices)
+            read = self._project(indices)
+            return read._replace(g=read.g.float())
         g, outside, _ = self.resident
         return Projected(g[indices].float(), None if outside is None else outside[indices])
 
@@ -202,18 +228,22 @@ class _Loop:
         average = 0.0
         flushed = torch.set_flush_denormal(True)  # vanishing gradients otherwise slow the processor tenfold
         try:
-            while self.step < self.total:
-                value = self._advance()
-                average = value if not average else 0.9 * average + 0.1 * value
-                self.seconds = before + time.monotonic() - started
-                if self.step % max(1, self.total // 100) == 0 or self.step == self.total:
-                    self.history.append([self.step, round(average, 6)])
-                watch.steps(self.step, self.total, average)
-                if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
+            with _ctrl_c_after_the_step() as stopped:
+                while self.step < self.total:
+                    value = self._advance()
+                    average = value if not average else 0.9 * average + 0.1 * value
+                    self.seconds = before + time.monotonic() - started
+                    if self.step % max(1, self.total // 100) == 0 or self.step == self.total:
+                        self.history.append([self.step, round(average, 6)])
+                    watch.steps(self.step, self.total, average)
+                    if stopped():
+                        raise KeyboardInterrupt
+                    if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
         except KeyboardInterrupt:
-            self._save()
+            if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
+                self._save()
             raise
         finally:
             if flushed:
@@ -222,6 +252,7 @@ class _Loop:
 
     def _advance(self) -> float:
         config = self.config
+        self.whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         batch = self._batch(self._indices())
@@ -235,6 +266,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.step += 1
+        self.whole = True
         number = float(value.detach()) / batch.g.shape[1]
         if not math.isfinite(number):
             raise FitError(
@@ -280,7 +312,7 @@ class _Loop:
             (folder / "s.json").write_text(json.dumps(record))
 
     def _resume(self, watch: Reporter) -> None:
-        with suppress(OSError, ValueError, KeyError, RuntimeError):
+        with suppress(OSError, ValueError, KeyError, RuntimeError, SafetensorError):
             record = json.loads((self.state / "s.json").read_text())
             tensors = load_file(self.state / "s.safetensors")
             self.model.load_state_dict(
@@ -296,6 +328,32 @@ class _Loop:
             self.step, self.seconds = int(record["step"]), float(record["seconds"])
             self.history = [list(map(float, pair)) for pair in record["history"]]
             watch.say(f"going on from step {self.step} of {self.total}")
+
+
+@contextmanager
+def _ctrl_c_after_the_step() -> Iterator[Callable[[], bool]]:
+    """Lets the step in hand end before a Ctrl-C counts, so that a whole state can be saved; a second one stops at once.
+
+    Gives a function that says whether to stop.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    # Elsewhere than in the main thread, or where Ctrl-C is ignored or handled already, it stays as it is.
+    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -85,7 +85,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         positive = (self.batch, self.learning_rate, self.keep, *self.input_size)
-        if any(value <= 0 for value in positive) or (self.steps is None) == (self.epochs is None):
+        if not all(0 < value < float("inf") for value in positive) or (self.steps is None) == (self.epochs is None):
             raise ConfigError(
                 "The fitting options do not make a schedule.",
                 "Batch, rate and sizes are positive, and either steps or epochs is given.",
@@ -95,8 +95,12 @@ class FitConfig:
             raise ConfigError(f"There is no precision {self.precision!r} for fitting.", "", "one of: auto, bf16, fp32")
 
     def replace(self, **changes: Any) -> FitConfig:
-        """A copy with some fields changed; None values are ignored."""
-        return dataclasses.replace(self, **{key: value for key, value in changes.items() if value is not None})
+        """A copy with some fields changed; None values are ignored. Steps take the place of epochs, and the reverse."""
+        given = {key: value for key, value in changes.items() if value is not None}
+        for one, other in (("steps", "epochs"), ("epochs", "steps")):
+            if one in given and other not in given:
+                given[other] = None
+        return dataclasses.replace(self, **given)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a config file or a cache key."""

@@ -336,17 +336,11 @@ def test_a_fitted_model_can_be_given(built: tuple[BuildResult, str, Path], at_mo
 
 
 def test_a_checkpoint_with_nan_is_refused(built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from saae_train.checkpoint import load_checkpoint, save_checkpoint
 
-    from saae_runtime.files import sha256_file
-
-    bad = copy_tree(_checkpoint(built[2]), tmp_path / "bad")
-    tensors = load_file(bad / "model.safetensors")
-    tensors["saae.project.bias"][0] = float("nan")
-    save_file(tensors, bad / "model.safetensors")
-    record = json.loads((bad / "config.json").read_text())
-    record["sha256"] = sha256_file(bad / "model.safetensors")
-    (bad / "config.json").write_text(json.dumps(record))
+    found = load_checkpoint(_checkpoint(built[2]))
+    found.detector.saae.project.bias.data[0] = float("nan")
+    bad = save_checkpoint(tmp_path / "bad", found)
     with pytest.raises(SaaeError, match=r"NaN|not finite"):
         quiet_build(options(data, tmp_path, checkpoint=bad))
 
