@@ -83,7 +83,8 @@ class _Score(nn.Module):
         cosine = 1.0 - (a * b).sum(dim=2) / norms
         if projected.outside is None or projected.energy is None:
             return cosine
-        return (cosine * (projected.outside / projected.energy.clamp_min(1e-12).sqrt())).clamp_min(1e-12).sqrt()
+        outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
+        return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
 
 
 class FusedGraph(nn.Module):

@@ -83,9 +83,9 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         projected: the features.
         g_hat: their reconstruction, N x L x channels.
         kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
-            one minus the cosine between g and g_hat; `joint`, sqrt((1 - cos(g, g_hat)) * |f_perp|^2 / |f_s|), which
-            is large where both what the autoencoder cannot explain and what lies outside the components are. The
-            energy outside enters halfway between its size and its share of the whole: measured best, docs/quality.md.
+            one minus the cosine between g and g_hat; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
+            which is large where both what the autoencoder cannot explain and what lies outside the components are;
+            the exponents were found by measuring, docs/quality.md.
 
     Returns:
         float32, N x L.
@@ -112,7 +112,7 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
             "give --components, or use --score cosine",
         )
     outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
-    return (cosine * outside).clamp_min(1e-12).sqrt()
+    return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
 
 
 class Detector(nn.Module):
