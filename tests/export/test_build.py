@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
-import json
 import shutil
 from pathlib import Path
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from saae_runtime.errors import CalibrationError, ConfigError, ImageError  # noqa: E402
-from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate  # noqa: E402
-from saae_train.data import Sample, content_digest  # noqa: E402
+from saae_runtime.errors import CalibrationError, ConfigError, ImageError
+from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+from saae_train.data import Sample, content_digest
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
-from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.presets import PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset  # noqa: E402
-from saae_train.weights import PACKAGED_NAME  # noqa: E402
+from saae_runtime.errors import ConfigError
+from saae_train.presets import PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
+from saae_train.weights import PACKAGED_NAME
 
 PAPER: dict[str, tuple[Any, str]] = {
     "backbone": ("vit_base_patch16_384", "4.1.2: ViT-B/16"),
@@ -57,7 +57,18 @@ def test_paper_preset_is_the_papers() -> None:
 
 def test_textures_are_the_papers_five_and_ours() -> None:
     assert {"carpet", "grid", "leather", "tile", "wood"} <= TEXTURES
-    objects = "bottle cable capsule hazelnut metal_nut pill screw toothbrush transistor zipper".split()
+    objects = [
+        "bottle",
+        "cable",
+        "capsule",
+        "hazelnut",
+        "metal_nut",
+        "pill",
+        "screw",
+        "toothbrush",
+        "transistor",
+        "zipper",
+    ]
     assert not TEXTURES & set(objects)
 
 
