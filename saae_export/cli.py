@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -228,6 +229,8 @@ def inspect(
 
 def main() -> None:
     """Entry point."""
+    # A service manager's stop is as clean as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="saae-export")
 
 

@@ -32,7 +32,7 @@ class Stages:
     """Prints stages one after the other to a console (standard error).
 
     On a terminal a running stage has a bar; in a log file each stage is one line when it starts and one when it ends,
-    and every quarter of a long one in between, so that a log shows that something moves.
+    and every tenth of a long one in between, so that a log shows that something moves.
 
     Args:
         console: where to.
@@ -59,7 +59,7 @@ class Stages:
                 yield stage
         else:
             self.console.print(escape(f"{head} ..."))
-            stage = Stage(_quarters(self.console, title))
+            stage = Stage(_tenths(self.console, title))
             yield stage
         seconds = time.monotonic() - began
         notes = f": {', '.join(stage.notes)}" if stage.notes else ""
@@ -84,13 +84,17 @@ class Stages:
             yield Stage(advance)
 
 
-def _quarters(console: Console, title: str) -> Callable[[int, int, str], None]:
-    last = [0]
+def _tenths(console: Console, title: str) -> Callable[[int, int, str], None]:
+    """A line at every tenth of a count; a stage may count several things one after the other (images, then steps)."""
+    seen: list[tuple[int, int]] = [(0, 0)]
 
     def advance(done: int, total: int, text: str) -> None:
-        quarter = 4 * done // max(total, 1)
-        if last[0] < quarter < 4:
-            last[0] = quarter
+        tenth = 10 * done // max(total, 1)
+        before_total, before = seen[0]
+        if total != before_total:
+            before = 0
+        seen[0] = (total, max(before, tenth))
+        if before < tenth < 10:
             console.print(escape(f"  {title} {done}/{total} {text}".rstrip()))
 
     return advance

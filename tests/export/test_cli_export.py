@@ -72,12 +72,18 @@ def test_the_folder_of_the_environment_comes_before_data(place: Path, tmp_path: 
     assert "did you mean weave" in done.stderr
 
 
-STAGES = ("3/10 fit", "4/10 export ONNX", "5/10 calibrate", "7/10 parity", "8/10 evaluate")
+STOPS = (
+    ("3/10 fit", signal.SIGINT),
+    ("4/10 export ONNX", signal.SIGINT),
+    ("5/10 calibrate", signal.SIGTERM),
+    ("7/10 parity", signal.SIGINT),
+    ("8/10 evaluate", signal.SIGINT),
+)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, tmp_path: Path) -> None:
-    """A real SIGINT to the real process, once the stage has begun."""
+@pytest.mark.parametrize(("stage", "number"), STOPS)
+def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_path: Path) -> None:
+    """A real signal to the real process, once the stage has begun."""
     before = open_bundle(place / "bundles" / "weave", verify=True).manifest
     arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32")
     if stage == "3/10 fit":
@@ -93,7 +99,7 @@ def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, tmp_path: Path) -
                 time.sleep(0.01)
             if stage == "3/10 fit":
                 time.sleep(1.0)  # well inside the steps
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             code = process.wait(120)
         finally:
             process.kill()
