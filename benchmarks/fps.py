@@ -129,6 +129,9 @@ def run(
 def _timed(
     variants: Sequence[Variant], batch: int, settings: Settings, absent: list[dict[str, str]]
 ) -> Iterator[dict[str, Any]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from benchmarks.turns import calls, in_turns, stream
 
     rng = np.random.default_rng(0)
@@ -151,9 +154,13 @@ def _timed(
             turns["stream graph", variant.key] = stream(variant.engine, list(frames), batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
             turns["device", variant.key] = calls(call)
-    for turn in turns.values():  # warm-up: buffers, kernels and plans of this batch size are made here
-        turn(0.0)
-    found = in_turns(turns, settings.seconds)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"batch {batch}: warm-up", total=len(turns))
+        for turn in turns.values():  # buffers, kernels and plans of this batch size are made here
+            turn(0.0)
+            bar.advance(task)
+        bar.update(task, description=f"batch {batch}: turns")
+        found = in_turns(turns, settings.seconds, progress=lambda n, total: bar.update(task, completed=n, total=total))
     for kind in KINDS:
         for variant in usable:
             if (kind, variant.key) not in found:

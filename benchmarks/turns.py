@@ -26,28 +26,44 @@ _FEWEST = 2
 _STREAM_BATCHES = 4
 
 
-def in_turns(turns: Mapping[Key, Turn], seconds: float, length: float = 0.5) -> dict[Key, list[float]]:
-    """Gives each entry turns until each has had `seconds`; the garbage collector is off meanwhile.
+def in_turns(
+    turns: Mapping[Key, Turn],
+    seconds: float,
+    length: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Key, list[float]]:
+    """Gives each entry turns until each has had about `seconds`; the garbage collector is off meanwhile.
+
+    An entry whose turns take longer than they should sits out rounds, so that it ends with the others and its turns
+    are still spread over the whole time.
 
     Args:
         turns: name -> turn.
         seconds: time for each entry.
         length: one turn's length in seconds, at most a quarter of `seconds`.
+        progress: called with (turns past, turns in all).
 
     Returns:
         name -> timed seconds of all its turns.
     """
     length = min(length, seconds / 4)
-    rounds = max(1, round(seconds / length)) if length > 0 else 1
+    rounds = round(seconds / length)
     found: dict[Key, list[float]] = {name: [] for name in turns}
+    used = dict.fromkeys(turns, 0.0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
-            for name, turn in turns.items():
+        for number in range(rounds):
+            for place, (name, turn) in enumerate(turns.items()):
+                if progress is not None:
+                    progress(number * len(turns) + place, rounds * len(turns))
+                if used[name] > 1.5 * seconds * number / rounds:  # a turn has a call before what it counts
+                    continue
                 time.sleep(PAUSE)
+                start = time.perf_counter()
                 found[name] += turn(length)
+                used[name] += time.perf_counter() - start
     finally:
         if collecting:
             gc.enable()

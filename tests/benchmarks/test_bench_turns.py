@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,32 @@ def test_turns_go_round_and_all_values_are_kept(monkeypatch: pytest.MonkeyPatch)
     assert order == ["a", "b"] * 4
     assert found == {"a": [1.0] * 4, "b": [2.0] * 4}
     assert gc.isenabled()
+
+
+def test_a_slow_entry_sits_out_and_its_turns_stay_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(turns.time, "sleep", lambda seconds: None)
+    order: list[str] = []
+
+    def turn(name: str, takes: float) -> turns.Turn:
+        def run(seconds: float) -> list[float]:
+            nonlocal now
+            now += takes
+            order.append(name)
+            return [takes]
+
+        return run
+
+    seen: list[tuple[int, int]] = []
+    found = turns.in_turns(
+        {"fast": turn("fast", 0.5), "slow": turn("slow", 3.0)}, 10.0, progress=lambda n, total: seen.append((n, total))
+    )
+    assert len(found["fast"]) == 20
+    assert 10 <= sum(found["slow"]) <= 18
+    places = [i for i, name in enumerate(order) if name == "slow"]
+    assert max(b - a for a, b in itertools.pairwise(places)) <= 6
+    assert seen == [(n, 40) for n in range(40)]
 
 
 def test_a_failing_turn_leaves_the_garbage_collector_on() -> None:
