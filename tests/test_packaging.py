@@ -1,0 +1,220 @@
+"""The wheel: what is in it, what it asks for, and that it scores frames in an environment without PyTorch."""
+
+from __future__ import annotations
+
+import email
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="the tiny bundle is made with onnx")
+
+from PIL import Image
+from tiny_bundle import expected_map, gray_frame, make_tiny_bundle
+
+PACKAGES = ("saae_runtime", "saae_train", "saae_export")
+HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "sklearn", "safetensors", "jinja2")
+
+
+def run(*command: str | os.PathLike[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a clean environment: nothing of the checkout is on the path."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False, env=environment, **options
+    )  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="session")
+def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that the checkout stays clean."""
+    pytest.importorskip("build", reason="needs the extra `dev`")
+    source = tmp_path_factory.mktemp("source") / "saae"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(repo_root / name, source)
+    for name in (*PACKAGES, "tests", "benchmarks", "docs"):
+        shutil.copytree(repo_root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    target = tmp_path_factory.mktemp("wheel")
+    # The backend that is here serves if it is new enough; else one is fetched.
+    try:
+        isolated = int(version("setuptools").split(".")[0]) < 77
+    except PackageNotFoundError:
+        isolated = True
+    if isolated:
+        _need_pypi(tmp_path_factory.mktemp("probe"))
+    options = [] if isolated else ["--no-isolation"]
+    done = run(sys.executable, "-m", "build", "--wheel", *options, "--outdir", target, source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = target.glob("*.whl")
+    return found
+
+
+def _need_pypi(folder: Path) -> None:
+    done = run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, "typer>=0.12")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        pytest.skip(f"PyPI cannot be reached from here: {last}")
+
+
+@pytest.fixture(scope="session")
+def lean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with the wheel and its extra `cpu`, nothing else; gives its folder of commands."""
+    _need_pypi(tmp_path_factory.mktemp("probe"))
+    folder = tmp_path_factory.mktemp("lean")
+    venv.create(folder, with_pip=True, symlinks=os.name == "posix")
+    commands = folder / ("Scripts" if os.name == "nt" else "bin")
+    done = run(commands / "python", "-m", "pip", "install", "-q", f"saae[cpu] @ {wheel.as_uri()}")
+    assert done.returncode == 0, done.stderr
+    return commands
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_tiny_bundle(tmp_path / "bundle")
+
+
+# --- the wheel ---
+
+
+@pytest.mark.slow
+def test_contents(wheel: Path, repo_root: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+        # Every module and every template of the checkout, in sub-packages too.
+        for file in (repo_root / package).rglob("*"):
+            if file.suffix in (".py", ".html", ".css"):
+                assert str(file.relative_to(repo_root)) in names, file
+    assert "saae_export/report.html" in names
+    assert "saae_export/report.css" in names
+    allowed = (".py", ".typed", ".html", ".css")
+    assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
+    assert wheel.stat().st_size < 2 << 20
+
+
+@pytest.mark.slow
+def test_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+        scripts = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert metadata["Name"] == "saae"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert wheel.name.endswith("-py3-none-any.whl")
+    extras = set(metadata.get_all("Provides-Extra", []))
+    named = {"train", "export", "cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "demo", "dev"}
+    assert named <= extras
+    requirements = metadata.get_all("Requires-Dist", [])
+    base = {line.split(";")[0].strip(" ()0123456789.<>=!~,").lower() for line in requirements if "extra ==" not in line}
+    assert base == {"numpy", "pillow", "typer", "rich"}
+    for script, module in (("saae-run", "saae_runtime"), ("saae-train", "saae_train"), ("saae-export", "saae_export")):
+        assert f"{script} = {module}.cli:main" in scripts
+
+
+# --- the wheel in a new environment ---
+
+
+@pytest.mark.slow
+def test_nothing_heavy_comes_along(lean: Path, tmp_path: Path) -> None:
+    code = f"""
+import importlib.util, json, sys
+here = [name for name in {HEAVY!r} if importlib.util.find_spec(name)]
+import saae_runtime
+loaded = [name for name in {(*HEAVY, "PIL", "onnxruntime", "typer", "rich")!r} if name in sys.modules]
+print(json.dumps([here, loaded, saae_runtime.__file__]))
+"""
+    done = run(lean / "python", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    here, loaded, place = json.loads(done.stdout)
+    assert here == []
+    assert loaded == []
+    assert Path(place).is_relative_to(lean.parent)
+
+
+@pytest.mark.slow
+def test_engine_scores_a_frame_there(lean: Path, bundle: Path, tmp_path: Path) -> None:
+    frame = gray_frame(spot=(10, 20, 12, 16))
+    np.save(tmp_path / "frame.npy", frame)
+    code = f"""
+import json, numpy as np
+from saae_runtime import Engine
+frame = np.load("frame.npy")
+with Engine({str(bundle)!r}) as engine:
+    result = engine(frame)
+    np.save("map.npy", result.anomaly_map)
+    result.heatmap(), result.overlay(frame)
+    print(json.dumps([engine.backend.name, result.score, bool(result.is_anomalous), len(result.regions())]))
+"""
+    done = run(lean / "python", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    backend, score, is_anomalous, regions = json.loads(done.stdout)
+    assert backend.startswith("onnxruntime")
+    expected = expected_map(frame)
+    np.testing.assert_allclose(np.load(tmp_path / "map.npy"), expected, atol=1e-3)
+    assert score == pytest.approx(expected.max(), abs=1e-3)
+    assert is_anomalous
+    assert regions == 1
+
+
+@pytest.mark.slow
+def test_the_command_scores_frames_there(lean: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(gray_frame()).save(tmp_path / "frames" / "good.png")
+    clean = run(lean / "saae-run", bundle, "frames", "--json", "-", cwd=tmp_path)
+    assert clean.returncode == 0, clean.stderr
+    Image.fromarray(gray_frame(spot=(5, 5, 20, 20))).save(tmp_path / "frames" / "spot.png")
+    found = run(lean / "saae-run", bundle, "frames", "--json", "-", "--out", "out", "--heatmaps", cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(lines) == 2
+    assert [path.name for path in sorted((tmp_path / "out").rglob("*.png"))] != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("saae-export", "build", "--category", "zipper"),
+        ("saae-train", "fit", "--category", "zipper"),
+        ("saae-train", "evaluate", "x"),
+    ],
+)
+def test_commands_that_need_pytorch_say_what_to_install(lean: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run(lean / command[0], *command[1:], cwd=tmp_path)
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert "pip install" in said
+    assert "saae[" in said
+
+
+@pytest.mark.slow
+def test_a_bundle_can_be_inspected_there(lean: Path, bundle: Path, tmp_path: Path) -> None:
+    done = run(lean / "saae-export", "inspect", bundle, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["category"] == "tiny"
+    doctor = run(lean / "saae-export", "doctor", bundle, cwd=tmp_path)
+    assert "Traceback" not in doctor.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["saae-run", "saae-train", "saae-export"])
+def test_help_and_version_work_there(lean: Path, tmp_path: Path, command: str) -> None:
+    for option in ("--help", "--version"):
+        done = run(lean / command, option, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    assert "0.1" in done.stdout
