@@ -120,7 +120,7 @@ def run(
         reference="pytorch fp32",
         variants=facts,
         not_here=absent,
-        saae_to_dfr=saae_to_dfr(rows),
+        saae_to_dfr=saae_to_dfr(rows, bundle.manifest.backbone.name),
         matmul_fp16_tflops=None if rate is None else round(rate, 1),
         peak_memory_gib=round(memory.gib, 2),
     )
@@ -223,14 +223,14 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
             row["share"] = round(own / row["timing"]["mean_ms"], 3)
 
 
-def saae_to_dfr(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
     """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed."""
     here = [
-        {"where": f"here, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
+        {"where": f"here, {backbone}, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
         for row in rows
         if (row["backend"], row["precision"]) == ("pytorch", "fp32") and "ratio_dfr" in row
     ]
-    return [{"where": "the paper", **PAPER}, *here] if here else []
+    return [{"where": "the paper, ViT-B/16 at 384", **PAPER}, *here] if here else []
 
 
 def _facts(variant: Variant) -> dict[str, Any]:

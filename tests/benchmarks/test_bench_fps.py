@@ -115,9 +115,9 @@ def test_ratio_to_dfr_and_the_papers() -> None:
     fps.add_ratios(rows)
     assert [r["ratio"] for r in rows] == [1.0, 2.0, pytest.approx(1 / 3, abs=1e-3)]
     assert [r["ratio_dfr"] for r in rows] == [3.0, 6.0, 1.0]
-    paper, here = fps.saae_to_dfr(rows)
+    paper, here = fps.saae_to_dfr(rows, "vit_x")
     assert paper["ratio"] == pytest.approx(paper["saae_fps"] / paper["dfr_fps"], abs=0.005)
-    assert here == {"where": "here, compute, batch 1", "ratio": 3.0}
+    assert here == {"where": "here, vit_x, compute, batch 1", "ratio": 3.0}
 
 
 def test_every_variant_computes_the_same(data: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def fps_result() -> dict[str, Any]:
             "preset": "paper",
         },
         variants=[{"backend": name, "precision": "fp32"} for name in ("pytorch", "onnxruntime:cpu", "dfr")],
-        saae_to_dfr=fps.saae_to_dfr(rows),
+        saae_to_dfr=fps.saae_to_dfr(rows, "vit_x"),
     )
 
 
@@ -74,7 +74,7 @@ def test_fps_table_has_the_numbers_of_the_file(results: Path) -> None:
     assert cells(text, "dfr fp32 (at 256x256)")[0].startswith("dfr")
     assert "on the GPU, ms" not in headings  # nothing was timed there
     assert cells(text, "the paper")[1] == "2.77"
-    assert cells(text, "here, compute, batch 1")[1] == "3"
+    assert cells(text, "here, vit_x, compute, batch 1")[1] == "3"
     assert "weights: random" in text
     assert "2 threads" in text
     assert len({line.count("|") for line in text.split("\n\n")[0].splitlines()}) == 1
