@@ -36,7 +36,7 @@ class Bounds:
 
 BOUNDS = {
     "fp32": Bounds(map=1e-3, score=1e-3, dead_band=2e-4),
-    "fp16": Bounds(map=3e-2, score=2e-2, dead_band=1e-2),
+    "fp16": Bounds(map=2e-2, score=1e-2, dead_band=1e-2),
     "int8": Bounds(map=3e-1, score=2e-1, dead_band=1e-1),
 }
 """Bounds per precision. FP32 is what reordered sums give; FP16 keeps 11 bits, which some 30 layers add up."""
