@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -14,39 +13,14 @@ from rich.table import Table
 
 from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.errors import ConfigError
-from saae_runtime.terminal import GuardedGroup, log
+from saae_runtime.terminal import command_group, log, run_command
 
 from .cli_engine import add_commands
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    cls=GuardedGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="From a folder of good pictures to a verified bundle, and what belongs to it.",
-)
+app = command_group("From a folder of good pictures to a verified bundle, and what belongs to it.")
 add_commands(app)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from saae_runtime.version import saae_version
-
-        typer.echo(f"saae {saae_version()}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
-    ] = False,
-) -> None:
-    """Options in front of the command."""
 
 
 @app.command()
@@ -229,9 +203,7 @@ def inspect(
 
 def main() -> None:
     """Entry point."""
-    # A service manager's stop is as clean as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name="saae-export")
+    run_command(app, "saae-export")
 
 
 def _diagnose(bundle: Bundle, console: Console) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -13,8 +14,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from .errors import SaaeError
+from .version import saae_version
 
-__all__ = ["STOPPED", "GuardedGroup", "error_panel", "log"]
+__all__ = ["STOPPED", "GuardedGroup", "command_group", "error_panel", "log", "run_command"]
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -62,3 +64,38 @@ class GuardedGroup(TyperGroup):
 def debug_wanted(ctx: Any) -> bool:
     """Whether tracebacks were asked for."""
     return bool(ctx.params.get("debug")) or os.environ.get(_DEBUG, "") not in ("", "0")
+
+
+def command_group(about: str) -> typer.Typer:
+    """A command with sub-commands: guarded, with --version and --debug in front."""
+    app = typer.Typer(
+        cls=GuardedGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help=about,
+    )
+
+    @app.callback()
+    def options(
+        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"saae {saae_version()}")
+        raise typer.Exit
+
+
+def run_command(app: typer.Typer, name: str) -> None:
+    """Runs a console script. A service manager's stop (SIGTERM) is as clean as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app(prog_name=name)
