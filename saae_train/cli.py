@@ -14,3 +14,7 @@ app.add_typer(cli_fit.app)
 def main() -> None:
     """The console script."""
     run_command(app, "saae-train")
+
+
+if __name__ == "__main__":
+    main()
