@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from saae_runtime.terminal import command_group, run_command
+import sys
 
-from . import cli_data, cli_fit
+from saae_runtime.errors import ConfigError
+from saae_runtime.terminal import command_group, error_panel, log, run_command
+
+_missing = ""
+try:
+    from . import cli_data, cli_fit
+except ModuleNotFoundError as error:
+    # The command is installed with the runtime alone, too: there it says what is missing.
+    _missing = (error.name or "").split(".")[0]
+    if _missing.startswith("saae"):
+        raise
 
 app = command_group("Fit anomaly segmentation models to good pictures, evaluate them, and get or draw images.")
-app.add_typer(cli_data.app)
-app.add_typer(cli_fit.app)
+if not _missing:
+    app.add_typer(cli_data.app)
+    app.add_typer(cli_fit.app)
 
 
 def main() -> None:
     """The console script."""
+    if _missing and not {"--help", "--version"} & set(sys.argv[1:]):
+        missing = ConfigError(
+            f"saae-train needs {_missing}.",
+            "Only the runtime is installed here.",
+            "pip install 'saae[train]', or 'saae[demo]' with weights that need no network",
+        )
+        log().print(error_panel(missing))
+        raise SystemExit(missing.exit_code)
     run_command(app, "saae-train")
 
 
