@@ -115,15 +115,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _backbone(config: FitConfig, weights: str | None) -> ViTFeatures:
-    from timm import create_model
+    from saae_train.backbone import build_backbone, choose_layers
 
-    from saae_train.backbone import build_backbone
-    from saae_train.presets import default_layers
-
-    layers = config.layers
-    if layers is None:
-        depth = len(create_model(config.backbone, pretrained=False, num_classes=0).blocks)
-        layers, _ = default_layers(config.backbone, depth)
+    layers = config.layers or choose_layers(config.backbone)[0]
     return build_backbone(config.backbone, layers, config.input_size, weights)
 
 

@@ -22,13 +22,13 @@ from saae_runtime.files import canonical_json, sha256_bytes
 from saae_runtime.manifest import Artefact, Calibration, Thresholds
 from saae_runtime.stages import Stages
 from saae_runtime.version import saae_version
-from saae_train.backbone import build_backbone
+from saae_train.backbone import build_backbone, choose_layers
 from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
 from saae_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saae_train.data import Category, Sample, content_digest, split_held_out
 from saae_train.evaluate import Evaluation, evaluate
 from saae_train.fit import Reporter, fit
-from saae_train.presets import TEXTURES, FitConfig, default_layers, preset
+from saae_train.presets import TEXTURES, FitConfig, preset
 from saae_train.validate import check
 from saae_train.weights import PACKAGED_NAME, packaged_path
 
@@ -258,20 +258,12 @@ def _fitted(
 
 
 def _default_layers(backbone: str, stages: Stages) -> tuple[int, ...]:
-    layers, measured = default_layers(backbone, 0)
-    if measured:
-        return layers
-    import timm
-
-    try:
-        depth = len(timm.create_model(backbone, pretrained=False, num_classes=0).blocks)
-    except Exception:  # unknown or no ViT: build_backbone says so, with near names
-        return (1,)
-    layers, _ = default_layers(backbone, depth)
-    listed = ", ".join(map(str, layers))
-    stages.say(
-        f"  layers {listed}: the middle third, a guess; this backbone was not measured. Choose: --layers", "yellow"
-    )
+    layers, measured = choose_layers(backbone)
+    if not measured:
+        listed = ", ".join(map(str, layers))
+        stages.say(
+            f"  layers {listed}: the middle third, a guess; this backbone was not measured. Choose: --layers", "yellow"
+        )
     return layers
 
 

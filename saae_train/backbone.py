@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError, WeightsError
 
+from .presets import default_layers
 from .weights import WeightsInfo, load_state_dict, random_info
 
-__all__ = ["ViTFeatures", "build_backbone"]
+__all__ = ["ViTFeatures", "build_backbone", "choose_layers"]
 
 # Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
 _PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
@@ -111,6 +112,22 @@ def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
         return tokens, embedding
     count = tokens.shape[1]
     return tokens + embedding[:, :count], embedding[:, count:]
+
+
+def choose_layers(name: str) -> tuple[tuple[int, ...], bool]:
+    """The layers used when none are named, and whether they were measured for this backbone (else: a guess).
+
+    Args:
+        name: timm model name; one that is unknown or no ViT gets layer 1, and `build_backbone` says what is wrong.
+    """
+    layers, measured = default_layers(name, 0)
+    if measured:
+        return layers, True
+    try:
+        depth = len(timm.create_model(name, pretrained=False, num_classes=0).blocks)
+    except Exception:
+        return (1,), False
+    return default_layers(name, depth)
 
 
 def build_backbone(

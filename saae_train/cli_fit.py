@@ -15,7 +15,7 @@ from saae_runtime.stages import Stages
 from saae_runtime.terminal import log
 
 from .data import Category, find_category, from_folders, split_held_out
-from .presets import FitConfig, default_layers, preset
+from .presets import FitConfig, preset
 
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
 
@@ -99,7 +99,7 @@ def fit(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
 ) -> None:
     """Fit a model to good pictures. A stopped run goes on where it stopped when the same command is given again."""
-    from .backbone import build_backbone
+    from .backbone import build_backbone, choose_layers
     from .checkpoint import save_checkpoint
     from .fit import Reporter
     from .fit import fit as fit_model
@@ -124,7 +124,7 @@ def fit(
         check(found, progress=stage).raise_if_bad()
         stage.note(f"{len(found.train)} normal images")
     if config.layers is None:
-        chosen, measured = default_layers(config.backbone, 12)
+        chosen, measured = choose_layers(config.backbone)
         config = config.replace(layers=chosen)
         if not measured:
             stages.say(f"No measured layers for {config.backbone}: taking its middle third, {chosen}", "yellow")
