@@ -261,12 +261,12 @@ def stopwatch() -> Iterator[Callable[[], float]]:
 
 
 def command() -> str:
-    """The command line; absolute paths are shown relative to the checkout, or by name alone when far from it."""
+    """The command line; paths in the checkout are shown relative to it, others by their name alone."""
     shown = []
     for word in sys.argv:
-        if Path(word).is_absolute():
+        if Path(word).is_absolute() or word.startswith(".."):
             relative = os.path.relpath(word, ROOT)
-            word = relative if not relative.startswith("../../") else Path(word).name
+            word = relative if not relative.startswith("..") else Path(word).name
         shown.append(word)
     return "python " + shlex.join(shown)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_nothing_was_left_to_fill_in(name: str) -> None:
     for word in ("MEASURED_", "TODO", "FIXME", "XXX", "TBD"):
         assert word not in read(name)
+    outside_fences = re.sub(r"^```.*?^```", "", read(name), flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"<!-- table: \S+ -->\s*<!-- end of table -->", outside_fences), "an empty table"
 
 
 def test_the_first_screen_has_both_commands() -> None:
