@@ -53,7 +53,7 @@ def test_result_file_says_where_the_numbers_come_from(tmp_path: Path, monkeypatc
     assert data["benchmark"] == "demo"
     assert data["rows"] == rows
     assert data["inside"] == "nothing"
-    assert data["command"] == "python benchmarks/quality.py --data ../sets/images --out x.json"
+    assert data["command"] == "python benchmarks/quality.py --data images --out x.json"
     assert data["machine"]["cores"] >= 1
     assert data["machine"]["memory_gib"] > 0
     assert data["versions"]["numpy"] == np.__version__
