@@ -18,14 +18,14 @@ from rich.console import Console
 from saae_runtime.bundle import Bundle, is_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, SaaeError
-from saae_runtime.files import canonical_json, sha256_bytes
-from saae_runtime.manifest import Artefact, Calibration, Thresholds
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
+from saae_runtime.manifest import Artefact, Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
 from saae_runtime.version import saae_version
 from saae_train.backbone import build_backbone, choose_layers
 from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
 from saae_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from saae_train.data import Category, Sample, content_digest, split_held_out
+from saae_train.data import MIN_HELD_OUT, Category, Sample, content_digest, content_hashes, split_held_out
 from saae_train.evaluate import Evaluation, evaluate
 from saae_train.fit import Reporter, fit
 from saae_train.presets import TEXTURES, FitConfig, preset
@@ -71,6 +71,8 @@ class BuildOptions:
         checkpoint: a fitted model to take instead of fitting one.
         refit: fit again even where a model of the same images and configuration is there.
         weights: backbone weights, see `saae_train.weights.load_state_dict`.
+        texture: whether the product is a texture (MLP size, default pixel FPR); None: what the given checkpoint was
+            fitted as, or by its name.
         device: torch device for fitting.
         frame_size: `auto`, `model` or HEIGHTxWIDTH.
         precisions: graphs to export, `fp32` first.
@@ -90,6 +92,7 @@ class BuildOptions:
     checkpoint: Path | None = None
     refit: bool = False
     weights: str | None = None
+    texture: bool | None = None
     device: str | None = None
     frame_size: str = "auto"
     precisions: tuple[str, ...] = ("fp32", "fp16")
@@ -138,11 +141,14 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     _refuse_foreign(target)
     _validate(category, stages)
     work = options.work / category.name
-    checkpoint, held_out = _fitted(options, category, work, stages)
+    checkpoint, held_out, unseen = _fitted(options, category, work, stages)
     frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
-    staged = work / "staged"
+    staged, graphs = work / "staged", work / "onnx"
     try:
-        bundle, scores = _exported(options, checkpoint, category, held_out, frame_size, staged, stages)
+        calibration = Calibration(len(held_out), content_digest(held_out), held_out=unseen)
+        files, manifest = _exported(options, checkpoint, category, calibration, frame_size, graphs, stages)
+        pixel_fpr = _pixel_fpr(options, checkpoint, category)
+        bundle, scores = _calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
         bundle = _compiled(options, bundle, stages)
         reference = TorchReference(checkpoint.detector, (bundle.manifest.frame.height, bundle.manifest.frame.width))
         reports, not_compared = _compared(options, bundle, reference, category, held_out, stages)
@@ -164,7 +170,8 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
             final = _written(target, bundle, reports, findings, stored)
             stage.note(str(target))
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        for folder in (staged, graphs):
+            shutil.rmtree(folder, ignore_errors=True)
     return BuildResult(final, evaluation, tuple(reports), tuple(latency), category, target)
 
 
@@ -214,23 +221,23 @@ def _validate(category: Category, stages: Stages) -> None:
 
 def _fitted(
     options: BuildOptions, category: Category, work: Path, stages: Stages
-) -> tuple[Checkpoint, tuple[Sample, ...]]:
-    """The fitted model, reused where the same one is there, and the images held out for calibration."""
+) -> tuple[Checkpoint, tuple[Sample, ...], bool]:
+    """The fitted model, reused where the same one is there; the images to calibrate on; whether it saw none of them."""
     with stages.stage("fit") as stage:
-        fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
         if options.checkpoint is not None:
             checkpoint = load_checkpoint(options.checkpoint)
             stage.note(f"taken from {options.checkpoint}")
-            return dataclasses.replace(checkpoint, category=category.name), _unseen(checkpoint, held_out, stages)
+            return dataclasses.replace(checkpoint, category=category.name), *_unseen(checkpoint, category, stages)
+        fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
         weights = options.weights
         if weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
             weights = "packaged"  # the demo needs no network
-        folder = work / "checkpoint" / _key(options, category, fitting, weights)
+        folder = work / "models" / _key(options, category, fitting, weights)
         if not options.refit and (folder / "config.json").is_file():
             try:
                 checkpoint = load_checkpoint(folder)
                 stage.note(f"reused {folder}")
-                return checkpoint, held_out
+                return checkpoint, held_out, True
             except SaaeError as error:
                 stages.say(f"  {error.what} Fitting again.", "yellow")
         layers = options.config.layers or _default_layers(options.config.backbone, stages)
@@ -241,7 +248,7 @@ def _fitted(
             steps=lambda done, total, loss: stage(done, total, f"steps, loss {loss:.4f}"),
             say=lambda text: stages.say(f"  {text}"),
         )
-        facts = {"held_out": [sample.path.name for sample in held_out]}
+        facts = {"held_out": sorted(sample.path.name for sample in held_out), "synthetic": category.synthetic}
         checkpoint = fit(
             backbone,
             fitting,
@@ -249,12 +256,13 @@ def _fitted(
             category.name,
             device=options.device,
             cache=options.cache,
+            texture=options.texture,
             reporter=reporter,
             facts=facts,
         )
         save_checkpoint(folder, checkpoint)
         stage.note(f"{len(fitting)} images, {len(held_out)} held out")
-    return checkpoint, held_out
+    return checkpoint, held_out, True
 
 
 def _default_layers(backbone: str, stages: Stages) -> tuple[int, ...]:
@@ -273,46 +281,93 @@ def _key(options: BuildOptions, category: Category, fitting: Sequence[Sample], w
         "saae": saae_version(),
         "config": options.config.to_json(),
         "images": content_digest(fitting),
-        "weights": weights,
+        "weights": sha256_file(weights) if weights is not None and Path(weights).is_file() else weights,
         "category": category.name,
+        "texture": category.name in TEXTURES if options.texture is None else options.texture,
     }
     return sha256_bytes(canonical_json(shaped).encode())[:16]
 
 
-def _unseen(checkpoint: Checkpoint, held_out: tuple[Sample, ...], stages: Stages) -> tuple[Sample, ...]:
-    names = set(checkpoint.facts.get("held_out", ()))
-    if names and not {sample.path.name for sample in held_out} <= names:
-        stages.say("  note: the model may have been fitted on some of the images it is calibrated on", "yellow")
-    return held_out
+def _unseen(checkpoint: Checkpoint, category: Category, stages: Stages) -> tuple[tuple[Sample, ...], bool]:
+    """Images to calibrate a given model on, and whether it was fitted on none of them; compared by content."""
+    config = checkpoint.config
+    fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
+    if "fitted_on" not in checkpoint.facts:
+        if checkpoint.facts.get("digest") == content_digest(fitting):
+            return held_out, True
+        stages.say(
+            "  The model does not say which images it was fitted on: it may have seen some of those it is "
+            "calibrated on. The bundle says so, too.",
+            "bold yellow",
+        )
+        return held_out, False
+    seen = set(checkpoint.facts["fitted_on"])
+    overlap = sum(key in seen for key in content_hashes(held_out))
+    if not overlap:
+        return held_out, True
+    new = {key: sample for sample, key in zip(category.train, content_hashes(category.train)) if key not in seen}
+    if len(new) >= MIN_HELD_OUT:
+        stages.say(
+            f"  These are not just the images that the model was fitted on: calibrating on the {len(new)} that it "
+            "has not seen.",
+            "yellow",
+        )
+        return tuple(new[key] for key in sorted(new)), True
+    stages.say(
+        f"  {overlap} of the {len(held_out)} images to calibrate on were FITTED ON: thresholds come out too low, and "
+        "good parts will be called defective. Add normal images that the model has not seen.",
+        "bold yellow",
+    )
+    return held_out, False
 
 
 def _exported(
     options: BuildOptions,
     checkpoint: Checkpoint,
     category: Category,
-    held_out: Sequence[Sample],
+    calibration: Calibration,
     frame_size: tuple[int, int] | None,
-    staged: Path,
+    graphs: Path,
     stages: Stages,
-) -> tuple[Bundle, tuple[float, ...]]:
-    """Graphs with thresholds that were calibrated on the very files, and the first precision's image scores."""
+) -> tuple[dict[str, Path], Manifest]:
+    """Graphs in the folder `graphs`, and their manifest with thresholds yet to come."""
     with stages.stage("export ONNX") as stage:
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        files = export_graphs(checkpoint, staged.parent / "onnx", frame_size, options.precisions, stage)
+        graphs.mkdir(parents=True, exist_ok=True)
+        files = export_graphs(checkpoint, graphs, frame_size, options.precisions, stage)
         manifest = describe(
             checkpoint,
             synthetic=category.synthetic,
             frame_size=frame_size,
-            calibration=Calibration(len(held_out), content_digest(held_out), held_out=True),
+            calibration=calibration,
             thresholds={},
         )
         stage.note(f"{', '.join(options.precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
-    pixel_fpr = options.pixel_fpr
-    if pixel_fpr is None:
-        pixel_fpr = TEXTURE_FPR if category.name in TEXTURES else OBJECT_FPR
+    artefacts = tuple(Artefact(path.name, "onnx", name) for name, path in files.items())
+    return files, dataclasses.replace(manifest, artefacts=artefacts)
+
+
+def _pixel_fpr(options: BuildOptions, checkpoint: Checkpoint, category: Category) -> float:
+    """The default pixel FPR: the one asked for, or the paper's for what the product is."""
+    if options.pixel_fpr is not None:
+        return options.pixel_fpr
+    texture = options.texture
+    if texture is None:
+        texture = bool(checkpoint.facts.get("texture", category.name in TEXTURES))
+    return TEXTURE_FPR if texture else OBJECT_FPR
+
+
+def _calibrated(
+    options: BuildOptions,
+    manifest: Manifest,
+    files: dict[str, Path],
+    held_out: Sequence[Sample],
+    pixel_fpr: float,
+    staged: Path,
+    stages: Stages,
+) -> tuple[Bundle, tuple[float, ...]]:
+    """A bundle with thresholds that were calibrated on its very files, and the first precision's image scores."""
     with stages.stage("calibrate") as stage:
-        artefacts = tuple(Artefact(path.name, "onnx", name) for name, path in files.items())
-        manifest = dataclasses.replace(manifest, artefacts=artefacts)
+        artefacts = manifest.artefacts
         bundle = provisional_bundle(staged, manifest, files)
         tables: dict[str, Thresholds] = {}
         scores: tuple[float, ...] = ()
@@ -327,9 +382,9 @@ def _exported(
                 )
             tables[artefact.precision] = Thresholds(found.pixel, found.image)
             scores = scores or found.scores
-        stage.note(f"{len(held_out)} held-out images, T at pixel FPR {pixel_fpr:g}")
+        words = "held-out images" if manifest.calibration.held_out else "images, some FITTED ON"
+        stage.note(f"{len(held_out)} {words}, T at pixel FPR {pixel_fpr:g}")
         bundle = with_thresholds(staged, manifest, files, tables)
-        shutil.rmtree(staged.parent / "onnx", ignore_errors=True)
     return bundle, scores
 
 
@@ -343,10 +398,10 @@ def _compiled(options: BuildOptions, bundle: Bundle, stages: Stages) -> Bundle:
         for library in libraries:
             try:
                 result = build_engine(bundle, library=library, precision=precision, console=None)
-            except BackendError as error:
+            except (BackendError, ConfigError) as error:  # ConfigError: a GPU that the library does not build for
                 if not auto:
                     raise
-                stages.say(f"  no {library} engine: {error.what}")
+                stages.say(f"  no {library} engine: {error.what} {error.why}".rstrip())
                 continue
             bundle = result.bundle
             built.append(result.artefact.file)
@@ -423,7 +478,7 @@ def _timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], st
             return []
         frames = [frame for _, frame in named_frames(held_out[:4])]
         rows = []
-        for row in measure(bundle, frames):
+        for row in measure(bundle, frames, skipped=lambda text: stages.say(f"  not timed: {text}")):
             rows.append(row)
             stage.note(f"{row.backend} {row.precision} {row.median_ms:.0f} ms")
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from saae_runtime import backends
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
+from saae_runtime.errors import BackendError
 
 from .report_data import LatencyRow
 
@@ -25,23 +26,34 @@ _WARM_UP = 3
 
 
 def measure(
-    bundle: Bundle, frames: Sequence[NDArray[np.uint8]], runs: int = 30, seconds: float = 8.0
+    bundle: Bundle,
+    frames: Sequence[NDArray[np.uint8]],
+    runs: int = 30,
+    seconds: float = 8.0,
+    skipped: Callable[[str], None] = lambda text: None,
 ) -> Iterator[LatencyRow]:
-    """Times every backend that works here at every precision, one frame at a time.
+    """Times every backend that `auto` considers and that works here, at every precision, one frame at a time.
 
     Args:
         bundle: an opened bundle.
         frames: uint8 H x W x 3, used in turn.
         runs: calls per backend, after three that are not counted.
         seconds: stop a backend earlier after so long (never before five calls).
+        skipped: told of a backend that looked usable and is not: its name, precision and the reason.
     """
     for precision in bundle.manifest.precisions():
         for candidate in backends.candidates(bundle, 0, precision):
             artefact = candidate.artefact
-            if candidate.why_not is not None or artefact is None or artefact.precision != precision:
+            if candidate.name not in backends.AUTO_ORDER or candidate.why_not is not None:
                 continue
-            with Engine(bundle, backend=candidate.name, precision=precision, verify=False) as engine:
-                times = _times(engine, frames, runs, seconds)
+            if artefact is None or artefact.precision != precision:
+                continue
+            try:
+                with Engine(bundle, backend=candidate.name, precision=precision, verify=False) as engine:
+                    times = _times(engine, frames, runs, seconds)
+            except BackendError as error:  # a provider's libraries are only loaded when it is opened
+                skipped(f"{candidate.name} {precision}: {error.what} {error.why}".strip())
+                continue
             yield LatencyRow(
                 backend=candidate.name,
                 precision=precision,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from saae_runtime import backends
 from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import ConfigError
+from saae_runtime.errors import BackendError, ConfigError, DeviceError
 from saae_runtime.images import IMAGE_SUFFIXES, read_image
 
 from .parity import ParityReport, Scorer, compare
@@ -63,7 +63,7 @@ def verify(
         bundle: the folder.
         data: folder of images, searched with its subfolders; None for the bundle's own reference frames.
         checkpoint: the fitted model, for a comparison with PyTorch on `data`.
-        backend: only this backend; None for every one that works here.
+        backend: only this backend; None for every one that works here and that `auto` would consider.
         most_images: of `data`, evenly spread.
         note: told what is being done.
 
@@ -76,19 +76,24 @@ def verify(
     opened = open_bundle(bundle, verify=True)
     runs, skipped = _runs(opened, backend)
     if not runs:
-        reasons = "; ".join(f"{item.name}: {item.why}" for item in skipped)
-        raise ConfigError(f"Nothing in {bundle} can be run on this machine.", reasons, "pip install 'saae[cpu]'")
+        raise _nothing_runs(bundle, skipped)
     with ExitStack() as stack:
         source = _source(opened, data, checkpoint, most_images, stack)
         reports = []
+        failed: list[Skipped] = []
         for name, precision in runs:
             if source.own_file == (name, precision):
                 skipped.append(Skipped(f"{name} {precision}", "it is the reference itself"))
                 continue
             note(f"{name}, {precision}")
-            with Engine(opened, backend=name, precision=precision, verify=False) as engine:
-                reports.append(
-                    compare(
+            try:
+                engine = Engine(opened, backend=name, precision=precision, verify=False)
+            except BackendError as error:  # it looked usable; libraries are only loaded when it is opened
+                failed.append(_skipped(name, precision, error))
+                continue
+            with engine:
+                try:
+                    report = compare(
                         source.scorer,
                         engine_scorer(engine),
                         source.frames(),
@@ -98,7 +103,13 @@ def verify(
                         precision=precision,
                         against=source.against,
                     )
-                )
+                except DeviceError as error:  # no other: outputs that are not finite are a fault
+                    failed.append(_skipped(name, precision, error))
+                    continue
+            reports.append(report)
+    skipped += failed
+    if len(failed) == len(runs):
+        raise _nothing_runs(bundle, skipped)
     return Verification(opened, tuple(reports), tuple(skipped))
 
 
@@ -134,7 +145,8 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str]], list
     skipped: list[Skipped] = []
     for precision in bundle.manifest.precisions():
         for candidate in backends.candidates(bundle, 0, precision):
-            if (only is not None and candidate.name != only) or candidate.artefact is None:
+            wanted = candidate.name == only if only is not None else candidate.name in backends.AUTO_ORDER
+            if not wanted or candidate.artefact is None:
                 continue
             if candidate.artefact.precision != precision:
                 continue
@@ -146,6 +158,15 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str]], list
         # Unknown names and names without a file get the backend's own, fuller error.
         backends.open_backend(bundle, only).close()
     return runs, skipped
+
+
+def _skipped(name: str, precision: str, error: BackendError) -> Skipped:
+    return Skipped(f"{name} {precision}", f"{error.what} {error.why}".strip())
+
+
+def _nothing_runs(bundle: str | os.PathLike[str], skipped: Iterable[Skipped]) -> ConfigError:
+    reasons = "; ".join(f"{item.name}: {item.why}" for item in skipped)
+    return ConfigError(f"Nothing in {bundle} can be run on this machine.", reasons, "pip install 'saae[cpu]'")
 
 
 def _source(

@@ -55,6 +55,8 @@ _PREFERENCE = {
     "onnxruntime:cuda": ("fp16", "fp32"),
     "onnxruntime:tensorrt": ("fp16", "fp32"),
 }
+# The graphs that `saae-export build` makes; an INT8 graph was put into the bundle by other means.
+_BUILT = ("fp32", "fp16")
 _MAX_BATCH = {
     "onnxruntime:cpu": 8,
     "onnxruntime:openvino": 8,
@@ -104,7 +106,8 @@ def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str
     held = [artefact.precision for artefact in bundle.artefacts(kind="onnx")]
     if precision is not None:
         why = f"the bundle has no {precision} ONNX file (it has: {', '.join(held) or 'none'})"
-        return why, f"leave precision= out, or build it: saae-export build --precision {precision}"
+        build = f", or build it: saae-export build --precision fp32,{precision}" if precision in _BUILT else ""
+        return why, f"leave precision= out{build}"
     why = f"the bundle has no ONNX file for it that passed its parity check (it has: {', '.join(held) or 'none'})"
     return why, f"rebuild the bundle, or name the precision: precision={(held or ['fp32'])[0]!r}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
@@ -19,19 +20,27 @@ from rich.console import Console  # noqa: E402
 from tiny_builds import draw, options, quiet_build  # noqa: E402
 from tiny_models import tiny_detector  # noqa: E402
 
+import saae_export.verify as verify_module  # noqa: E402
+from saae_export.cli import app  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
 from saae_export.inspect import bundle_view  # noqa: E402
+from saae_export.latency import measure  # noqa: E402
 from saae_export.onnx_export import export_onnx  # noqa: E402
 from saae_export.parity import require  # noqa: E402
 from saae_export.reference import ReferenceFrame, read_reference, write_reference  # noqa: E402
 from saae_export.verify import verify  # noqa: E402
+from saae_runtime import Engine, backends  # noqa: E402
+from saae_runtime.backends import onnxruntime as ort_backend  # noqa: E402
+from saae_runtime.backends import ort_openvino  # noqa: E402
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle  # noqa: E402
 from saae_runtime.errors import (  # noqa: E402
     BackendError,
+    BackendUnavailableError,
     BundleCorruptError,
     BundleNotFoundError,
     CheckpointError,
     ConfigError,
+    DeviceError,
     ParityError,
 )
 
@@ -151,6 +160,78 @@ def test_unknown_and_missing_backends(bundle: Bundle) -> None:
         verify(bundle.path, backend="onnxruntim")
     with pytest.raises((BackendError, ConfigError)):
         verify(bundle.path, backend="tensorrt")
+
+
+@pytest.fixture
+def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What onnxruntime-gpu reports beside a driver: providers that are only found missing when they are opened."""
+    import onnxruntime
+
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort_openvino, "missing", lambda _: ("not installed", "install it"))
+    opened = ort_backend.OrtBackend._open
+
+    def fails(self: ort_backend.OrtBackend, *arguments: object) -> object:
+        if self.name != "onnxruntime:cpu":
+            raise BackendUnavailableError(f"The backend {self.name} cannot be used here.", "libnvinfer is missing")
+        return opened(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ort_backend.OrtBackend, "_open", fails)
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+def test_a_provider_that_does_not_load_is_skipped_with_its_reason(bundle: Bundle) -> None:
+    usable = {item.name for item in backends.candidates(bundle, 0, "fp32") if item.why_not is None}
+    assert usable >= {"onnxruntime:tensorrt", "onnxruntime:cuda", "onnxruntime:cpu"}
+    result = CliRunner().invoke(app, ["verify", str(bundle.path)], catch_exceptions=False)
+    text = " ".join(result.output.split())
+    assert result.exit_code == 0
+    for precision in ("fp32", "fp16"):
+        assert f"not run: onnxruntime:cuda {precision}: The backend onnxruntime:cuda cannot be used here." in text
+    assert "libnvinfer is missing" in text
+    assert "onnxruntime:tensorrt" not in text, "auto does not consider it"
+    assert "2 comparisons" in text
+    with pytest.raises(ConfigError, match="Nothing in") as caught:
+        verify(bundle.path, backend="onnxruntime:tensorrt")
+    assert "libnvinfer is missing" in caught.value.why
+
+
+@pytest.mark.usefixtures("gpu_wheel")
+def test_latency_leaves_out_what_does_not_load(bundle: Bundle) -> None:
+    said: list[str] = []
+    frame = np.zeros((96, 80, 3), np.uint8)
+    rows = list(measure(bundle, [frame], runs=1, skipped=said.append))
+    assert [(row.backend, row.precision) for row in rows] == [("onnxruntime:cpu", "fp32"), ("onnxruntime:cpu", "fp16")]
+    assert [text.split()[0] for text in said] == ["onnxruntime:cuda"] * 2
+    assert all("libnvinfer is missing" in text for text in said)
+
+
+def test_a_device_lost_in_the_middle_is_skipped_and_not_finite_is_not(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(error: BackendError) -> object:
+        def scorer(engine: Engine) -> object:
+            def score(frame: object) -> object:
+                if engine.backend.precision == "fp16":
+                    raise error
+                result = engine(frame)  # type: ignore[call-overload]
+                return result.anomaly_map, result.score
+
+            return score
+
+        return scorer
+
+    monkeypatch.setattr(verify_module, "engine_scorer", losing(DeviceError("The device is lost.", "unplugged")))
+    found = verify(bundle.path, backend="onnxruntime:cpu")
+    assert [report.precision for report in found.reports] == ["fp32"]
+    assert [(item.name, item.why) for item in found.skipped] == [
+        ("onnxruntime:cpu fp16", "The device is lost. unplugged")
+    ]
+    monkeypatch.setattr(verify_module, "engine_scorer", losing(BackendError("a score that is not finite")))
+    with pytest.raises(BackendError, match="not finite"):
+        verify(bundle.path, backend="onnxruntime:cpu")
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -155,7 +155,10 @@ def test_unknown_options(bundle: Bundle, options: dict, word: str) -> None:
 def test_precision_that_the_bundle_has_not(bundle: Bundle) -> None:
     with pytest.raises(BackendUnavailableError, match="no int8 ONNX file") as caught:
         Engine(bundle, backend="onnxruntime:cpu", precision="int8")
-    assert "saae-export build" in caught.value.cure
+    assert caught.value.cure == "leave precision= out"  # build makes no INT8 graph
+    with pytest.raises(BackendUnavailableError, match="no fp16 ONNX file") as caught:
+        Engine(bundle, backend="onnxruntime:cpu", precision="fp16")
+    assert "saae-export build --precision fp32,fp16" in caught.value.cure
 
 
 def test_precision_chooses_the_file_and_its_thresholds(tmp_path: Path) -> None:
