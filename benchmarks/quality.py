@@ -66,9 +66,9 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """What shapes the numbers: the key under which a finished cell is found again."""
-        from saae_train.presets import preset
+        from saae_train.options import make_config
 
-        config = preset(self.preset).replace(**self.changes).to_json()
+        config = make_config(self.preset, **self.changes).to_json()
         return {"category": self.category, "method": self.method, "config": config, "weights": self.weights}
 
 
@@ -77,9 +77,10 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
     from saae_train.data import find_category, split_held_out
     from saae_train.evaluate import evaluate
-    from saae_train.presets import TEXTURES, preset
+    from saae_train.options import make_config
+    from saae_train.presets import TEXTURES
 
-    config = preset(cell.preset).replace(**cell.changes)
+    config = make_config(cell.preset, **cell.changes)
     category = find_category(cell.data, cell.category)
     fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
     with common.PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-quality-") as fresh:
@@ -125,6 +126,7 @@ def _fit_saae(
     cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], config: FitConfig, cache: Path
 ) -> tuple[Score, dict[str, Any]]:
     from saae_export.torch_reference import TorchReference
+    from saae_train.checkpoint import discard_state
     from saae_train.fit import Reporter, fit
 
     with _bar(f"{cell.category} {cell.method}") as show:
@@ -133,6 +135,7 @@ def _fit_saae(
             steps=lambda done, total, loss: show(f"step, loss {loss:.4g}", done, total),
         )
         checkpoint = fit(backbone, samples, config, cell.category, cache=cache, reporter=watch)
+    discard_state(checkpoint)  # the model is not kept, and the next run is to take the whole time again
     facts = {k: v for k, v in checkpoint.facts.items() if k in ("seconds_features", "seconds_fit", "bf16", "texture")}
     facts["latent"] = checkpoint.detector.saae.latent
     return TorchReference(checkpoint.detector, backbone.input_size), facts

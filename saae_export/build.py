@@ -305,7 +305,8 @@ def _unseen(checkpoint: Checkpoint, category: Category, stages: Stages) -> tuple
     overlap = sum(key in seen for key in content_hashes(held_out))
     if not overlap:
         return held_out, True
-    new = {key: sample for sample, key in zip(category.train, content_hashes(category.train)) if key not in seen}
+    every = zip(content_hashes(category.train), category.train, strict=True)
+    new = {key: sample for key, sample in every if key not in seen}
     if len(new) >= MIN_HELD_OUT:
         stages.say(
             f"  These are not just the images that the model was fitted on: calibrating on the {len(new)} that it "

@@ -45,16 +45,27 @@ def build(
     weights: Annotated[
         str | None, typer.Option(help="Backbone weights: a file, or cache, hub, packaged. Default: the first there.")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, e.g. 0,1,2,3,4; 0 is the patch projection.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="Model input, e.g. 392x392.")] = None,
+    layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="e.g. 392 or 384x512 (height x width). Default: the backbone's own.")
+    ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
     latent: Annotated[int | None, typer.Option(min=3, help="Latent width V. Default: 80 % of the variance.")] = None,
     loss: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
-    score: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
+    score: Annotated[str | None, typer.Option(help="l2 (paper), cosine or joint (needs components).")] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(min=0.0, help="Deviation of the Gaussian over the map, in patches.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and split.")] = None,
+    fit_precision: Annotated[str | None, typer.Option(help="Of fitting: auto, bf16 or fp32.")] = None,
+    texture: Annotated[
+        bool | None,
+        typer.Option("--texture/--object", help="MLP V or 2V, FPR 0 or 0.001. Default: the checkpoint's, or by name."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="For fitting: cpu, cuda, cuda:1.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Take this fitted model instead of fitting.")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit again even where the same model is there.")] = False,
@@ -80,25 +91,27 @@ def build(
     Stop it at any time and give the same command again: what was done is reused.
     """
     _need_export()
-    from saae_train.presets import preset as preset_named
+    from saae_train.options import make_config, parse_layers, parse_size
 
     from .build import BuildOptions
     from .build import build as run
     from .sources import Request
 
-    base = preset_named(preset)
-    if backbone is not None and backbone != base.backbone:
-        base = base.replace(backbone=backbone)
-    config = base.replace(
-        layers=None if layers is None else _numbers(layers),
-        input_size=None if input_size is None else _size(input_size),
+    config = make_config(
+        preset,
+        backbone=backbone,
+        layers=parse_layers(layers),
+        input_size=parse_size(input_size),
         components=components,
         latent=latent,
         loss=loss,
         score=score,
+        smoothing=smoothing,
         steps=steps,
+        epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
+        precision=fit_precision,
         seed=seed,
     )
     console = log()
@@ -111,6 +124,7 @@ def build(
             checkpoint=checkpoint,
             refit=refit,
             weights=weights,
+            texture=texture,
             device=device,
             frame_size=frame_size,
             precisions=_precisions(precision),
@@ -247,22 +261,6 @@ def _need_export() -> None:
             "Only the runtime is installed here.",
             "pip install 'saae[export]', or 'saae[demo]' with weights that need no network",
         )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--layers {text} is not a list of layers.", "", "--layers 0,1,2,3,4") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    from .staging import parse_frame_size
-
-    found = parse_frame_size(text, None)
-    if found is None:
-        raise ConfigError(f"--input-size {text} is not a size.", "", "--input-size 392x392")
-    return found
 
 
 def _precisions(text: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import timm
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError, WeightsError
 
-from .presets import default_layers
+from .presets import default_layers, measured_size
 from .weights import WeightsInfo, load_state_dict, random_info
 
-__all__ = ["ViTFeatures", "build_backbone", "choose_layers"]
+__all__ = ["ViTFeatures", "build_backbone", "choose_input_size", "choose_layers"]
 
 # Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
 _PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
@@ -123,11 +124,38 @@ def choose_layers(name: str) -> tuple[tuple[int, ...], bool]:
     layers, measured = default_layers(name, 0)
     if measured:
         return layers, True
+    shape = _shape(name)
+    return ((1,), False) if shape is None else default_layers(name, shape[0])
+
+
+def choose_input_size(name: str) -> tuple[int, int]:
+    """The (height, width) used when none is given: what the backbone was measured at, or else pretrained at.
+
+    Args:
+        name: timm model name; one that is unknown or no ViT gets 224, and `build_backbone` says what is wrong.
+
+    Returns:
+        Multiples of the patch size.
+    """
+    measured = measured_size(name)
+    if measured is not None:
+        return measured
+    shape = _shape(name)
+    if shape is None:
+        return 224, 224
+    _, patch, (height, width) = shape
+    return max(1, round(height / patch)) * patch, max(1, round(width / patch)) * patch
+
+
+@lru_cache(maxsize=8)
+def _shape(name: str) -> tuple[int, int, tuple[int, int]] | None:
+    """(blocks, patch size, pretrained height and width) of a timm ViT, None where it is unknown or none."""
     try:
-        depth = len(timm.create_model(name, pretrained=False, num_classes=0).blocks)
-    except Exception:
-        return (1,), False
-    return default_layers(name, depth)
+        vit = timm.create_model(name, pretrained=False, num_classes=0)
+        _, height, width = vit.pretrained_cfg["input_size"]
+        return len(vit.blocks), int(vit.patch_embed.patch_size[0]), (int(height), int(width))
+    except Exception:  # whatever a model that is no ViT lacks
+        return None
 
 
 def build_backbone(

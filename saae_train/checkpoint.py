@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from .model import SAAE
 from .presets import FitConfig
 from .weights import WeightsInfo
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "save_checkpoint"]
 
 SCHEMA = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -39,26 +40,48 @@ class Checkpoint:
         detector: the model, in evaluation mode, on the CPU.
         config: the configuration it was fitted with (layers and latent resolved).
         category: product name.
-        facts: free JSON: data digests, held-out image names, loss history, seconds, library versions.
+        facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
+        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
     """
 
     detector: Detector
     config: FitConfig
     category: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    state: Path | None = field(default=None, compare=False)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Says before a fit, not after it, that a checkpoint has no place to go.
+
+    Raises:
+        StorageError: a file, or a folder with something else, is there.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another with --out")
+    if folder.is_dir() and not (folder / _CONFIG).is_file() and any(folder.iterdir()):
+        raise StorageError(
+            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another with --out"
+        )
+    return folder
+
+
+def discard_state(checkpoint: Checkpoint) -> None:
+    """Removes what a fit could be resumed from: the model is safe, or not wanted."""
+    if checkpoint.state is not None:
+        shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
     """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
 
+    Only when it is written, the state that the fit could be resumed from is removed.
+
     Raises:
         StorageError: the disk is full, the place may not be written to, or a folder with something else is there.
     """
-    folder = Path(path)
-    if folder.is_dir() and not (folder / _CONFIG).is_file() and any(folder.iterdir()):
-        raise StorageError(
-            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another folder"
-        )
+    folder = check_target(path)
     detector = checkpoint.detector
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
     with atomic_directory(folder) as temporary:
@@ -69,6 +92,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
         record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
         write_json(temporary / _CONFIG, record | {"digest": _digest(record)})
+    discard_state(checkpoint)
     return folder
 
 
@@ -98,7 +122,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{folder} holds NaN or infinite weights.",
             f"e.g. {bad[0]}; such a model calls everything normal.",
-            "fit again with a lower --learning-rate or --precision fp32",
+            "fit again with a lower --learning-rate or --fit-precision fp32",
         )
     return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
 
@@ -143,7 +167,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         schema = int(record["schema"])
     except FileNotFoundError:
         raise CheckpointError(
-            f"No checkpoint at {folder}.", f"There is no {_CONFIG} in it.", "saae-train fit --category NAME"
+            f"No checkpoint at {folder}.",
+            f"There is no {_CONFIG} in it.",
+            f"saae-train fit --normal FOLDER_OF_GOOD_PICTURES --out {folder}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,56 +16,9 @@ from saae_runtime.stages import Stages
 from saae_runtime.terminal import log
 
 from .data import Category, find_category, from_folders, split_held_out
-from .presets import FitConfig, preset
+from .options import make_config, parse_layers, parse_size
 
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`3,4,5` or `3-7` as layer indices. Raises ConfigError."""
-    if text is None:
-        return None
-    try:
-        found: list[int] = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            found.extend(range(int(first), int(last or first) + 1))
-        return tuple(found)
-    except ValueError:
-        raise ConfigError(f"--layers {text!r} is not a list of layers.", "", "e.g. --layers 3-7 or 0,1,2,3,4") from None
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`392` or `384x512` as (height, width). Raises ConfigError."""
-    if text is None:
-        return None
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-        if len(sides) > 2:
-            raise ValueError
-        return sides[0], sides[-1]
-    except ValueError:
-        raise ConfigError(f"{text!r} is not a size.", "", "e.g. 392 or 384x512 (height x width)") from None
-
-
-def make_config(name: str, **changes: Any) -> FitConfig:
-    """A preset with the options that were given. Raises ConfigError."""
-    if changes.get("steps") is not None and changes.get("epochs") is not None:
-        raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
-    config = preset(name)
-    if changes.get("steps") is not None:
-        return FitConfig(**{**_fields(config), "epochs": None, **_given(changes)})
-    if changes.get("epochs") is not None:
-        return FitConfig(**{**_fields(config), "steps": None, **_given(changes)})
-    return config.replace(**changes)
-
-
-def _fields(config: FitConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.to_json()}
-
-
-def _given(changes: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in changes.items() if value is not None}
 
 
 def _images(category: str | None, data: Path | None, normal: Path | None) -> Category:
@@ -87,20 +41,31 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="Name of a timm ViT.")] = None,
     weights: Annotated[str | None, typer.Option(help="A file, or: cache, hub, packaged.")] = None,
     layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="e.g. 392 or 384x512.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="e.g. 392 or 384x512 (height x width). Default: the backbone's own.")
+    ] = None,
+    components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
     latent: Annotated[int | None, typer.Option(help="V; default by PCA.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
+    loss: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
+    score: Annotated[str | None, typer.Option(help="l2 (paper), cosine or joint (needs components).")] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(min=0.0, help="Deviation of the Gaussian over the map, in patches.")
+    ] = None,
+    fit_precision: Annotated[
+        str | None, typer.Option("--fit-precision", "--precision", help="Of fitting: auto, bf16 or fp32.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
     texture: Annotated[bool | None, typer.Option("--texture/--object", help="MLP size V or 2V; by name.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Feature cache. Default: $SAAE_CACHE or ~/.cache/saae.")] = None,
 ) -> None:
     """Fit a model to good pictures. A stopped run goes on where it stopped when the same command is given again."""
     from .backbone import build_backbone, choose_layers
-    from .checkpoint import save_checkpoint
+    from .checkpoint import check_target, save_checkpoint
     from .fit import Reporter
     from .fit import fit as fit_model
     from .validate import check
@@ -110,17 +75,22 @@ def fit(
         backbone=backbone,
         layers=parse_layers(layers),
         input_size=parse_size(input_size),
+        components=components,
         latent=latent,
+        loss=loss,
+        score=score,
+        smoothing=smoothing,
         steps=steps,
         epochs=epochs,
         batch=batch,
         learning_rate=learning_rate,
-        precision=precision,
+        precision=fit_precision,
         seed=seed,
     )
     stages = Stages(log(), 4)
     with stages.stage("check the images") as stage:
         found = _images(category, data, normal)
+        target = check_target(out or Path("runs") / found.name / "checkpoint")
         check(found, progress=stage).raise_if_bad()
         stage.note(f"{len(found.train)} normal images")
     if config.layers is None:
@@ -144,15 +114,17 @@ def fit(
             config,
             found.name,
             device=device,
+            cache=cache,
             texture=texture,
             reporter=reporter,
             facts={"held_out": sorted(sample.path.name for sample in held_out), "synthetic": found.synthetic},
         )
     with stages.stage("checkpoint") as stage:
-        folder = save_checkpoint(out or Path("runs") / found.name / "checkpoint", fitted)
+        folder = save_checkpoint(target, fitted)
         stage.note(str(folder))
-    source = f"--data {data}" if data is not None else f"--normal {normal}"
-    log().print(f"Next: saae-export build --category {found.name} {source} --checkpoint {folder}")
+    source = ["--normal", str(normal)] if normal is not None else ["--data", str(data)]
+    following = ["saae-export", "build", "--category", found.name, *source, "--checkpoint", str(folder)]
+    log().print(f"Next: {shlex.join(following)}", soft_wrap=True, markup=False)
 
 
 @app.command()

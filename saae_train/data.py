@@ -23,6 +23,7 @@ __all__ = [
     "Finding",
     "Sample",
     "content_digest",
+    "content_hashes",
     "find_category",
     "from_folders",
     "list_categories",
@@ -280,6 +281,15 @@ def content_digest(samples: Sequence[Sample]) -> str:
         mask = _file_hash(sample.mask) if sample.mask is not None else "-"
         digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
     return digest.hexdigest()
+
+
+def content_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Hex sha256 of each image file, in the order of `samples`; names and masks do not count.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return tuple(_file_hash(sample.path) for sample in samples)
 
 
 def _file_hash(path: Path) -> str:

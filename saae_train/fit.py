@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import threading
 import time
@@ -20,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from saae_runtime.errors import ConfigError, FitError
+from saae_runtime.errors import ConfigError, FitError, StorageError
 from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
 from .backbone import ViTFeatures
 from .checkpoint import Checkpoint
-from .data import Sample, content_digest
+from .data import Sample, content_digest, content_hashes
 from .detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score
 from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
 from .model import SAAE, latent_width
@@ -63,7 +62,8 @@ def fit(
     """Fits one category.
 
     The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
-    order of images follows from the seed and the step, and a stopped run resumes from its last saved state.
+    order of images follows from the seed and the step, and a stopped run resumes from its last saved state. The state
+    stays until the checkpoint is saved (`save_checkpoint`) or given up (`discard_state`).
 
     Args:
         backbone: frozen features; its layers and input size override the configuration's.
@@ -107,6 +107,7 @@ def fit(
     record = {
         "images": len(samples),
         "digest": content_digest(samples),
+        "fitted_on": sorted(content_hashes(samples)),
         "texture": is_texture,
         "device": str(place),
         "bf16": use_bf16(config.precision, place),
@@ -116,8 +117,7 @@ def fit(
         "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
         **(facts or {}),
     }
-    shutil.rmtree(state, ignore_errors=True)
-    return Checkpoint(detector, config, category, record)
+    return Checkpoint(detector, config, category, record, state)
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:
@@ -225,6 +225,7 @@ class _Loop:
         """Trains to the end; returns [step, mean loss per position] pairs."""
         self._resume(watch)
         started, saved, before = time.monotonic(), time.monotonic(), self.seconds
+        first = self.step
         average = 0.0
         flushed = torch.set_flush_denormal(True)  # vanishing gradients otherwise slow the processor tenfold
         try:
@@ -241,6 +242,11 @@ class _Loop:
                     if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
                         self._save()
                         saved = time.monotonic()
+                if self.step > first:
+                    with suppress(StorageError):  # no room for the state: the model in hand still counts
+                        self._save()
+                if stopped():
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
                 self._save()
@@ -272,7 +278,7 @@ class _Loop:
             raise FitError(
                 f"The loss became {number} at step {self.step}.",
                 "The learning rate is too high for these features, or the features are not finite.",
-                "fit again with --learning-rate a third of it, or --precision fp32",
+                "fit again with --learning-rate a third of it, or --fit-precision fp32",
             )
         return number
 

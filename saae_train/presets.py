@@ -11,7 +11,7 @@ from saae_runtime.errors import ConfigError
 
 from .weights import PACKAGED_NAME
 
-__all__ = ["PAPER_BACKBONE", "PRESETS", "TEXTURES", "FitConfig", "default_layers", "preset"]
+__all__ = ["PAPER_BACKBONE", "PRESETS", "TEXTURES", "FitConfig", "default_layers", "measured_size", "preset"]
 
 PAPER_BACKBONE = "vit_base_patch16_384"
 
@@ -21,6 +21,11 @@ TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "mag
 _MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
     PAPER_BACKBONE: (0, 1, 2, 3, 4),  # paper section 4.1.2
     PACKAGED_NAME: (4, 5, 6, 7),
+}
+
+_MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
+    PAPER_BACKBONE: (384, 384),  # paper section 4.1.2
+    PACKAGED_NAME: (392, 392),
 }
 
 
@@ -150,6 +155,11 @@ def preset(name: str) -> FitConfig:
         return PRESETS[name]
     except KeyError:
         raise ConfigError(f"There is no preset {name!r}.", "", f"one of: {', '.join(PRESETS)}") from None
+
+
+def measured_size(backbone: str) -> tuple[int, int] | None:
+    """The (height, width) that a backbone was measured at, None for one that was not."""
+    return _MEASURED_SIZES.get(backbone.split(".", 1)[0])
 
 
 def default_layers(backbone: str, depth: int) -> tuple[tuple[int, ...], bool]:

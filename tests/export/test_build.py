@@ -257,8 +257,11 @@ def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: py
         with pytest.raises(StorageError):
             quiet_build(options(data, tmp_path))
     monkeypatch.setattr(build_module, "export_graphs", full)
+    console = Console(file=io.StringIO(), width=160)
     with pytest.raises(StorageError):
-        _, text = quiet_build(options(data, tmp_path))
+        build(options(data, tmp_path), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "going on from step 6 of 6" in console.file.getvalue()
     assert list((tmp_path / "cache" / "states").iterdir()) == []  # saved, so not needed any more
     load_checkpoint(_checkpoint(tmp_path))
 

@@ -76,6 +76,7 @@ STOPS = (
     ("3/10 fit", signal.SIGINT),
     ("4/10 export ONNX", signal.SIGINT),
     ("5/10 calibrate", signal.SIGTERM),
+    ("6/10 engines", signal.SIGINT),
     ("7/10 parity", signal.SIGINT),
     ("8/10 evaluate", signal.SIGINT),
 )
@@ -110,8 +111,8 @@ def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_
     assert "Traceback" not in text
     assert open_bundle(place / "bundles" / "weave", verify=True).manifest == before
     assert leftovers(place) == []
-    assert not (place / "runs" / "weave" / "staged").exists()
-    for folder in (place / "runs" / "weave" / "checkpoint").iterdir():
+    assert [path.name for path in (place / "runs" / "weave").iterdir()] == ["models"]
+    for folder in (place / "runs" / "weave" / "models").iterdir():
         load_checkpoint(folder)
 
 
@@ -192,7 +193,7 @@ def test_verify_names_a_damaged_file(place: Path, tmp_path: Path) -> None:
 
 def test_onnx_alone(place: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    checkpoint = next((place / "runs" / "weave" / "checkpoint").iterdir())
+    checkpoint = next((place / "runs" / "weave" / "models").iterdir())
     done = _run(tmp_path, "onnx", str(checkpoint), "--out", "m.onnx", "--precision", "fp16", "--frame-size", "70x90")
     assert done.returncode == 0, done.stderr
     frame = onnx.load(str(tmp_path / "m.onnx")).graph.input[0]

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from saae_runtime.errors import ConfigError
 from saae_train.cli import app
-from saae_train.cli_fit import make_config, parse_layers, parse_size
 from saae_train.demo import write_demo
+from saae_train.options import make_config, parse_layers, parse_size
 
 runner = CliRunner()
 

@@ -21,7 +21,7 @@ from tiny_models import noise_frames  # noqa: E402
 from saae_runtime.errors import ConfigError, FitError  # noqa: E402
 from saae_train import fit as module  # noqa: E402
 from saae_train.backbone import ViTFeatures, build_backbone  # noqa: E402
-from saae_train.checkpoint import Checkpoint  # noqa: E402
+from saae_train.checkpoint import Checkpoint, discard_state  # noqa: E402
 from saae_train.data import Sample  # noqa: E402
 from saae_train.fit import Reporter, fit  # noqa: E402
 from saae_train.model import latent_width  # noqa: E402
@@ -68,7 +68,9 @@ def backbone() -> ViTFeatures:
 
 
 def run(samples: list[Sample], cache: Path, config: FitConfig = TINY, **options: Any) -> Checkpoint:
-    return fit(backbone(), samples, config, "thing", device="cpu", cache=cache, **options)
+    found = fit(backbone(), samples, config, "thing", device="cpu", cache=cache, **options)
+    discard_state(found)  # as if it was saved: the next fit begins anew
+    return found
 
 
 def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -1,0 +1,66 @@
+"""How options of a command line become a fitting configuration: one grammar for `saae-train` and `saae-export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saae_runtime.errors import ConfigError
+
+from .presets import FitConfig, preset
+
+__all__ = ["make_config", "parse_layers", "parse_size"]
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """`3,4,5` or `3-7` as layer indices. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            piece = range(int(first), int(last or first) + 1)
+            if not piece:
+                raise ValueError
+            found.extend(piece)
+        return tuple(found)
+    except ValueError:
+        raise ConfigError(f"--layers {text} is not a list of layers.", "", "e.g. --layers 3-7 or 0,1,2,3,4") from None
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`392` or `384x512` as (height, width). Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+        if len(sides) > 2 or min(sides) < 1:
+            raise ValueError
+        return sides[0], sides[-1]
+    except ValueError:
+        raise ConfigError(
+            f"--input-size {text} is not a size.", "", "--input-size 392 or 384x512 (height x width)"
+        ) from None
+
+
+def make_config(name: str, **changes: Any) -> FitConfig:
+    """A preset with the options that were given (those that are not None).
+
+    A backbone other than the preset's comes with its own input size where none is given.
+
+    Raises:
+        ConfigError: no such preset, or options that exclude each other.
+    """
+    if changes.get("steps") is not None and changes.get("epochs") is not None:
+        raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
+    base = preset(name)
+    config = base.replace(**changes)
+    if changes.get("input_size") is None and _family(config.backbone) != _family(base.backbone):
+        from .backbone import choose_input_size  # needs torch and timm
+
+        config = config.replace(input_size=choose_input_size(config.backbone))
+    return config
+
+
+def _family(backbone: str) -> str:
+    return backbone.split(".", 1)[0]
