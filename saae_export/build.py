@@ -41,6 +41,7 @@ from .report import write_report
 from .report_data import Example, LatencyRow
 from .sources import Request, find_images, shared_size
 from .staging import (
+    CPU,
     artefact_parity,
     describe,
     export_graphs,
@@ -155,15 +156,18 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         evaluation = _evaluated(bundle, category, stages)
         latency = _timed(options, bundle, held_out, stages)
         with stages.stage("bundle and report") as stage:
+            shown, shown_with = _shown(bundle, category, evaluation, held_out)
             findings = Findings(
                 held_out_scores=scores,
                 evaluation=evaluation,
                 parity=reports,
                 not_compared=not_compared,
                 latency=latency,
-                examples=_shown(bundle, category, evaluation, held_out),
+                examples=shown,
                 fit=checkpoint.facts,
                 source=source,
+                calibrated_with=CPU,
+                shown_with=shown_with,
             )
             kept = named_frames(_mixed(category, held_out, options.samples))
             stored = [reference.stored(name, frame) for name, frame in kept]
@@ -492,9 +496,10 @@ def _deployed(bundle: Bundle) -> Engine:
 
 def _shown(
     bundle: Bundle, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]
-) -> list[Example]:
+) -> tuple[list[Example], str]:
+    """Examples for the report, and what computed them (the same as the metrics)."""
     with _deployed(bundle) as engine:
-        return examples(engine, category, evaluation, held_out)
+        return examples(engine, category, evaluation, held_out), f"{engine.backend.name}: {engine.backend.description}"
 
 
 def _written(

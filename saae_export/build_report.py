@@ -60,6 +60,8 @@ class Findings:
         examples: frames worth looking at, most telling first.
         fit: facts of the fit, from the checkpoint.
         source: where the images were found, in words.
+        calibrated_with: backend that thresholds were computed on.
+        shown_with: backend, arithmetic and file that metrics and examples were computed with.
     """
 
     held_out_scores: Sequence[float]
@@ -70,6 +72,8 @@ class Findings:
     examples: Sequence[Example]
     fit: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    calibrated_with: str = ""
+    shown_with: str = ""
 
 
 def manifest_metrics(evaluation: Evaluation | None) -> dict[str, Any]:
@@ -192,6 +196,8 @@ def _facts(manifest: Manifest, findings: Findings) -> list[Facts]:
                 "images": findings.source,
                 "calibrated on": f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images",
                 "calibration digest": calibration.digest,
+                "thresholds computed with": findings.calibrated_with,
+                "metrics and examples computed with": findings.shown_with,
             },
         ),
         Facts(

@@ -27,6 +27,7 @@ from .torch_reference import TorchReference
 from .verify import engine_scorer
 
 __all__ = [
+    "CPU",
     "artefact_parity",
     "describe",
     "export_graphs",

@@ -51,6 +51,9 @@ def run(
     device: Annotated[int, typer.Option(min=0, help="GPU number.")] = 0,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; else the backend's choice.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
+    arithmetic: Annotated[
+        str | None, typer.Option(help="OpenVINO computes in f32, bf16 or f16; else as the thresholds were calibrated.")
+    ] = None,
     fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Pixel threshold T itself.")] = None,
     image_fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of images.")] = None,
@@ -102,7 +105,8 @@ def run(
                 image_fpr=image_fpr,
                 image_threshold=image_threshold,
                 verify=verify,
-                **({} if threads is None else {"threads": threads}),
+                threads=threads,
+                arithmetic=arithmetic,
             )
             stack.enter_context(engine)
             if explain:

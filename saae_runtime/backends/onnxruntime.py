@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import importlib
 import os
 import warnings
@@ -83,7 +82,7 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
         raise BackendUnavailableError(
             f"The backend {name} cannot be used here.", candidate.why_not or "", candidate.cure
         )
-    return OrtBackend(bundle, name, candidate.artefact, device, precision, options)
+    return OrtBackend(bundle, name, candidate.artefact, device, options)
 
 
 def _candidate(bundle: Bundle, name: str, precision: str | None) -> Candidate:
@@ -153,7 +152,6 @@ class OrtBackend(Backend):
         name: str,
         artefact: Artefact,
         device: int,
-        precision: str | None,
         options: BackendOptions,
     ) -> None:
         ort = importlib.import_module("onnxruntime")
@@ -162,7 +160,7 @@ class OrtBackend(Backend):
         self.frame_size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
         self._ort = ort
         self._file = bundle.file(artefact.file)
-        self._session, details = self._open(bundle, artefact, device, precision, options)
+        self._session, details = self._open(bundle, artefact, device, options)
         self._check_graph()
         self.max_batch = self._largest_batch(options)
         self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
@@ -211,14 +209,10 @@ class OrtBackend(Backend):
         self._pool = None
         self._session = None
 
-    def _open(
-        self, bundle: Bundle, artefact: Artefact, device: int, precision: str | None, options: BackendOptions
-    ) -> tuple[Any, str]:
+    def _open(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:
         if self.name == "onnxruntime:cpu":
             return self._open_cpu(artefact, options)
         if self.name == "onnxruntime:openvino":
-            if precision == "fp32" and options.arithmetic is None:
-                options = dataclasses.replace(options, arithmetic="f32")
             return self._open_openvino(bundle, options)
         return self._open_gpu(bundle, artefact, device, options)
 
@@ -241,7 +235,7 @@ class OrtBackend(Backend):
         # The CPU plug-in compiles in a moment; a GPU or NPU takes seconds, which a cache saves.
         slow = options.device_type in ("GPU", "NPU")
         cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
-        details = ort_openvino.add_device(self._ort, settings, options, cache)
+        details = ort_openvino.add_device(self._ort, settings, options, cache, self.precision)
         return self._session_of(settings, self._without_default(), "OpenVINO"), details
 
     def _open_gpu(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:

@@ -19,6 +19,8 @@ PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
 _INSTALL = "pip install 'saae[openvino]'"
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+# What a graph is calibrated in, on ONNX Runtime's CPU provider. INT8 graphs compute in f32 around their integers.
+_CALIBRATED = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 _lock = threading.Lock()
 
 
@@ -31,7 +33,7 @@ def missing(ort: Any) -> tuple[str, str]:
     return "", ""
 
 
-def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None) -> str:
+def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None, precision: str = "fp32") -> str:
     """Puts an OpenVINO device into session options.
 
     Args:
@@ -39,9 +41,11 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | N
         settings: its SessionOptions; changed.
         options: `device_type`, `arithmetic`, `hint`, `threads` are used.
         cache: folder for compiled models, or None.
+        precision: of the graph: `fp32`, `fp16` or `int8`. Unless `options.arithmetic` says otherwise, it is computed
+            in what its thresholds were calibrated in.
 
     Returns:
-        The device and its settings in words.
+        The device and its settings in words; where the arithmetic is not the calibrated one, they say so.
 
     Raises:
         BackendUnavailableError: the plug-in does not load, or there is no such device or arithmetic.
@@ -61,12 +65,15 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | N
         )
     device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
-    arithmetic = _arithmetic(options.arithmetic, facts.get("OPTIMIZATION_CAPABILITIES", "").split(), name)
+    calibrated = _CALIBRATED[precision]
+    able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in facts.get("OPTIMIZATION_CAPABILITIES", "").split()]
+    arithmetic = _arithmetic(options.arithmetic, calibrated, able, name)
     config = plugin_config(wanted, arithmetic, options, cache)
     settings.add_provider_for_devices([device], {"load_config": json.dumps({wanted: config})})
     # Without this, what the plug-in does not take would quietly run elsewhere.
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return f"OpenVINO {facts.get('version', '').partition('+')[0]} {wanted} ({name}), {arithmetic}, {options.hint}"
+    words = arithmetic if arithmetic == calibrated else f"{arithmetic} (thresholds were calibrated in {calibrated})"
+    return f"OpenVINO {facts.get('version', '').partition('+')[0]} {wanted} ({name}), {words}, {options.hint}"
 
 
 def plugin_config(device: str, arithmetic: str, options: BackendOptions, cache: Path | None) -> dict[str, str]:
@@ -82,18 +89,19 @@ def plugin_config(device: str, arithmetic: str, options: BackendOptions, cache: 
     return config
 
 
-def _arithmetic(asked: str | None, capabilities: list[str], name: str) -> str:
-    """What was asked for, or the fastest: bf16 before f16, since it has FP32's range and nothing overflows."""
-    able = [kind for kind in ("bf16", "f16", "f32") if _CAPABILITY[kind] in capabilities]
+def _arithmetic(asked: str | None, calibrated: str, able: list[str], name: str) -> str:
+    """What was asked for, or what the thresholds were calibrated in: never what merely happens to be fast."""
+    wanted = asked or calibrated
+    if wanted in able or (asked is None and wanted == "f32" and not able):  # every device that says nothing has f32
+        return wanted
+    others = " or ".join(f"arithmetic={kind!r}" for kind in able if kind != wanted)
     if asked is None:
-        return able[0] if able else "f32"
-    if asked not in able:
-        raise BackendUnavailableError(
-            f"{name} does not compute in {asked}.",
-            f"OpenVINO reports for it: {', '.join(able) or 'nothing known'}.",
-            f"leave arithmetic= out, or give {able[0]!r}" if able else "leave arithmetic= out",
-        )
-    return asked
+        why = f"The thresholds were calibrated in {wanted}; in another arithmetic scores move."
+        cure = f"another precision=, or {others} where that is good enough" if others else "another precision="
+    else:
+        why = f"OpenVINO reports for it: {', '.join(able) or 'nothing known'}."
+        cure = f"leave arithmetic= out, or give {others}" if others else "leave arithmetic= out"
+    raise BackendUnavailableError(f"{name} does not compute in {wanted}.", why, cure)
 
 
 def _register(ort: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
+import html
 import io
 import shutil
 from collections.abc import Sequence
@@ -82,6 +83,11 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     assert {row.precision for row in result.latency} == {"fp32", "fp16"}
     for number in range(1, 11):
         assert f"{number}/10 " in text
+    report = bundle.file("report.html").read_text(encoding="utf-8")
+    assert "thresholds computed with" in report
+    with Engine(bundle) as engine:
+        assert f"test images with {engine.backend.name} {engine.backend.precision}" in text
+        assert html.escape(engine.backend.description) in report
     assert leftovers(folder) == []
     assert [path.name for path in (folder / "runs" / "weave").iterdir()] == ["models"]
 

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_bundle import expected_map, make_tiny_bundle
+from tiny_bundle import expected_map, make_tiny_bundle, tiny_manifest
 
 from saae_runtime import Engine
 from saae_runtime.backends import BackendOptions
 from saae_runtime.backends.ort_openvino import PROVIDER, add_device, missing, plugin_config
+from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendUnavailableError
 
 SIZE = (32, 48)
@@ -57,22 +58,30 @@ class FakeSettings:
 
 
 @pytest.mark.parametrize(
-    ("device", "able", "asked", "expected"),
+    ("device", "able", "precision", "asked", "expected"),
     [
-        ("CPU", "FP32 FP16 INT8 BF16", None, "bf16"),
-        ("CPU", "FP32 INT8", None, "f32"),
-        ("GPU", "FP32 FP16 INT8", None, "f16"),
-        ("GPU.0", "FP32 FP16 INT8", None, "f16"),
-        ("NPU", "FP16 INT8", None, "f16"),
-        ("CPU", "FP32 FP16 INT8 BF16", "f32", "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp32", None, "f32"),
+        ("CPU", "FP32 INT8", "fp32", None, "f32"),
+        ("CPU", "", "fp32", None, "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "int8", None, "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp16", None, "f16"),
+        ("GPU", "FP32 FP16 INT8", "fp32", None, "f32"),
+        ("GPU.0", "FP32 FP16 INT8", "fp16", None, "f16"),
+        ("NPU", "FP16 INT8", "fp16", None, "f16"),
+        ("NPU", "FP16 INT8", "fp32", "f16", "f16"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp32", "bf16", "bf16"),
+        ("CPU", "FP32 INT8", "fp16", "f32", "f32"),
     ],
 )
-def test_arithmetic_by_what_the_device_reports(device: str, able: str, asked: str | None, expected: str) -> None:
+def test_arithmetic_is_the_calibrated_one_unless_asked(
+    device: str, able: str, precision: str, asked: str | None, expected: str
+) -> None:
     kind = device.partition(".")[0]
     settings = FakeSettings()
-    words = add_device(
-        FakeRuntime({device: able}), settings, BackendOptions(device_type=kind, arithmetic=asked, threads=3), None
-    )
+    options = BackendOptions(device_type=kind, arithmetic=asked, threads=3)
+    words = add_device(FakeRuntime({device: able}), settings, options, None, precision)
+    calibrated = "f16" if precision == "fp16" else "f32"
+    assert (f"thresholds were calibrated in {calibrated}" in words) == (expected != calibrated)
     assert settings.config[kind]["INFERENCE_PRECISION_HINT"] == expected
     assert settings.config[kind]["PERFORMANCE_HINT"] == "LATENCY"
     assert ("INFERENCE_NUM_THREADS" in settings.config[kind]) == (kind == "CPU")
@@ -91,6 +100,18 @@ def test_arithmetic_that_the_device_has_not() -> None:
     with pytest.raises(BackendUnavailableError, match="does not compute in bf16") as caught:
         add_device(FakeRuntime({"CPU": "FP32 INT8"}), FakeSettings(), BackendOptions(arithmetic="bf16"), None)
     assert "f32" in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("device", "able", "precision", "wanted", "other"),
+    [("NPU", "FP16 INT8", "fp32", "f32", "f16"), ("CPU", "FP32 INT8", "fp16", "f16", "f32")],
+)
+def test_no_other_arithmetic_behind_your_back(device: str, able: str, precision: str, wanted: str, other: str) -> None:
+    options = BackendOptions(device_type=device)
+    with pytest.raises(BackendUnavailableError, match=f"does not compute in {wanted}") as caught:
+        add_device(FakeRuntime({device: able}), FakeSettings(), options, None, precision)
+    assert f"calibrated in {wanted}" in caught.value.why
+    assert f"arithmetic='{other}'" in caught.value.cure
 
 
 def test_device_that_is_not_there() -> None:
@@ -166,10 +187,60 @@ def test_openvino_from_threads_and_in_a_stream(folder: Path) -> None:
             assert [result.score for result in workers.map(engine, frames)] == alone
 
 
-def test_openvino_takes_the_fp16_graph(folder: Path) -> None:
+def test_openvino_takes_the_fp16_graph_in_f16_or_not_at_all(folder: Path) -> None:
     frame = noise(5, *SIZE, 3)
-    with Engine(folder, backend=NAME, precision="fp16") as engine:
-        np.testing.assert_allclose(engine(frame).anomaly_map, expected_map(frame), rtol=2e-2, atol=0.5)
+    reference = expected_map(frame)
+    if "f16" in _able(folder):
+        with Engine(folder, backend=NAME, precision="fp16") as engine:
+            np.testing.assert_allclose(engine(frame).anomaly_map, reference, rtol=2e-2, atol=0.5)
+        return
+    with pytest.raises(BackendUnavailableError, match="does not compute in f16") as caught:
+        Engine(folder, backend=NAME, precision="fp16")
+    assert "arithmetic='f32'" in caught.value.cure
+    with Engine(folder, backend=NAME, precision="fp16", arithmetic="f32") as engine:
+        assert "f32 (thresholds were calibrated in f16)" in engine.explain()
+        np.testing.assert_allclose(engine(frame).anomaly_map, reference, rtol=2e-2, atol=0.5)
+
+
+def _able(folder: Path) -> list[str]:
+    """The arithmetic that OpenVINO reports for this CPU."""
+    import onnxruntime
+
+    Engine(folder, backend=NAME).close()  # registers the plug-in
+    reported = [dict(item.ep_metadata) for item in onnxruntime.get_ep_devices() if item.ep_name == PROVIDER]
+    cpu = next(item for item in reported if item.get("ov_device") == "CPU")
+    return [
+        name for name, word in (("f32", "FP32"), ("f16", "FP16")) if word in cpu["OPTIMIZATION_CAPABILITIES"].split()
+    ]
+
+
+def test_what_auto_computes_is_what_was_calibrated(tmp_path: Path) -> None:
+    """A network of the real shape, whose maps bf16 moves by several times this bound."""
+    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    pytest.importorskip("torch", reason="needs the extra `export`")
+    from tiny_models import tiny_detector
+
+    from saae_export.graph import FusedGraph
+    from saae_export.onnx_export import export_onnx
+
+    size = (80, 96)
+    graph = FusedGraph(tiny_detector(components=48, smoothing=0.5), size)
+    model = export_onnx(graph, tmp_path / "model.onnx", 1.0).read_bytes()
+    folder = write_bundle(tmp_path / "bundle", tiny_manifest(size), {"model.onnx": model}).path
+    with (
+        Engine(folder, backend="onnxruntime", threads=1) as engine,
+        Engine(folder, backend="onnxruntime:cpu", precision="fp32", threads=1) as reference,
+    ):
+        if engine.backend.name != NAME:
+            pytest.skip(f"auto takes {engine.backend.name} here")
+        assert "calibrated" not in engine.backend.description
+        for seed in range(3):
+            frame = noise(seed, *size, 3)
+            found, expected = engine(frame), reference(frame)
+            assert np.ptp(expected.anomaly_map) > 0
+            largest = float(expected.anomaly_map.max())
+            assert np.abs(found.anomaly_map - expected.anomaly_map).max() <= 1e-3 * largest
+            assert found.score == pytest.approx(expected.score, rel=1e-3)
 
 
 def test_openvino_keeps_its_compiled_form_where_told(folder: Path, tmp_path: Path) -> None:
