@@ -73,6 +73,9 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
     """Reads a ground-truth mask: any nonzero pixel is defective.
 
+    A lossy format (JPEG, lossy WebP) leaves faint gray around a mask's edges, which counts as defective too: the mask
+    gains a rim of up to a block of the format (8 or 16 pixels). Masks belong in PNG.
+
     Returns:
         bool array of shape H x W.
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,7 +29,7 @@ _STAGES = {"download": "downloading", "check": "checking the hash", "unpack": "u
 @contextmanager
 def _steps(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields the callback (done, all)."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(escape(title)), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -114,13 +115,15 @@ def check_command(
 def print_report(report: Report, console: Console) -> None:
     """Prints a validation report as a table; nothing but one line when all is well."""
     if report.problems or report.warnings:
-        table = Table("", "file", "what", title=f"{report.category}: {report.images} images", title_justify="left")
+        table = Table(
+            "", "file", "what", title=escape(f"{report.category}: {report.images} images"), title_justify="left"
+        )
         for label, style, rows in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
             for row in rows:
-                table.add_row(f"[{style}]{label}[/]", str(row.path), row.what)
+                table.add_row(f"[{style}]{label}[/]", escape(str(row.path)), escape(row.what))
         console.print(table)
     counts = f"{len(report.problems)} problems, {len(report.warnings)} warnings in {report.images} images"
-    console.print(counts if not report.ok else f"all images of {report.category} can be used ({counts})")
+    console.print(counts if not report.ok else escape(f"all images of {report.category} can be used ({counts})"))
 
 
 def _print_category(category: Category) -> None:

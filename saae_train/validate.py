@@ -98,7 +98,8 @@ def check(
     Problems: unreadable, empty, truncated or not an image; a mask that is missing, all black, of another size than
     its image, or without an image; the same picture (by its decoded pixels) in training and test, or among both
     normal and defective test images; stray files. Warnings: copies within training or within one test label, one
-    colour throughout, very small pictures, transparency, several pictures in one file, gray and colour mixed.
+    colour throughout, very small pictures, transparency, several pictures in one file, gray and colour mixed, masks in
+    lossy formats.
 
     Args:
         category: what to look at.
@@ -157,6 +158,13 @@ def _look(sample: Sample, deep: bool) -> _Look:
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
     digest.update(f"{height}x{width}".encode())
     bad = _look_at_mask(sample, (height, width))
+    if sample.mask is not None and _is_lossy(sample.mask):
+        warnings.append(
+            Problem(
+                sample.mask,
+                "is a mask in a lossy format: faint pixels around its edges count as defective; save masks as PNG",
+            )
+        )
     return _Look(bad, tuple(warnings), digest.hexdigest(), header.colour)
 
 
@@ -211,6 +219,17 @@ def _look_at_mask(sample: Sample, size: tuple[int, int]) -> tuple[Problem, ...]:
     if not mask.any():
         return (Problem(sample.mask, f"is all black, though its image {sample.path} is labelled {sample.label!r}"),)
     return ()
+
+
+def _is_lossy(path: Path) -> bool:
+    """Whether a file's content, whatever its name says, is JPEG or lossy WebP; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    # The first chunk of a WebP file without extras: "VP8 " is lossy, "VP8L" lossless.
+    return head[:3] == b"\xff\xd8\xff" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP" and head[12:16] == b"VP8 ")
 
 
 def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tuple[list[Problem], list[Problem]]:

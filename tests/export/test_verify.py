@@ -90,6 +90,60 @@ def test_it_needs_neither_torch_nor_onnx(bundle: Bundle) -> None:
     subprocess.run([sys.executable, "-c", code, str(bundle.path)], check=True, timeout=120)
 
 
+_READ_ONLY = """
+import os, sys
+folder = sys.argv[1]
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate",
+           "os.utime", "tempfile.mkstemp", "tempfile.mkdtemp")
+
+def refuse(event, arguments):
+    # Permission bits do not bind root, and this test may be run as root.
+    if event in CHANGES or (event == "open" and arguments[2] & WRITES):
+        for name in arguments[:2]:
+            if isinstance(name, (str, bytes)) and os.path.abspath(os.fsdecode(name)).startswith(folder):
+                raise PermissionError(13, "read-only", os.fsdecode(name))
+
+sys.addaudithook(refuse)
+for attempt in (lambda: open(folder + "/new", "w"), lambda: os.mkdir(folder + ".cache")):
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    sys.exit("the folder could be written to")
+from saae_export.verify import verify
+from saae_runtime import Engine
+from saae_export.reference import read_reference
+with Engine(folder) as engine:
+    frame = read_reference(engine.bundle)[0][0].frame
+    assert engine(frame).score > 0
+    assert len(list(engine.stream([frame, frame]))) == 2
+found = verify(folder)
+assert found.reports and all(report.passed for report in found.reports)
+"""
+
+
+def test_a_read_only_bundle_opens_scores_and_verifies(bundle: Bundle) -> None:
+    def tree() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in sorted(bundle.path.parent.rglob("*"))}
+
+    folders = [bundle.path.parent, bundle.path, *(path for path in bundle.path.rglob("*") if path.is_dir())]
+    files = [path for path in bundle.path.rglob("*") if path.is_file()]
+    try:
+        for path in files:
+            path.chmod(0o444)
+        for path in folders:
+            path.chmod(0o555)
+        before = tree()
+        command = [sys.executable, "-c", _READ_ONLY, str(bundle.path.resolve())]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert found.returncode == 0, found.stderr
+        assert tree() == before
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+
+
 def test_against_pytorch_on_images(bundle: Bundle, built: Path, data: Path) -> None:
     found = verify(
         bundle.path,

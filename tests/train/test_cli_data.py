@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from saae_runtime.errors import ConfigError, DataError, FetchError
-from saae_train.cli_data import app
+from saae_train.cli_data import app, print_report
+from saae_train.validate import Problem, Report
 
 SMALL = ["--size", "64", "--train", "3", "--test-good", "1", "--per-defect", "1"]
 
@@ -45,6 +49,28 @@ def test_check_passes_and_fails(data: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "2 problems, 0 warnings in 2 images" in text
     assert "is empty" in text
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    report = Report(
+        "a[/b]",
+        2,
+        (Problem(Path("[red]bad[/].png"), "is not an image (cannot identify [/x])"),),
+        (Problem(Path("[1].png"), "is odd"),),
+    )
+    console = Console(file=io.StringIO(), width=200)
+    print_report(report, console)
+    print_report(dataclasses.replace(report, problems=()), console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for words in (
+        "a[/b]: 2 images",
+        "[red]bad[/].png",
+        "cannot identify [/x]",
+        "[1].png",
+        "all images of a[/b] can be",
+    ):
+        assert words in text, words
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("check", "zipper", "--normal", "x")])

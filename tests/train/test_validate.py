@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from saae_runtime.errors import DataError
+from saae_runtime.images import read_mask
 from saae_train.data import find_category
 from saae_train.demo import write_demo
 from saae_train.validate import Report, check
@@ -131,6 +132,21 @@ def test_oddities_are_warnings(zipper: Path) -> None:
         ("good", "mixes 9 gray and 2 colour"),
     ):
         assert any(n == name and words in what for n, what in warned), (name, words, warned)
+
+
+def test_masks_in_lossy_formats_are_a_warning(zipper: Path) -> None:
+    truth = zipper / "ground_truth"
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
+    mask = Image.fromarray(np.where(disc, np.uint8(255), np.uint8(0)))
+    kinds = {"rough": ("jpg", {"quality": 75}), "combined": ("webp", {}), "split_teeth": ("webp", {"lossless": True})}
+    for label, (suffix, keywords) in kinds.items():
+        (truth / label / "000_mask.png").unlink()
+        mask.save(truth / label / f"000_mask.{suffix}", **keywords)
+    assert read_mask(truth / "rough/000_mask.jpg").sum() > 1.05 * disc.sum(), "no rim: nothing to warn of"
+    report = run(zipper)
+    assert report.ok, report.problems
+    warned = {w.path.relative_to(truth).as_posix() for w in report.warnings if "lossy format" in w.what}
+    assert warned == {"rough/000_mask.jpg", "combined/000_mask.webp"}
 
 
 def test_no_masks_at_all_is_a_warning(zipper: Path) -> None:
