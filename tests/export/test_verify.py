@@ -66,7 +66,7 @@ def bundle(built: Path, tmp_path: Path) -> Bundle:
 
 
 def _checkpoint(built: Path) -> Path:
-    return next((built / "runs" / "weave" / "checkpoint").iterdir())
+    return next((built / "runs" / "weave" / "models").iterdir())
 
 
 def test_a_fresh_bundle_verifies_from_its_own_frames(bundle: Bundle) -> None:
