@@ -22,10 +22,11 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real inspection images beside the checkout; a clone elsewhere has none."""
-    folder = ROOT.parent / "shared" / "data"
+    """Real inspection images, in the folder that SAAE_TEST_DATA names or beside the checkout; a clone has none."""
+    named = os.environ.get("SAAE_TEST_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not (folder / "bottle" / "train" / "good").is_dir():
-        pytest.skip("no real image sets beside this checkout (../shared/data); smaller tests cover the same code")
+        pytest.skip("no real image sets in $SAAE_TEST_DATA or ../shared/data; smaller tests cover the same code")
     return folder
 
 
