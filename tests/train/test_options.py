@@ -1,0 +1,86 @@
+"""Options as both commands read them, and what a backbone brings along when nothing is given."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra `train`")
+
+from typer.testing import CliRunner
+
+from saae_runtime.errors import CheckpointError, ConfigError
+from saae_train import backbone as backbone_module
+from saae_train.backbone import build_backbone, choose_input_size
+from saae_train.checkpoint import load_checkpoint
+from saae_train.cli import app
+from saae_train.demo import write_demo
+from saae_train.options import make_config, parse_layers, parse_size
+from saae_train.presets import PRESETS
+
+
+@pytest.mark.parametrize("text", ["", "a", "7-4", "-1", "1,,2", "1-2-3"])
+def test_what_is_no_list_of_layers(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a list of layers"):
+        parse_layers(text)
+
+
+@pytest.mark.parametrize("text", ["", "wide", "0", "0x392", "-14", "1x2x3", "392.5"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_own_backbone_keeps_the_presets_size(name: str) -> None:
+    own = PRESETS[name]
+    assert make_config(name) == own
+    assert make_config(name, backbone=own.backbone).input_size == own.input_size
+    assert choose_input_size(own.backbone) == own.input_size
+
+
+def test_another_backbone_brings_its_own_size() -> None:
+    """Whichever preset it starts from; `--backbone vit_base_patch16_384` was refused, 16 not dividing 392."""
+    assert make_config("fast", backbone="vit_base_patch16_384").input_size == (384, 384)
+    for name in PRESETS:
+        config = make_config(name, backbone="vit_tiny_patch16_224", layers=(1, 2))
+        assert config.input_size == (224, 224)
+        assert build_backbone(config.backbone, (1, 2), config.input_size, "random").grid == (14, 14)
+    assert make_config("fast", backbone="vit_tiny_patch16_224", input_size=(64, 96)).input_size == (64, 96)
+    # The tag names other weights of the same network.
+    assert make_config("fast", backbone="vit_small_patch14_dinov2.lvd142m").input_size == (392, 392)
+
+
+def test_a_size_that_the_patch_does_not_divide_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone_module, "_shape", lambda name: (27, 14, (384, 250)))
+    assert choose_input_size("some_vit") == (378, 252)
+
+
+def test_an_unknown_backbone_is_named_where_it_is_built() -> None:
+    config = make_config("fast", backbone="vit_of_nowhere")
+    with pytest.raises(ConfigError, match="no model named vit_of_nowhere"):
+        build_backbone(config.backbone, (1,), config.input_size, "random")
+
+
+def test_the_line_that_a_missing_checkpoint_says_to_type_works(tmp_path: Path) -> None:
+    write_demo(tmp_path / "data", "zipper", size=(64, 64), train=8, test_good=1, per_defect=1)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "fitted")
+    normal = tmp_path / "data" / "zipper" / "train" / "good"
+    program, *arguments = shlex.split(caught.value.cure.replace("FOLDER_OF_GOOD_PICTURES", str(normal)))
+    assert program == "saae-train"
+    # Nothing but what makes it small is added.
+    small = ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--input-size", "64", "--layers", "1-2"]
+    small += ["--steps", "2", "--batch", "4", "--latent", "12", "--cache", str(tmp_path / "cache")]
+    done = CliRunner().invoke(app, [*arguments, *small])
+    assert done.exit_code == 0, done.output
+    assert load_checkpoint(tmp_path / "fitted").config.steps == 2
+
+
+def test_the_precision_of_fitting_has_one_name_and_an_older_one(tmp_path: Path) -> None:
+    for option in ("--fit-precision", "--precision"):
+        done = CliRunner().invoke(app, ["fit", "--normal", str(tmp_path), option, "int3"])
+        assert done.exit_code == 2
+        assert "no precision 'int3' for fitting" in " ".join(done.output.replace("│", " ").split())
