@@ -52,7 +52,7 @@ def run(
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; else the backend's choice.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
     arithmetic: Annotated[
-        str | None, typer.Option(help="OpenVINO computes in f32, bf16 or f16; else as the thresholds were calibrated.")
+        str | None, typer.Option(help="OpenVINO only: f32 (default, as calibrated), bf16 or f16.")
     ] = None,
     fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Pixel threshold T itself.")] = None,

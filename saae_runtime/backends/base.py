@@ -75,9 +75,9 @@ class BackendOptions:
         cuda_graph: whether launches are captured in a CUDA graph and replayed.
         slots: batches in flight in `stream`; None leaves it to the backend.
         device_type: OpenVINO device: `CPU`, `GPU` or `NPU`; None takes the CPU.
-        arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: what the thresholds were calibrated in
-            (`f32`; `f16` for an FP16 graph). Others may be faster; scores then move against the thresholds, which
-            the backend's description says.
+        arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: `f32`, as the thresholds were calibrated.
+            Others may be faster, and scores then move against the thresholds, which the backend's description says;
+            in `f16` the sums that the graph keeps in FP32 are lost.
         warm_up: whether the first inference is run when the backend is opened.
     """
 

@@ -235,7 +235,7 @@ class OrtBackend(Backend):
         # The CPU plug-in compiles in a moment; a GPU or NPU takes seconds, which a cache saves.
         slow = options.device_type in ("GPU", "NPU")
         cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
-        details = ort_openvino.add_device(self._ort, settings, options, cache, self.precision)
+        details = ort_openvino.add_device(self._ort, settings, options, cache)
         return self._session_of(settings, self._without_default(), "OpenVINO"), details
 
     def _open_gpu(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:

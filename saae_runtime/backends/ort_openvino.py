@@ -19,8 +19,9 @@ PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
 _INSTALL = "pip install 'saae[openvino]'"
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-# What a graph is calibrated in, on ONNX Runtime's CPU provider. INT8 graphs compute in f32 around their integers.
-_CALIBRATED = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+# Every graph: OpenVINO's hint overrides the types inside it, and in f16 the sums that an FP16 graph keeps in FP32
+# overflow or cancel (seen: maps off by more than half). In f32, an FP16 graph stays within its parity bound.
+_CALIBRATED = "f32"
 _lock = threading.Lock()
 
 
@@ -33,16 +34,14 @@ def missing(ort: Any) -> tuple[str, str]:
     return "", ""
 
 
-def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None, precision: str = "fp32") -> str:
+def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None) -> str:
     """Puts an OpenVINO device into session options.
 
     Args:
         ort: the onnxruntime module.
         settings: its SessionOptions; changed.
-        options: `device_type`, `arithmetic`, `hint`, `threads` are used.
+        options: `device_type`, `arithmetic` (None: f32, as thresholds are calibrated), `hint`, `threads` are used.
         cache: folder for compiled models, or None.
-        precision: of the graph: `fp32`, `fp16` or `int8`. Unless `options.arithmetic` says otherwise, it is computed
-            in what its thresholds were calibrated in.
 
     Returns:
         The device and its settings in words; where the arithmetic is not the calibrated one, they say so.
@@ -65,14 +64,13 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | N
         )
     device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
-    calibrated = _CALIBRATED[precision]
     able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in facts.get("OPTIMIZATION_CAPABILITIES", "").split()]
-    arithmetic = _arithmetic(options.arithmetic, calibrated, able, name)
+    arithmetic = _arithmetic(options.arithmetic, able, name)
     config = plugin_config(wanted, arithmetic, options, cache)
     settings.add_provider_for_devices([device], {"load_config": json.dumps({wanted: config})})
     # Without this, what the plug-in does not take would quietly run elsewhere.
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    words = arithmetic if arithmetic == calibrated else f"{arithmetic} (thresholds were calibrated in {calibrated})"
+    words = arithmetic if arithmetic == _CALIBRATED else f"{arithmetic} (thresholds were calibrated in {_CALIBRATED})"
     return f"OpenVINO {facts.get('version', '').partition('+')[0]} {wanted} ({name}), {words}, {options.hint}"
 
 
@@ -89,10 +87,10 @@ def plugin_config(device: str, arithmetic: str, options: BackendOptions, cache: 
     return config
 
 
-def _arithmetic(asked: str | None, calibrated: str, able: list[str], name: str) -> str:
+def _arithmetic(asked: str | None, able: list[str], name: str) -> str:
     """What was asked for, or what the thresholds were calibrated in: never what merely happens to be fast."""
-    wanted = asked or calibrated
-    if wanted in able or (asked is None and wanted == "f32" and not able):  # every device that says nothing has f32
+    wanted = asked or _CALIBRATED
+    if wanted in able or (asked is None and not able):  # every device that says nothing has f32
         return wanted
     others = " or ".join(f"arithmetic={kind!r}" for kind in able if kind != wanted)
     if asked is None:
