@@ -18,6 +18,7 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
 from saae_runtime import cli, files, outputs
+from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
 from saae_runtime.render import heatmap, save_png
 
@@ -70,6 +71,12 @@ def many(folder: Path, count: int) -> Path:
     return folder
 
 
+def auto(bundle: Path) -> str:
+    """The backend that `auto` takes on this machine."""
+    with Engine(bundle) as engine:
+        return engine.backend.name
+
+
 def test_defect_gives_1_and_a_line_per_frame(bundle: Path, frames: Path) -> None:
     done = run(bundle, frames)
     assert done.exit_code == 1
@@ -79,7 +86,7 @@ def test_defect_gives_1_and_a_line_per_frame(bundle: Path, frames: Path) -> None
     assert "4 frames: 2 clean, 2 defective, 0 unreadable" in done.stderr
     assert "frames/s" in done.stderr
     assert "median" in done.stderr
-    assert "onnxruntime:cpu (auto" in done.stderr
+    assert f"{auto(bundle)} (auto" in done.stderr
 
 
 def test_clean_gives_0(bundle: Path, clean: Path) -> None:
@@ -201,7 +208,10 @@ def test_quiet_says_nothing_but_errors(bundle: Path, clean: Path) -> None:
 
 
 def test_explain_lists_the_backends(bundle: Path, clean: Path) -> None:
-    assert "* onnxruntime:cpu: in use" in run(bundle, clean, "--explain").stderr
+    said = run(bundle, clean, "--explain").stderr
+    assert f"* {auto(bundle)}: in use" in said
+    assert "onnxruntime:cpu" in said
+    assert "* onnxruntime:cpu: in use" in run(bundle, clean, "--explain", "--backend", "onnxruntime:cpu").stderr
 
 
 @pytest.mark.parametrize(
