@@ -33,7 +33,7 @@ class Frames:
 
 
 def as_frames(value: Any) -> Frames:
-    """Checks frames and repeats gray ones into three channels.
+    """Checks frames and shows gray ones as three channels, without a copy.
 
     Args:
         value: uint8 H x W, H x W x 1 or H x W x 3 (RGB): one frame; N x H x W x 1 or N x H x W x 3: a batch; a list or
@@ -143,5 +143,5 @@ def _rgb(array: NDArray[np.uint8]) -> Frame:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
+        array = np.broadcast_to(array, (*array.shape[:2], 3))
     return array

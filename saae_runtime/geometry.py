@@ -15,6 +15,8 @@ from .errors import ConfigError
 
 __all__ = ["gaussian_matrix", "resize_frames", "resize_matrix", "upsample_map", "upsample_matrix"]
 
+_BAND = 16  # outputs of one block of an upsampling
+
 
 @lru_cache(maxsize=64)
 def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
@@ -102,7 +104,8 @@ def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     Equal to `resize_matrix` on both axes to within Pillow's rounding (at most one grey level).
 
     Args:
-        frames: uint8, H x W x 3 or N x H x W x 3.
+        frames: uint8, H x W x 3 or N x H x W x 3. A gray frame that is shown as three channels without a copy
+            (`np.broadcast_to`) is resized once, and comes back in the same form.
         size: (height, width) after.
 
     Returns:
@@ -116,8 +119,10 @@ def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
 
     if frames.ndim == 4:
         return np.stack([resize_frames(frame, size) for frame in frames])
-    image = Image.fromarray(np.ascontiguousarray(frames))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    gray = frames.strides[2] == 0 and frames.shape[2] == 3
+    image = Image.fromarray(np.ascontiguousarray(frames[:, :, 0] if gray else frames))
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.broadcast_to(resized[:, :, None], (height, width, 3)) if gray else resized
 
 
 def upsample_map(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -133,9 +138,37 @@ def upsample_map(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     height, width = size
     if maps.shape[-2:] == (height, width):
         return maps
-    rows = upsample_matrix(maps.shape[-2], height)
-    columns = upsample_matrix(maps.shape[-1], width)
-    return np.matmul(np.matmul(rows, maps), columns.T)
+    rows = _bands(maps.shape[-2], height)
+    columns = _bands(maps.shape[-1], width)
+    upsampled = np.empty((*maps.shape[:-2], height, width), np.float32)
+    wide = np.empty((maps.shape[-2], width), np.float32)
+    for small, large in zip(_as_batch(maps), _as_batch(upsampled), strict=True):
+        for to, taken, weights in columns:
+            np.matmul(small[:, taken], weights.T, out=wide[:, to])
+        for to, taken, weights in rows:
+            np.matmul(weights, wide[taken], out=large[to])
+    return upsampled
+
+
+@lru_cache(maxsize=64)
+def _bands(n_in: int, n_out: int) -> tuple[tuple[slice, slice, NDArray[np.float32]], ...]:
+    """`upsample_matrix` cut into small blocks that hold all of its non-zeros: (outputs, inputs, weights).
+
+    A row has two non-zeros, so the product of the whole matrix is nearly all zeros. Products of small blocks are also
+    below the size at which BLAS wakes threads, which would contend with those of the inference library.
+    """
+    matrix = upsample_matrix(n_in, n_out)
+    bands = []
+    for start in range(0, n_out, _BAND):
+        stop = min(start + _BAND, n_out)
+        used = np.flatnonzero(matrix[start:stop].any(axis=0))
+        taken = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append((slice(start, stop), taken, np.ascontiguousarray(matrix[start:stop, taken])))
+    return tuple(bands)
+
+
+def _as_batch(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    return maps.reshape(-1, *maps.shape[-2:]) if maps.ndim != 3 else maps
 
 
 def _check(n_in: int, n_out: int) -> None:

@@ -83,6 +83,18 @@ def test_upsample_is_torchs_interpolate(height: int, width: int, to_height: int,
     np.testing.assert_allclose(upsample_map(maps, (to_height, to_width)), expected, atol=2e-6)
 
 
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), to_height=SIDE, to_width=SIDE, seed=st.integers(0, 99))
+def test_upsample_is_the_product_of_the_two_matrices(
+    height: int, width: int, to_height: int, to_width: int, seed: int
+) -> None:
+    # The exported graph multiplies by these matrices; the host leaves their zeros out.
+    maps = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
+    rows = upsample_matrix(height, to_height).astype(np.float64)
+    columns = upsample_matrix(width, to_width).astype(np.float64)
+    np.testing.assert_allclose(upsample_map(maps, (to_height, to_width)), rows @ maps @ columns.T, atol=1e-6)
+
+
 def test_upsample_by_hand() -> None:
     # Centres of four pixels over two values: -0.25, 0.25, 0.75, 1.25; outside the first and last centre it is flat.
     expected = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], np.float32)
@@ -131,6 +143,18 @@ def test_resize_frames() -> None:
     # A view with strides, as a cropped camera buffer is one.
     view = frames[0, ::-1, 3:23]
     np.testing.assert_array_equal(resize_frames(view, (8, 8)), resize_frames(view.copy(), (8, 8)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=SIDE, width=SIDE, to_height=SIDE, to_width=SIDE, seed=st.integers(0, 99))
+def test_a_gray_frame_is_resized_as_three_equal_channels(
+    height: int, width: int, to_height: int, to_width: int, seed: int
+) -> None:
+    gray = np.random.default_rng(seed).integers(0, 256, (height, width, 1), np.uint8)
+    shown = np.broadcast_to(gray, (height, width, 3))
+    np.testing.assert_array_equal(
+        resize_frames(shown, (to_height, to_width)), resize_frames(np.repeat(gray, 3, axis=2), (to_height, to_width))
+    )
 
 
 @pytest.mark.parametrize(
