@@ -43,13 +43,16 @@ from .sources import Request, find_images, shared_size
 from .staging import (
     CPU,
     artefact_parity,
+    bf16_missing,
     describe,
     export_graphs,
     named_frames,
+    onnx_file,
     open_artefact,
     parse_frame_size,
     provisional_bundle,
     with_thresholds,
+    without_artefact,
 )
 from .torch_reference import TorchReference
 from .verify import engine_scorer
@@ -152,7 +155,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         bundle, scores = _calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
         bundle = _compiled(options, bundle, stages)
         reference = TorchReference(checkpoint.detector, (bundle.manifest.frame.height, bundle.manifest.frame.width))
-        reports, not_compared = _compared(options, bundle, reference, category, held_out, stages)
+        bundle, reports, not_compared = _compared(options, bundle, reference, category, held_out, stages)
         evaluation = _evaluated(bundle, category, stages)
         latency = _timed(options, bundle, held_out, stages)
         with stages.stage("bundle and report") as stage:
@@ -180,12 +183,20 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
 
 
 def _check_options(options: BuildOptions) -> None:
-    known = ("fp32", "fp16")
+    known = ("fp32", "fp16", "bf16")
     wrong = [name for name in options.precisions if name not in known]
     if wrong or not options.precisions:
         raise ConfigError(
             f"A bundle cannot be built as {', '.join(wrong) or 'nothing'}.", "", f"--precision {','.join(known)}"
         )
+    if "bf16" in options.precisions:
+        why = bf16_missing()
+        if why or "fp32" not in options.precisions:
+            raise ConfigError(
+                "bf16 cannot be calibrated here.",
+                why or "It is the FP32 graph, computed in bf16.",
+                "pip install 'saae[openvino]' on a processor with bf16, or leave bf16 out" if why else "add fp32",
+            )
     if options.parity_images < 1:
         raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
     parse_frame_size(options.frame_size, None)
@@ -338,7 +349,8 @@ def _exported(
     """Graphs in the folder `graphs`, and their manifest with thresholds yet to come."""
     with stages.stage("export ONNX") as stage:
         graphs.mkdir(parents=True, exist_ok=True)
-        files = export_graphs(checkpoint, graphs, frame_size, options.precisions, stage)
+        precisions = [name for name in options.precisions if name != "bf16"]
+        files = export_graphs(checkpoint, graphs, frame_size, precisions, stage)
         manifest = describe(
             checkpoint,
             synthetic=category.synthetic,
@@ -346,8 +358,10 @@ def _exported(
             calibration=calibration,
             thresholds={},
         )
-        stage.note(f"{', '.join(options.precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
-    artefacts = tuple(Artefact(path.name, "onnx", name) for name, path in files.items())
+        if "fp32" in files and not bf16_missing():  # free: the same file, thresholds of its own
+            precisions.append("bf16")
+        stage.note(f"{', '.join(precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
+    artefacts = tuple(Artefact(onnx_file(name), "onnx", name) for name in precisions)
     return files, dataclasses.replace(manifest, artefacts=artefacts)
 
 
@@ -423,9 +437,13 @@ def _compared(
     category: Category,
     held_out: Sequence[Sample],
     stages: Stages,
-) -> tuple[list[ParityReport], dict[str, str]]:
-    """The gate: every artefact that runs here against PyTorch, on normal and defective images."""
+) -> tuple[Bundle, list[ParityReport], dict[str, str]]:
+    """The gate: every artefact that runs here against PyTorch, on normal and defective images.
+
+    bf16 that was not asked for and disagrees leaves the bundle; anything else that disagrees ends the build.
+    """
     reports: list[ParityReport] = []
+    dropped: list[ParityReport] = []
     not_compared: dict[str, str] = {}
     with stages.stage("parity") as stage:
         frames = named_frames(_mixed(category, held_out, options.parity_images))
@@ -433,15 +451,22 @@ def _compared(
         for number, artefact in enumerate(artefacts):
             stage(number, len(artefacts), artefact.file)
             try:
-                reports.append(artefact_parity(bundle, artefact, reference, frames))
+                report = artefact_parity(bundle, artefact, reference, frames)
+                if artefact.precision == "bf16" and "bf16" not in options.precisions and not report.passed:
+                    bundle = without_artefact(bundle, artefact)
+                    dropped.append(report)
+                else:
+                    reports.append(report)
             except BackendError as error:
                 if artefact.kind == "onnx":
                     raise
                 not_compared[artefact.file] = error.what
         stage.note(f"{len(frames)} images against PyTorch FP32")
-    stages.console.print(parity_table(reports))
+    stages.console.print(parity_table([*reports, *dropped]))
+    if dropped:
+        stages.say("  bf16 disagrees with PyTorch on these images: it is left out, OpenVINO computes in f32.", "yellow")
     require(reports, f"the model is kept in {options.work / category.name}; try --precision fp32")
-    return reports, not_compared
+    return bundle, reports, not_compared
 
 
 def _mixed(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
@@ -510,10 +535,13 @@ def _written(
     stored: Sequence[ReferenceFrame],
 ) -> Bundle:
     """The final bundle, whole or not at all."""
-    parity = {report.artefact: report.summary() for report in reports}
+    parity = {(report.artefact, report.precision): report.summary() for report in reports}
     manifest = dataclasses.replace(
         staged.manifest,
-        artefacts=tuple(dataclasses.replace(item, parity=parity.get(item.file)) for item in staged.manifest.artefacts),
+        artefacts=tuple(
+            dataclasses.replace(item, parity=parity.get((item.file, item.precision)))
+            for item in staged.manifest.artefacts
+        ),
         metrics=manifest_metrics(findings.evaluation),
     )
 

@@ -27,14 +27,15 @@ GRAPH_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 class _Space(nn.Module):
     """Features f to the space of the SAAE; see `saae_train.detector.FeatureSpace`.
 
-    f FP32 [N, L, U] -> g FP32 [N, L, channels], and with components the energy outside them and in all, FP32 [N, L].
+    f FP32 [N, L, U] -> g [N, L, channels] (of `dtype` with components, else FP32), and with components the energy
+    outside them and in all, FP32 [N, L].
 
     Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
-    when rounded to FP16. The components' scales are in the basis. The product with it stays FP32: the energy outside is
-    a small difference of large sums, which half precision would not survive.
+    when rounded to FP16. The components' scales are in the basis. The products with it are of type `dtype`, the
+    residual and its sum FP32.
     """
 
-    def __init__(self, space: FeatureSpace, needs_energy: bool) -> None:
+    def __init__(self, space: FeatureSpace, needs_energy: bool, dtype: torch.dtype) -> None:
         super().__init__()
         plain = not space.mean.any() and bool((space.scale == 1).all())
         self.register_buffer("scale", None if plain else space.scale.clone())
@@ -42,27 +43,29 @@ class _Space(nn.Module):
         self.register_buffer("shift", shift)
         self.scale: Tensor | None
         self.shift: Tensor | None
+        self.dtype = dtype
         self.basis: nn.Linear | None = None
-        self.needs_energy = needs_energy and space.basis is not None
-        self.register_buffer("weights", None)
-        self.weights: Tensor | None
+        self.back: nn.Linear | None = None
         if space.basis is not None and space.component_scale is not None:
             scale = space.component_scale.double()
-            self.basis = make_linear((space.basis.double() * scale).T, None).float()
-            if not bool((scale == 1).all()):
-                self.weights = scale.pow(-2).float()
+            self.basis = make_linear((space.basis.double() * scale).T, None).to(dtype)
+            if needs_energy:
+                self.back = make_linear(space.basis.double() / scale, None).to(dtype)
 
     def forward(self, f: Tensor) -> Projected:
         if self.scale is not None and self.shift is not None:
             f = f * self.scale + self.shift
         if self.basis is None:
             return Projected(f)
-        g = self.basis(f)
-        if not self.needs_energy:
+        g = self.basis(cast(f, self.dtype))
+        if self.back is None:
             return Projected(g)
-        squared = g * g if self.weights is None else g * g * self.weights
-        energy = (f * f).sum(dim=2)
-        return Projected(g, (energy - squared.sum(dim=2)).relu(), energy)
+        residual = f - cast(self.back(g), torch.float32)
+        return Projected(g, (residual * residual).sum(dim=2), (f * f).sum(dim=2))
+
+
+def _direction(g: Tensor) -> Tensor:
+    return g / (g * g).sum(dim=2, keepdim=True).clamp_min(1e-12).sqrt()
 
 
 class _Score(nn.Module):
@@ -73,14 +76,14 @@ class _Score(nn.Module):
         self.kind = kind
 
     def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
-        a, b = projected.g, cast(g_hat, torch.float32)
+        a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
             if projected.outside is None:
                 return torch.linalg.vector_norm(residual, dim=2)
             return ((residual * residual).sum(dim=2) + projected.outside).sqrt()
-        norms = ((a * a).sum(dim=2) * (b * b).sum(dim=2)).clamp_min(1e-12).sqrt()
-        cosine = 1.0 - (a * b).sum(dim=2) / norms
+        difference = _direction(a) - _direction(b)
+        cosine = 0.5 * (difference * difference).sum(dim=2)
         if projected.outside is None or projected.energy is None:
             return cosine
         outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
@@ -118,7 +121,7 @@ class FusedGraph(nn.Module):
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = GraphViT(detector.backbone, dtype)
-            self.space = _Space(detector.space, detector.score != "cosine")
+            self.space = _Space(detector.space, detector.score != "cosine", dtype)
             self.saae = GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)

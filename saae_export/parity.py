@@ -37,6 +37,7 @@ class Bounds:
 BOUNDS = {
     "fp32": Bounds(map=1e-3, score=1e-3, dead_band=2e-4),
     "fp16": Bounds(map=2e-2, score=1e-2, dead_band=1e-2),
+    "bf16": Bounds(map=6e-2, score=4e-2, dead_band=3e-2),
     "int8": Bounds(map=3e-1, score=2e-1, dead_band=1e-1),
 }
 """Bounds per precision. FP32 is what reordered sums give; FP16 keeps 11 bits, which some 30 layers add up."""
@@ -138,7 +139,7 @@ def compare(
         threshold: pixel T at which decisions are compared.
         image_threshold: the image's.
         artefact: its file name, for the report.
-        precision: fp32, fp16 or int8; chooses the bounds.
+        precision: fp32, fp16, bf16 or int8; chooses the bounds.
         against: what the reference is, in words.
         bounds: others than the precision's own.
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.bundle import Bundle, write_bundle
+from saae_runtime.backends import ort_openvino
+from saae_runtime.bundle import Bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError
 from saae_runtime.images import read_image
@@ -28,7 +29,9 @@ from .verify import engine_scorer
 
 __all__ = [
     "CPU",
+    "OPENVINO",
     "artefact_parity",
+    "bf16_missing",
     "describe",
     "export_graphs",
     "named_frames",
@@ -37,10 +40,14 @@ __all__ = [
     "parse_frame_size",
     "provisional_bundle",
     "with_thresholds",
+    "without_artefact",
 ]
 
 CPU = "onnxruntime:cpu"
-"""The backend that calibrates and compares: it is there wherever a bundle is built."""
+"""The backend that calibrates and compares what every machine can run."""
+
+OPENVINO = "onnxruntime:openvino"
+"""The backend that calibrates and compares `bf16`: no other computes in it."""
 
 Progress = Callable[[int, int], None]
 
@@ -48,8 +55,18 @@ _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow
 
 
 def onnx_file(precision: str) -> str:
-    """The graph's file name in a bundle: model.onnx, model.fp16.onnx."""
-    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+    """The graph's file name in a bundle: model.onnx, model.fp16.onnx. OpenVINO computes the first in bf16, too."""
+    return "model.onnx" if precision in ("fp32", "bf16") else f"model.{precision}.onnx"
+
+
+def bf16_missing() -> str:
+    """Why nothing can be calibrated in bf16 here; empty where it can."""
+    import onnxruntime as ort
+
+    why, _ = ort_openvino.missing(ort)
+    if why:
+        return why
+    return "" if ort_openvino.has_bf16(ort) else "OpenVINO reports no bf16 for this processor"
 
 
 def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -150,7 +167,7 @@ def provisional_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Pat
     """A bundle with thresholds that nothing exceeds, so that calibration runs on exactly what will be deployed."""
     top = float(np.finfo(np.float32).max)
     table = ThresholdTable((0.0,), (top,), 0.0, 1)
-    thresholds = {precision: Thresholds(table, table) for precision in files}
+    thresholds = {artefact.precision: Thresholds(table, table) for artefact in manifest.artefacts}
     return write_bundle(
         folder,
         dataclasses.replace(manifest, thresholds=thresholds),
@@ -171,13 +188,26 @@ def with_thresholds(
     )
 
 
+def without_artefact(bundle: Bundle, artefact: Artefact) -> Bundle:
+    """The bundle with one ONNX artefact and its thresholds taken out; its file goes where no other needs it."""
+    manifest = bundle.manifest
+    kept = tuple(item for item in manifest.artefacts if item != artefact)
+    used = {item.precision for item in kept}
+    thresholds = {name: value for name, value in manifest.thresholds.items() if name in used}
+    drop = () if any(item.file == artefact.file for item in kept) else (artefact.file,)
+    changed = dataclasses.replace(manifest, artefacts=kept, thresholds=thresholds)
+    return update_bundle(bundle, changed, {}, drop)
+
+
 def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
     """An engine that runs exactly this artefact.
 
     Raises:
         BackendError: it cannot run here.
     """
-    backend = CPU if artefact.kind == "onnx" else str(artefact.library)
+    backend = str(artefact.library)
+    if artefact.kind == "onnx":
+        backend = OPENVINO if artefact.precision == "bf16" else CPU
     return Engine(bundle, backend=backend, precision=artefact.precision, verify=False, cache=False)
 
 

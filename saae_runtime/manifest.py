@@ -33,7 +33,9 @@ __all__ = [
 SCHEMA = 1
 """Version of the manifest's format. A reader refuses a higher one."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""What an artefact is computed in. `bf16`: the FP32 graph, computed in bf16 by OpenVINO, with its own thresholds."""
+
 KINDS = ("onnx", "engine")
 
 

@@ -37,7 +37,8 @@ class FeatureSpace(nn.Module):
 
     With no basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
     the SAAE sees the k leading principal components, which makes its widest convolutions U/k times narrower, and what
-    lies outside them is not lost: its energy is exact, |f_s|^2 - |basis^T f_s|^2, and joins the score.
+    lies outside them is not lost: its energy, |f_s - basis basis^T f_s|^2, joins the score. It is the energy of a
+    residual and not |f_s|^2 - |basis^T f_s|^2, a small difference of large sums that bf16 would not survive.
 
     Args:
         mean, scale: float32, U.
@@ -71,9 +72,8 @@ class FeatureSpace(nn.Module):
         if self.basis is None or self.component_scale is None:
             return Projected(standard)
         inside = standard @ self.basis
-        energy = standard.square().sum(dim=2)
-        outside = (energy - inside.square().sum(dim=2)).clamp_min(0.0)
-        return Projected(inside * self.component_scale, outside, energy)
+        outside = (standard - inside @ self.basis.T).square().sum(dim=2)
+        return Projected(inside * self.component_scale, outside, standard.square().sum(dim=2))
 
 
 def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
@@ -83,7 +83,8 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         projected: the features.
         g_hat: their reconstruction, N x L x channels.
         kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
-            one minus the cosine between g and g_hat; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
+            one minus the cosine between g and g_hat, as half the squared distance of the two directions, which loses
+            nothing where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
             which is large where both what the autoencoder cannot explain and what lies outside the components are;
             the exponents were found by measuring, docs/quality.md.
 
@@ -101,8 +102,7 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         return squared.clamp_min(1e-12).sqrt()
     if kind not in SCORES:
         raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
-    norms = (a.square().sum(dim=2) * b.square().sum(dim=2)).clamp_min(1e-12).sqrt()
-    cosine = 1.0 - (a * b).sum(dim=2) / norms
+    cosine = 0.5 * (_direction(a) - _direction(b)).square().sum(dim=2)
     if kind == "cosine":
         return cosine
     if projected.outside is None or projected.energy is None:
@@ -113,6 +113,10 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         )
     outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
     return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
+
+
+def _direction(g: Tensor) -> Tensor:
+    return g * g.square().sum(dim=2, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 class Detector(nn.Module):

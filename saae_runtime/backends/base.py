@@ -75,9 +75,8 @@ class BackendOptions:
         cuda_graph: whether launches are captured in a CUDA graph and replayed.
         slots: batches in flight in `stream`; None leaves it to the backend.
         device_type: OpenVINO device: `CPU`, `GPU` or `NPU`; None takes the CPU.
-        arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: `f32`, as the thresholds were calibrated.
-            Others may be faster, and scores then move against the thresholds, which the backend's description says;
-            in `f16` the sums that the graph keeps in FP32 are lost.
+        arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: what the thresholds of the precision in use
+            were calibrated in. In another, scores move against the thresholds, which the backend's description says.
         warm_up: whether the first inference is run when the backend is opened.
     """
 
@@ -134,7 +133,7 @@ class Backend(ABC):
     Attributes:
         name: as asked for, for instance `onnxruntime:cpu`.
         description: library, version, device and file, for a person.
-        precision: `fp32`, `fp16` or `int8`: whose thresholds apply.
+        precision: `fp32`, `fp16`, `bf16` or `int8`: whose thresholds apply.
         frame_size: (height, width) of the graph's input, in pixels.
         max_batch: most frames of one call; None: any number.
         slots: batches that may be in flight between `submit` and `collect`.

@@ -47,15 +47,15 @@ _INSTALL = {
     "onnxruntime:openvino": "pip install 'saae[openvino]'",
 }
 # An INT8 graph is only in a bundle where somebody asked for it and it passed its quality gate, so it comes first.
-# FP16 on a CPU is emulated: last.
+# FP16 on a CPU is emulated: last. Only OpenVINO computes in bf16, and only where the device has it.
 _PREFERENCE = {
     "onnxruntime:cpu": ("int8", "fp32", "fp16"),
-    "onnxruntime:openvino": ("int8", "fp32", "fp16"),
+    "onnxruntime:openvino": ("int8", "bf16", "fp32", "fp16"),
     "onnxruntime:cuda": ("fp16", "fp32"),
     "onnxruntime:tensorrt": ("fp16", "fp32"),
 }
 # The graphs that `saae-export build` makes; an INT8 graph was put into the bundle by other means.
-_BUILT = ("fp32", "fp16")
+_BUILT = ("fp32", "fp16", "bf16")
 _MAX_BATCH = {
     "onnxruntime:cpu": 8,
     "onnxruntime:openvino": 8,
@@ -77,7 +77,7 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
         DeviceError: the device is there and fails.
         BackendError: the file cannot be loaded.
     """
-    candidate = _candidate(bundle, name, precision)
+    candidate = _candidate(bundle, name, precision, options.device_type)
     if candidate.why_not is not None or candidate.artefact is None:
         raise BackendUnavailableError(
             f"The backend {name} cannot be used here.", candidate.why_not or "", candidate.cure
@@ -85,16 +85,21 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
     return OrtBackend(bundle, name, candidate.artefact, device, options)
 
 
-def _candidate(bundle: Bundle, name: str, precision: str | None) -> Candidate:
-    artefact = _pick(bundle, _PREFERENCE[name], precision)
+def _candidate(bundle: Bundle, name: str, precision: str | None, device_type: str | None = None) -> Candidate:
     why, cure = _missing(name)
+    able, note = _PREFERENCE[name], ""
+    asks = not why and "bf16" in able and bundle.artefacts(kind="onnx", precision="bf16")
+    if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
+        able = tuple(item for item in able if item != "bf16")
+        note = "no bf16: the device has none"
+    artefact = _pick(bundle, able, precision)
     if not why and artefact is None:
         why, cure = _no_file(bundle, name, precision)
-    return Candidate(name, artefact, why or None, cure=cure)
+    return Candidate(name, artefact, why or None, note, cure)
 
 
-def _pick(bundle: Bundle, preference: Sequence[str], precision: str | None) -> Artefact | None:
-    for wanted in preference if precision is None else (precision,):
+def _pick(bundle: Bundle, able: Sequence[str], precision: str | None) -> Artefact | None:
+    for wanted in able if precision is None else [item for item in able if item == precision]:
         for artefact in bundle.artefacts(kind="onnx", precision=wanted):
             if precision is not None or artefact.parity is None or artefact.parity.passed:
                 return artefact
@@ -103,6 +108,11 @@ def _pick(bundle: Bundle, preference: Sequence[str], precision: str | None) -> A
 
 def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str]:
     held = [artefact.precision for artefact in bundle.artefacts(kind="onnx")]
+    if precision == "bf16" and precision in held:
+        return (
+            "only OpenVINO computes in bf16, on a device that has it",
+            "leave precision= out, or backend='onnxruntime:openvino' on a processor with bf16",
+        )
     if precision is not None:
         why = f"the bundle has no {precision} ONNX file (it has: {', '.join(held) or 'none'})"
         build = f", or build it: saae-export build --precision fp32,{precision}" if precision in _BUILT else ""
@@ -235,7 +245,7 @@ class OrtBackend(Backend):
         # The CPU plug-in compiles in a moment; a GPU or NPU takes seconds, which a cache saves.
         slow = options.device_type in ("GPU", "NPU")
         cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
-        details = ort_openvino.add_device(self._ort, settings, options, cache)
+        details = ort_openvino.add_device(self._ort, settings, options, self.precision, cache)
         return self._session_of(settings, self._without_default(), "OpenVINO"), details
 
     def _open_gpu(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:

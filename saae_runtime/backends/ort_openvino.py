@@ -13,15 +13,16 @@ from typing import Any
 from ..errors import BackendUnavailableError
 from .base import BackendOptions
 
-__all__ = ["PROVIDER", "add_device", "missing", "plugin_config"]
+__all__ = ["PROVIDER", "add_device", "has_bf16", "missing", "plugin_config"]
 
 PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
 _INSTALL = "pip install 'saae[openvino]'"
 _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-# Every graph: OpenVINO's hint overrides the types inside it, and in f16 the sums that an FP16 graph keeps in FP32
-# overflow or cancel (seen: maps off by more than half). In f32, an FP16 graph stays within its parity bound.
-_CALIBRATED = "f32"
+# OpenVINO's hint overrides the types inside a graph, so each precision has its arithmetic. An FP16 graph was calibrated
+# with sums in FP32, which f32 keeps; its residual forms hold in f16 as well (maps moved by 0.2 %), which is what a GPU
+# and an NPU are made for. A CPU is slower in f16.
+_CALIBRATED = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 _lock = threading.Lock()
 
 
@@ -34,13 +35,25 @@ def missing(ort: Any) -> tuple[str, str]:
     return "", ""
 
 
-def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | None) -> str:
+def has_bf16(ort: Any, device_type: str | None = None) -> bool:
+    """Whether an OpenVINO device (default: the CPU) reports that it computes in bf16; False where it does not load."""
+    try:
+        _register(ort)
+    except BackendUnavailableError:
+        return False
+    _, facts = _devices(ort).get(device_type or "CPU", (None, {}))
+    return "BF16" in facts.get("OPTIMIZATION_CAPABILITIES", "").split()
+
+
+def add_device(ort: Any, settings: Any, options: BackendOptions, precision: str, cache: Path | None) -> str:
     """Puts an OpenVINO device into session options.
 
     Args:
         ort: the onnxruntime module.
         settings: its SessionOptions; changed.
-        options: `device_type`, `arithmetic` (None: f32, as thresholds are calibrated), `hint`, `threads` are used.
+        options: `device_type`, `arithmetic` (None: what the precision's thresholds are calibrated in), `hint` and
+            `threads` are used.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
         cache: folder for compiled models, or None.
 
     Returns:
@@ -51,11 +64,7 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | N
     """
     _register(ort)
     wanted = options.device_type or "CPU"
-    found: dict[str, tuple[Any, Mapping[str, str]]] = {}
-    for device in ort.get_ep_devices():
-        if device.ep_name == PROVIDER:  # its meta device AUTO has a name of its own
-            reported = dict(device.ep_metadata)
-            found.setdefault(reported.get("ov_device", "").partition(".")[0], (device, reported))
+    found = _devices(ort)
     if wanted not in found:
         raise BackendUnavailableError(
             f"OpenVINO has no {wanted} device here.",
@@ -65,12 +74,13 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, cache: Path | N
     device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
     able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in facts.get("OPTIMIZATION_CAPABILITIES", "").split()]
-    arithmetic = _arithmetic(options.arithmetic, able, name)
+    calibrated = "f16" if precision == "fp16" and wanted != "CPU" else _CALIBRATED[precision]
+    arithmetic = _arithmetic(options.arithmetic, calibrated, able, name)
     config = plugin_config(wanted, arithmetic, options, cache)
     settings.add_provider_for_devices([device], {"load_config": json.dumps({wanted: config})})
     # Without this, what the plug-in does not take would quietly run elsewhere.
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    words = arithmetic if arithmetic == _CALIBRATED else f"{arithmetic} (thresholds were calibrated in {_CALIBRATED})"
+    words = arithmetic if arithmetic == calibrated else f"{arithmetic} (thresholds were calibrated in {calibrated})"
     return f"OpenVINO {facts.get('version', '').partition('+')[0]} {wanted} ({name}), {words}, {options.hint}"
 
 
@@ -87,10 +97,20 @@ def plugin_config(device: str, arithmetic: str, options: BackendOptions, cache: 
     return config
 
 
-def _arithmetic(asked: str | None, able: list[str], name: str) -> str:
+def _devices(ort: Any) -> dict[str, tuple[Any, Mapping[str, str]]]:
+    """The first device of each type and what it reports."""
+    found: dict[str, tuple[Any, Mapping[str, str]]] = {}
+    for device in ort.get_ep_devices():
+        if device.ep_name == PROVIDER:  # its meta device AUTO has a name of its own
+            reported = dict(device.ep_metadata)
+            found.setdefault(reported.get("ov_device", "").partition(".")[0], (device, reported))
+    return found
+
+
+def _arithmetic(asked: str | None, calibrated: str, able: list[str], name: str) -> str:
     """What was asked for, or what the thresholds were calibrated in: never what merely happens to be fast."""
-    wanted = asked or _CALIBRATED
-    if wanted in able or (asked is None and not able):  # every device that says nothing has f32
+    wanted = asked or calibrated
+    if wanted in able or (wanted == "f32" and not able):  # every device that says nothing has f32
         return wanted
     others = " or ".join(f"arithmetic={kind!r}" for kind in able if kind != wanted)
     if asked is None:

@@ -58,25 +58,28 @@ class FakeSettings:
 
 
 @pytest.mark.parametrize(
-    ("device", "able", "asked", "expected"),
+    ("device", "able", "precision", "asked", "expected"),
     [
-        ("CPU", "FP32 FP16 INT8 BF16", None, "f32"),
-        ("CPU", "FP32 INT8", None, "f32"),
-        ("CPU", "", None, "f32"),
-        ("GPU.0", "FP32 FP16 INT8", None, "f32"),
-        ("NPU", "FP16 INT8", "f16", "f16"),
-        ("CPU", "FP32 FP16 INT8 BF16", "bf16", "bf16"),
-        ("CPU", "FP32 INT8", "f32", "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp32", None, "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp16", None, "f32"),
+        ("CPU", "FP32 FP16 INT8 BF16", "bf16", None, "bf16"),
+        ("CPU", "FP32 INT8", "fp32", None, "f32"),
+        ("CPU", "", "fp32", None, "f32"),
+        ("GPU.0", "FP32 FP16 INT8", "fp32", None, "f32"),
+        ("GPU.0", "FP32 FP16 INT8", "fp16", None, "f16"),
+        ("NPU", "FP16 INT8", "fp16", None, "f16"),
+        ("CPU", "FP32 FP16 INT8 BF16", "fp32", "bf16", "bf16"),
+        ("CPU", "FP32 INT8", "fp32", "f32", "f32"),
     ],
 )
 def test_arithmetic_is_the_calibrated_one_unless_asked(
-    device: str, able: str, asked: str | None, expected: str
+    device: str, able: str, precision: str, asked: str | None, expected: str
 ) -> None:
     kind = device.partition(".")[0]
     settings = FakeSettings()
     options = BackendOptions(device_type=kind, arithmetic=asked, threads=3)
-    words = add_device(FakeRuntime({device: able}), settings, options, None)
-    assert ("thresholds were calibrated in f32" in words) == (expected != "f32")
+    words = add_device(FakeRuntime({device: able}), settings, options, precision, None)
+    assert ("thresholds were calibrated" in words) == (asked is not None and asked != "f32")
     assert settings.config[kind]["INFERENCE_PRECISION_HINT"] == expected
     assert settings.config[kind]["PERFORMANCE_HINT"] == "LATENCY"
     assert ("INFERENCE_NUM_THREADS" in settings.config[kind]) == (kind == "CPU")
@@ -87,27 +90,27 @@ def test_arithmetic_is_the_calibrated_one_unless_asked(
 def test_the_first_of_several_gpus_and_only_the_plain_devices() -> None:
     runtime = FakeRuntime({"CPU": "FP32", "GPU.0": "FP32 FP16", "GPU.1": "FP32 FP16"})
     settings = FakeSettings()
-    add_device(runtime, settings, BackendOptions(device_type="GPU"), None)
+    add_device(runtime, settings, BackendOptions(device_type="GPU"), "fp32", None)
     assert settings.devices[0].ep_metadata["ov_device"] == "GPU.0"
 
 
 def test_arithmetic_that_the_device_has_not() -> None:
     with pytest.raises(BackendUnavailableError, match="does not compute in bf16") as caught:
-        add_device(FakeRuntime({"CPU": "FP32 INT8"}), FakeSettings(), BackendOptions(arithmetic="bf16"), None)
+        add_device(FakeRuntime({"CPU": "FP32 INT8"}), FakeSettings(), BackendOptions(arithmetic="bf16"), "fp32", None)
     assert "f32" in caught.value.cure
 
 
 def test_no_other_arithmetic_behind_your_back() -> None:
     options = BackendOptions(device_type="NPU")
     with pytest.raises(BackendUnavailableError, match="does not compute in f32") as caught:
-        add_device(FakeRuntime({"NPU": "FP16 INT8"}), FakeSettings(), options, None)
+        add_device(FakeRuntime({"NPU": "FP16 INT8"}), FakeSettings(), options, "fp32", None)
     assert "calibrated in f32" in caught.value.why
     assert "arithmetic='f16'" in caught.value.cure
 
 
 def test_device_that_is_not_there() -> None:
     with pytest.raises(BackendUnavailableError, match="no NPU device") as caught:
-        add_device(FakeRuntime({"CPU": "FP32"}), FakeSettings(), BackendOptions(device_type="NPU"), None)
+        add_device(FakeRuntime({"CPU": "FP32"}), FakeSettings(), BackendOptions(device_type="NPU"), "fp32", None)
     assert "CPU" in caught.value.why
 
 
@@ -116,7 +119,7 @@ def test_plug_in_for_another_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime_ep_openvino", package)
     runtime = FakeRuntime({}, RuntimeError("requires API version 27"))
     with pytest.raises(BackendUnavailableError, match="API version 27") as caught:
-        add_device(runtime, FakeSettings(), BackendOptions(), None)
+        add_device(runtime, FakeSettings(), BackendOptions(), "fp32", None)
     assert "pip install --upgrade" in caught.value.cure
 
 
