@@ -1,11 +1,12 @@
 """Quality of a preset on real categories, beside the paper's figures and baselines on the same features.
 
     python benchmarks/quality.py --data MVTEC_TREE [--categories bottle,cookie] [--preset fast|paper]
-                                 [--baseline pca,pca-raw,knn] [--set KEY=VALUE] [--out FILE] [--again]
+                                 [--baseline pca,pca-raw,knn] [--seeds 0,1,2] [--set KEY=VALUE] [--out FILE] [--again]
 
-Each cell (category and method) runs in a fresh process: split off the held-out normal images, fit on the others,
-calibrate T on the held-out ones, evaluate on the test set at the images' own resolution. What is in the result file
-already, with the same settings, is not run again.
+Each cell (category, method and seed) runs in a fresh process (saae_train/cells.py): split off the held-out normal
+images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images' own resolution.
+What is in the result file already, with the same settings, is not run again. A seed is that of weights, order and
+split; of several seeds the table shows the mean and the standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
              features between cells; fit times then hold no backbone where the row says so)
@@ -17,11 +18,8 @@ Baselines (baselines.py) see the same images, backbone and layers, and their map
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +33,11 @@ from benchmarks import common
 from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
+from saae_train.cells import SAAE_METHOD, Cell, Fitted, Report, fit_saae, is_same, run_fresh
 
 if TYPE_CHECKING:
     from saae_train.backbone import ViTFeatures
     from saae_train.data import Sample
-    from saae_train.presets import FitConfig
-
-Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 
 PAPER = {
     "carpet": (97.9, 93.1), "grid": (98.6, 96.4), "leather": (99.6, 98.7), "tile": (97.3, 92.7),
@@ -52,110 +48,27 @@ PAPER = {
 """Pixel ROC-AUC and PRO-AUC in percent, the paper's Tables 2 and 3, column "Ours"."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One thing to run. `method` is "saae" or a baseline's name; `changes` are FitConfig fields set by hand."""
-
-    data: str
-    category: str
-    method: str
-    preset: str = "fast"
-    changes: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    cache: str | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What shapes the numbers: the key under which a finished cell is found again."""
-        from saae_train.options import make_config
-
-        config = make_config(self.preset, **self.changes).to_json()
-        return {"category": self.category, "method": self.method, "config": config, "weights": self.weights}
-
-
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """Fit, calibrate and evaluate one cell in this process; returns its row."""
-    from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
-    from saae_train.data import find_category, split_held_out
-    from saae_train.evaluate import evaluate
-    from saae_train.options import make_config
-    from saae_train.presets import TEXTURES
-
-    config = make_config(cell.preset, **cell.changes)
-    category = find_category(cell.data, cell.category)
-    fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
-    with common.PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-quality-") as fresh:
-        cache = Path(cell.cache or fresh)
-        backbone = _backbone(config, cell.weights)
-        fit = _fit_saae if cell.method == "saae" else _fit_baseline
-        with common.stopwatch() as seconds:
-            score, facts = fit(cell, backbone, fitted_on, config, cache)
-        fit_seconds = seconds()
-        fpr = TEXTURE_FPR if category.name in TEXTURES else OBJECT_FPR
-        tables = calibrate(score, held_out, fpr)
-        with common.stopwatch() as seconds:
-            found = evaluate(
-                lambda frame: score(frame)[::-1],
-                category,
-                threshold=tables.pixel.at(None),
-                image_threshold=tables.image.at(None),
-            )
-    return {
-        **cell.settings(),
-        "fit_images": len(fitted_on),
-        "held_out_images": len(held_out),
-        "test_images": found.overall.images,
-        "fit_seconds": round(fit_seconds, 1),
-        "features_cached": cell.cache is not None,
-        "evaluate_seconds": round(seconds(), 1),
-        "peak_memory_gib": round(memory.gib, 2),
-        "facts": facts,
-        "overall": found.overall.to_json(),
-        "by_type": [s.to_json() for s in found.by_type],
-        "notes": list(found.notes),
-    }
-
-
-def _backbone(config: FitConfig, weights: str | None) -> ViTFeatures:
-    from saae_train.backbone import build_backbone, choose_layers
-
-    layers = config.layers or choose_layers(config.backbone)[0]
-    return build_backbone(config.backbone, layers, config.input_size, weights)
-
-
-def _fit_saae(
-    cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], config: FitConfig, cache: Path
-) -> tuple[Score, dict[str, Any]]:
-    from saae_export.torch_reference import TorchReference
-    from saae_train.checkpoint import discard_state
-    from saae_train.fit import Reporter, fit
-
-    with _bar(f"{cell.category} {cell.method}") as show:
-        watch = Reporter(
-            features=lambda done, total: show("features", done, total),
-            steps=lambda done, total, loss: show(f"step, loss {loss:.4g}", done, total),
-        )
-        checkpoint = fit(backbone, samples, config, cell.category, cache=cache, reporter=watch)
-    discard_state(checkpoint)  # the model is not kept, and the next run is to take the whole time again
-    facts = {k: v for k, v in checkpoint.facts.items() if k in ("seconds_features", "seconds_fit", "bf16", "texture")}
-    facts["latent"] = checkpoint.detector.saae.latent
-    return TorchReference(checkpoint.detector, backbone.input_size), facts
+def fit_method(cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
+    """The SAAE, or the baseline that the cell names."""
+    fit = fit_saae if cell.method == SAAE_METHOD else _fit_baseline
+    return fit(cell, backbone, samples, cache, report)
 
 
 def _fit_baseline(
-    cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], config: FitConfig, cache: Path
-) -> tuple[Score, dict[str, Any]]:
+    cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report
+) -> Fitted:
     import torch
 
     from saae_train.features import extract
 
-    with _bar(f"{cell.category} {cell.method}") as show:
-        features = extract(
-            backbone,
-            samples,
-            cache,
-            precision=config.precision,
-            progress=lambda done, total: show("features", done, total),
-        )
+    config = cell.config
+    features = extract(
+        backbone,
+        samples,
+        cache,
+        precision=config.precision,
+        progress=lambda done, total: report("features", done, total),
+    )
     model, change = baseline(cell.method, features.values)
     backbone.cpu()
     mean = torch.tensor(backbone.mean).view(3, 1, 1) * 255.0
@@ -167,63 +80,11 @@ def _fit_baseline(
         with torch.inference_mode():
             f = backbone(((pixels - mean) / std)[None])[0].numpy()
         a = rows @ model.score(change.apply(f)).reshape(backbone.grid) @ columns.T
-        # The score is the largest value at the model's own size, as in the fused graph.
-        return upsample_map(a, (frame.shape[0], frame.shape[1])), float(upsample_map(a, backbone.input_size).max())
+        full = upsample_map(a, (frame.shape[0], frame.shape[1]))
+        return full, float(full.max())
 
-    return score, {"patches": int(np.prod(features.values.shape[:2])), "channels": backbone.channels}
-
-
-class _bar:
-    """A progress bar on the terminal's error stream: `with _bar(title) as show: show(what, done, total)`."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True), transient=True)
-        self._title = title
-        self._task = self._progress.add_task(title)
-
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        self._progress.start()
-        return lambda what, done, total: self._progress.update(
-            self._task, description=f"{self._title}: {what}", completed=done, total=total
-        )
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-
-def _child(cell: Cell, out: str) -> None:
-    try:
-        outcome: dict[str, Any] = {"row": run_cell(cell)}
-    except SaaeError as error:
-        outcome = {"error": str(error), "exit_code": error.exit_code}
-    Path(out).write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
-
-
-def run_fresh(cell: Cell) -> dict[str, Any]:
-    """`run_cell` in a process of its own; raises SaaeError with the cell's own message when it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        process = multiprocessing.get_context("spawn").Process(target=_child, args=(cell, str(out)))
-        process.start()
-        try:
-            process.join()
-        except KeyboardInterrupt:
-            process.join()  # it has the same signal and cleans up after itself
-            raise
-        if not out.exists():
-            raise SaaeError(
-                f"The process of {cell.category} {cell.method} ended with code {process.exitcode}.",
-                "A negative code is a signal; -9 usually means that memory ran out.",
-                "run this category alone, with less in --set components=... or a smaller input size",
-            )
-        outcome = json.loads(out.read_text(encoding="utf-8"))
-    if "error" in outcome:
-        raise SaaeError(f"{cell.category} {cell.method} failed: {outcome['error']}")
-    row: dict[str, Any] = outcome["row"]
-    return row
+    facts = {"patches": int(np.prod(features.values.shape[:2])), "channels": backbone.channels}
+    return Fitted(score, facts, config.replace(layers=backbone.layers, input_size=backbone.input_size))
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
@@ -235,53 +96,62 @@ def finished(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def is_same(row: dict[str, Any], cell: Cell) -> bool:
-    """Whether a finished row is this cell with the same settings."""
-    settings = json.loads(json.dumps(cell.settings()))
-    return all(row.get(key) == value for key, value in settings.items())
-
-
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
-    """Rows for the terminal, numbers in percent, the paper's figures after each category."""
+    """Rows for the terminal, numbers in percent, the paper's figures after each category.
+
+    Rows that differ in nothing but the seed become one, with mean and standard deviation.
+    """
     table: list[list[object]] = []
     for category in dict.fromkeys(r["category"] for r in rows):
+        groups: dict[str, list[dict[str, Any]]] = {}
         for row in (r for r in rows if r["category"] == category):
-            name = f"saae, {row['config']['preset']}" if row["method"] == "saae" else row["method"]
-            table.append([category, name, *_percents(row), row["fit_seconds"], row["peak_memory_gib"]])
+            config = {key: value for key, value in row["config"].items() if key != "seed"}
+            groups.setdefault(json.dumps([row["method"], config, row.get("weights")]), []).append(row)
+        for same in groups.values():
+            name = f"saae, {same[0]['config']['preset']}" if same[0]["method"] == SAAE_METHOD else same[0]["method"]
+            seconds = float(np.mean([row["fit_seconds"] for row in same]))
+            peak = max(row["peak_memory_gib"] for row in same)
+            table.append([category, name + _seeds(same), *_percents(same), seconds, peak])
         if category in PAPER:
             pixel, pro = PAPER[category]
             table.append([category, "the paper", f"{pixel:.1f}", f"{pro:.1f}", None, None, None])
     return table
 
 
-def _percents(row: dict[str, Any]) -> list[str | None]:
-    found = [row["overall"]["metrics"][k]["value"] for k in ("pixel_roc_auc", "pro_auc", "image_roc_auc")]
-    return [None if v is None else f"{100 * v:.2f}" for v in found]
+def _seeds(rows: Sequence[dict[str, Any]]) -> str:
+    return f", {len(rows)} seeds" if len(rows) > 1 else ""
 
 
-def changes_of(words: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as FitConfig fields; values are JSON, or text where they are none.
-
-    Raises:
-        ConfigError: not KEY=VALUE, or no such field.
-    """
-    from saae_train.presets import FitConfig
-
-    found: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or key not in FitConfig.__dataclass_fields__:
-            raise ConfigError(
-                f"--set {word} is not possible.",
-                "It takes KEY=VALUE with a field of FitConfig.",
-                f"one of: {', '.join(FitConfig.__dataclass_fields__)}",
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        found[key] = tuple(value) if isinstance(value, list) else value
+def _percents(rows: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Pixel ROC-AUC, PRO-AUC and image ROC-AUC over the seeds; None where one seed has no value."""
+    found: list[str | None] = []
+    for key in ("pixel_roc_auc", "pro_auc", "image_roc_auc"):
+        values = [row["overall"]["metrics"][key]["value"] for row in rows]
+        if any(value is None for value in values):
+            found.append(None)
+        elif len(values) == 1:
+            found.append(f"{100 * values[0]:.2f}")
+        else:
+            found.append(f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}")
     return found
+
+
+def _run(cell: Cell) -> dict[str, Any]:
+    """A cell in a fresh process, its progress on the terminal; its error names the cell."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    title = f"{cell.category} {cell.method}"
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title}: {what}", completed=done, total=total)
+
+        try:
+            return run_fresh(cell, fit_method, show)
+        except SaaeError as error:
+            raise type(error)(f"{title} failed: {error.what}", error.why, error.cure) from error
 
 
 def main(
@@ -297,9 +167,11 @@ def main(
     cache: Annotated[Path | None, typer.Option(help="keep features here between cells")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
     again: Annotated[bool, typer.Option(help="run cells that are in the result file, too")] = False,
+    seeds: Annotated[str, typer.Option(help="comma-separated, e.g. 0,1,2; default: the configuration's own")] = "",
 ) -> None:
     """Measure quality; print and write the table after every cell."""
     from saae_train.data import list_categories
+    from saae_train.options import make_config, parse_changes, parse_seeds
 
     common.print_machine()
     target = out or common.RESULTS / "quality.json"
@@ -309,18 +181,20 @@ def main(
         for name in chosen:
             if name not in BASELINES:
                 raise ConfigError(f"There is no baseline {name!r}.", "", f"one of: {', '.join(BASELINES)}")
-        changes = changes_of(change or [])
-        methods = ([] if only_baselines else ["saae"]) + chosen
+        config = make_config(preset, **parse_changes(change or []))
+        methods = ([] if only_baselines else [SAAE_METHOD]) + chosen
+        kept = None if cache is None else str(cache)
         cells = [
-            Cell(str(data), n, m, preset, changes, weights, None if cache is None else str(cache))
-            for n in names
-            for m in methods
+            Cell(str(data), name, config.replace(seed=seed), method, weights, kept)
+            for name in names
+            for method in methods
+            for seed in parse_seeds(seeds) or (config.seed,)
         ]
         rows = finished(target)
         shown: list[dict[str, Any]] = []
         for cell in cells:
             old = next((r for r in rows if is_same(r, cell)), None)
-            row = old if old is not None and not again else run_fresh(cell)
+            row = old if old is not None and not again else _run(cell)
             if row is not old:
                 rows = [r for r in rows if not is_same(r, cell)] + [row]
                 common.write_result(
@@ -334,7 +208,8 @@ def main(
                     target,
                 )
             shown.append(row)
-            print(f"{cell.category} {cell.method}: {' / '.join(str(v) for v in _percents(row))}", file=sys.stderr)
+            title = f"{cell.category} {cell.method}, seed {cell.config.seed}"
+            print(f"{title}: {' / '.join(str(v) for v in _percents([row]))}", file=sys.stderr)
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error

@@ -5,51 +5,31 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import CheckpointError
-from saae_runtime.geometry import gaussian_matrix, resize_frames, resize_matrix, upsample_map
+from saae_runtime.geometry import resize_frames
 from saae_train.detector import Detector
+from saae_train.scorer import TorchScorer
 
 from .reference import ReferenceFrame
 
 __all__ = ["TorchReference", "load_reference"]
 
 
-class TorchReference:
-    """Frame -> (anomaly map, score) with the Detector itself.
-
-    Takes the frame's way through a deployed graph (host resize to the graph's frame size, resize to the model's size,
-    map at the frame's size), with torch's own interpolation for the upsample.
+class TorchReference(TorchScorer):
+    """Frame -> (anomaly map, score) with the Detector itself, by way of one graph's frame size.
 
     Args:
         detector: the fitted model.
         frame_size: (H, W) of the graph.
     """
 
-    def __init__(self, detector: Detector, frame_size: tuple[int, int]) -> None:
-        self.detector = detector.eval()
-        self.frame_size = frame_size
-        model_size = detector.backbone.input_size
-        self._rows = torch.tensor(resize_matrix(frame_size[0], model_size[0]))
-        self._columns = torch.tensor(resize_matrix(frame_size[1], model_size[1])).T
-        height, width = detector.backbone.grid
-        self._smooth_rows = torch.tensor(gaussian_matrix(height, detector.smoothing))
-        self._smooth_columns = torch.tensor(gaussian_matrix(width, detector.smoothing)).T
+    frame_size: tuple[int, int]
 
-    @torch.no_grad()
-    def __call__(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-        resized = resize_frames(frame, self.frame_size)
-        pixels = torch.tensor(resized).permute(2, 0, 1)[None].float()
-        if self.frame_size != self.detector.backbone.input_size:
-            pixels = self._rows @ pixels @ self._columns
-        scores = self._smooth_rows @ self.detector(pixels) @ self._smooth_columns
-        full = F.interpolate(scores[:, None], self.frame_size, mode="bilinear", align_corners=False)[0, 0]
-        anomaly_map = upsample_map(full.numpy(), (frame.shape[0], frame.shape[1]))
-        return anomaly_map, float(full.max())
+    def __init__(self, detector: Detector, frame_size: tuple[int, int]) -> None:
+        super().__init__(detector, frame_size)
 
     def stored(self, name: str, frame: NDArray[np.uint8]) -> ReferenceFrame:
         """A frame at the graph's size with this reference's answers, to be kept in a bundle."""

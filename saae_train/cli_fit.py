@@ -165,21 +165,9 @@ def _scorer(model: Path, backend: str, stack: ExitStack) -> tuple[Any, str]:
 
         engine = stack.enter_context(Engine(model, backend=backend))
         return engine, engine.manifest.category
-    import torch
-
-    from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
-
     from .checkpoint import load_checkpoint
+    from .scorer import TorchScorer
 
     checkpoint = load_checkpoint(model)
-    detector = checkpoint.detector
-    rows, columns = (gaussian_matrix(side, detector.smoothing) for side in detector.backbone.grid)
-
-    def score(frame: Any) -> tuple[float, Any]:
-        x = torch.from_numpy(resize_frames(frame, detector.backbone.input_size).copy()).permute(2, 0, 1)[None]
-        with torch.inference_mode():
-            small = rows @ detector(x)[0].numpy() @ columns.T
-        full = upsample_map(small, frame.shape[:2])
-        return float(full.max()), full
-
-    return score, checkpoint.category
+    score = TorchScorer(checkpoint.detector)
+    return (lambda frame: score(frame)[::-1]), checkpoint.category

@@ -7,6 +7,7 @@ by the runtime's one upsampling. Images are read, scored and pooled one by one, 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,10 @@ Scorer = Callable[[NDArray[np.uint8]], Any]
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One test image: its score, its map's largest value, and the seconds the scorer took."""
+    """One test image: its (height, width), its score, its map's largest value, and the seconds the scorer took."""
 
     file: str
+    size: tuple[int, int]
     label: str
     is_anomalous: bool
     score: float
@@ -147,7 +149,7 @@ def evaluate(
     limit: float = PRO_LIMIT,
     intervals: bool = True,
     exact_pixels: int = EXACT_PIXELS,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], None] = True,
 ) -> Evaluation:
     """Score the test images and measure everything (paper section 4.1.3 and more; see metrics.py).
 
@@ -160,7 +162,7 @@ def evaluate(
         limit: FPR up to which PRO counts.
         intervals: add 95 % bootstrap intervals over images.
         exact_pixels: pixels kept exactly; beyond, values are binned and the error bound is stated.
-        progress: show a progress bar on the terminal.
+        progress: show a progress bar on the terminal, or what to call with (done, total) instead.
 
     Raises:
         DataError: no test image; a mask of another size; a score or map that is not finite (the image is named).
@@ -202,9 +204,9 @@ def evaluate(
                 if mask is not None and not mask.any():
                     empty_mask.append(str(sample.mask))
                 pool.add(upsample_map(anomaly_map, frame.shape[:2]), mask, label, str(sample.path))
-            rows.append(
-                ImageScore(str(sample.path), label, sample.is_anomalous, score, float(anomaly_map.max()), seconds)
-            )
+            height, width = frame.shape[:2]
+            peak = float(anomaly_map.max())
+            rows.append(ImageScore(str(sample.path), (height, width), label, sample.is_anomalous, score, peak, seconds))
             advance()
     notes = _notes(pool, without_mask, empty_mask)
     types = sorted({r.label for r in rows if r.is_anomalous})
@@ -324,7 +326,11 @@ def _notes(pool: PixelPool, without_mask: list[str], empty_mask: list[str]) -> l
 
 
 @contextmanager
-def _progress(title: str, total: int, show: bool) -> Iterator[Callable[[], None]]:
+def _progress(title: str, total: int, show: bool | Callable[[int, int], None]) -> Iterator[Callable[[], None]]:
+    if not isinstance(show, bool):
+        call, count = show, itertools.count(1)
+        yield lambda: call(next(count), total)
+        return
     if not show:
         yield lambda: None
         return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from saae_runtime.errors import ConfigError
 
 from .presets import FitConfig, preset
 
-__all__ = ["make_config", "parse_layers", "parse_size"]
+__all__ = ["make_config", "parse_changes", "parse_layers", "parse_seeds", "parse_size"]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -41,6 +43,40 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         raise ConfigError(
             f"--input-size {text} is not a size.", "", "--input-size 392 or 384x512 (height x width)"
         ) from None
+
+
+def parse_changes(words: Iterable[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as FitConfig fields; values are JSON, or text where they are none.
+
+    Raises:
+        ConfigError: not KEY=VALUE, or no such field.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key not in FitConfig.__dataclass_fields__:
+            raise ConfigError(
+                f"--set {word} is not possible.",
+                "It takes KEY=VALUE with a field of FitConfig.",
+                f"one of: {', '.join(FitConfig.__dataclass_fields__)}",
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` as seeds, each once, in their order; nothing gives none. Raises ConfigError."""
+    try:
+        seeds = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
+        if any(not 0 <= seed < 2**31 for seed in seeds):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--seeds {text} is not a list of seeds.", "", "e.g. --seeds 0,1,2") from None
+    return seeds
 
 
 def make_config(name: str, **changes: Any) -> FitConfig:

@@ -17,7 +17,7 @@ from saae_train.backbone import build_backbone, choose_input_size
 from saae_train.checkpoint import load_checkpoint
 from saae_train.cli import app
 from saae_train.demo import write_demo
-from saae_train.options import make_config, parse_layers, parse_size
+from saae_train.options import make_config, parse_changes, parse_layers, parse_seeds, parse_size
 from saae_train.presets import PRESETS
 
 
@@ -84,3 +84,25 @@ def test_the_precision_of_fitting_has_one_name_and_an_older_one(tmp_path: Path) 
         done = CliRunner().invoke(app, ["fit", "--normal", str(tmp_path), option, "int3"])
         assert done.exit_code == 2
         assert "no precision 'int3' for fitting" in " ".join(done.output.replace("│", " ").split())
+
+
+def test_changes_are_fields_with_json_values() -> None:
+    assert parse_changes(["steps=30", "layers=[3,4]", "score=l2", "transformer=false"]) == {
+        "steps": 30,
+        "layers": (3, 4),
+        "score": "l2",
+        "transformer": False,
+    }
+    with pytest.raises(ConfigError, match="nonsense") as found:
+        parse_changes(["nonsense=1"])
+    assert "latent" in found.value.cure
+    with pytest.raises(ConfigError, match="--set steps is not possible"):
+        parse_changes(["steps"])
+
+
+def test_seeds_are_whole_numbers_each_once() -> None:
+    assert parse_seeds("2,0,2,1") == (2, 0, 1)
+    assert parse_seeds("") == ()
+    for text in ("a", "0,-1", "1.5"):
+        with pytest.raises(ConfigError, match="not a list of seeds"):
+            parse_seeds(text)
