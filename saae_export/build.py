@@ -19,7 +19,7 @@ from saae_runtime.bundle import Bundle, is_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, SaaeError
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
-from saae_runtime.manifest import Artefact, Calibration, Manifest, Thresholds
+from saae_runtime.manifest import Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
 from saae_runtime.version import saae_version
 from saae_train.backbone import build_backbone, choose_layers
@@ -47,7 +47,7 @@ from .staging import (
     describe,
     export_graphs,
     named_frames,
-    onnx_file,
+    onnx_artefact,
     open_artefact,
     parse_frame_size,
     provisional_bundle,
@@ -80,6 +80,7 @@ class BuildOptions:
         device: torch device for fitting.
         frame_size: `auto`, `model` or HEIGHTxWIDTH.
         precisions: graphs to export, `fp32` first.
+        half_weights: store the FP32 graph's large weights in FP16; it computes in FP32 all the same.
         engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
         pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
         image_fpr: default acceptable share of normal images called anomalous.
@@ -100,6 +101,7 @@ class BuildOptions:
     device: str | None = None
     frame_size: str = "auto"
     precisions: tuple[str, ...] = ("fp32", "fp16")
+    half_weights: bool = False
     engines: tuple[str, ...] = ("auto",)
     pixel_fpr: float | None = None
     image_fpr: float = 0.0
@@ -197,6 +199,8 @@ def _check_options(options: BuildOptions) -> None:
                 why or "It is the FP32 graph, computed in bf16.",
                 "pip install 'saae[openvino]' on a processor with bf16, or leave bf16 out" if why else "add fp32",
             )
+    if options.half_weights and "fp32" not in options.precisions:
+        raise ConfigError("--half-weights is for the FP32 graph, which is not built.", "", "add it: --precision fp32")
     if options.parity_images < 1:
         raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
     parse_frame_size(options.frame_size, None)
@@ -350,7 +354,7 @@ def _exported(
     with stages.stage("export ONNX") as stage:
         graphs.mkdir(parents=True, exist_ok=True)
         precisions = [name for name in options.precisions if name != "bf16"]
-        files = export_graphs(checkpoint, graphs, frame_size, precisions, stage)
+        files = export_graphs(checkpoint, graphs, frame_size, precisions, stage, options.half_weights)
         manifest = describe(
             checkpoint,
             synthetic=category.synthetic,
@@ -361,7 +365,7 @@ def _exported(
         if "fp32" in files and not bf16_missing():  # free: the same file, thresholds of its own
             precisions.append("bf16")
         stage.note(f"{', '.join(precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
-    artefacts = tuple(Artefact(onnx_file(name), "onnx", name) for name in precisions)
+    artefacts = tuple(onnx_artefact(name, options.half_weights) for name in precisions)
     return files, dataclasses.replace(manifest, artefacts=artefacts)
 
 

@@ -73,6 +73,9 @@ def build(
         str, typer.Option(help="HEIGHTxWIDTH of the camera, baked in; auto: the images' own; model: the model's.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="Graphs to export.")] = "fp32,fp16",
+    half_weights: Annotated[
+        bool, typer.Option("--half-weights", help="Store the FP32 graph's weights in FP16: half the file.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="auto, none, tensorrt, tensorrt-rtx.")] = "auto",
     fpr: Annotated[
         float | None, typer.Option(help="Default acceptable pixel FPR. Default: 0.001; textures 0 (paper).")
@@ -128,6 +131,7 @@ def build(
             device=device,
             frame_size=frame_size,
             precisions=_precisions(precision),
+            half_weights=half_weights,
             engines=tuple(name.strip() for name in engine.split(",") if name.strip()),
             pixel_fpr=fpr,
             image_fpr=image_fpr,

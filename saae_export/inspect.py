@@ -13,6 +13,8 @@ from rich.text import Text
 from saae_runtime.bundle import Bundle
 from saae_runtime.manifest import Artefact, Manifest
 
+from .parity import stores_half
+
 __all__ = ["bundle_view", "print_bundle"]
 
 _RATES = (0.0, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2)
@@ -76,7 +78,8 @@ def _artefacts(artefacts: Iterable[Artefact]) -> Table:
         else:
             place = " ".join(part for part in (item.library, item.library_version, item.sm) if part)
             batch = f"{item.profile.min} to {item.profile.max}" if item.profile else "any"
-        table.add_row(item.file, item.precision, place, batch, _parity(item))
+        precision = f"{item.precision}, FP16 weights" if stores_half(item) else item.precision
+        table.add_row(item.file, precision, place, batch, _parity(item))
     return table
 
 

@@ -8,8 +8,9 @@ outside a dead band around it (a stated share of the threshold): inside the band
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from saae_runtime.errors import ConfigError, ParityError
-from saae_runtime.manifest import Parity
+from saae_runtime.manifest import Artefact, Manifest, Parity
 
-__all__ = ["BOUNDS", "Bounds", "ImageParity", "ParityReport", "Scorer", "compare", "parity_table", "require"]
+__all__ = [
+    "BOUNDS",
+    "HALF_WEIGHTS",
+    "STORED_HALF",
+    "Bounds",
+    "ImageParity",
+    "ParityReport",
+    "Scorer",
+    "bounds_of",
+    "compare",
+    "parity_table",
+    "require",
+    "stores_half",
+]
 
 Scorer = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 """Frame, uint8 H x W x 3 -> (anomaly map float32 H x W, image score)."""
@@ -41,6 +55,12 @@ BOUNDS = {
     "int8": Bounds(map=3e-1, score=2e-1, dead_band=1e-1),
 }
 """Bounds per precision. FP32 is what reordered sums give; FP16 keeps 11 bits, which some 30 layers add up."""
+
+STORED_HALF: Mapping[str, Any] = {"weights": "fp16"}
+"""What the `options` of a graph say where its weights are stored in FP16."""
+
+HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
+"""Bounds of an FP32 graph whose weights are stored in FP16: their rounding alone, the sums being FP32."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +185,17 @@ def compare(
     if not rows:
         raise ConfigError("Parity needs at least one image.", "None were given.", "give images: --data FOLDER")
     return ParityReport(artefact, precision, against, limits, tuple(rows))
+
+
+def stores_half(artefact: Artefact) -> bool:
+    """Whether the artefact is a graph that stores its weights in FP16 and computes with them in FP32 or bf16."""
+    return artefact.kind == "onnx" and artefact.options.get("weights") == STORED_HALF["weights"]
+
+
+def bounds_of(manifest: Manifest, precision: str) -> Bounds:
+    """The bounds for a bundle's artefacts of a precision, engines compiled from its graph included."""
+    half = any(stores_half(item) for item in manifest.artefacts if item.precision == precision)
+    return HALF_WEIGHTS if half and precision == "fp32" else BOUNDS[precision]
 
 
 def require(reports: Iterable[ParityReport], cure: str = "") -> None:

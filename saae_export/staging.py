@@ -22,8 +22,9 @@ from saae_train.checkpoint import Checkpoint
 from saae_train.data import Sample
 
 from .graph import FusedGraph
+from .half_weights import store_half
 from .onnx_export import export_onnx, set_threshold
-from .parity import ParityReport, compare
+from .parity import STORED_HALF, ParityReport, bounds_of, compare
 from .torch_reference import TorchReference
 from .verify import engine_scorer
 
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "export_graphs",
     "named_frames",
+    "onnx_artefact",
     "onnx_file",
     "open_artefact",
     "parse_frame_size",
@@ -99,8 +101,11 @@ def export_graphs(
     frame_size: tuple[int, int] | None,
     precisions: Sequence[str],
     progress: Progress | None = None,
+    half_weights: bool = False,
 ) -> dict[str, Path]:
     """Writes one ONNX file per precision, with thresholds yet to come.
+
+    `half_weights`: the FP32 graph's large weights are stored in FP16 (`half_weights.store_half`).
 
     Raises:
         ConfigError: the graph cannot be exported at a precision.
@@ -120,8 +125,15 @@ def export_graphs(
             "saae.frame": f"{graph.frame_size[0]}x{graph.frame_size[1]}",
         }
         # Until calibration, T is so high that the graph finds nothing.
-        files[precision] = export_onnx(graph, folder / onnx_file(precision), np.finfo(np.float32).max, metadata)
+        path = export_onnx(graph, folder / onnx_file(precision), np.finfo(np.float32).max, metadata)
+        files[precision] = store_half(path, graph.frame_size) if half_weights and precision == "fp32" else path
     return files
+
+
+def onnx_artefact(precision: str, half_weights: bool = False) -> Artefact:
+    """The manifest's entry for the graph of a precision, not compared yet."""
+    file = onnx_file(precision)
+    return Artefact(file, "onnx", precision, options=STORED_HALF if half_weights and file == onnx_file("fp32") else {})
 
 
 def describe(
@@ -158,7 +170,7 @@ def describe(
         backbone=Backbone(backbone.name, backbone.weights.source, backbone.weights.sha256),
         thresholds=dict(thresholds),
         calibration=calibration,
-        artefacts=tuple(Artefact(onnx_file(name), "onnx", name) for name in thresholds),
+        artefacts=tuple(onnx_artefact(name) for name in thresholds),
         tools=library_versions(_TOOLS),
     )
 
@@ -228,6 +240,7 @@ def artefact_parity(
             image_threshold=engine.image_threshold,
             artefact=artefact.file,
             precision=artefact.precision,
+            bounds=bounds_of(bundle.manifest, artefact.precision),
         )
 
 

@@ -22,7 +22,7 @@ from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, DeviceError
 from saae_runtime.images import IMAGE_SUFFIXES, read_image
 
-from .parity import ParityReport, Scorer, compare
+from .parity import ParityReport, Scorer, bounds_of, compare
 from .reference import read_reference
 
 __all__ = ["Skipped", "Verification", "artefact_label", "engine_scorer", "verify"]
@@ -102,6 +102,7 @@ def verify(
                         artefact=artefact_label(opened, name, precision),
                         precision=precision,
                         against=source.against,
+                        bounds=bounds_of(opened.manifest, precision),
                     )
                 except DeviceError as error:  # no other: outputs that are not finite are a fault
                     failed.append(_skipped(name, precision, error))
