@@ -1,17 +1,24 @@
 """Resident memory over many calls of one engine: does it stay flat?
 
     python benchmarks/memory.py BUNDLE [--calls 20000] [--backend auto] [--threads N] [--frame-size HxW] [--out FILE]
+    python benchmarks/memory.py --random ...
 
 Frames of the camera's size go through the Engine one by one; every result is dropped at once. Resident memory is read
 after 1,000 calls, when every buffer has been made, and then twenty times up to the end. Growth is the largest reading
 after that first one, against it.
+
+--random takes a small ViT with random weights instead of a bundle: what could leak is in the calls, not in the size of
+the graph, and 20,000 calls of it take minutes. It is exported in another process, so that PyTorch is not in this one.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +33,7 @@ from saae_runtime.errors import ConfigError, SaaeError
 
 FIRST = 1000
 READINGS = 20
+RANDOM = "vit_tiny_patch16_224"
 
 
 def watch(call: Callable[[], object], calls: int, first: int = FIRST) -> list[dict[str, float]]:
@@ -62,8 +70,24 @@ def growth(readings: list[dict[str, float]]) -> float:
     return later / readings[0]["resident_mib"] - 1
 
 
+def export_random(folder: Path) -> None:
+    """Writes a bundle of a small ViT with random weights, 64 x 64 pixels."""
+    from benchmarks.random_model import random_bundle, random_checkpoint, random_config
+
+    config = random_config(RANDOM, "fast", (1, 2), (64, 64), latent=24, components=32)
+    random_bundle(random_checkpoint(config), folder, None, ["fp32"])
+
+
+def in_another_process(folder: Path) -> Path:
+    """`export_random` in a process of its own; returns the folder."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(export_random, folder).result()
+    return folder
+
+
 def main(
-    bundle: Annotated[Path, typer.Argument(help="a built bundle")],
+    bundle: Annotated[Path | None, typer.Argument(help="a built bundle; or give --random")] = None,
+    random: Annotated[bool, typer.Option("--random", help="a small model of random weights")] = False,
     calls: Annotated[int, typer.Option(help="calls in all")] = 20000,
     backend: Annotated[str, typer.Option(help="as in Engine(backend=...)")] = "auto",
     precision: Annotated[str | None, typer.Option(help="as in Engine(precision=...)")] = None,
@@ -75,10 +99,17 @@ def main(
     common.use_threads(threads or common.usable_cores())
     common.print_machine()
     try:
+        if (bundle is None) != random:
+            raise ConfigError("Give a bundle, or --random, and not both.", "", "python benchmarks/memory.py --random")
         height, width = (int(side) for side in frame_size.split("x"))
         rng = np.random.default_rng(0)
         frames = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(4)]
-        with Engine(bundle, backend=backend, precision=precision) as engine:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Engine(
+                bundle or in_another_process(Path(folder) / "bundle"), backend=backend, precision=precision
+            ) as engine,
+        ):
             turn = iter(range(calls))
             readings = watch(lambda: engine(frames[next(turn) % len(frames)]), calls)
             description = engine.backend.description
@@ -94,6 +125,7 @@ def main(
         "memory",
         rows,
         settings={"calls": calls, "first": FIRST, "frame_size": [height, width], "threads": threads},
+        model=f"{RANDOM}, random weights, 64 x 64" if random else f"bundle {Path(bundle or '').name}",
         inside="resident memory of the whole process, one frame a call, results dropped at once",
         backend=description,
         growth=round(grown, 5),

@@ -7,7 +7,9 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -18,13 +20,14 @@ from .backends.base import Backend, RawOutputs
 from .backends.device_arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
 from .errors import BackendError, ConfigError, FrameError
-from .frames import as_frames, to_batch
+from .frames import Resize, as_frames, to_batch
 from .manifest import Manifest
 from .result import Result
 from .stream import Pipeline
 
 __all__ = ["Engine"]
 
+_RESIZE_THREADS = 4
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 
@@ -84,6 +87,7 @@ class Engine:
         self._device = device
         self._precision = precision
         self._backend = backends.open_backend(self._bundle, backend, device, precision, **options)
+        self._resize, self._resizers = _resizing(options.get("threads"))
         self._tables = self.manifest.thresholds[self._backend.precision]
         self._idle = threading.Condition()
         self._calls = 0
@@ -250,6 +254,8 @@ class Engine:
             self._idle.wait_for(lambda: self._calls == 0)
         for pipeline in list(self._streams):
             pipeline.stop(_closed_error())
+        if self._resizers is not None:
+            self._resizers.shutdown()
         self._backend.close()
 
     def __enter__(self) -> Engine:
@@ -268,7 +274,7 @@ class Engine:
         step = self._backend.max_batch or _BATCH
         for start in range(0, len(frames), step):
             part = frames[start : start + step]
-            outputs = self._backend.infer(to_batch(part, self._backend.frame_size), limits.pixel)
+            outputs = self._backend.infer(to_batch(part, self._backend.frame_size, self._resize), limits.pixel)
             results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
@@ -335,6 +341,19 @@ class Engine:
         with self._idle:
             self._calls -= 1
             self._idle.notify_all()
+
+
+def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
+    """How the frames of a call are resized: large ones in bands at the same time, on at most `threads` threads.
+
+    A stream does not: there, resizing runs beside the inference, which would have to wait for it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(threads or cores, _RESIZE_THREADS)
+    if count < 2:
+        return geometry.resize_frames, None
+    pool = ThreadPoolExecutor(count, "saae-resize")  # its threads start when they are first needed
+    return partial(geometry.resize_frames, bands=count, run=pool.map), pool
 
 
 def _size(frame: NDArray[np.uint8]) -> _Size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from . import geometry
 from .errors import FrameError
 
-__all__ = ["Frames", "as_frames", "to_batch"]
+__all__ = ["Frames", "Resize", "as_frames", "to_batch"]
 
 Frame = NDArray[np.uint8]
+Resize = Callable[[Frame, tuple[int, int]], Frame]
 
 _DTYPE_CURES = {
     "f": "if the values are 0..1: (frame * 255).round().astype(np.uint8); if they are 0..255: frame.astype(np.uint8)",
@@ -53,22 +54,23 @@ def as_frames(value: Any) -> Frames:
     return Frames((_frame(array, "The frame"),), single=True)
 
 
-def to_batch(frames: Sequence[Frame], size: tuple[int, int]) -> Frame:
-    """One contiguous batch at the graph's size; frames of another size are resized (`geometry.resize_frames`).
+def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = geometry.resize_frames) -> Frame:
+    """One contiguous batch at the graph's size; frames of another size are resized.
 
     Args:
         frames: uint8 H x W x 3 each.
         size: (height, width) of the graph's input.
+        resize: `geometry.resize_frames`, or that with its options chosen.
 
     Returns:
         uint8 N x height x width x 3, C-contiguous; the frame's own memory where N is 1 and nothing has to change.
     """
     height, width = size
     if len(frames) == 1:
-        return np.ascontiguousarray(geometry.resize_frames(frames[0], size))[None]
+        return np.ascontiguousarray(resize(frames[0], size))[None]
     batch = np.empty((len(frames), height, width, 3), np.uint8)
     for slot, frame in zip(batch, frames, strict=True):
-        slot[...] = geometry.resize_frames(frame, size)
+        slot[...] = resize(frame, size)
     return batch
 
 

@@ -6,7 +6,10 @@ are two matrix products, which every inference library computes alike; an ONNX R
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,9 @@ from .errors import ConfigError
 __all__ = ["gaussian_matrix", "resize_frames", "resize_matrix", "upsample_map", "upsample_matrix"]
 
 _BAND = 16  # outputs of one block of an upsampling
+_WORTH_BANDS = 1 << 18  # pixels of a frame; for fewer, handing bands to threads costs what it saves
+
+_Band = tuple[tuple[int, int], tuple[int, int]]
 
 
 @lru_cache(maxsize=64)
@@ -98,7 +104,12 @@ def gaussian_matrix(n: int, sigma: float) -> NDArray[np.float32]:
     return _frozen(matrix / matrix.sum(axis=1, keepdims=True))
 
 
-def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize_frames(
+    frames: NDArray[np.uint8],
+    size: tuple[int, int],
+    bands: int = 1,
+    run: Callable[[Callable[[_Band], NDArray[np.uint8]], Iterable[_Band]], Iterable[NDArray[np.uint8]]] = map,
+) -> NDArray[np.uint8]:
     """Resizes frames on the host: Pillow's antialiased bilinear filter, rounded to 8 bits.
 
     Equal to `resize_matrix` on both axes to within Pillow's rounding (at most one grey level).
@@ -107,6 +118,9 @@ def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
         frames: uint8, H x W x 3 or N x H x W x 3. A gray frame that is shown as three channels without a copy
             (`np.broadcast_to`) is resized once, and comes back in the same form.
         size: (height, width) after.
+        bands: bands of rows that a large frame is resized in, as far as such bands have whole numbers of rows before
+            and after; the result is the same.
+        run: computes the bands: `map`, or the `map` of a pool of threads (Pillow lets them work at the same time).
 
     Returns:
         uint8 of the same rank; the input itself where it has that size already.
@@ -118,10 +132,17 @@ def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     from PIL import Image
 
     if frames.ndim == 4:
-        return np.stack([resize_frames(frame, size) for frame in frames])
+        return np.stack([resize_frames(frame, size, bands, run) for frame in frames])
     gray = frames.strides[2] == 0 and frames.shape[2] == 3
     image = Image.fromarray(np.ascontiguousarray(frames[:, :, 0] if gray else frames))
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+    def resize(band: _Band) -> NDArray[np.uint8]:
+        (top, bottom), (first, last) = band
+        rows = (width, last - first)
+        return np.asarray(image.resize(rows, Image.Resampling.BILINEAR, (0, top, image.width, bottom)))
+
+    cuts = _cuts(image.height, height, bands if image.width * image.height >= _WORTH_BANDS else 1)
+    resized = resize(cuts[0]) if len(cuts) == 1 else np.concatenate(list(run(resize, cuts)))
     return np.broadcast_to(resized[:, :, None], (height, width, 3)) if gray else resized
 
 
@@ -169,6 +190,15 @@ def _bands(n_in: int, n_out: int) -> tuple[tuple[slice, slice, NDArray[np.float3
 
 def _as_batch(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return maps.reshape(-1, *maps.shape[-2:]) if maps.ndim != 3 else maps
+
+
+def _cuts(n_in: int, n_out: int, most: int) -> list[_Band]:
+    """Up to `most` bands of about the same height: ((first row, end) before, (first row, end) after)."""
+    steps = math.gcd(n_in, n_out)  # places where a row begins before and after
+    count = max(min(most, steps), 1)
+    at = [steps * number // count for number in range(count + 1)]
+    before, after = n_in // steps, n_out // steps
+    return [((a * before, b * before), (a * after, b * after)) for a, b in pairwise(at)]
 
 
 def _check(n_in: int, n_out: int) -> None:

@@ -145,6 +145,40 @@ def test_resize_frames() -> None:
     np.testing.assert_array_equal(resize_frames(view, (8, 8)), resize_frames(view.copy(), (8, 8)))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "cut"),
+    [
+        ((1024, 1024), (392, 392), 2),
+        ((768, 1024), (768, 392), 4),
+        ((1000, 700), (392, 518), 3),
+        ((641, 480), (384, 384), 1),
+    ],
+)
+@pytest.mark.parametrize("gray", [False, True])
+def test_bands_are_resized_as_the_whole(before: tuple[int, int], after: tuple[int, int], cut: int, gray: bool) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (*before, 3), np.uint8)
+    frame = np.broadcast_to(frame[:, :, :1], frame.shape) if gray else frame
+    handed: list[int] = []
+
+    def run(call, items):  # as a pool's map: all are taken before any is done
+        bands = list(items)
+        handed.append(len(bands))
+        return [call(band) for band in reversed(bands)][::-1]
+
+    found = resize_frames(frame, after, cut, run)
+    assert handed == ([cut] if cut > 1 else [])
+    np.testing.assert_array_equal(found, resize_frames(frame, after))
+
+
+def test_small_frames_and_awkward_sizes_are_not_cut() -> None:
+    def run(call, items):
+        raise AssertionError("handed out")
+
+    for before, after in (((100, 100), (50, 50)), ((1009, 700), (392, 392))):
+        frame = np.random.default_rng(0).integers(0, 256, (*before, 3), np.uint8)
+        np.testing.assert_array_equal(resize_frames(frame, after, 4, run), resize_frames(frame, after))
+
+
 @settings(deadline=None, max_examples=40)
 @given(height=SIDE, width=SIDE, to_height=SIDE, to_width=SIDE, seed=st.integers(0, 99))
 def test_a_gray_frame_is_resized_as_three_equal_channels(
