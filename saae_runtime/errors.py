@@ -24,6 +24,7 @@ __all__ = [
     "ImageError",
     "ParityError",
     "SaaeError",
+    "SelfTestError",
     "StorageError",
     "WeightsError",
 ]
@@ -93,6 +94,12 @@ class CalibrationError(SaaeError):
 
 class ParityError(SaaeError):
     """An exported artefact that disagrees with the PyTorch reference beyond its bound."""
+
+    exit_code = 3
+
+
+class SelfTestError(SaaeError):
+    """A model that does not see defects which nobody could miss."""
 
     exit_code = 3
 

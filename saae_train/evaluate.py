@@ -185,7 +185,7 @@ def evaluate(
             start = time.perf_counter()
             result = scorer(frame)
             seconds = time.perf_counter() - start
-            score, anomaly_map = _unpack(result)
+            score, anomaly_map = unpack(result)
             if threshold is None:
                 threshold = _optional(result, "threshold")
             if image_threshold is None:
@@ -262,13 +262,18 @@ def shown(scorer: Scorer, category: Category, chosen: Iterable[ImageScore]) -> l
     for image in chosen:
         sample = samples[image.file]
         frame = read_image(sample.path)
-        _, anomaly_map = _unpack(scorer(frame))
+        _, anomaly_map = unpack(scorer(frame))
         truth = None if sample.mask is None else read_mask(sample.mask)
         columns.append(Shown(image.label, frame, truth, upsample_map(anomaly_map, frame.shape[:2])))
     return columns
 
 
-def _unpack(result: Any) -> tuple[float, NDArray[np.float32]]:
+def unpack(result: Any) -> tuple[float, NDArray[np.float32]]:
+    """Score and map (float32 h x w) of what a `Scorer` returned.
+
+    Raises:
+        ConfigError: it is neither a pair nor an object with both, or the map is not one frame's.
+    """
     pair = result if isinstance(result, tuple) else (_optional(result, "score"), getattr(result, "anomaly_map", None))
     if len(pair) != 2 or pair[0] is None or pair[1] is None:
         raise ConfigError(
