@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from .errors import FrameError
 from .files import write_bytes
 
-__all__ = ["colorize", "encode_png", "heat_position", "heatmap", "outline", "overlay", "ramp", "save_png", "sheet"]
+__all__ = [
+    "colorize",
+    "encode_png",
+    "font_of_size",
+    "heat_position",
+    "heatmap",
+    "outline",
+    "overlay",
+    "ramp",
+    "save_png",
+    "sheet",
+]
 
 DEFECT_COLOR = (64, 240, 255)
 """Outline of the predicted mask: cyan, the one hue that the ramp never takes."""
@@ -247,7 +258,7 @@ def sheet(
     total = (gap + len(panels) * (size[0] + gap) + bar + 5 * gap, ruler)
     canvas = Image.new("RGB", total, (250, 250, 250))
     pen = ImageDraw.Draw(canvas)
-    font, ink = _font(14), (30, 30, 30)
+    font, ink = font_of_size(14), (30, 30, 30)
     if title:
         pen.text((gap, 4), title, fill=ink, font=font)
     for index, panel in enumerate(panels):
@@ -361,7 +372,8 @@ def _same_size(name: str, shape: tuple[int, ...], picture: NDArray[np.uint8]) ->
         )
 
 
-def _font(size: int) -> Any:
+def font_of_size(size: int) -> Any:
+    """Pillow's own font, about `size` pixels high."""
     from PIL import ImageFont
 
     try:

@@ -9,7 +9,7 @@ from saae_runtime.terminal import command_group, error_panel, log, run_command
 
 _missing = ""
 try:
-    from . import cli_data, cli_fit
+    from . import cli_data, cli_fit, cli_selftest
 except ModuleNotFoundError as error:
     # The command is installed with the runtime alone, too: there it says what is missing.
     _missing = (error.name or "").split(".")[0]
@@ -20,6 +20,7 @@ app = command_group("Fit anomaly segmentation models to good pictures, evaluate 
 if not _missing:
     app.add_typer(cli_data.app)
     app.add_typer(cli_fit.app)
+    app.add_typer(cli_selftest.app)
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ __all__ = ["DEFAULT_FRAMES", "examples", "require_sight", "selftest"]
 
 DEFAULT_FRAMES = 60
 _PLAIN_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
-_QUIET = ("blur",)  # kinds that never change much
+_LOUD = ("scratch", "texture", "spot")  # kinds that reach any contrast on any product
 _SIMULATED = "simulated"
 
 
@@ -202,10 +202,9 @@ def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, 
             "name some of these, or leave it out for all",
         )
     rng = np.random.default_rng([seed, 20])
-    loud = [kind for kind in kinds if kind not in _QUIET]
-    plain = [(kind, "large", "strong") for kind in loud]
+    plain = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
     number = min(frames, max(LEAST_JUDGED, math.ceil(_PLAIN_SHARE * frames))) if plain else 0
-    first = list(itertools.islice(itertools.cycle(plain), number)) if plain else []
+    first = [plain[i % len(plain)] for i in range(number)]
     every = list(itertools.product(dict.fromkeys(kinds), SIZES, CONTRASTS))
     rest = [every[i] for i in rng.permutation(len(every))]
     planned = first + list(itertools.islice(itertools.cycle(rest), frames - number))

@@ -208,7 +208,7 @@ class SelfTest:
         columns: list[tuple[str | None, str | None]] = [(name, None) for name in SIZES]
         columns += [(None, name) for name in CONTRASTS]
         for size, contrast in columns:
-            table.add_column(size or f"{contrast} contrast", justify="right")
+            table.add_column(size or str(contrast), justify="right")
         table.add_column("all", justify="right")
         table.add_column("marked", justify="right")
         for kind in (*self.kinds, None):

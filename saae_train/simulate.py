@@ -28,7 +28,7 @@ __all__ = ["CONTRASTS", "KINDS", "MIN_SIDE", "SIZES", "Simulated", "contrast_cla
 KINDS: tuple[str, ...] = tuple(PAINTERS)
 SIZES: dict[str, tuple[float, float]] = {"small": (0.03, 0.06), "medium": (0.08, 0.14), "large": (0.2, 0.32)}
 """Drawn sizes: pixels across the longest direction, as a share of the square root of the picture's area."""
-CONTRASTS: dict[str, tuple[float, float]] = {"faint": (6.0, 11.0), "medium": (14.0, 28.0), "strong": (40.0, 75.0)}
+CONTRASTS: dict[str, tuple[float, float]] = {"faint": (6.0, 11.0), "clear": (14.0, 28.0), "strong": (40.0, 75.0)}
 """Drawn contrasts: mean absolute change inside the mask in grey levels of 255, where the kind lets one choose."""
 MIN_SIDE = 32
 """Pictures with a shorter side cannot hold a small defect of more than a few pixels."""
@@ -80,7 +80,7 @@ def size_class(relative: float) -> str:
 
 
 def contrast_class(contrast: float) -> str:
-    """faint, medium or strong: a mean change of less than 12, less than 35, or more grey levels."""
+    """faint, clear or strong: a mean change of less than 12, less than 35, or more grey levels."""
     return tuple(CONTRASTS)[sum(contrast >= limit for limit in _CONTRAST_LIMITS)]
 
 

@@ -67,7 +67,7 @@ def _shifted(window: Window, cover: F32, direction: F32) -> F32:
 
     Towards the side that has room: a white mark on white is none. Clipping at 0 and 255 is allowed for.
     """
-    inside = cover > 0.5
+    inside = cover > 0.08  # what will be in the mask: faint edges count, too
     if not inside.any():
         return window.pixels
     under, weight = window.pixels[inside], cover[inside][:, None]
@@ -142,8 +142,19 @@ def _texture(window: Window) -> Painted:
     # Away from the end of the scale, or half of the texture would be clipped.
     offset = np.clip(base + rng.normal(0.0, 0.5 * window.target), window.target, 255.0 - window.target)
     offset = offset - base if not window.gray else np.full(3, float((offset - base).mean()))
-    layer = base + offset + noise[:, :, None] * _tint(window) * np.float32(0.8 * window.target)
-    return np.clip(layer, 0.0, 255.0).astype(np.float32), cover
+    pattern = noise[:, :, None] * _tint(window)
+    weight = cover[:, :, None]
+    strength, change, layer = np.float32(0.8 * window.target), 0.0, window.pixels
+    for _ in range(4):
+        layer = np.clip(base + offset + strength * pattern, 0.0, 255.0).astype(np.float32)
+        change = float(np.abs(weight * (layer - window.pixels))[cover > 0.08].mean()) if inside.any() else 0.0
+        if change >= window.target:
+            break
+        strength *= np.float32(1.3)
+    # Covering the product's own structure may change more than was asked for: then the texture lets it through.
+    if change > window.target:
+        layer = window.pixels + np.float32(window.target / change) * (layer - window.pixels)
+    return layer, cover
 
 
 def _missing(window: Window) -> Painted:
