@@ -125,7 +125,7 @@ def main(
         "memory",
         rows,
         settings={"calls": calls, "first": FIRST, "frame_size": [height, width], "threads": threads},
-        model=f"{RANDOM}, random weights, 64 x 64" if random else f"bundle {Path(bundle or '').name}",
+        bundle=f"{RANDOM} at 64x64, random weights" if bundle is None else bundle.name,
         inside="resident memory of the whole process, one frame a call, results dropped at once",
         backend=description,
         growth=round(grown, 5),

@@ -186,13 +186,15 @@ def _quality(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 
 
 def _startup(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
-    rows = [(row["stage"], row["timing"]["median_ms"], row["timing"]["p95_ms"]) for row in data["rows"]]
-    yield "", (["stage", "median, ms", "p95, ms"], rows)
+    rows = [(r["stage"], r.get("part_ms"), r["timing"]["median_ms"], r["timing"]["p95_ms"]) for r in data["rows"]]
+    title = str(data["backend"]) + (f": a bundle of {data['bundle_mb']:.0f} MB" if "bundle_mb" in data else "")
+    yield title, (["stage", "its part, ms", "until then, ms", "p95, ms"], rows)
 
 
 def _memory(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     rows = [(row["call"], row["resident_mib"]) for row in (data["rows"][0], data["rows"][-1])]
-    yield "", (["call", "resident, MiB"], [*rows, ("largest growth in between", f"{100 * data['growth']:.2f} %")])
+    what = ": ".join(str(data[key]) for key in ("backend", "bundle") if key in data)
+    yield what, (["call", "resident, MiB"], [*rows, ("largest growth in between", f"{100 * data['growth']:.2f} %")])
 
 
 def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

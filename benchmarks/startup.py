@@ -6,12 +6,14 @@ Stages, cumulative from the moment the process is started:
 
   interpreter   Python itself is up;
   import        `import saae_runtime` is done;
-  open          the Engine is open (hashes of the bundle verified, model loaded by the backend);
+  bundle        the bundle is open and the hashes of all its files are compared;
+  library       ONNX Runtime is imported (nothing, for a TensorRT backend);
+  open          the Engine is open: model loaded and compiled by the backend, one frame run to warm up;
   first result  the first frame of the bundle's size has its result.
 
-Beside them: one further frame once warm, resident memory at the end, and, where PyTorch is installed,
-what `import torch` alone takes in a fresh process. Files are in the page cache after the first run,
-which is not counted.
+Each stage's own part is beside it: the median of the time since the stage before. Then: one further frame once warm,
+resident memory at the end, and, where PyTorch is installed, what `import torch` alone takes in a fresh process. Files
+are in the page cache after the first run, which is not counted.
 """
 
 from __future__ import annotations
@@ -32,16 +34,21 @@ from benchmarks import common
 from saae_runtime.bundle import open_bundle
 from saae_runtime.errors import SaaeError
 
-STAGES = ("interpreter", "import", "open", "first result")
+STAGES = ("interpreter", "import", "bundle", "library", "open", "first result")
 
 _CHILD = """
 import time
 marks = {"interpreter": time.time()}
 import json, sys
 import saae_runtime
-from saae_runtime import Engine
+from saae_runtime import Engine, open_bundle
 marks["import"] = time.time()
-bundle, backend, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+path, backend, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+bundle = open_bundle(path)
+marks["bundle"] = time.time()
+if not backend.startswith("tensorrt"):
+    import onnxruntime
+marks["library"] = time.time()
 engine = Engine(bundle, backend=backend)
 marks["open"] = time.time()
 import numpy as np
@@ -73,6 +80,19 @@ def run_once(bundle: Path, backend: str, size: tuple[int, int]) -> dict[str, Any
     return found
 
 
+def parts(found: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Seconds from each stage's predecessor to it, in every run."""
+    before: tuple[str | None, ...] = (None, *STAGES)
+    return {
+        name: [run["stages"][name] - (run["stages"][last] if last else 0.0) for run in found]
+        for last, name in zip(before, STAGES, strict=False)
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
 def import_alone(module: str) -> float:
     """Seconds of a fresh process that only imports a module."""
     start = time.perf_counter()
@@ -89,7 +109,8 @@ def main(
     """Time the start of a process with a bundle; print and write the table."""
     common.print_machine()
     try:
-        frame = open_bundle(bundle, verify=False).manifest.frame
+        manifest = open_bundle(bundle, verify=False).manifest
+        frame = manifest.frame
         found = [run_once(bundle.resolve(), backend, (frame.height, frame.width)) for _ in range(runs + 1)][1:]
     except SaaeError as error:
         print(error, file=sys.stderr)
@@ -100,7 +121,9 @@ def main(
     if find_spec("torch") is not None:
         import_alone("torch")
         timings["(import torch alone)"] = common.Timing.of([import_alone("torch") for _ in range(min(runs, 5))])
-    rows = [{"stage": name, "timing": t.to_json()} for name, t in timings.items()]
+    own = {name: common.Timing.of(part).median_ms for name, part in parts(found).items()}
+    rows = [{"stage": name, "part_ms": _rounded(own.get(name)), "timing": t.to_json()} for name, t in timings.items()]
+    size = sum(entry.size for entry in manifest.files.values()) / 1e6
     peak = max(f["peak_kib"] for f in found) / 2**20
     data = common.result(
         "startup",
@@ -108,14 +131,16 @@ def main(
         settings={"backend": backend, "runs": runs, "frame": [frame.height, frame.width]},
         inside="wall clock from starting a fresh process to each stage, files in the page cache; cumulative",
         backend=found[0]["backend"],
+        bundle_mb=round(size, 1),
         peak_memory_gib=round(peak, 3),
     )
     common.print_table(
         f"Start of a process, {frame.height} x {frame.width} frame",
-        ["stage", "median ms", "p95 ms"],
-        [(name, t.median_ms, t.p95_ms) for name, t in timings.items()],
+        ["stage", "its part, ms", "until then, ms", "p95 ms"],
+        [(name, own.get(name), t.median_ms, t.p95_ms) for name, t in timings.items()],
         [
-            f"{found[0]['backend']}; peak memory {peak:.2f} GiB; torch imported: {found[0]['torch']}.",
+            f"{found[0]['backend']}; bundle of {size:.0f} MB; peak memory {peak:.2f} GiB; "
+            f"torch imported: {found[0]['torch']}.",
             f"Written to {common.write_result(data, out)}",
         ],
     )

@@ -19,6 +19,10 @@ def test_stages_come_in_order_and_without_torch(tmp_path: Path) -> None:
     stages = [found["stages"][name] for name in startup.STAGES]
     assert stages == sorted(stages)
     assert stages[0] > 0
+    parts = startup.parts([found])
+    assert list(parts) == list(startup.STAGES)
+    assert all(part[0] >= 0 for part in parts.values())
+    assert sum(part[0] for part in parts.values()) == pytest.approx(stages[-1])
     assert found["torch"] is False
     assert found["peak_kib"] > 0
 
