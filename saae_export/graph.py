@@ -27,16 +27,18 @@ GRAPH_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 class _Space(nn.Module):
     """Features f to the space of the SAAE; see `saae_train.detector.FeatureSpace`.
 
-    f FP32 [N, L, U] -> g [N, L, channels] (of `dtype` with components, else FP32), and with components the energy
-    outside them and in all, FP32 [N, L].
+    f FP32 [N, prefix + L, U] -> g [N, L, channels] (of `dtype` with components, else FP32), and with components the
+    energy outside them and in all, FP32 [N, L]. The rows of class and register tokens are dropped last, where a row is
+    narrowest: cutting them off f copies all of it.
 
     Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
     when rounded to FP16. The components' scales are in the basis. The products with it are of type `dtype`, the
     residual and its sum FP32.
     """
 
-    def __init__(self, space: FeatureSpace, needs_energy: bool, dtype: torch.dtype) -> None:
+    def __init__(self, space: FeatureSpace, needs_energy: bool, dtype: torch.dtype, prefix: int) -> None:
         super().__init__()
+        self.prefix = prefix
         plain = not space.mean.any() and bool((space.scale == 1).all())
         self.register_buffer("scale", None if plain else space.scale.clone())
         shift = None if plain else (-space.mean.double() * space.scale.double()).float()
@@ -56,12 +58,16 @@ class _Space(nn.Module):
         if self.scale is not None and self.shift is not None:
             f = f * self.scale + self.shift
         if self.basis is None:
-            return Projected(f)
+            return Projected(self._patches(f))
         g = self.basis(cast(f, self.dtype))
         if self.back is None:
-            return Projected(g)
+            return Projected(self._patches(g))
         residual = f - cast(self.back(g), torch.float32)
-        return Projected(g, (residual * residual).sum(dim=2), (f * f).sum(dim=2))
+        outside, energy = (residual * residual).sum(dim=2), (f * f).sum(dim=2)
+        return Projected(self._patches(g), self._patches(outside), self._patches(energy))
+
+    def _patches(self, rows: Tensor) -> Tensor:
+        return rows[:, self.prefix :] if self.prefix else rows
 
 
 def _direction(g: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ class FusedGraph(nn.Module):
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = GraphViT(detector.backbone, dtype)
-            self.space = _Space(detector.space, detector.score != "cosine", dtype)
+            self.space = _Space(detector.space, detector.score != "cosine", dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)

@@ -85,12 +85,13 @@ class GraphAttention(nn.Module):
         self.proj = copy.deepcopy(proj).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.reshape(-1, self.tokens, self.heads, self.head_width) for part in self.qkv(x).chunk(3, dim=-1))
+        heads = self.qkv(x).reshape(-1, self.tokens, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
+        q, k, v = heads[0], heads[1], heads[2]
         if self.q_norm is not None:
             q = cast(self.q_norm(cast(q, torch.float32)) * self.scale, x.dtype)
         if self.k_norm is not None:
             k = cast(self.k_norm(cast(k, torch.float32)), x.dtype)
-        return self.proj(attend(q.permute(0, 2, 1, 3), k.permute(0, 2, 3, 1), v.permute(0, 2, 1, 3)))
+        return self.proj(attend(q, k.transpose(-1, -2), v))
 
 
 class GraphMlp(nn.Module):
@@ -144,7 +145,10 @@ def _is_identity(module: nn.Module | None) -> bool:
 
 
 class GraphViT(nn.Module):
-    """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, h*w, U] FP32, eq. (1)."""
+    """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, prefix_tokens + h*w, U] FP32, eq. (1).
+
+    The rows of class and register tokens come first; who takes the features drops them where that is cheapest.
+    """
 
     def __init__(self, backbone: ViTFeatures, dtype: torch.dtype) -> None:
         super().__init__()
@@ -169,5 +173,4 @@ class GraphViT(nn.Module):
             tokens = block(tokens)
             if index in self.layers:
                 maps.append(tokens)
-        features = torch.cat(maps, dim=2) if len(maps) > 1 else maps[0]
-        return features[:, self.prefix_tokens :] if self.prefix_tokens else features
+        return torch.cat(maps, dim=2) if len(maps) > 1 else maps[0]

@@ -233,7 +233,7 @@ def parity_table(reports: Iterable[ParityReport]) -> Table:
     for report in reports:
         worst, bounds = report.worst, report.bounds
         table.add_row(
-            escape(report.artefact),
+            escape(report.artefact if report.precision not in ("bf16", "int8-bf16") else f"{report.artefact}, in bf16"),
             _measured(report.map_error, bounds.map),
             _measured(report.score_error, bounds.score),
             str(report.flips) if not report.flips else f"[red]{report.flips}[/red]",
