@@ -1,4 +1,4 @@
-"""`saae-train`: fit, evaluate, and the data commands."""
+"""`saae-train`: fit, evaluate, the paper's tables, and the data commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saae_runtime.terminal import command_group, error_panel, log, run_command
 
 _missing = ""
 try:
-    from . import cli_data, cli_fit, cli_selftest
+    from . import cli_data, cli_fit, cli_selftest, cli_tables
 except ModuleNotFoundError as error:
     # The command is installed with the runtime alone, too: there it says what is missing.
     _missing = (error.name or "").split(".")[0]
@@ -21,6 +21,7 @@ if not _missing:
     app.add_typer(cli_data.app)
     app.add_typer(cli_fit.app)
     app.add_typer(cli_selftest.app)
+    app.add_typer(cli_tables.app)
 
 
 def main() -> None:
