@@ -26,6 +26,8 @@ __all__ = ["BuiltEngine", "CompiledEngine", "EngineOptions", "build_engine", "co
 
 _LEVELS = range(6)
 _SM = re.compile(r"sm\d{2,3}")
+_HALVES = frozenset({"float16", "bfloat16", "int8"})
+"""Types that have no more bits than TF32; a graph with them is not all FP32."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,9 @@ def compile_engine(
     info = network_info(library, network)
     config = builder.create_builder_config()
     _configure(library, builder, network, config, sms, chosen)
+    if _HALVES.isdisjoint(info.dtypes):
+        # TF32 would round an FP32 graph to 10 bits, away from what its thresholds were calibrated with.
+        config.clear_flag(library.module.BuilderFlag.TF32)
     cache = _load_cache(library, config, timing_cache)
     with BuildProgress(library, console) as progress:
         config.progress_monitor = progress.monitor

@@ -10,8 +10,10 @@ from ..errors import BackendUnavailableError, BundleCorruptError, EngineIncompat
 from ..files import sha256_bytes
 from ..manifest import Artefact
 from .base import Backend, BackendOptions, Candidate
+from .cache import cache_folder
 from .cuda import CudaApi, GpuInfo
 from .trt_backend import TensorRTBackend
+from .trt_kernels import kernel_file
 from .trt_library import (
     FLAVOURS,
     TITLES,
@@ -112,6 +114,7 @@ def _open(
                 error.why,
                 rebuild_command(engine_library(flavour), gpu.sm, artefact.precision, str(bundle.path)),
             ) from error
+    folder = cache_folder(bundle, options.cache) if library.compiles_when_running else None
     return TensorRTBackend(
         name=flavour,
         library=library,
@@ -122,6 +125,7 @@ def _open(
         frame_size=(frame.height, frame.width),
         options=options,
         label=artefact.file,
+        kernels=None if folder is None else folder / kernel_file(artefact.file, gpu.name),
     )
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from .base import Backend, BackendOptions, RawOutputs, Ticket
 from .cuda import CudaApi, GpuInfo
 from .device_arrays import DeviceArray, DeviceFrames, is_device_array, read_device_frames
 from .device_outputs import DeviceOutputs, Lease
+from .trt_kernels import KernelCache
 from .trt_library import TrtLibrary
 from .trt_slots import Plan, Resources, Slot, capacity_for
 
@@ -67,6 +69,7 @@ class TensorRTBackend(Backend):
         frame_size: (H, W) as the bundle has it.
         options: see `BackendOptions`.
         label: the engine's file name, for messages.
+        kernels: file for kernels that are compiled at run time (TensorRT for RTX); None keeps them in memory only.
 
     Raises:
         EngineIncompatibleError: the engine has other inputs or outputs than saae's graph.
@@ -85,6 +88,7 @@ class TensorRTBackend(Backend):
         frame_size: tuple[int, int],
         options: BackendOptions,
         label: str,
+        kernels: Path | None = None,
     ) -> None:
         self.name = name
         self.precision = precision
@@ -108,6 +112,8 @@ class TensorRTBackend(Backend):
         self._spare_lock = threading.Lock()
         self._spare: Slot | None = None
         try:
+            with api.on(gpu.index):
+                self._kernels = self._resources.kernels = KernelCache(library, engine, kernels)
             if options.warm_up:
                 self.prepare((self._low,))
         except BaseException:
@@ -214,6 +220,8 @@ class TensorRTBackend(Backend):
                         self._start(slot, frames, 0.0)
                         with self._api.on(self._gpu.index):
                             self._api.wait_host(slot.done)
+            with self._enqueue_lock, self._api.on(self._gpu.index):
+                self._kernels.save()  # now: a process on a line is killed more often than closed
         finally:
             for slot in slots:
                 self._give_back(slot)
@@ -340,7 +348,7 @@ class TensorRTBackend(Backend):
         return slot.loose
 
     def _new_plan(self, slot: Slot, batch: int) -> Plan:
-        plan = Plan(self._library.create_context(self._resources.engine))
+        plan = Plan(self._kernels.context(self._resources.engine))
         self._set_batch(slot, plan, batch)
         for tensor in self._resources.tensors:
             if not plan.context.set_tensor_address(tensor.name, slot.address(tensor.name)):

@@ -236,11 +236,26 @@ class TrtLibrary:
         low, best, high = engine.get_tensor_profile_shape(name, 0)
         return int(low[0]), int(best[0]), int(high[0])
 
-    def create_context(self, engine: Any) -> Any:
+    @property
+    def compiles_when_running(self) -> bool:
+        """Whether kernels are compiled on the machine that runs the engine (TensorRT for RTX)."""
+        return hasattr(self.module, "IRuntimeCache")
+
+    @staticmethod
+    def new_runtime_cache(engine: Any) -> Any:
+        """An empty store for kernels that are compiled at run time; None where the library compiles none."""
+        config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
+        return config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
+
+    def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
         """An execution context whose activation memory the caller provides.
 
         TensorRT for RTX compiles kernels when it runs: asked for eager compilation, so that a CUDA graph captures the
         kernels made for the shape and not the fallback ones.
+
+        Args:
+            engine: the deserialized engine.
+            runtime_cache: from `new_runtime_cache`, or None.
 
         Raises:
             DeviceError: not created, for want of memory as a rule.
@@ -252,6 +267,8 @@ class TrtLibrary:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+            if runtime_cache is not None:
+                config.set_runtime_cache(runtime_cache)
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(strategy)

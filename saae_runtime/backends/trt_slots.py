@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SaaeError
 from .cuda import CudaApi
+from .trt_kernels import KernelCache
 from .trt_library import TensorInfo
 
 __all__ = ["ALIGNMENT", "BufferPlan", "Plan", "Resources", "Slot", "capacity_for"]
@@ -150,6 +151,7 @@ class Resources:
         self.api = api
         self.device = device
         self.engine = engine
+        self.kernels: KernelCache | None = None
         self.tensors = tuple(tensors)
         self.slots: list[Slot] = []
         self.workspace = 0
@@ -244,6 +246,9 @@ class Resources:
     def _release(self) -> None:
         with self.api.on(self.device):
             self._each(self.api.synchronize, self._streams)
+            if self.kernels is not None:
+                with suppress(Exception):  # the library's own errors too: what follows has to be done
+                    self.kernels.save()
             for slot in self.slots:
                 with suppress(SaaeError):
                     self._free_memory(slot)
@@ -254,6 +259,8 @@ class Resources:
             self.slots.clear()
             self._streams.clear()
             self.workspace = self.workspace_size = 0
+            if self.kernels is not None:
+                self.kernels.close()
             self.engine = None
 
     def _free_memory(self, slot: Slot) -> None:

@@ -410,13 +410,14 @@ class FakeEngine:
         return FakeContext(self)
 
 
-def fake_tensorrt(cuda, *, version="10.3.0", size=(6, 8), profile=(1, 2, 5), change=None):
+def fake_tensorrt(cuda, *, version="10.3.0", size=(6, 8), profile=(1, 2, 5), change=None, kind=FakeEngine):
     """A module like `tensorrt` that deserializes b"engine" to a FakeEngine, and has no room for b"huge".
 
     Its list `made` has all engines.
 
     Args:
         change: called with each engine before it is given out.
+        kind: class of the engines.
     """
     made = []
 
@@ -436,7 +437,7 @@ def fake_tensorrt(cuda, *, version="10.3.0", size=(6, 8), profile=(1, 2, 5), cha
             if data != b"engine":
                 self.logger.log(ILogger.ERROR, "the magic tag does not match")
                 return None
-            engine = FakeEngine(cuda, self.logger, size, profile)
+            engine = kind(cuda, self.logger, size, profile)
             if change is not None:
                 change(engine)
             made.append(engine)
