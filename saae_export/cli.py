@@ -197,6 +197,8 @@ def verify(
     Console(highlight=False).print(parity_table(found.reports))
     if diagnose:
         _diagnose(found.bundle, console)
+    for name in found.recorded:
+        console.print(f"{escape(name)}: this comparison is in the manifest now")
     require(found.reports, "rebuild the bundle; --diagnose names the first node where FP16 leaves FP32")
     console.print(
         f"[green]verified[/green]: {len(found.bundle.manifest.files)} files, {len(found.reports)} comparisons"

@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from saae_runtime.terminal import log
 
 from .doctor import doctor, print_diagnosis
+from .engine_parity import gate
 from .engines import EngineOptions, build_engine
+from .parity import parity_table
+from .verify import Skipped
 
 __all__ = ["add_commands", "doctor_command", "engine_command"]
 
@@ -48,7 +52,8 @@ def engine_command(
 ) -> None:
     """Compile a bundle's graph to a TensorRT engine and put it into the bundle.
 
-    Types are the graph's own (strong typing), so FP16 is exactly what was calibrated and compared.
+    Types are the graph's own (strong typing), so FP16 is exactly what was calibrated and compared. Where this machine
+    runs the engine, it is compared with the bundle's reference frames; exit code 3: it disagrees and is not kept.
     """
     console = log()
     built = build_engine(
@@ -73,6 +78,11 @@ def engine_command(
         f"{artefact.file}: {len(compiled.data) / (1 << 20):.1f} MiB, {artefact.library} {artefact.library_version}, "
         f"{artefact.sm}, batch {min_batch} to {max_batch}, {compiled.network.layers} layers, {compiled.seconds:.1f} s"
     )
+    found = gate(built, device)
+    if isinstance(found, Skipped):
+        console.print(f"not compared here: {escape(found.why)}")
+    else:
+        console.print(parity_table([found]))
     print(built.bundle.file(artefact.file))
 
 

@@ -103,11 +103,26 @@ class BuiltEngine:
     compiled: CompiledEngine
 
 
-def engine_file(library: str, version: str, sm: str, precision: str) -> str:
-    """The file's name, for instance `tensorrt-10.3-sm87-fp16.engine`; FP32 has no suffix."""
-    numbers = ".".join(str(number) for number in version_tuple(version)[:2])
-    suffix = "" if precision == "fp32" else f"-{precision}"
-    return f"{library}-{numbers}-{sm}{suffix}.engine"
+def engine_file(library: str, version: str, sm: str, precision: str, options: EngineOptions) -> str:
+    """The file's name: library, version, GPU, precision, smallest, usual and largest batch, and what else was chosen.
+
+    For instance `tensorrt-10.3-sm87-fp16-b1-1-8.engine`, or `...-b1-1-1-o5-vc.engine` with `--opt-level 5` and
+    `--version-compatible`.
+    """
+    parts = [_target(library, version, sm), precision, f"b{options.min_batch}-{options.opt_batch}-{options.max_batch}"]
+    if options.opt_level is not None:
+        parts.append(f"o{options.opt_level}")
+    if options.workspace is not None:
+        parts.append(f"w{options.workspace}")
+    if options.version_compatible:
+        parts.append("vc")
+    if options.hardware_compatible is not None:
+        parts.append(options.hardware_compatible)
+    return "-".join(parts) + ".engine"
+
+
+def _target(library: str, version: str, sm: str) -> str:
+    return f"{library}-{'.'.join(str(number) for number in version_tuple(version)[:2])}-{sm}"
 
 
 def build_engine(
@@ -121,6 +136,9 @@ def build_engine(
     console: Console | None = None,
 ) -> BuiltEngine:
     """Compiles a bundle's graph and puts the engine into the bundle, whole or not at all.
+
+    An engine of the same library release, GPU and precision is replaced, whatever its batch sizes and options, so that
+    there is one answer to which of them runs. Damaged engines are left out of the new bundle.
 
     Args:
         bundle: the folder, or an opened bundle.
@@ -139,13 +157,14 @@ def build_engine(
         BackendError: the library does not take the graph, or the build fails.
         StorageError: the disk is full, or the bundle may not be written to.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, mend=True)
     chosen = options or EngineOptions()
     source = _graph(opened, precision)
     loaded = load_library(library_name(library))
     targets = _targets(loaded, sms, device)
     sm = "+".join(targets)
-    cache_file = engine_file(loaded.name, loaded.version, sm, "fp32").replace(".engine", ".timing")
+    target = _target(loaded.name, loaded.version, sm)
+    cache_file = f"{target}.timing"
     cache = opened.file(cache_file).read_bytes() if cache_file in opened.manifest.files else b""
     ahead_of_time = bool(sms) and bool(loaded.buildable_sms())
     with nullcontext() if ahead_of_time else CudaApi().on(device):
@@ -159,7 +178,7 @@ def build_engine(
             console=console,
         )
     artefact = Artefact(
-        file=engine_file(loaded.name, loaded.version, sm, precision),
+        file=engine_file(loaded.name, loaded.version, sm, precision, chosen),
         kind="engine",
         precision=precision,
         library=loaded.name,
@@ -168,7 +187,15 @@ def build_engine(
         profile=chosen.profile,
         options={**chosen.for_manifest(), "source": source.file, "source_sha256": opened.sha256(source.file)},
     )
-    return BuiltEngine(_add(opened, artefact, compiled, cache_file), artefact, compiled)
+    files = {artefact.file: compiled.data}
+    if compiled.timing_cache is not None:
+        files[cache_file] = compiled.timing_cache
+    replaced = [
+        item
+        for item in opened.artefacts(kind="engine", library=loaded.name, precision=precision)
+        if _target(loaded.name, item.library_version or "", item.sm or "") == target
+    ]
+    return BuiltEngine(_add(opened, artefact, files, replaced), artefact, compiled)
 
 
 def compile_engine(
@@ -351,12 +378,14 @@ def _build_failed(library: TrtLibrary, name: str) -> BackendError:
     return BackendError(f"{library.title} could not build an engine from {name}.", said or "It gave no reason.", cure)
 
 
-def _add(bundle: Bundle, artefact: Artefact, compiled: CompiledEngine, cache_file: str) -> Bundle:
-    """Writes the bundle with the engine in it; an engine of the same name is replaced."""
+def _add(bundle: Bundle, artefact: Artefact, files: dict[str, bytes], replaced: Sequence[Artefact]) -> Bundle:
+    """Writes the bundle with the engine in it and without those that it replaces."""
     manifest = bundle.manifest
-    artefacts = (*(item for item in manifest.artefacts if item.file != artefact.file), artefact)
+    artefacts = (*(item for item in manifest.artefacts if item not in replaced), artefact)
     tools = {**manifest.tools, str(artefact.library): str(artefact.library_version)}
-    files: dict[str, bytes] = {artefact.file: compiled.data}
-    if compiled.timing_cache is not None:
-        files[cache_file] = compiled.timing_cache
-    return update_bundle(bundle, dataclasses.replace(manifest, artefacts=artefacts, tools=tools), files)
+    return update_bundle(
+        bundle,
+        dataclasses.replace(manifest, artefacts=artefacts, tools=tools),
+        files,
+        drop=tuple(item.file for item in replaced),
+    )

@@ -220,7 +220,7 @@ def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
     backend = str(artefact.library)
     if artefact.kind == "onnx":
         backend = OPENVINO if artefact.precision == "bf16" else CPU
-    return Engine(bundle, backend=backend, precision=artefact.precision, verify=False, cache=False)
+    return Engine(bundle.only(artefact), backend=backend, precision=artefact.precision, verify=False, cache=False)
 
 
 def artefact_parity(

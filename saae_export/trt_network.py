@@ -22,6 +22,8 @@ _CURES = (
     (r"UInt8 but must have type", "cast uint8 to float before {op}; graphs of saae-export do, export this one again"),
     (r"[Aa]ntialias", "export the graph with saae-export: it resizes by two constant matrices, not by {op}"),
     (r"same input types|types Float and Half|types Half and Float", "put a Cast before {op}: types never mix silently"),
+    (r"[Zz]ero ?[Pp]oint", "quantise {op} symmetrically: int8 with zero points of 0; {title} takes no others"),
+    (r"input has type Int32 but must have type FP8", "leave biases unquantised: {title} takes no int32 {op}"),
     (r"Plugin not found", "{title} does not know {op}: use a newer release, or run the ONNX file with onnxruntime"),
     (r"ParseFromCodedStream|DESERIALIZE", "the file is no ONNX graph or is cut off: export it again"),
     (r"Int64|INT64", "give {op} int32 or float inputs where the graph allows it"),

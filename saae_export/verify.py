@@ -7,8 +7,9 @@ has to be installed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime import backends
-from saae_runtime.bundle import Bundle, open_bundle
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import BackendError, ConfigError, DeviceError
+from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.images import IMAGE_SUFFIXES, read_image
+from saae_runtime.manifest import Artefact, Parity
 
 from .parity import ParityReport, Scorer, bounds_of, compare
 from .reference import read_reference
 
-__all__ = ["Skipped", "Verification", "artefact_label", "engine_scorer", "verify"]
+__all__ = ["Skipped", "Verification", "compare_engine", "engine_scorer", "record_parity", "verify"]
 
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
@@ -41,11 +43,19 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found."""
+    """What `verify` found.
+
+    Attributes:
+        bundle: as it is now.
+        reports: one for each artefact and backend that ran.
+        skipped: what did not run, and why.
+        recorded: engines whose parity was not known before and is in the manifest now.
+    """
 
     bundle: Bundle
     reports: tuple[ParityReport, ...]
     skipped: tuple[Skipped, ...]
+    recorded: tuple[str, ...] = ()
 
 
 def verify(
@@ -58,6 +68,9 @@ def verify(
     note: Note = lambda text: None,
 ) -> Verification:
     """Checks the hashes of a bundle and compares its artefacts with their reference.
+
+    An engine that was compiled elsewhere, so that its manifest says nothing of parity, gets it here: what was found is
+    written into the manifest, where the bundle can be written to.
 
     Args:
         bundle: the folder.
@@ -81,13 +94,14 @@ def verify(
         source = _source(opened, data, checkpoint, most_images, stack)
         reports = []
         failed: list[Skipped] = []
-        for name, precision in runs:
+        parity: dict[str, Parity] = {}
+        for name, precision, artefact in runs:
             if source.own_file == (name, precision):
                 skipped.append(Skipped(f"{name} {precision}", "it is the reference itself"))
                 continue
             note(f"{name}, {precision}")
             try:
-                engine = Engine(opened, backend=name, precision=precision, verify=False)
+                engine = Engine(opened.only(artefact), backend=name, precision=precision, verify=False)
             except BackendError as error:  # it looked usable; libraries are only loaded when it is opened
                 failed.append(_skipped(name, precision, error))
                 continue
@@ -99,7 +113,7 @@ def verify(
                         source.frames(),
                         threshold=engine.threshold,
                         image_threshold=engine.image_threshold,
-                        artefact=artefact_label(opened, name, precision),
+                        artefact=f"{artefact.file} ({name})",
                         precision=precision,
                         against=source.against,
                         bounds=bounds_of(opened.manifest, precision),
@@ -108,10 +122,60 @@ def verify(
                     failed.append(_skipped(name, precision, error))
                     continue
             reports.append(report)
+            if artefact.kind == "engine" and artefact.parity is None:
+                parity[artefact.file] = report.summary()
     skipped += failed
     if len(failed) == len(runs):
         raise _nothing_runs(bundle, skipped)
-    return Verification(opened, tuple(reports), tuple(skipped))
+    recorded: tuple[str, ...] = ()
+    if parity:
+        try:
+            opened, recorded = record_parity(opened, parity), tuple(parity)
+        except StorageError as error:
+            note(f"not recorded: {error.what}")
+    return Verification(opened, tuple(reports), tuple(skipped), recorded)
+
+
+def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
+    """Writes the parity of artefacts, by file, into the manifest.
+
+    Raises:
+        StorageError: the bundle cannot be written to.
+    """
+    artefacts = tuple(
+        dataclasses.replace(item, parity=parity.get(item.file, item.parity)) for item in bundle.manifest.artefacts
+    )
+    return update_bundle(bundle, dataclasses.replace(bundle.manifest, artefacts=artefacts), {})
+
+
+def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> ParityReport | Skipped:
+    """Compares one engine with the frames that the bundle carries, or says why it cannot be run here.
+
+    Raises:
+        BackendError: it looked usable and gave values that are not finite.
+    """
+    name, alone = str(artefact.library), bundle.only(artefact)
+    found = {item.name: item for item in backends.candidates(alone, device, artefact.precision)}[name]
+    if found.why_not is not None:
+        return Skipped(artefact.file, found.why_not)
+    if not read_reference(bundle)[0]:
+        return Skipped(artefact.file, "the bundle carries no reference frames; saae-export verify --data FOLDER")
+    source = _stored(bundle, None)
+    try:
+        engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
+    except BackendError as error:
+        return _skipped(name, artefact.precision, error)
+    with engine:
+        return compare(
+            source.scorer,
+            engine_scorer(engine),
+            source.frames(),
+            threshold=engine.threshold,
+            image_threshold=engine.image_threshold,
+            artefact=artefact.file,
+            precision=artefact.precision,
+            against=source.against,
+        )
 
 
 def engine_scorer(engine: Engine) -> Scorer:
@@ -124,14 +188,6 @@ def engine_scorer(engine: Engine) -> Scorer:
     return score
 
 
-def artefact_label(bundle: Bundle, backend: str, precision: str) -> str:
-    """What is compared, for tables: file and backend."""
-    for candidate in backends.candidates(bundle, 0, precision):
-        if candidate.name == backend and candidate.artefact is not None:
-            return f"{candidate.artefact.file} ({backend})"
-    return f"{precision} ({backend})"
-
-
 @dataclass(frozen=True)
 class _Source:
     scorer: Scorer
@@ -140,19 +196,18 @@ class _Source:
     own_file: tuple[str, str] | None = None
 
 
-def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str]], list[Skipped]]:
-    """(backend, precision) pairs that work here, and those that do not."""
-    runs: list[tuple[str, str]] = []
+def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefact]], list[Skipped]]:
+    """(backend, precision, file) that work here, and those that do not."""
+    runs: list[tuple[str, str, Artefact]] = []
     skipped: list[Skipped] = []
-    for precision in bundle.manifest.precisions():
-        for candidate in backends.candidates(bundle, 0, precision):
+    for artefact in bundle.manifest.artefacts:
+        precision = artefact.precision
+        for candidate in backends.candidates(bundle.only(artefact), 0, precision):
             wanted = candidate.name == only if only is not None else candidate.name in backends.AUTO_ORDER
-            if not wanted or candidate.artefact is None:
-                continue
-            if candidate.artefact.precision != precision:
+            if not wanted or candidate.artefact is None or candidate.artefact.precision != precision:
                 continue
             if candidate.why_not is None:
-                runs.append((candidate.name, precision))
+                runs.append((candidate.name, precision, artefact))
             else:
                 skipped.append(Skipped(f"{candidate.name} {precision}", candidate.why_not))
     if only is not None and not runs and not skipped:

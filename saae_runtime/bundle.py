@@ -62,6 +62,10 @@ class Bundle:
             and library in (None, artefact.library)
         )
 
+    def only(self, artefact: Artefact) -> Bundle:
+        """This bundle as if it had no other artefact, to open exactly this one."""
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, artefacts=(artefact,)))
+
     def sha256(self, relative: str) -> str:
         """The hash of a file as the manifest has it."""
         return self.manifest.files[relative].sha256
@@ -76,7 +80,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     return isinstance(data, Mapping) and "schema" in data and "artefacts" in data
 
 
-def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = False) -> Bundle:
     """Opens a bundle and checks it.
 
     The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
@@ -85,6 +89,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     Args:
         path: the folder.
         verify: whether to compare hashes; sizes are always compared.
+        mend: leave out engines that are missing, truncated or changed, instead of raising: they can be compiled again.
 
     Raises:
         BundleNotFoundError: nothing there, a file instead of a folder, or a folder without a manifest.
@@ -99,12 +104,21 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     bundle = Bundle(root, manifest)
     _check_complete(manifest, folder)
     paths = {name: bundle.file(name) for name in manifest.files}
-    for name, entry in manifest.files.items():
-        _check_size(paths[name], name, entry, folder)
-    if verify:
+    engines = {item.file: item for item in manifest.artefacts if item.kind == "engine"}
+    damaged: set[str] = set()
+    for check in (_check_size, _check_hash) if verify else (_check_size,):
         for name, entry in manifest.files.items():
-            _check_hash(paths[name], name, entry, folder)
-    return bundle
+            try:
+                if name not in damaged:
+                    check(paths[name], name, entry, folder)
+            except BundleCorruptError as error:
+                if name not in engines:
+                    raise
+                if not mend:
+                    error.cure = _compile_again(engines[name], folder)
+                    raise
+                damaged.add(name)
+    return dataclasses.replace(bundle, manifest=_without(manifest, damaged)) if damaged else bundle
 
 
 def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill) -> Bundle:
@@ -201,6 +215,21 @@ def _read_manifest(folder: Path) -> Any:
         raise BundleCorruptError(f"{path} cannot be read.", why, _REBUILD) from error
     except OSError as error:
         raise BundleCorruptError(f"{path} cannot be read.", str(error), _REBUILD) from error
+
+
+def _without(manifest: Manifest, names: set[str]) -> Manifest:
+    return dataclasses.replace(
+        manifest,
+        artefacts=tuple(item for item in manifest.artefacts if item.file not in names),
+        files={name: entry for name, entry in manifest.files.items() if name not in names},
+    )
+
+
+def _compile_again(engine: Artefact, folder: Path) -> str:
+    from .backends.trt_library import rebuild_command  # which reads manifests: not at the top
+
+    command = rebuild_command(str(engine.library), engine.sm, engine.precision, str(folder))
+    return f"copy the bundle again, or compile the engine again: {command}"
 
 
 def _check_complete(manifest: Manifest, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from .trt_library import (
     TrtLibrary,
     engine_library,
     install_hint,
+    is_installed,
     library_name,
     load_library,
     rebuild_command,
@@ -178,7 +178,7 @@ def _candidate(bundle: Bundle, flavour: str, device: int, precision: str | None)
     if not artefacts:
         what, _, cure = _no_engine(bundle, flavour, precision)
         return Candidate(flavour, None, what, cure=cure)
-    if importlib.util.find_spec(flavour) is None:
+    if not is_installed(flavour):
         return Candidate(flavour, artefacts[0], f"{TITLES[flavour]} is not installed", cure=install_hint(flavour))
     try:
         library = load_library(flavour)

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiles when an engine runs: shared by all contexts, kept in a file between processes."""
+"""Kernels that TensorRT for RTX compiles when an engine runs: shared by all contexts, kept for the next process."""
 
 from __future__ import annotations
 

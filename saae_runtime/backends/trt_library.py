@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import re
+import shlex
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ __all__ = [
     "TrtLibrary",
     "engine_library",
     "install_hint",
+    "is_installed",
     "library_name",
     "load_library",
     "rebuild_command",
@@ -88,8 +91,9 @@ def install_hint(flavour: str, jetson: Jetson | None = None) -> str:
 
 def rebuild_command(library: str, sm: str | None, precision: str, bundle: str = "BUNDLE") -> str:
     """The command that builds an engine for a library and GPU; `tensorrt` builds on the GPU that it is for."""
-    target = f" --for {sm}" if sm else ""
-    return f"saae-export engine {bundle} --library {library.replace('_', '-')}{target} --precision {precision}"
+    target = f" --for {','.join(split_sms(sm))}" if sm else ""
+    named = f"{shlex.quote(bundle)} --library {library.replace('_', '-')}"
+    return f"saae-export engine {named}{target} --precision {precision}"
 
 
 def split_sms(sm: str | None) -> tuple[str, ...]:
@@ -244,7 +248,9 @@ class TrtLibrary:
     @staticmethod
     def new_runtime_cache(engine: Any) -> Any:
         """An empty store for kernels that are compiled at run time; None where the library compiles none."""
-        config = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
+        if not hasattr(engine, "create_runtime_config"):
+            return None
+        config = engine.create_runtime_config()
         return config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
 
     def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
@@ -369,6 +375,11 @@ def _make_logger(module: Any, messages: deque[str]) -> Any:
 
 _loaded: dict[str, TrtLibrary] = {}
 _load_lock = threading.Lock()
+
+
+def is_installed(name: str) -> bool:
+    """Whether a flavour is there to be imported; whether the import works, only trying it tells."""
+    return name in _loaded or importlib.util.find_spec(name) is not None
 
 
 def load_library(name: str) -> TrtLibrary:

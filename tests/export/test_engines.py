@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -88,6 +89,31 @@ def test_the_fused_graph_is_built_for_another_machines_gpu(rtx, tmp_path, precis
     assert halves > 50 if precision == "fp16" else halves == 0  # strong typing: the graph's own types and no others
 
 
+@pytest.mark.parametrize(("file", "allowed"), [("model.onnx", False), ("model.fp16.onnx", True)])
+def test_an_fp32_graph_is_not_rounded_to_tf32(rtx, bundle, file, allowed):
+    seen = []
+
+    class Spy:
+        """The builder, which tells the flags that it is given."""
+
+        def __init__(self, builder):
+            self._builder = builder
+
+        def __getattr__(self, name):
+            return getattr(self._builder, name)
+
+        def build_serialized_network(self, network, config):
+            seen.append(config.get_flag(rtx.module.BuilderFlag.TF32))
+            return self._builder.build_serialized_network(network, config)
+
+    class Module:
+        def __getattr__(self, name):
+            return (lambda logger: Spy(rtx.module.Builder(logger))) if name == "Builder" else getattr(rtx.module, name)
+
+    compile_engine(TrtLibrary("tensorrt_rtx", Module()), onnx_for_tensorrt(bundle / file), sms=("sm89",))
+    assert seen == [allowed]
+
+
 def test_engines_differ_between_gpus_and_precisions(rtx, bundle):
     plans = set()
     for file in ("model.onnx", "model.fp16.onnx"):
@@ -131,7 +157,7 @@ def test_the_engine_joins_the_bundle_with_all_that_describes_it(rtx, bundle):
     built = build_engine(bundle, library="tensorrt-rtx", sms=["sm89"], options=EngineOptions(max_batch=4, opt_level=2))
     after = open_bundle(bundle)  # every hash is compared
     version = ".".join(rtx.version.split(".")[:2])
-    assert built.artefact.file == f"tensorrt_rtx-{version}-sm89-fp16.engine"
+    assert built.artefact.file == f"tensorrt_rtx-{version}-sm89-fp16-b1-1-4-o2.engine"
     assert after.file(built.artefact.file).read_bytes() == built.compiled.data
     (engine,) = after.artefacts(kind="engine")
     assert engine == built.artefact
@@ -145,10 +171,14 @@ def test_the_engine_joins_the_bundle_with_all_that_describes_it(rtx, bundle):
 
 
 def test_engines_add_up_and_the_same_one_is_replaced(rtx, bundle):
-    for sms, precision in ((["sm89"], "fp16"), (["sm89"], "fp32"), (["sm86", "sm120"], "fp16"), (["sm89"], "fp16")):
+    """Of one release, GPU and precision there is one engine, whatever its batch sizes: no guess which of two to run."""
+    for sms, precision in ((["sm89"], "fp16"), (["sm89"], "fp32"), (["sm86", "sm120"], "fp16")):
         build_engine(bundle, library="tensorrt_rtx", sms=sms, precision=precision)
+    last = build_engine(bundle, library="tensorrt_rtx", sms=["sm89"], options=EngineOptions(1, 2, 32)).artefact
     opened = open_bundle(bundle)
     names = [artefact.file for artefact in opened.artefacts(kind="engine")]
+    assert [item.profile.max for item in opened.artefacts(kind="engine", precision="fp16")] == [8, 32]
+    assert last.file in names
     assert len(names) == len(set(names)) == 3
     assert "sm86+sm120" in {artefact.sm for artefact in opened.artefacts(kind="engine")}
     assert set(opened.manifest.files) == {"model.onnx", "model.fp16.onnx", *names}
@@ -175,6 +205,20 @@ def test_a_bundle_with_another_releases_engine_names_both(rtx, bundle):
     assert "1.2.0.44" in str(caught.value)
     assert rtx.version in str(caught.value)
     assert "--library tensorrt-rtx --for sm89 --precision fp16" in caught.value.cure
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[:-1] + bytes([data[-1] ^ 1]), None])
+def test_a_damaged_engine_is_replaced_by_the_command_that_the_error_names(rtx, bundle, app, damage):
+    engine = build_engine(bundle, library="tensorrt-rtx", sms=["sm86", "sm89"]).artefact
+    if damage is None:
+        (bundle / engine.file).unlink()
+    else:
+        (bundle / engine.file).write_bytes(damage((bundle / engine.file).read_bytes()))
+    with pytest.raises(BundleCorruptError, match=r"engine (is missing|is truncated|was changed)") as caught:
+        open_bundle(bundle)
+    words = shlex.split(caught.value.cure.partition("saae-export ")[2])
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert [item.sm for item in open_bundle(bundle).artefacts(kind="engine")] == ["sm86+sm89"]
 
 
 def test_a_failed_build_leaves_the_bundle_as_it_was(rtx, bundle, monkeypatch):
@@ -244,7 +288,7 @@ def test_the_timing_cache_is_kept_beside_the_engine_and_read_again(rtx, bundle, 
     monkeypatch.setattr(engines, "load_library", lambda name: standard)
     with pytest.warns(DeprecationWarning, match="TensorRT-RTX"):
         first = build_engine(bundle, library="tensorrt", sms=["sm89"])
-    name = first.artefact.file.replace("-fp16.engine", ".timing")
+    name = first.artefact.file.replace("-fp16-b1-1-8.engine", ".timing")
     assert first.bundle.file(name).read_bytes() == first.compiled.timing_cache
     given = []
     original = engines._load_cache
@@ -321,9 +365,28 @@ def test_a_precision_that_the_bundle_has_not(rtx, bundle):
     assert "fp32, fp16" in caught.value.why
 
 
-def test_file_names():
-    assert engine_file("tensorrt", "10.3.0", "sm87", "fp16") == "tensorrt-10.3-sm87-fp16.engine"
-    assert engine_file("tensorrt_rtx", "1.7.1.116", "sm89", "fp32") == "tensorrt_rtx-1.7-sm89.engine"
+@pytest.mark.parametrize(
+    ("given", "precision", "options", "name"),
+    [
+        (("tensorrt", "10.3.0", "sm87"), "fp16", {}, "tensorrt-10.3-sm87-fp16-b1-1-8.engine"),
+        (("tensorrt_rtx", "1.7.1.116", "sm86+sm89"), "fp32", {}, "tensorrt_rtx-1.7-sm86+sm89-fp32-b1-1-8.engine"),
+        (
+            ("tensorrt", "10.13.2.6", "sm89"),
+            "int8",
+            {
+                "min_batch": 2,
+                "opt_batch": 4,
+                "opt_level": 5,
+                "workspace": 512,
+                "version_compatible": True,
+                "hardware_compatible": "ampere_plus",
+            },
+            "tensorrt-10.13-sm89-int8-b2-4-8-o5-w512-vc-ampere_plus.engine",
+        ),
+    ],
+)
+def test_a_files_name_says_what_it_is(given, precision, options, name):
+    assert engine_file(*given, precision, EngineOptions(**options)) == name
 
 
 # -- parsing

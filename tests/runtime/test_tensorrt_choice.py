@@ -122,7 +122,6 @@ def fake_gpu(monkeypatch):
     library = TrtLibrary("tensorrt", fake_tensorrt(cuda, size=SIZE))
     monkeypatch.setitem(trt_library._loaded, "tensorrt", library)
     monkeypatch.setattr(backend_module, "CudaApi", lambda: cuda)
-    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: object())
     return cuda
 
 
@@ -164,7 +163,6 @@ def test_an_engine_over_the_bundle_takes_frames_from_host_and_gpu_and_streams(en
     cuda = FakeCudaForThreads(seed=5)
     monkeypatch.setitem(trt_library._loaded, "tensorrt", TrtLibrary("tensorrt", fake_tensorrt(cuda, size=SIZE)))
     monkeypatch.setattr(backend_module, "CudaApi", lambda: cuda)
-    monkeypatch.setattr(backend_module.importlib.util, "find_spec", lambda name: object())
     given = frames(12)
     with Engine(engine_bundle(), backend="tensorrt", threshold=0.6) as engine:
         assert engine.backend.precision == "fp16"
