@@ -248,9 +248,9 @@ def compile_engine(
 
 
 def _graph(bundle: Bundle, precision: str) -> Artefact:
-    found = bundle.artefacts(kind="onnx", precision=precision)
+    have = [item.precision for item in bundle.artefacts(kind="onnx") if item.precision != "bf16"]  # that is FP32's file
+    found = bundle.artefacts(kind="onnx", precision=precision) if precision in have else ()
     if not found:
-        have = [item.precision for item in bundle.artefacts(kind="onnx")]
         raise ConfigError(
             f"{bundle.path} has no ONNX graph at {precision}.",
             f"It has: {', '.join(have) or 'none'}. An engine keeps the types of the graph that it is compiled from.",

@@ -175,6 +175,7 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
             artefact=artefact.file,
             precision=artefact.precision,
             against=source.against,
+            bounds=bounds_of(bundle.manifest, artefact.precision),
         )
 
 

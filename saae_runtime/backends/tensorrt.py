@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "engine_problem", "open_backend"]
 
-_PREFERENCE = ("fp16", "int8", "fp32")
+_PREFERENCE = ("fp16", "int8", "bf16", "fp32")
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:

@@ -359,6 +359,20 @@ def test_without_a_gpu_the_target_has_to_be_named(rtx, bundle):
     assert "--for sm" in caught.value.cure
 
 
+def test_bf16_is_the_fp32_file_and_no_graph_to_compile(rtx, bundle):
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    bf16 = replace(manifest.artefacts[0], precision="bf16")
+    manifest = replace(
+        manifest,
+        artefacts=(*manifest.artefacts, bf16),
+        thresholds={**manifest.thresholds, "bf16": manifest.thresholds["fp32"]},
+    )
+    with pytest.raises(ConfigError, match="no ONNX graph at bf16") as caught:
+        build_engine(replace(opened, manifest=manifest), library="tensorrt-rtx", sms=["sm89"], precision="bf16")
+    assert "fp32, fp16." in caught.value.why
+
+
 def test_a_precision_that_the_bundle_has_not(rtx, bundle):
     with pytest.raises(ConfigError, match="int8") as caught:
         build_engine(bundle, library="tensorrt-rtx", sms=["sm89"], precision="int8")
