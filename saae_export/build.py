@@ -32,8 +32,10 @@ from saae_train.presets import TEXTURES, FitConfig, preset
 from saae_train.validate import check
 from saae_train.weights import PACKAGED_NAME, packaged_path
 
+from .build_int8 import Int8Images, add_int8
 from .build_report import Findings, examples, manifest_metrics, report_data, write_heatmaps
 from .engines import build_engine
+from .int8 import require_frames
 from .latency import measure
 from .parity import ParityReport, parity_table, require
 from .reference import ReferenceFrame, write_reference
@@ -81,6 +83,7 @@ class BuildOptions:
         frame_size: `auto`, `model` or HEIGHTxWIDTH.
         precisions: graphs to export, `fp32` first.
         half_weights: store the FP32 graph's large weights in FP16; it computes in FP32 all the same.
+        int8: add an INT8 graph, if it passes its quality gate.
         engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
         pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
         image_fpr: default acceptable share of normal images called anomalous.
@@ -102,6 +105,7 @@ class BuildOptions:
     frame_size: str = "auto"
     precisions: tuple[str, ...] = ("fp32", "fp16")
     half_weights: bool = False
+    int8: bool = False
     engines: tuple[str, ...] = ("auto",)
     pixel_fpr: float | None = None
     image_fpr: float = 0.0
@@ -140,12 +144,15 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
             What was done before is kept for the next run, and an earlier bundle is untouched.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    stages = Stages(console, _STAGES)
+    stages = Stages(console, _STAGES + options.int8)
     _check_options(options)
     category, source = _find(options, stages)
     target = options.out or Path("bundles") / category.name
     _refuse_foreign(target)
     _validate(category, stages)
+    if options.int8:
+        fitting, _ = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
+        require_frames(len(fitting))
     work = options.work / category.name
     checkpoint, held_out, unseen = _fitted(options, category, work, stages)
     frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
@@ -155,6 +162,8 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         files, manifest = _exported(options, checkpoint, category, calibration, frame_size, graphs, stages)
         pixel_fpr = _pixel_fpr(options, checkpoint, category)
         bundle, scores = _calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
+        if options.int8:
+            bundle = _quantised(options, bundle, files["fp32"], category, held_out, pixel_fpr, work / "int8", stages)
         bundle = _compiled(options, bundle, stages)
         reference = TorchReference(checkpoint.detector, (bundle.manifest.frame.height, bundle.manifest.frame.width))
         bundle, reports, not_compared = _compared(options, bundle, reference, category, held_out, stages)
@@ -199,6 +208,8 @@ def _check_options(options: BuildOptions) -> None:
                 why or "It is the FP32 graph, computed in bf16.",
                 "pip install 'saae[openvino]' on a processor with bf16, or leave bf16 out" if why else "add fp32",
             )
+    if options.int8 and "fp32" not in options.precisions:
+        raise ConfigError("INT8 is made from the FP32 graph, which is not built.", "", "add it: --precision fp32")
     if options.half_weights and "fp32" not in options.precisions:
         raise ConfigError("--half-weights is for the FP32 graph, which is not built.", "", "add it: --precision fp32")
     if options.parity_images < 1:
@@ -411,6 +422,28 @@ def _calibrated(
     return bundle, scores
 
 
+def _quantised(
+    options: BuildOptions,
+    bundle: Bundle,
+    graph: Path,
+    category: Category,
+    held_out: Sequence[Sample],
+    pixel_fpr: float,
+    work: Path,
+    stages: Stages,
+) -> Bundle:
+    """The bundle with INT8 where it passes its gate; what was found is said either way."""
+    calibrating = {sample.path for sample in held_out}
+    fitting = [sample for sample in category.train if sample.path not in calibrating]
+    with stages.stage("INT8") as stage:
+        images = Int8Images(fitting, held_out, category, pixel_fpr, options.image_fpr)
+        bundle, outcome = add_int8(bundle, graph, images, work, stage)
+        stage.note(", ".join(outcome.shipped) or "refused")
+    for line in outcome.lines:
+        stages.say(f"  {line}", "" if outcome.shipped else "yellow")
+    return bundle
+
+
 def _compiled(options: BuildOptions, bundle: Bundle, stages: Stages) -> Bundle:
     """Engines for what this machine has; what it has not is said, not hidden."""
     with stages.stage("engines") as stage:
@@ -444,7 +477,7 @@ def _compared(
 ) -> tuple[Bundle, list[ParityReport], dict[str, str]]:
     """The gate: every artefact that runs here against PyTorch, on normal and defective images.
 
-    bf16 that was not asked for and disagrees leaves the bundle; anything else that disagrees ends the build.
+    bf16 that was not asked for, and INT8, leave the bundle where they disagree; anything else ends the build.
     """
     reports: list[ParityReport] = []
     dropped: list[ParityReport] = []
@@ -456,7 +489,8 @@ def _compared(
             stage(number, len(artefacts), artefact.file)
             try:
                 report = artefact_parity(bundle, artefact, reference, frames)
-                if artefact.precision == "bf16" and "bf16" not in options.precisions and not report.passed:
+                extra = artefact.precision not in options.precisions and artefact.kind == "onnx"
+                if extra and not report.passed:
                     bundle = without_artefact(bundle, artefact)
                     dropped.append(report)
                 else:
@@ -467,8 +501,8 @@ def _compared(
                 not_compared[artefact.file] = error.what
         stage.note(f"{len(frames)} images against PyTorch FP32")
     stages.console.print(parity_table([*reports, *dropped]))
-    if dropped:
-        stages.say("  bf16 disagrees with PyTorch on these images: it is left out, OpenVINO computes in f32.", "yellow")
+    for report in dropped:
+        stages.say(f"  {report.precision} disagrees with PyTorch on these images and is left out.", "yellow")
     require(reports, f"the model is kept in {options.work / category.name}; try --precision fp32")
     return bundle, reports, not_compared
 

@@ -72,9 +72,12 @@ def build(
     frame_size: Annotated[
         str, typer.Option(help="HEIGHTxWIDTH of the camera, baked in; auto: the images' own; model: the model's.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="Graphs to export.")] = "fp32,fp16",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32,fp16",
     half_weights: Annotated[
         bool, typer.Option("--half-weights", help="Store the FP32 graph's weights in FP16: half the file.")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Add an INT8 graph, if it passes its quality gate. Takes minutes.")
     ] = False,
     engine: Annotated[str, typer.Option(help="auto, none, tensorrt, tensorrt-rtx.")] = "auto",
     fpr: Annotated[
@@ -132,6 +135,7 @@ def build(
             frame_size=frame_size,
             precisions=_precisions(precision),
             half_weights=half_weights,
+            int8=int8,
             engines=tuple(name.strip() for name in engine.split(",") if name.strip()),
             pixel_fpr=fpr,
             image_fpr=image_fpr,

@@ -20,7 +20,7 @@ from saae_runtime.files import write_bytes
 
 from .onnx_export import check_onnx
 
-__all__ = ["halve_weights", "store_half"]
+__all__ = ["halve_weights", "store_half", "whole_weights"]
 
 _LEAST = 1024
 """Numbers in a tensor worth the cast; biases and norms stay as they are."""
@@ -83,3 +83,24 @@ def halve_weights(model: onnx.ModelProto) -> int:
     del graph.node[:]
     graph.node.extend(nodes)
     return len(casts)
+
+
+def whole_weights(model: onnx.ModelProto) -> int:
+    """The inverse of `halve_weights`, but for the rounding: weights FP32 again, the casts gone.
+
+    Returns:
+        How many tensors were changed.
+    """
+    graph = model.graph
+    halves = {item.name: item for item in graph.initializer if item.name.endswith(".half")}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in halves:
+            item = halves[node.input[0]]
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float32), node.output[0]))
+        else:
+            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    changed = len(graph.node) - len(kept)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return changed

@@ -116,14 +116,15 @@ def check_onnx(data: bytes, frame_size: tuple[int, int]) -> None:
             )
 
 
-def session(model: str | os.PathLike[str] | bytes, threads: int = 0) -> Any:
-    """An ONNX Runtime CPU session that can hold FP16: only basic rewrites, because fusing an FP16 graph can crash."""
+def session(model: str | os.PathLike[str] | bytes, threads: int = 0, optimise: bool = False) -> Any:
+    """An ONNX Runtime CPU session; only basic rewrites unless told, because fusing an FP16 graph can crash."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_ENABLE_BASIC
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from saae_runtime.bundle import Bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError
 from saae_runtime.images import read_image
-from saae_runtime.manifest import Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.manifest import IN_BF16, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
 from saae_train.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ CPU = "onnxruntime:cpu"
 """The backend that calibrates and compares what every machine can run."""
 
 OPENVINO = "onnxruntime:openvino"
-"""The backend that calibrates and compares `bf16`: no other computes in it."""
+"""The backend that calibrates and compares what is computed in bf16: no other does."""
 
 Progress = Callable[[int, int], None]
 
@@ -57,8 +57,12 @@ _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow
 
 
 def onnx_file(precision: str) -> str:
-    """The graph's file name in a bundle: model.onnx, model.fp16.onnx. OpenVINO computes the first in bf16, too."""
-    return "model.onnx" if precision in ("fp32", "bf16") else f"model.{precision}.onnx"
+    """The graph's file name in a bundle: model.onnx, model.fp16.onnx, model.int8.onnx.
+
+    OpenVINO computes the first and the last in bf16, too, from the same file.
+    """
+    graph = {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
+    return "model.onnx" if graph == "fp32" else f"model.{graph}.onnx"
 
 
 def bf16_missing() -> str:
@@ -219,7 +223,7 @@ def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
     """
     backend = str(artefact.library)
     if artefact.kind == "onnx":
-        backend = OPENVINO if artefact.precision == "bf16" else CPU
+        backend = OPENVINO if artefact.precision in IN_BF16 else CPU
     return Engine(bundle.only(artefact), backend=backend, precision=artefact.precision, verify=False, cache=False)
 
 

@@ -15,6 +15,7 @@ from .errors import BundleCorruptError, BundleVersionError, CalibrationError
 from .thresholds import ThresholdTable
 
 __all__ = [
+    "IN_BF16",
     "KINDS",
     "PRECISIONS",
     "SCHEMA",
@@ -33,8 +34,12 @@ __all__ = [
 SCHEMA = 1
 """Version of the manifest's format. A reader refuses a higher one."""
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""What an artefact is computed in. `bf16`: the FP32 graph, computed in bf16 by OpenVINO, with its own thresholds."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
+"""What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
+`int8-bf16` the INT8 graph with what is not INT8 in bf16; both by OpenVINO alone."""
+
+IN_BF16 = ("bf16", "int8-bf16")
+"""The precisions that take a processor with bf16, and OpenVINO."""
 
 KINDS = ("onnx", "engine")
 

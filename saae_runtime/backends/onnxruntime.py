@@ -22,7 +22,7 @@ from ..errors import (
     ConfigError,
     DeviceError,
 )
-from ..manifest import Artefact
+from ..manifest import IN_BF16, Artefact
 from . import ort_openvino
 from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
 from .cache import cache_folder
@@ -50,12 +50,17 @@ _INSTALL = {
 # FP16 on a CPU is emulated: last. Only OpenVINO computes in bf16, and only where the device has it.
 _PREFERENCE = {
     "onnxruntime:cpu": ("int8", "fp32", "fp16"),
-    "onnxruntime:openvino": ("int8", "bf16", "fp32", "fp16"),
+    "onnxruntime:openvino": ("int8-bf16", "bf16", "int8", "fp32", "fp16"),
     "onnxruntime:cuda": ("fp16", "fp32"),
     "onnxruntime:tensorrt": ("fp16", "fp32"),
 }
-# The graphs that `saae-export build` makes; an INT8 graph was put into the bundle by other means.
-_BUILT = ("fp32", "fp16", "bf16")
+_BUILT = {
+    "fp32": "--precision fp32",
+    "fp16": "--precision fp32,fp16",
+    "bf16": "--precision fp32,bf16",
+    "int8": "--int8",
+    "int8-bf16": "--int8",
+}
 _MAX_BATCH = {
     "onnxruntime:cpu": 8,
     "onnxruntime:openvino": 8,
@@ -88,9 +93,9 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
 def _candidate(bundle: Bundle, name: str, precision: str | None, device_type: str | None = None) -> Candidate:
     why, cure = _missing(name)
     able, note = _PREFERENCE[name], ""
-    asks = not why and "bf16" in able and bundle.artefacts(kind="onnx", precision="bf16")
+    asks = name == "onnxruntime:openvino" and not why and set(IN_BF16) & set(bundle.manifest.precisions())
     if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
-        able = tuple(item for item in able if item != "bf16")
+        able = tuple(item for item in able if item not in IN_BF16)
         note = "no bf16: the device has none"
     artefact = _pick(bundle, able, precision)
     if not why and artefact is None:
@@ -108,15 +113,14 @@ def _pick(bundle: Bundle, able: Sequence[str], precision: str | None) -> Artefac
 
 def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str]:
     held = [artefact.precision for artefact in bundle.artefacts(kind="onnx")]
-    if precision == "bf16" and precision in held:
+    if precision in IN_BF16 and precision in held:
         return (
-            "only OpenVINO computes in bf16, on a device that has it",
+            f"only OpenVINO computes in {precision}, on a device that has bf16",
             "leave precision= out, or backend='onnxruntime:openvino' on a processor with bf16",
         )
     if precision is not None:
         why = f"the bundle has no {precision} ONNX file (it has: {', '.join(held) or 'none'})"
-        build = f", or build it: saae-export build --precision fp32,{precision}" if precision in _BUILT else ""
-        return why, f"leave precision= out{build}"
+        return why, f"leave precision= out, or build it: saae-export build {_BUILT[precision]}"
     why = f"the bundle has no ONNX file for it that passed its parity check (it has: {', '.join(held) or 'none'})"
     return why, f"rebuild the bundle, or name the precision: precision={(held or ['fp32'])[0]!r}"
 

@@ -22,7 +22,7 @@ _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 # OpenVINO's hint overrides the types inside a graph, so each precision has its arithmetic. An FP16 graph was calibrated
 # with sums in FP32, which f32 keeps; its residual forms hold in f16 as well (maps moved by 0.2 %), which is what a GPU
 # and an NPU are made for. A CPU is slower in f16.
-_CALIBRATED = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
+_CALIBRATED = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 _lock = threading.Lock()
 
 
@@ -53,7 +53,7 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, precision: str,
         settings: its SessionOptions; changed.
         options: `device_type`, `arithmetic` (None: what the precision's thresholds are calibrated in), `hint` and
             `threads` are used.
-        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        precision: one of `saae_runtime.manifest.PRECISIONS`.
         cache: folder for compiled models, or None.
 
     Returns:
