@@ -238,7 +238,9 @@ def _metric_rows(evaluation: Evaluation) -> list[MetricRow]:
 
 def _curves(evaluation: Evaluation) -> list[Curve]:
     return [
-        Curve(item.title, item.x, item.y, item.x_label, item.y_label, _value(item.area), item.limit)
+        Curve(
+            item.title, item.x, item.y, item.x_label, item.y_label, _value(item.area), item.limit, item.chance, item.dot
+        )
         for item in evaluation.curves
         if len(item.x)
     ]

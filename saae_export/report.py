@@ -1,6 +1,6 @@
 """The build report: `write_report(path, ReportData)` writes one self-contained HTML file.
 
-The page is the Jinja template report.html with report.css inside it; charts are inline SVG (report_charts.py),
+The page is the Jinja template report.html with report.css inside it; charts are inline SVG (saae_train.charts),
 pictures are base64 PNG. It loads nothing and runs no script, and whatever a user supplied is escaped.
 """
 
@@ -18,7 +18,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from saae_export.report_charts import Series, bar_chart, histogram, line_chart, plain_text, smooth
 from saae_export.report_data import (
     Curve,
     Example,
@@ -35,6 +34,7 @@ from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
 from saae_runtime.thresholds import ThresholdTable
+from saae_train.charts import Series, bar_chart, histogram, line_chart, plain_text, rate_chart, smooth
 
 __all__ = [
     "Curve",
@@ -170,15 +170,15 @@ def _decisions(scores: Scores | None) -> list[dict[str, Any]]:
 
 def _curve(curve: Curve) -> Markup:
     return Markup(
-        line_chart(
-            [Series(curve.title, curve.x, curve.y)],
+        rate_chart(
+            curve.x,
+            curve.y,
             title=plain_text(curve.title),
             x_label=curve.x_label,
             y_label=curve.y_label,
-            x_range=(0.0, 1.0),
-            y_range=(0.0, 1.0),
-            shade_to=curve.limit,
-            diagonal=True,
+            limit=curve.limit,
+            chance=curve.chance,
+            dot=curve.dot,
         )
     )
 

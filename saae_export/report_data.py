@@ -23,16 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from saae_train.charts import Floats
+
 if TYPE_CHECKING:
     from saae_runtime.manifest import Parity
     from saae_runtime.thresholds import ThresholdTable
-
-Floats = npt.NDArray[np.floating[Any]] | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve over an error rate (ROC or PRO), both axes in 0..1.
+    """One curve over a rate (ROC, PRO, precision-recall), both axes in 0..1.
 
-    x: false-positive rate, ascending. y: true-positive rate or mean region overlap.
-    area: the number quoted for it. limit: the x up to which the area counts (0.3 for PRO).
+    x: false-positive rate (or recall), ascending. y: true-positive rate, mean region overlap (or precision).
+    area: the number quoted for it. limit: the x up to which the area counts (0.3 for PRO). chance: whether the diagonal
+    is what guessing gives. dot: a marked point (x, y) and its label.
     """
 
     title: str
@@ -100,6 +101,8 @@ class Curve:
     y_label: str = "true-positive rate"
     area: float | None = None
     limit: float | None = None
+    chance: bool = True
+    dot: tuple[float, float, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,14 @@ def evaluate(
     category: Annotated[str | None, typer.Option(help="Default: the model's own.")] = None,
     backend: Annotated[str, typer.Option(help="Of a bundle: auto, onnxruntime:cpu, tensorrt ...")] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for evaluation.json (with the curves) and sheet.png.")
+        Path | None,
+        typer.Option(help="Folder for evaluation.json, the curves as PNG and SVG, and sheet.png."),
     ] = None,
 ) -> None:
-    """Measure a model on a category's test images: table, JSON and a sheet of examples."""
+    """Measure a model on a category's test images: table, JSON, curves and a sheet of examples."""
     from saae_runtime.render import save_png
 
+    from .chart_files import write_chart
     from .curves import qualitative_sheet
     from .evaluate import evaluate as measure
     from .evaluate import representatives, shown
@@ -152,6 +154,9 @@ def evaluate(
         if out is not None:
             write_json(out / "evaluation.json", result.to_json())
             log().print(f"Written: {out}/evaluation.json")
+            for curve in result.curves:
+                stem = out / curve.title.lower().replace(" ", "-")
+                log().print(f"Written: {' and '.join(map(str, write_chart(stem, curve.chart(), curve.heading)))}")
             threshold = result.threshold if result.threshold is not None else result.best_f1_threshold
             if threshold is not None:
                 sheet = qualitative_sheet(shown(scorer, found, representatives(result)), threshold)

@@ -16,14 +16,28 @@ from numpy.typing import ArrayLike, NDArray
 from saae_runtime import render
 from saae_runtime.errors import DataError
 from saae_runtime.geometry import resize_frames
-from saae_train.ranking import Metric, Ranking, average_precision_of, pro_auc_of, pro_points, roc_auc_of, roc_points
+from saae_train.charts import rate_chart
+from saae_train.ranking import (
+    Metric,
+    Ranking,
+    average_precision_of,
+    best_f1_of,
+    pro_auc_of,
+    pro_points,
+    roc_auc_of,
+    roc_points,
+)
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve, both axes in 0..1, ends included. `area` is the exact metric, not that of the drawn points."""
+    """One curve, both axes in 0..1, ends included.
+
+    `area` is the exact metric, not that of the drawn points; `limit` the x up to which it counts; `chance` says whether
+    the diagonal is what guessing gives; `dot` is a marked point (x, y) and its label.
+    """
 
     title: str
     x: Array
@@ -32,6 +46,8 @@ class Curve:
     y_label: str
     area: Metric
     limit: float | None = None
+    chance: bool = True
+    dot: tuple[float, float, str] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Points rounded to five digits, which no plot can show."""
@@ -43,7 +59,27 @@ class Curve:
             "y_label": self.y_label,
             "area": self.area.to_json(),
             "limit": self.limit,
+            "dot": None if self.dot is None else list(self.dot),
         }
+
+    @property
+    def heading(self) -> str:
+        """The title with the area in percent."""
+        until = "" if self.limit is None else f" up to FPR {self.limit:g}:"
+        return self.title if self.area.value is None else f"{self.title}, area{until} {self.area.percent} %"
+
+    def chart(self) -> str:
+        """The curve drawn as SVG, see `charts.rate_chart`."""
+        return rate_chart(
+            self.x,
+            self.y,
+            title=self.heading,
+            x_label=self.x_label,
+            y_label=self.y_label,
+            limit=self.limit,
+            chance=self.chance,
+            dot=self.dot,
+        )
 
 
 def decimate(x: ArrayLike, y: ArrayLike, points: int = 400) -> tuple[Array, Array]:
@@ -95,6 +131,13 @@ def curves(ranking: Ranking, limit: float = 0.3, points: int = 400) -> list[Curv
         )
     tp = np.cumsum(ranking.positives)
     recall, precision = tp / tp[-1], tp / (tp + ranking.level)
+    best = best_f1_of(ranking)
+    dot = None
+    if best.f1.value is not None and best.threshold is not None:
+        # `value` is descending: what lies above the best threshold ends here.
+        at = int(np.searchsorted(-ranking.value.astype(np.float64), -best.threshold, side="left")) - 1
+        label = f"best F1 {best.f1.percent} % at T {best.threshold:.4g}"
+        dot = (float(recall[at]), float(precision[at]), label)
     found.append(
         Curve(
             f"{noun} precision-recall",
@@ -102,6 +145,8 @@ def curves(ranking: Ranking, limit: float = 0.3, points: int = 400) -> list[Curv
             "recall",
             "precision",
             average_precision_of(ranking),
+            chance=False,
+            dot=dot,
         )
     )
     return found

@@ -55,6 +55,11 @@ def test_evaluate_measures_the_checkpoint(checkpoint: Path, data: Path, tmp_path
     assert measured["synthetic"] is True
     assert 0.0 <= measured["overall"]["metrics"]["pixel_roc_auc"]["value"] <= 1.0
     assert (tmp_path / "e" / "sheet.png").stat().st_size > 1000
+    for name in ("pixel-roc", "per-region-overlap", "pixel-precision-recall", "image-roc", "image-precision-recall"):
+        assert (tmp_path / "e" / f"{name}.png").stat().st_size > 1000
+        assert "</svg>" in (tmp_path / "e" / f"{name}.svg").read_text()
+    assert "best F1" in (tmp_path / "e" / "pixel-precision-recall.svg").read_text()
+    assert "30 %" in (tmp_path / "e" / "per-region-overlap.svg").read_text()
 
 
 @pytest.mark.parametrize(

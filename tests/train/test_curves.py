@@ -86,3 +86,21 @@ def test_sheet_shows_the_segmentation_at_t() -> None:
 def test_sheet_without_images_is_refused() -> None:
     with pytest.raises(DataError, match="no image"):
         qualitative_sheet([], 1.0)
+
+
+def test_the_dot_is_the_best_f1_of_all_thresholds() -> None:
+    rng = np.random.default_rng(3)
+    scores, labels = rng.normal(0, 1, 60).round(1), rng.integers(0, 2, 60)  # rounded: with ties
+    curve = curves(Ranking.from_scores(scores + labels, labels))[-1]
+    assert curve.title == "image precision-recall"
+    assert not curve.chance
+    best = (0.0, 0.0, 0.0)
+    for threshold in np.unique(scores + labels):
+        hit = scores + labels >= threshold
+        recall, precision = hit[labels == 1].mean(), labels[hit].mean()
+        if recall:
+            best = max(best, (2 * precision * recall / (precision + recall), recall, precision))
+    assert curve.dot is not None
+    assert curve.dot[:2] == pytest.approx(best[1:])
+    assert curve.dot[2].startswith(f"best F1 {100 * best[0]:.2f} % at T ")
+    assert curve.to_json()["dot"] == list(curve.dot)

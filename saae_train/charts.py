@@ -1,4 +1,4 @@
-"""The report's charts: SVG elements drawn from numbers, coloured by the report's style sheet.
+"""Charts as SVG elements drawn from numbers: for a page whose style sheet colours them, or for `chart_files`.
 
 Built as an element tree, so every label is escaped by construction. Classes `s1` to `s4` are the series' colours.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
-from saae_export.report_data import Floats
+__all__ = ["Floats", "Series", "bar_chart", "histogram", "line_chart", "plain_text", "rate_chart", "smooth", "ticks"]
 
-__all__ = ["Series", "bar_chart", "histogram", "line_chart", "plain_text", "smooth", "ticks"]
+Floats = npt.NDArray[np.floating] | Sequence[float]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 62, 18, 26, 46
 _MOST_POINTS = 400
@@ -102,6 +103,7 @@ def line_chart(
     x_mark: tuple[float, str] | None = None,
     shade_to: float | None = None,
     diagonal: bool = False,
+    dot: tuple[float, float, str] | None = None,
 ) -> str:
     """Lines over two axes.
 
@@ -112,6 +114,7 @@ def line_chart(
         x_mark: a vertical line and its label.
         shade_to: shades the plot from the left up to this x.
         diagonal: draws the line of chance.
+        dot: a marked point (x, y) and its label.
 
     Returns:
         SVG text; empty where no point can be drawn.
@@ -144,7 +147,45 @@ def line_chart(
             _add(svg, "text", "key", label, x=left + 24, y=16)
     if x_mark is not None and low_x <= x_mark[0] <= high_x:
         _mark(svg, across(x_mark[0]), _TOP, height - _BOTTOM, x_mark[1])
+    if dot is not None:
+        _dot(svg, across(dot[0]), up(dot[1]), height - _BOTTOM, dot[2])
     return ElementTree.tostring(svg, encoding="unicode")
+
+
+def rate_chart(
+    x: Floats,
+    y: Floats,
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    limit: float | None = None,
+    chance: bool = True,
+    dot: tuple[float, float, str] | None = None,
+) -> str:
+    """One curve over two rates, both axes 0 to 1: ROC, region overlap, precision-recall.
+
+    Args:
+        x, y: the curve.
+        limit: the x up to which its area counts, shaded and marked.
+        chance: draws the diagonal, what guessing gives.
+        dot: a marked point (x, y) and its label.
+
+    Returns:
+        SVG text, see `line_chart`.
+    """
+    return line_chart(
+        [Series(title, x, y)],
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+        x_mark=None if limit is None else (limit, f"{100 * limit:g} %"),
+        shade_to=limit,
+        diagonal=chance,
+        dot=dot,
+    )
 
 
 def histogram(groups: Sequence[tuple[str, Floats]], *, title: str, x_label: str, threshold: float | None) -> str:
@@ -303,6 +344,13 @@ def _mark(svg: ElementTree.Element, x: float, top: float, bottom: float, label: 
     _add(svg, "line", "mark", x1=x, y1=top, x2=x, y2=bottom)
     side, offset = ("end", -6) if x > 0.6 * _WIDTH else ("start", 6)
     _add(svg, "text", f"mark-label {side}", label, x=x + offset, y=top + 12)
+
+
+def _dot(svg: ElementTree.Element, x: float, y: float, floor: float, label: str) -> None:
+    """A marked point; its label stands below it, on the side where there is room."""
+    _add(svg, "circle", "dot mark-dot", cx=x, cy=y, r=4)
+    side, offset = ("end", -8) if x > 0.5 * _WIDTH else ("start", 8)
+    _add(svg, "text", f"mark-label {side}", label, x=x + offset, y=min(y + 20, floor - 8))
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The report's charts: scales, thinning, what is drawn where, and what is left out."""
+"""The charts: scales, thinning, what is drawn where, and what is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saae_export.report_charts import Series, bar_chart, histogram, line_chart, plain_text, smooth, ticks
+from saae_train.charts import Series, bar_chart, histogram, line_chart, plain_text, smooth, ticks
 
 number = st.floats(-1e12, 1e12, allow_nan=False)
 anything = st.floats(allow_nan=True, allow_infinity=True, width=32)
