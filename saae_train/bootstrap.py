@@ -99,6 +99,53 @@ def score_intervals(
     return _percentiles(np.concatenate([[wins.mean()], values]), None, level)
 
 
+def share_interval(
+    hits: ArrayLike,
+    totals: ArrayLike,
+    strata: ArrayLike,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Interval | None:
+    """Interval of sum(hits) / sum(totals) over images, such as a rate at T.
+
+    hits [n], totals [n]: counts of each image. strata [n]: whether it is defective; drawn apart. None where fewer than
+    two images have anything to count.
+    """
+    h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    kept = t > 0
+    if kept.sum() < 2:
+        return None
+    h, t = h[kept], t[kept]
+    draws = multiplicities(np.asarray(strata, dtype=bool)[kept], replicates, seed)
+    return _percentiles(np.concatenate([[h.sum() / t.sum()], (draws @ h) / (draws @ t)]), None, level)
+
+
+def ranked_intervals(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> tuple[Interval, Interval] | None:
+    """Intervals of average precision and of the best F1 of scores [n] with labels [n]; exact in every replicate."""
+    s, y = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel() != 0
+    if y.sum() < 2 or (~y).sum() < 2:
+        return None
+    values, place = np.unique(-s, return_inverse=True)  # highest first, ties together
+    draws = np.concatenate([np.ones((1, s.size)), multiplicities(y, replicates, seed)])
+    level_of = np.eye(values.size)[place]
+    positive, negative = (draws * y) @ level_of, (draws * ~y) @ level_of
+    tp, fp = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
+    total = tp[:, -1:]
+    precision = np.divide(tp, tp + fp, out=np.ones_like(tp), where=tp + fp > 0)
+    area = (positive / total * precision).sum(axis=1)
+    best = (2 * tp / (tp + fp + total)).max(axis=1)
+    return _percentiles(area, None, level), _percentiles(best, None, level)
+
+
 def _walk(histogram: Array) -> Array:
     """Cumulative sums along the last axis, with a leading 0."""
     return np.concatenate([np.zeros((histogram.shape[0], 1)), np.cumsum(histogram, axis=1)], axis=1)

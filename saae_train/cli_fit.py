@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from saae_runtime.errors import ConfigError
+from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_json
 from saae_runtime.stages import Stages
 from saae_runtime.terminal import log
@@ -149,10 +149,12 @@ def evaluate(
     with ExitStack() as stack:
         scorer, name = _scorer(model, backend, stack)
         found = find_category(data, category or name)
-        result = measure(scorer, found)
+        threshold, image_threshold, source = _thresholds(model, scorer, found)
+        result = measure(scorer, found, threshold=threshold, image_threshold=image_threshold)
         Console().print(result.table(intervals=True))
+        Console().print(f"T: {source}", style="dim", markup=False, highlight=False)
         if out is not None:
-            write_json(out / "evaluation.json", result.to_json())
+            write_json(out / "evaluation.json", result.to_json() | {"threshold_source": source})
             log().print(f"Written: {out}/evaluation.json")
             for curve in result.curves:
                 stem = out / curve.title.lower().replace(" ", "-")
@@ -162,6 +164,28 @@ def evaluate(
                 sheet = qualitative_sheet(shown(scorer, found, representatives(result)), threshold)
                 save_png(out / "sheet.png", sheet)
                 log().print(f"Written: {out}/sheet.png")
+
+
+def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None, float | None, str]:
+    """Pixel and image T, and where they are from. A bundle's results carry its own; a checkpoint has none, so they are
+    calibrated on the category's normal images that it was not fitted on, at the paper's rates (section 4.1.2)."""
+    if (model / "manifest.json").is_file():
+        return None, None, "the bundle's own"
+    from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+    from .checkpoint import load_checkpoint
+    from .presets import TEXTURES
+    from .unseen import unseen_images
+
+    checkpoint = load_checkpoint(model)
+    try:
+        unseen = unseen_images(checkpoint.facts, checkpoint.config, found)
+    except DataError as error:
+        return None, None, f"none, {error.what} {error.why}".strip()
+    fpr = TEXTURE_FPR if found.name in TEXTURES else OBJECT_FPR
+    with Stages(log(), 1).stage("calibrate T") as stage:
+        tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, progress=stage)
+    source = f"calibrated on {len(unseen.samples)} normal images at a pixel FPR of {fpr:g}. {unseen.note}".strip()
+    return tables.pixel.at(None), tables.image.at(None), source
 
 
 def _scorer(model: Path, backend: str, stack: ExitStack) -> tuple[Any, str]:

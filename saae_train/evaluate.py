@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.geometry import upsample_map
 from saae_runtime.images import read_image, read_mask
-from saae_train.bootstrap import score_intervals
+from saae_train.bootstrap import ranked_intervals, score_intervals, share_interval
 from saae_train.curves import Curve, Shown, curves
 from saae_train.data import GOOD, Category, Sample
 from saae_train.metrics import PRO_LIMIT, pool_metrics
@@ -135,8 +135,20 @@ class Evaluation:
         return table
 
     def _reasons(self) -> list[str]:
-        found = {f"{name}: {m.reason}" for name, m in self.overall.metrics.items() if m.reason}
-        return [*sorted(found), *self.notes]
+        """Why numbers are missing, overall and in single defect types; the images' rates at T; notes."""
+        lines = []
+        overall = {m.reason for m in self.overall.metrics.values()}
+        for subset in (self.overall, *self.by_type):
+            names: dict[str, list[str]] = {}
+            for name, metric in subset.metrics.items():
+                if metric.reason and (subset is self.overall or metric.reason not in overall):
+                    names.setdefault(metric.reason, []).append(name)
+            of = "" if subset is self.overall else f"{subset.label}, "
+            lines += [f"{of}{', '.join(found)}: {reason}" for reason, found in names.items()]
+        if self.image_threshold is not None:
+            fpr, tpr = self.overall.metrics["image_fpr"], self.overall.metrics["image_tpr"]
+            lines.append(f"images above T = {self.image_threshold:.4g}: FPR {fpr}, TPR {tpr} (in percent)")
+        return [*lines, *self.notes]
 
 
 def evaluate(
@@ -179,6 +191,7 @@ def evaluate(
     rows: list[ImageScore] = []
     without_mask: list[str] = []
     empty_mask: list[str] = []
+    counts: list[_Counts] = []
     with _progress(f"evaluate {category.name}", len(chosen), progress) as advance:
         for sample in chosen:
             frame = read_image(sample.path)
@@ -203,27 +216,29 @@ def evaluate(
                 mask = read_mask(sample.mask) if sample.is_anomalous and sample.mask is not None else None
                 if mask is not None and not mask.any():
                     empty_mask.append(str(sample.mask))
-                pool.add(upsample_map(anomaly_map, frame.shape[:2]), mask, label, str(sample.path))
+                full = upsample_map(anomaly_map, frame.shape[:2])
+                pool.add(full, mask, label, str(sample.path))
+                if threshold is not None:
+                    counts.append(_Counts.of(full, mask, label, threshold))
             height, width = frame.shape[:2]
             peak = float(anomaly_map.max())
             rows.append(ImageScore(str(sample.path), (height, width), label, sample.is_anomalous, score, peak, seconds))
             advance()
     notes = _notes(pool, without_mask, empty_mask)
     types = sorted({r.label for r in rows if r.is_anomalous})
-    masks_missing = bool(without_mask) and pool.ranking().total_positives == 0
+    unmasked = set(without_mask)
 
     def subset(name: str, kept: list[ImageScore], groups: set[str] | None) -> Subset:
         found = pool_metrics(pool, groups, limit=limit, intervals=intervals)
-        if masks_missing:
-            reason = "the defective images have no ground-truth masks"
-            found = {key: Metric(None, reason) for key in found}
-        found.update(_image_metrics(kept, intervals))
         if threshold is not None:
-            pixel = pool.rates(threshold, groups)
-            found.update(pixel_fpr=pixel.fpr, pixel_tpr=Metric(None, reason) if masks_missing else pixel.tpr)
+            found.update(_pixel_rates(pool, threshold, groups, counts, intervals))
+        if any(r.file in unmasked for r in kept) and pool.ranking(groups).total_positives == 0:
+            # Without masks nothing says which pixels are defective; those of the good images still have an FPR.
+            reason = "the defective images have no ground-truth masks"
+            found = {key: metric if key == "pixel_fpr" else Metric(None, reason) for key, metric in found.items()}
+        found.update(_image_metrics(kept, intervals))
         if image_threshold is not None:
-            image = rates_of([r.score for r in kept], [r.is_anomalous for r in kept], image_threshold)
-            found.update(image_fpr=image.fpr, image_tpr=image.tpr)
+            found.update(_image_rates(kept, image_threshold, intervals))
         return Subset(name, len(kept), sum(r.is_anomalous for r in kept), found)
 
     overall_ranking = pool.ranking()
@@ -302,15 +317,61 @@ def _image_ranking(rows: list[ImageScore]) -> Ranking:
 
 def _image_metrics(rows: list[ImageScore], intervals: bool) -> dict[str, Metric]:
     ranking = _image_ranking(rows)
-    area = roc_auc_of(ranking)
-    if intervals and area.value is not None:
-        bounds = score_intervals([r.score for r in rows], [r.is_anomalous for r in rows])
-        area = area.with_interval(*bounds) if bounds else area
-    return {
-        "image_roc_auc": area,
-        "image_average_precision": average_precision_of(ranking),
-        "image_best_f1": best_f1_of(ranking).f1,
-    }
+    area, precision, f1 = roc_auc_of(ranking), average_precision_of(ranking), best_f1_of(ranking).f1
+    if intervals:
+        scores, labels = [r.score for r in rows], [r.is_anomalous for r in rows]
+        area = _with(area, score_intervals(scores, labels))
+        both = ranked_intervals(scores, labels) or (None, None)
+        precision, f1 = _with(precision, both[0]), _with(f1, both[1])
+    return {"image_roc_auc": area, "image_average_precision": precision, "image_best_f1": f1}
+
+
+def _image_rates(rows: list[ImageScore], threshold: float, intervals: bool) -> dict[str, Metric]:
+    labels = np.array([r.is_anomalous for r in rows], bool)
+    scores = np.array([r.score for r in rows])
+    found = rates_of(scores, labels, threshold)
+    fpr, tpr = found.fpr, found.tpr
+    if intervals:
+        hit = scores > threshold
+        fpr = _with(fpr, share_interval(hit & ~labels, ~labels, labels))
+        tpr = _with(tpr, share_interval(hit & labels, labels, labels))
+    return {"image_fpr": fpr, "image_tpr": tpr}
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Pixels of one image, and those of them above T: defect-free and defective."""
+
+    label: str
+    negative: int
+    false_alarms: int
+    positive: int
+    found: int
+
+    @classmethod
+    def of(cls, full: NDArray[np.float32], mask: NDArray[np.bool_] | None, label: str, threshold: float) -> _Counts:
+        above = full > np.float64(threshold)
+        if mask is None:
+            return cls(label, full.size, int(above.sum()), 0, 0)
+        positive, found = int(mask.sum()), int((above & mask).sum())
+        return cls(label, full.size - positive, int(above.sum()) - found, positive, found)
+
+
+def _pixel_rates(
+    pool: PixelPool, threshold: float, groups: set[str] | None, counts: list[_Counts], intervals: bool
+) -> dict[str, Metric]:
+    found = pool.rates(threshold, groups)
+    fpr, tpr = found.fpr, found.tpr
+    if intervals:
+        kept = [c for c in counts if groups is None or c.label in groups]
+        defective = [c.positive > 0 for c in kept]
+        fpr = _with(fpr, share_interval([c.false_alarms for c in kept], [c.negative for c in kept], defective))
+        tpr = _with(tpr, share_interval([c.found for c in kept], [c.positive for c in kept], defective))
+    return {"pixel_fpr": fpr, "pixel_tpr": tpr}
+
+
+def _with(metric: Metric, bounds: tuple[float, float] | None) -> Metric:
+    return metric if metric.value is None or bounds is None else metric.with_interval(*bounds)
 
 
 def _notes(pool: PixelPool, without_mask: list[str], empty_mask: list[str]) -> list[str]:

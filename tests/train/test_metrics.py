@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from saae_runtime.errors import DataError
 from saae_train import metrics
+from saae_train.bootstrap import ranked_intervals, share_interval
 from saae_train.metrics import Metric, PixelPool
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -327,3 +328,38 @@ def test_image_interval_brackets_the_value() -> None:
     perfect = metrics.image_roc_auc(labels, labels, intervals=True)
     assert (perfect.value, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
     assert metrics.image_roc_auc([0, 1], [0, 1], intervals=True).low is None
+
+
+def test_shares_are_resampled_by_image_within_their_strata() -> None:
+    rng = np.random.default_rng(4)
+    totals = rng.integers(50, 100, 40)
+    hits = rng.binomial(totals, 0.3)
+    strata = np.arange(40) < 10
+    bounds = share_interval(hits, totals, strata)
+    assert bounds is not None
+    draws = [
+        np.concatenate([rng.choice(np.flatnonzero(strata == s), (strata == s).sum()) for s in (False, True)])
+        for _ in range(1000)
+    ]
+    naive = np.quantile([hits[d].sum() / totals[d].sum() for d in draws], [0.025, 0.975])
+    assert bounds == pytest.approx(tuple(naive), abs=0.01)
+    assert share_interval([0, 0, 5], [10, 10, 0], [False, False, True]) == (0.0, 0.0)
+    assert share_interval([1], [2], [True]) is None
+
+
+def test_intervals_of_ranked_images_agree_with_naive_resampling() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 30)
+    scores = (rng.standard_normal(30) + labels).round(1)  # with ties
+    found = ranked_intervals(scores, labels)
+    assert found is not None
+    good, bad = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    replicates = []
+    for _ in range(1000):
+        d = np.concatenate([rng.choice(good, good.size), rng.choice(bad, bad.size)])
+        f1 = metrics.best_f1(scores[d], labels[d]).f1
+        replicates.append((float(metrics.average_precision(scores[d], labels[d])), float(f1)))
+    naive = np.quantile(replicates, [0.025, 0.975], axis=0)
+    for k in range(2):
+        assert found[k] == pytest.approx(tuple(naive[:, k]), abs=0.04)
+    assert ranked_intervals([1, 2, 3], [0, 1, 1]) is None
