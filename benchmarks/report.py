@@ -186,9 +186,12 @@ def _quality(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 
 
 def _startup(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
-    rows = [(r["stage"], r.get("part_ms"), r["timing"]["median_ms"], r["timing"]["p95_ms"]) for r in data["rows"]]
+    rows = [
+        (r["stage"], r.get("part_ms"), r["timing"]["median_ms"], r["timing"]["p95_ms"], r.get("cpu_ms"))
+        for r in data["rows"]
+    ]
     title = str(data["backend"]) + (f": a bundle of {data['bundle_mb']:.0f} MB" if "bundle_mb" in data else "")
-    yield title, (["stage", "its part, ms", "until then, ms", "p95, ms"], rows)
+    yield title, (["stage", "its part, ms", "until then, ms", "p95, ms", "processor time, ms"], rows)
 
 
 def _memory(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

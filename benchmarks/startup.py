@@ -11,9 +11,10 @@ Stages, cumulative from the moment the process is started:
   open          the Engine is open: model loaded and compiled by the backend, one frame run to warm up;
   first result  the first frame of the bundle's size has its result.
 
-Each stage's own part is beside it: the median of the time since the stage before. Then: one further frame once warm,
-resident memory at the end, and, where PyTorch is installed, what `import torch` alone takes in a fresh process. Files
-are in the page cache after the first run, which is not counted.
+Each stage's own part is beside it: the median of the time since the stage before; and the processor time of all threads
+until then, which other work on the machine hardly changes. Then: one further frame once warm, resident memory at the
+end, and, where PyTorch is installed, what `import torch` alone takes in a fresh process. Files are in the page cache
+after the first run, which is not counted.
 """
 
 from __future__ import annotations
@@ -38,30 +39,33 @@ STAGES = ("interpreter", "import", "bundle", "library", "open", "first result")
 
 _CHILD = """
 import time
-marks = {"interpreter": time.time()}
+marks, cpu = {}, {}
+def mark(stage):
+    marks[stage], cpu[stage] = time.time(), time.process_time()
+mark("interpreter")
 import json, sys
 import saae_runtime
 from saae_runtime import Engine, open_bundle
-marks["import"] = time.time()
+mark("import")
 path, backend, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 bundle = open_bundle(path)
-marks["bundle"] = time.time()
+mark("bundle")
 if not backend.startswith("tensorrt"):
     import onnxruntime
-marks["library"] = time.time()
+mark("library")
 engine = Engine(bundle, backend=backend)
-marks["open"] = time.time()
+mark("open")
 import numpy as np
 frame = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
 engine(frame)
-marks["first result"] = time.time()
+mark("first result")
 start = time.perf_counter()
 engine(frame)
 warm = time.perf_counter() - start
 description = engine.backend.description
 engine.close()
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-print(json.dumps({"marks": marks, "warm": warm, "backend": description, "torch": "torch" in sys.modules,
+print(json.dumps({"marks": marks, "cpu": cpu, "warm": warm, "backend": description, "torch": "torch" in sys.modules,
                   "peak_kib": int(status.get("VmHWM", "0").split()[0])}))
 """
 
@@ -122,7 +126,16 @@ def main(
         import_alone("torch")
         timings["(import torch alone)"] = common.Timing.of([import_alone("torch") for _ in range(min(runs, 5))])
     own = {name: common.Timing.of(part).median_ms for name, part in parts(found).items()}
-    rows = [{"stage": name, "part_ms": _rounded(own.get(name)), "timing": t.to_json()} for name, t in timings.items()]
+    work = {name: common.Timing.of([f["cpu"][name] for f in found]).median_ms for name in STAGES}
+    rows = [
+        {
+            "stage": name,
+            "part_ms": _rounded(own.get(name)),
+            "cpu_ms": _rounded(work.get(name)),
+            "timing": t.to_json(),
+        }
+        for name, t in timings.items()
+    ]
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     peak = max(f["peak_kib"] for f in found) / 2**20
     data = common.result(
@@ -136,8 +149,8 @@ def main(
     )
     common.print_table(
         f"Start of a process, {frame.height} x {frame.width} frame",
-        ["stage", "its part, ms", "until then, ms", "p95 ms"],
-        [(name, own.get(name), t.median_ms, t.p95_ms) for name, t in timings.items()],
+        ["stage", "its part, ms", "until then, ms", "p95 ms", "processor time, ms"],
+        [(name, own.get(name), t.median_ms, t.p95_ms, work.get(name)) for name, t in timings.items()],
         [
             f"{found[0]['backend']}; bundle of {size:.0f} MB; peak memory {peak:.2f} GiB; "
             f"torch imported: {found[0]['torch']}.",

@@ -22,6 +22,9 @@ def test_stages_come_in_order_and_without_torch(tmp_path: Path) -> None:
     parts = startup.parts([found])
     assert list(parts) == list(startup.STAGES)
     assert all(part[0] >= 0 for part in parts.values())
+    work = [found["cpu"][name] for name in startup.STAGES]
+    assert work == sorted(work)
+    assert work[-1] > 0
     assert sum(part[0] for part in parts.values()) == pytest.approx(stages[-1])
     assert found["torch"] is False
     assert found["peak_kib"] > 0
