@@ -17,6 +17,9 @@ from saae_runtime.render import save_png, sheet
 from saae_train.data import GOOD, Category, Sample
 from saae_train.evaluate import Evaluation
 from saae_train.ranking import Metric
+from saae_train.selftest_chart import chart
+from saae_train.selftest_result import SelfTest
+from saae_train.simulate import CONTRASTS, SIZES
 
 from .parity import ParityReport
 from .report_data import (
@@ -29,6 +32,7 @@ from .report_data import (
     ParityRow,
     ReportData,
     Scores,
+    SelfTestView,
     ThresholdSet,
 )
 
@@ -58,6 +62,8 @@ class Findings:
         not_compared: artefact file -> why it could not be compared here.
         latency: one row per backend and precision.
         examples: frames worth looking at, most telling first.
+        self_test: on simulated defects; None where there is none.
+        simulated: frames with simulated defects.
         fit: facts of the fit, from the checkpoint.
         source: where the images were found, in words.
         calibrated_with: backend that thresholds were computed on.
@@ -70,23 +76,26 @@ class Findings:
     not_compared: Mapping[str, str]
     latency: Sequence[LatencyRow]
     examples: Sequence[Example]
+    self_test: SelfTest | None = None
+    simulated: Sequence[Example] = ()
     fit: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     calibrated_with: str = ""
     shown_with: str = ""
 
 
-def manifest_metrics(evaluation: Evaluation | None) -> dict[str, Any]:
-    """The headline numbers as the manifest keeps them; empty without an evaluation."""
+def manifest_metrics(evaluation: Evaluation | None, self_test: SelfTest | None = None) -> dict[str, Any]:
+    """The headline numbers as the manifest keeps them; `self_test` holds what was found of simulated defects."""
+    simulated = {} if self_test is None else {"self_test": self_test.summary()}
     if evaluation is None:
-        return {}
+        return simulated
     found: dict[str, Any] = {"label": "synthetic test set" if evaluation.synthetic else "test set"}
     for name, metric in evaluation.overall.metrics.items():
         if metric.value is not None:
             found[name] = metric.value
     found["images"] = evaluation.overall.images
     found["defective"] = evaluation.overall.defective
-    return found
+    return found | simulated
 
 
 def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportData:
@@ -95,6 +104,8 @@ def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportDa
     missing = {}
     if evaluation is None:
         missing["metrics"] = "no defect images were given"
+    if findings.self_test is None:
+        missing["self_test"] = "the self-test was not asked for, or no defect could be drawn onto these images"
     if not findings.latency:
         missing["latency"] = "it was not measured"
     test_good = [row.score for row in evaluation.images if not row.is_anomalous] if evaluation else []
@@ -118,6 +129,10 @@ def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportDa
         metrics=_metric_rows(evaluation) if evaluation else [],
         curves=_curves(evaluation) if evaluation else [],
         fit=_fit(findings.fit),
+        self_test=_self_test(findings),
+        simulated=[f"{_banner(findings.self_test)} See the self-test below; nothing else in this report is simulated."]
+        if findings.self_test is not None
+        else [],
         parity=_parity_rows(manifest, findings),
         latency=findings.latency,
         worst=findings.examples,
@@ -260,6 +275,35 @@ def _fit(facts: Mapping[str, Any]) -> FitHistory | None:
         loss=[float(loss) for _, loss in pairs],
         steps=[float(step) for step, _ in pairs],
         seconds=None if seconds is None else float(seconds),
+    )
+
+
+def _banner(result: SelfTest) -> str:
+    found = result.plain
+    return f"Defects were drawn by a program onto normal images: {found} large, strong ones were found."
+
+
+def _self_test(findings: Findings) -> SelfTestView | None:
+    result = findings.self_test
+    if result is None:
+        return None
+    names = {"size": tuple(SIZES), "contrast": tuple(CONTRASTS)}
+    rows = []
+    for kind in (*result.kinds, None):
+        shares = [result.share(kind, size=name) for name in names["size"]]
+        shares += [result.share(kind, contrast=name) for name in names["contrast"]]
+        shares += [result.share(kind), result.share(kind, marked=True)]
+        rows.append((kind or "all", [f"{share.found} of {share.count}" if share.count else "-" for share in shares]))
+    return SelfTestView(
+        chart=chart(result),
+        columns=[*names["size"], *names["contrast"], "all", "marked"],
+        rows=rows,
+        plain=result.plain.value if result.judged else None,
+        blind=result.blind,
+        summary=f"Large and strong: {result.plain} found. Untouched images called defective: {result.false_alarms}. "
+        f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
+        notes=result.notes(),
+        examples=findings.simulated,
     )
 
 

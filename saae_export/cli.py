@@ -89,6 +89,13 @@ def build(
         int, typer.Option(min=0, help="Frames kept in the bundle, for `verify` on other machines; 0 for none.")
     ] = 4,
     latency: Annotated[bool, typer.Option(help="Time the backends that are here.")] = True,
+    selftest: Annotated[
+        bool, typer.Option(help="Draw SIMULATED defects onto held-out images and count what the model finds.")
+    ] = True,
+    selftest_frames: Annotated[int, typer.Option(min=1, help="How many simulated defects.")] = 60,
+    allow_blind: Annotated[
+        bool, typer.Option("--allow-blind", help="Build even where large, strong simulated defects are missed.")
+    ] = False,
     work: Annotated[Path, typer.Option(help="Where fitted models and drawn images are kept.")] = Path("runs"),
     cache: Annotated[Path | None, typer.Option(help="Feature cache. Default: $SAAE_CACHE or ~/.cache/saae.")] = None,
 ) -> None:
@@ -142,6 +149,9 @@ def build(
             parity_images=parity_images,
             samples=samples,
             measure_latency=latency,
+            self_test=selftest,
+            self_test_frames=selftest_frames,
+            allow_blind=allow_blind,
             cache=cache,
         ),
         console,

@@ -111,8 +111,8 @@ def _rate(rate: float) -> str:
 
 def _metrics(manifest: Manifest) -> Table:
     metrics: Mapping[str, Any] = manifest.metrics
-    label = str(metrics.get("label", "test set"))
-    table = _table(f"Metrics ({label})", "metric", "percent")
+    label = f" ({metrics['label']})" if "label" in metrics else ""
+    table = _table(f"Metrics{label}", "metric", "percent")
     known = dict(_HEADLINES)
     for name, title in _HEADLINES:
         if isinstance(metrics.get(name), (int, float)):
@@ -120,6 +120,12 @@ def _metrics(manifest: Manifest) -> Table:
     for name, value in metrics.items():
         if name not in known and name != "label" and isinstance(value, (str, int, float)):
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    simulated = metrics.get("self_test")
+    if isinstance(simulated, Mapping):
+        for name, title in (("large_strong", "large, strong SIMULATED defects"), ("found", "all SIMULATED defects")):
+            share = simulated.get(name)
+            if isinstance(share, Mapping) and share.get("count"):
+                table.add_row(title, f"{share.get('found')} of {share['count']} found")
     return table
 
 

@@ -28,6 +28,7 @@ from saae_export.report_data import (
     ParityRow,
     ReportData,
     Scores,
+    SelfTestView,
     ThresholdSet,
 )
 from saae_runtime.files import write_text
@@ -46,6 +47,7 @@ __all__ = [
     "ParityRow",
     "ReportData",
     "Scores",
+    "SelfTestView",
     "ThresholdSet",
     "render_report",
     "write_report",
@@ -56,6 +58,7 @@ _RATES = (0.0, 1e-4, 1e-3, 1e-2, 5e-2)
 _SECTIONS = (
     ("built", "What was built"),
     ("quality", "Quality"),
+    ("self-test", "Self-test"),
     ("thresholds", "Thresholds"),
     ("parity", "Parity"),
     ("latency", "Latency"),
@@ -102,6 +105,8 @@ def render_report(data: ReportData) -> str:
         histogram=_histogram(data.scores),
         decisions=_decisions(data.scores),
         curves=[(plain_text(curve.title) + _area(curve), svg) for curve in data.curves if (svg := _curve(curve))],
+        self_test_chart="" if data.self_test is None else _data_address(data.self_test.chart),
+        simulated_examples=[] if data.self_test is None else [_example(item) for item in data.self_test.examples],
         thresholds=_thresholds(data.thresholds),
         latency_chart=_latency_chart(data.latency),
         fit=_fit(data.fit),
@@ -128,6 +133,10 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
     if data.metrics:
         headline = [(name, value) for name, value in data.metrics[0].values.items() if _is_number(value)]
         tiles += [{"value": _percent(value), "name": name + note} for name, value in headline[:4]]
+    if data.self_test is not None and data.self_test.plain is not None:
+        tiles.append(
+            {"value": f"{data.self_test.plain:.0%}", "name": "of large, strong SIMULATED defects found" + note}
+        )
     timed = [row for row in data.latency if _is_number(row.median_ms)]
     if timed:
         best = min(timed, key=lambda row: row.median_ms)

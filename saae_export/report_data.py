@@ -164,6 +164,25 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SelfTestView:
+    """What was found of simulated defects.
+
+    chart: uint8 [h, w, 3] RGB. columns: headings. rows: (kind, one cell a column). plain: share of the large, strong
+    ones found, None where there were too few. blind: too many of those were missed. examples: frames with a simulated
+    defect, its mask as `truth`.
+    """
+
+    chart: npt.NDArray[np.uint8]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    plain: float | None
+    blind: bool
+    summary: str
+    notes: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything `saae_export.report.write_report` shows, in the order in which it shows it.
 
@@ -184,6 +203,7 @@ class ReportData:
     scores: Scores | None = None
     metrics: Sequence[MetricRow] = ()
     curves: Sequence[Curve] = ()
+    self_test: SelfTestView | None = None
     fit: FitHistory | None = None
     parity: Sequence[ParityRow] = ()
     latency: Sequence[LatencyRow] = ()

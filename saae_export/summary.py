@@ -27,6 +27,7 @@ def print_summary(result: BuildResult, console: Console) -> None:
     rows.add_row("bundle", f"{escape(str(bundle))} ({size:.0f} MB, {', '.join(manifest.precisions())})")
     rows.add_row("report", escape(str(bundle / "report.html")))
     rows.add_row("quality", escape(_quality(result)))
+    rows.add_row("self-test", escape(_self_test(result)))
     for row in sorted(result.latency, key=lambda row: row.median_ms)[:3]:
         rows.add_row(
             "latency", f"{row.median_ms:.1f} ms median, {row.p95_ms:.1f} ms p95: {row.backend} {row.precision}"
@@ -47,6 +48,17 @@ def _quality(result: BuildResult) -> str:
         parts.append(f"{title} {metric.percent}" + ("" if metric.value is None else " %"))
     where = "synthetic test set" if evaluation.synthetic else "test set"
     return f"{', '.join(parts)} on the {where} ({evaluation.overall.images} images)"
+
+
+def _self_test(result: BuildResult) -> str:
+    found = result.self_test
+    if found is None:
+        return "no simulated defects were tried"
+    words = "BLIND, " if found.blind else ""
+    return (
+        f"{words}SIMULATED defects found: {found.plain} large and strong, {found.share()} of all sizes and contrasts; "
+        f"{found.false_alarms} untouched images called defective"
+    )
 
 
 def _next_command(result: BuildResult) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "ParityError",
     "SaaeError",
     "SelfTestError",
+    "SimulationError",
     "StorageError",
     "WeightsError",
 ]
@@ -70,6 +71,10 @@ class DataError(SaaeError):
 
 class ImageError(DataError):
     """One image file that cannot be read."""
+
+
+class SimulationError(DataError):
+    """Pictures that no simulated defect can be drawn onto: too small, or of one colour."""
 
 
 class FrameError(SaaeError):

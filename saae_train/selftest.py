@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.errors import ConfigError, DataError, SelfTestError
+from saae_runtime.errors import ConfigError, DataError, SelfTestError, SimulationError
 from saae_runtime.geometry import upsample_map
 from saae_runtime.images import read_image
 
@@ -63,7 +63,8 @@ def selftest(
         progress: told (frames scored, frames in all).
 
     Raises:
-        DataError: no samples, images too small to draw on, nothing could be drawn, a score that is not finite.
+        DataError: no samples, or a score that is not finite.
+        SimulationError: images too small to draw on, or nothing could be drawn that can be seen.
         ConfigError: no frames, an unknown kind, or no threshold.
     """
     chosen = tuple(samples)
@@ -119,7 +120,7 @@ def selftest(
         )
     _tell(progress, total, total)
     if not defects:
-        raise DataError(
+        raise SimulationError(
             "No simulated defect could be made visible.",
             f"{len(plan)} were tried: {', '.join(dict.fromkeys(kinds))}.",
             "give images that show something, or all kinds",

@@ -33,7 +33,7 @@ def chart(result: SelfTest) -> NDArray[np.uint8]:
     across = min(_ACROSS, len(panels))
     page = Image.new("RGB", (max(across, 2) * _WIDTH, _HEAD + rows * _HEIGHT), _PAPER)
     pen = ImageDraw.Draw(page)
-    on = "synthetic images" if result.synthetic else "held-out normal images"
+    on = "synthetic images" if result.synthetic else "normal images"
     pen.text((14, 10), f"SIMULATED defects on {on}: share found", fill=_INK, font=font_of_size(18))
     for index, kind in enumerate(panels):
         _panel(pen, result, kind, index % _ACROSS * _WIDTH, _HEAD + index // _ACROSS * _HEIGHT)

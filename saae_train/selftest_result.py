@@ -100,7 +100,7 @@ class SelfTest:
 
     Attributes:
         defects: each one drawn and scored.
-        false_alarms: untouched held-out images above the image threshold.
+        false_alarms: untouched normal images above the image threshold.
         threshold, image_threshold: T in force for pixels and images.
         pixel_roc_auc, pro_auc: over simulated and untouched images together.
         not_drawn: kind -> defects that several tries could not make visible.
@@ -154,7 +154,7 @@ class SelfTest:
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        notes = [f"Simulated defects on {self.images} held-out normal images: real ones may be harder to find."]
+        notes = [f"Simulated defects on {self.images} normal images: real ones may be harder to find."]
         if self.not_drawn:
             listed = ", ".join(f"{count} {kind}" for kind, count in self.not_drawn.items())
             notes.append(f"Could not be made visible, and are not counted: {listed}.")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.errors import ConfigError, SimulationError
 
 from .simulate_ground import Ground, find_ground
 from .simulate_kinds import PAINTERS, Window
@@ -107,7 +107,7 @@ def simulate(
         same texture, a blur on a plain surface).
 
     Raises:
-        DataError: the frame is smaller than `MIN_SIDE` on one side.
+        SimulationError: the frame is smaller than `MIN_SIDE` on one side.
         ConfigError: an unknown kind, size or contrast.
     """
     for value, known, what in ((kind, PAINTERS, "kind"), (size, SIZES, "size"), (contrast, CONTRASTS, "contrast")):
@@ -119,7 +119,7 @@ def simulate(
             )
     height, width = frame.shape[:2]
     if min(height, width) < MIN_SIDE:
-        raise DataError(
+        raise SimulationError(
             f"A picture of {height} x {width} pixels is too small to draw defects on.",
             f"A small defect would be less than a few pixels; the shorter side needs {MIN_SIDE}.",
             "use larger pictures, or leave the self-test out",

@@ -221,7 +221,7 @@ def test_build_compares_its_engine_with_pytorch_and_keeps_the_parity(tmp_path, g
     pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
     from tiny_builds import draw, options, quiet_build
 
-    from saae_export import build as build_module
+    from saae_export import build_graphs as build_module
     from saae_export.onnx_export import run_onnx, session
 
     gpu.size = (96, 80)

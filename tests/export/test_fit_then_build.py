@@ -30,7 +30,18 @@ MODEL = (
 )  # fmt: skip
 """Every option of fitting, in the one grammar that both commands take."""
 
-QUICK = ("--no-latency", "--engine", "none", "--parity-images", "2", "--precision", "fp32", "--frame-size", "model")
+QUICK = (
+    "--no-selftest",
+    "--no-latency",
+    "--engine",
+    "none",
+    "--parity-images",
+    "2",
+    "--precision",
+    "fp32",
+    "--frame-size",
+    "model",
+)
 
 
 def _run(folder: Path, program: str, *arguments: str) -> str:

@@ -21,6 +21,7 @@ CONFIG = FitConfig(
 CLI = (
     "--backbone", TINY, "--weights", "random", "--layers", "1,2", "--input-size", "64x64", "--components", "32",
     "--latent", "12", "--steps", "6", "--batch", "4", "--no-latency", "--engine", "none", "--parity-images", "2",
+    "--no-selftest",
 )  # fmt: skip
 """The same as options of `saae-export build`."""
 
@@ -44,6 +45,7 @@ def options(data: Path, folder: Path, **changes: object) -> BuildOptions:
         "engines": ("none",),
         "parity_images": 3,
         "measure_latency": False,
+        "self_test": False,  # a random model sees nothing; tests of the self-test ask for it
     }
     return BuildOptions(**(chosen | changes))  # type: ignore[arg-type]
 
