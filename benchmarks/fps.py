@@ -1,7 +1,7 @@
 """Time a bundle on every backend that is here, side by side with PyTorch, in one process.
 
     python benchmarks/fps.py BUNDLE [--checkpoint DIR]
-    python benchmarks/fps.py --random [--model vit_base_patch16_384] [--dfr]
+    python benchmarks/fps.py --random [--model vit_base_patch16_384] [--components K] [--whole] [--dfr]
         [--frame-size 1024x1024] [--bake] [--batch 1,8,32] [--backends ...] [--precisions fp32,bf16,...]
         [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
 
@@ -19,6 +19,9 @@ The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize
 device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants take turns of about
 half a second (benchmarks/turns.py). A model of random weights (--random, or a bundle without its checkpoint for
 PyTorch's side) is as fast as a fitted one; where both sides have the same weights, their maps are compared first.
+
+`pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
+the ratio to it holds what components save in work beside what a backend saves in time.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.errors import BackendError, ConfigError, SaaeError
+from saae_runtime.manifest import PRECISIONS
 
 if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
@@ -215,6 +220,7 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
         for name, key in (
             ("ratio", ("pytorch", "fp32", base, row["batch"])),
             ("ratio_dfr", ("dfr", "fp32", base, row["batch"])),
+            ("ratio_whole", ("pytorch:whole", "fp32", base, row["batch"])),
         ):
             if key in fps:
                 row[name] = round(row["fps"] / fps[key], 3)
@@ -258,6 +264,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
                 ("p99", [row["timing"]["p99_ms"] for row in rows]),
                 ("frames/s", [row["fps"] for row in rows]),
                 ("ratio", [row.get("ratio") for row in rows]),
+                ("to whole", [row.get("ratio_whole") for row in rows]),
                 ("to DFR", [row.get("ratio_dfr") for row in rows]),
                 ("share", [row.get("share") for row in rows]),
                 ("runs", [row["timing"]["runs"] for row in rows]),
@@ -316,7 +323,7 @@ def _with_engines(
     most = max(settings.batches)
     options = EngineOptions(1, min(opt_batch or most, most), most)
     for library in ("tensorrt", "tensorrt-rtx"):
-        for precision in precisions:
+        for precision in (name for name in precisions if name in ("fp32", "fp16")):
             try:
                 built = build_engine(bundle, library=library, precision=precision, options=options)
             except BackendError as error:
@@ -367,12 +374,15 @@ def main(
     frame_size: Annotated[str, typer.Option(help="camera frame, HEIGHTxWIDTH")] = "1024x1024",
     batch: Annotated[str | None, typer.Option(help="batch sizes; default 1, on a GPU 1,8,32")] = None,
     backends: Annotated[str | None, typer.Option(help="names, comma-separated; default: all that work here")] = None,
-    precisions: Annotated[str | None, typer.Option(help="fp32,bf16,fp16,int8; default: all")] = None,
+    precisions: Annotated[str | None, typer.Option(help="fp32,fp16,bf16,int8,int8-bf16; default: all")] = None,
     seconds: Annotated[float, typer.Option(help="for each timing of each variant")] = 10.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: every usable core")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     hint: Annotated[str, typer.Option(help="OpenVINO: latency or throughput")] = "latency",
     dfr: Annotated[bool, typer.Option("--dfr", help="time the paper's speed baseline as well")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="with --random: time the model without components, too")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
 ) -> None:
     """Time every backend beside PyTorch; print and write the tables."""
@@ -383,6 +393,7 @@ def main(
             raise ConfigError("--seconds or --device is not possible.", "", "--seconds 10 --device auto")
         common.use_threads(threads or common.usable_cores())
         settings = _settings(frame_size, batch, names(backends), names(precisions), seconds, threads, device, hint, dfr)
+        settings = replace(settings, whole=whole)
         options = {
             "model": {
                 "backbone": model,
@@ -442,14 +453,8 @@ def _settings(
 
 
 def _graphs(settings: Settings) -> tuple[str, ...]:
-    """Graphs that a bundle of random weights needs: FP32 always (also for bf16 arithmetic), FP16 where it is wanted."""
-    if settings.precisions is not None and "int8" in settings.precisions:
-        raise ConfigError(
-            "Random weights have no INT8 graph.",
-            "INT8 is calibrated on images and gated by quality, which random weights do not have.",
-            "build a bundle with INT8 and give that",
-        )
-    return ("fp32", "fp16") if settings.precisions is None or "fp16" in settings.precisions else ("fp32",)
+    """Precisions of a bundle of random weights: FP32 always, the others where they are wanted."""
+    return tuple(name for name in PRECISIONS if name == "fp32" or name in (settings.precisions or PRECISIONS))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from benchmarks import common
 from benchmarks.dfr import DFR, INPUT
-from benchmarks.torch_variants import TorchBackend, score_frames, torch_backend, torch_variants
+from benchmarks.torch_variants import Deployed, TorchBackend, score_frames, torch_backend, torch_variants
 from saae_runtime import backends
 from saae_runtime.backends.base import Backend
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
+from saae_runtime.manifest import PRECISIONS
 from saae_train.detector import Detector
 
 __all__ = [
-    "PRECISIONS",
     "REFERENCE",
     "Settings",
     "Variant",
@@ -33,11 +33,9 @@ __all__ = [
 ]
 
 REFERENCE = ("pytorch", "fp32")
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _TORCH = ("pytorch", "pytorch:fused", "pytorch:compile", "pytorch:cudagraph")
+_OTHER_MODELS = ("dfr", "pytorch:whole")
 _ON_CPU = ("onnxruntime:cpu", "onnxruntime:openvino")
-# OpenVINO computes the FP32 graph in what its precision hint says.
-_ARITHMETIC = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMED_ONLY = {"onnxruntime:tensorrt": "compiles for minutes at its first start; name it in --backends"}
 
 
@@ -55,6 +53,7 @@ class Settings:
         device: `cpu` or `cuda`: where PyTorch runs, and which backends stand beside it.
         hint: `latency` or `throughput`, for OpenVINO.
         dfr: whether DFR is timed too.
+        whole: whether the model without components is timed too.
     """
 
     frame_size: tuple[int, int] = (1024, 1024)
@@ -66,6 +65,7 @@ class Settings:
     device: str = "cpu"
     hint: str = "latency"
     dfr: bool = False
+    whole: bool = False
 
 
 @dataclass
@@ -181,11 +181,12 @@ def _plans(
         wanted = name in usual if settings.backends is None else name in settings.backends
         for precision in dict.fromkeys(("fp32", *(settings.precisions or usual.get(name, ("bf16",))))):
             is_reference = (name, precision) == REFERENCE
-            if is_reference or (wanted and _chosen(settings, precision) and precision != "int8"):
+            if is_reference or (wanted and _chosen(settings, precision) and not precision.startswith("int8")):
                 yield name, precision, partial(torch_backend, name, precision, detector, size, settings.device)
     for name, precision, options in _runtime_plans(bundle, settings, absent):
-        graph = "fp32" if "arithmetic" in options else precision
-        yield name, precision, partial(Engine, bundle, backend=name, precision=graph, **options)
+        yield name, precision, partial(Engine, bundle, backend=name, precision=precision, **options)
+    if settings.whole and detector.space.basis is not None:
+        yield "pytorch:whole", "fp32", partial(_whole, bundle, size, settings.device)
     if settings.dfr:
         yield "dfr", "fp32", lambda: TorchBackend("dfr", "fp32", DFR(), INPUT, settings.device)
 
@@ -206,15 +207,20 @@ def _runtime_plans(
         graphs = bundle.manifest.precisions()
         if name == "onnxruntime:openvino":
             options["hint"] = settings.hint
-            graphs = (*_ARITHMETIC, *(graph for graph in graphs if graph == "int8"))
         for precision in settings.precisions or graphs:
-            by_hint = name == "onnxruntime:openvino" and precision in _ARITHMETIC
-            found = backends.candidates(bundle, 0, "fp32" if by_hint else precision)
+            found = backends.candidates(bundle, 0, precision)
             here = next(item for item in found if item.name == name)
             if here.why_not is not None:
                 absent.append({"backend": name, "precision": precision, "why": here.why_not})
                 continue
-            yield name, precision, {**options, **({"arithmetic": _ARITHMETIC[precision]} if by_hint else {})}
+            yield name, precision, options
+
+
+def _whole(bundle: Bundle, size: tuple[int, int], device: str) -> TorchBackend:
+    from benchmarks.random_model import like, without_components
+
+    detector = without_components(like(bundle.manifest)).detector
+    return TorchBackend("pytorch:whole", "fp32", Deployed(detector, size), size, device)
 
 
 def _chosen(settings: Settings, precision: str) -> bool:
@@ -268,6 +274,6 @@ def _compare(variants: Sequence[Variant]) -> None:
     frame = np.random.default_rng(1).integers(0, 256, (1, *reference.backend.frame_size, 3), np.uint8)
     expected = reference.infer(frame).anomaly_map
     for variant in variants[1:]:
-        if variant.name != "dfr":
+        if variant.name not in _OTHER_MODELS:
             difference = np.abs(variant.infer(frame).anomaly_map - expected).max()
             variant.map_error = float(difference / np.abs(expected).max())

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
-from saae_export.staging import describe, export_graphs, provisional_bundle
+from saae_export.graph import GRAPH_PRECISIONS
+from saae_export.quantize import insert_qdq, observe, weighted_products
+from saae_export.staging import bf16_missing, describe, export_graphs, onnx_file, provisional_bundle
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import ConfigError
-from saae_runtime.manifest import Artefact, Calibration, Manifest
+from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
 from saae_train.backbone import build_backbone
 from saae_train.checkpoint import Checkpoint
 from saae_train.detector import Detector, FeatureSpace
 from saae_train.model import SAAE
 from saae_train.presets import PAPER_BACKBONE, TEXTURES, FitConfig, default_layers, preset
 
-__all__ = ["CATEGORY", "like", "random_bundle", "random_checkpoint", "random_config"]
+__all__ = ["CATEGORY", "like", "random_bundle", "random_checkpoint", "random_config", "without_components"]
 
 CATEGORY = "random-weights"
 _PAPER_LATENT = 300  # about what 80 % of the variance takes on the paper's categories
@@ -99,10 +102,14 @@ def random_bundle(
         checkpoint: from `random_checkpoint`.
         folder: the bundle's folder.
         frame_size: (H, W) baked into the graph; None: the model's own.
-        precisions: `fp32`, `fp16`.
+        precisions: of `saae_runtime.manifest.PRECISIONS`. What is computed in bf16 is left out where nothing here does;
+            INT8 has every product quantised, with the ranges of noise.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        files = export_graphs(checkpoint, Path(temporary), frame_size, precisions)
+        place = Path(temporary)
+        files = export_graphs(checkpoint, place, frame_size, [name for name in precisions if name in GRAPH_PRECISIONS])
+        if {"int8", "int8-bf16"} & set(precisions):
+            files["int8"] = _int8(files["fp32"], place / onnx_file("int8"), frame_size or checkpoint.config.input_size)
         manifest = describe(
             checkpoint,
             synthetic=True,
@@ -110,8 +117,28 @@ def random_bundle(
             calibration=Calibration(1, "0" * 64, held_out=False),
             thresholds={},
         )
-        artefacts = tuple(Artefact(path.name, "onnx", name) for name, path in files.items())
+        named = [name for name in precisions if name not in IN_BF16 or not bf16_missing()]
+        artefacts = tuple(Artefact(onnx_file(name), "onnx", name) for name in named)
         return provisional_bundle(folder, dataclasses.replace(manifest, artefacts=artefacts), files)
+
+
+def _int8(graph: Path, target: Path, frame_size: tuple[int, int]) -> Path:
+    model = onnx.load(graph)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *frame_size, 3), dtype=np.uint8)
+    observed = observe(model, list(noise))
+    products = weighted_products(model)
+    target.write_bytes(
+        insert_qdq(model, {name: observed[products[name][0]].largest for name in products}).SerializeToString()
+    )
+    return target
+
+
+def without_components(checkpoint: Checkpoint) -> Checkpoint:
+    """Random weights in the same shapes, but for an autoencoder that works in all U channels."""
+    config = dataclasses.replace(checkpoint.config, components=None)
+    # Half of the joint score is the energy outside the components.
+    score = "cosine" if config.score == "joint" else config.score
+    return random_checkpoint(dataclasses.replace(config, score=score))
 
 
 def like(manifest: Manifest) -> Checkpoint:

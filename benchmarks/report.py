@@ -154,6 +154,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         "stream, frames/s",
         "share of compute",
         "on the GPU, ms",
+        "times whole",
         "times DFR",
     ]
     for batch in settings["batches"]:
@@ -170,7 +171,11 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
                 line += [*(row["timing"][key] for key in ("median_ms", "p95_ms", "p99_ms")), row["ratio"]]
             on_device = rows.get((*name, "device"))
             line += [stream.get("fps"), alone.get("share")]
-            line += [on_device and on_device["timing"]["median_ms"], compute.get("ratio_dfr")]
+            line += [
+                on_device and on_device["timing"]["median_ms"],
+                compute.get("ratio_whole"),
+                compute.get("ratio_dfr"),
+            ]
             table.append(line)
         yield (f"Batch {batch}:" if len(settings["batches"]) > 1 else ""), (headings, table)
     ratios = [(item["where"], item["ratio"]) for item in data.get("saae_to_dfr", ())]

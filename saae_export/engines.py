@@ -17,7 +17,7 @@ from saae_runtime.backends.cuda import CudaApi
 from saae_runtime.backends.trt_library import TrtLibrary, library_name, load_library, version_tuple
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.errors import BackendError, ConfigError, DeviceError
-from saae_runtime.manifest import Artefact, Profile
+from saae_runtime.manifest import IN_BF16, Artefact, Profile
 
 from .trt_network import NetworkInfo, network_info, onnx_for_tensorrt, parse_network
 from .trt_progress import BuildProgress
@@ -248,7 +248,9 @@ def compile_engine(
 
 
 def _graph(bundle: Bundle, precision: str) -> Artefact:
-    have = [item.precision for item in bundle.artefacts(kind="onnx") if item.precision != "bf16"]  # that is FP32's file
+    have = [
+        item.precision for item in bundle.artefacts(kind="onnx") if item.precision not in IN_BF16
+    ]  # that is FP32's file
     found = bundle.artefacts(kind="onnx", precision=precision) if precision in have else ()
     if not found:
         raise ConfigError(
