@@ -53,6 +53,22 @@ def data(bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings
     return fps.run(bundle, checkpoint.detector, settings, "random")
 
 
+def test_int8_and_the_whole_model(checkpoint: Checkpoint, settings: fps_variants.Settings, tmp_path: Path) -> None:
+    bundle = random_model.random_bundle(checkpoint, tmp_path / "bundle", None, ("fp32", "int8"))
+    assert {item.precision for item in bundle.manifest.artefacts} == {"fp32", "int8"}
+    chosen = dataclasses.replace(
+        settings, batches=(1,), backends=("onnxruntime:cpu",), precisions=("fp32", "int8"), whole=True
+    )
+    data = fps.run(bundle, checkpoint.detector, chosen, "random", True)
+    rows = {(row["backend"], row["precision"]): row for row in data["rows"] if row["kind"] == "compute"}
+    assert {("onnxruntime:cpu", "int8"), ("pytorch:whole", "fp32")} <= set(rows)
+    assert rows["pytorch:whole", "fp32"]["ratio_whole"] == 1.0
+    assert all("ratio_whole" in row for row in rows.values())
+    errors = {(item["backend"], item["precision"]): item["map_error"] for item in data["variants"]}
+    assert errors["pytorch:whole", "fp32"] is None  # another model
+    assert 0 < errors["onnxruntime:cpu", "int8"] < 0.1
+
+
 def test_result_says_what_was_timed(data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = common.write_result(data, tmp_path / "fps.json")
     data = json.loads(path.read_text())
@@ -224,7 +240,7 @@ def test_what_is_not_here_is_said(bundle: Bundle, checkpoint: Checkpoint, settin
     ("words", "expected"),
     [
         (["--random", "--backends", "onnxruntim:cpu", "--device", "cpu"], "onnxruntime:cpu"),
-        (["--random", "--precisions", "int8", "--device", "cpu"], "INT8"),
+        (["--random", "--precisions", "int9", "--device", "cpu"], "int8"),
         (["--random", "--batch", "1,x", "--device", "cpu"], "--batch"),
         (["--random", "--frame-size", "big", "--device", "cpu"], "big"),
         ([], "--random"),
