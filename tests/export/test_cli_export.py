@@ -73,12 +73,12 @@ def test_the_folder_of_the_environment_comes_before_data(place: Path, tmp_path: 
 
 
 STOPS = (
-    ("3/10 fit", signal.SIGINT),
-    ("4/10 export ONNX", signal.SIGINT),
-    ("5/10 calibrate", signal.SIGTERM),
-    ("6/10 engines", signal.SIGINT),
-    ("7/10 parity", signal.SIGINT),
-    ("8/10 evaluate", signal.SIGINT),
+    ("3/11 fit", signal.SIGINT),
+    ("4/11 export ONNX", signal.SIGINT),
+    ("5/11 calibrate", signal.SIGTERM),
+    ("6/11 engines", signal.SIGINT),
+    ("7/11 parity", signal.SIGINT),
+    ("8/11 evaluate", signal.SIGINT),
 )
 
 
@@ -87,7 +87,7 @@ def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_
     """A real signal to the real process, once the stage has begun."""
     before = open_bundle(place / "bundles" / "weave", verify=True).manifest
     arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32")
-    if stage == "3/10 fit":
+    if stage == "3/11 fit":
         arguments += ["--refit", "--steps", "100000"]
     log = tmp_path / "log"
     with log.open("w") as stream:
@@ -98,7 +98,7 @@ def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_
             deadline = time.monotonic() + 240
             while stage not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            if stage == "3/10 fit":
+            if stage == "3/11 fit":
                 time.sleep(1.0)  # well inside the steps
             process.send_signal(number)
             code = process.wait(120)
