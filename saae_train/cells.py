@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from saae_runtime import errors
 from saae_runtime.errors import SaaeError
 from saae_runtime.files import canonical_json, sha256_bytes
+from saae_runtime.version import library_versions, saae_version
 
 from .data import Category, Sample, find_category, split_held_out
 from .measure import PeakMemory, stopwatch
@@ -191,6 +192,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
         "peak_memory_gib": round(memory.gib, 2),
         "pixel_fpr": fpr,
         "facts": dict(fitted.facts),
+        "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
         "overall": found.overall.to_json(),
         "by_type": [s.to_json() for s in found.by_type],
         "notes": list(found.notes),
