@@ -30,6 +30,7 @@ from .detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly
 from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
 from .model import SAAE, latent_width
 from .presets import TEXTURES, FitConfig
+from .processor import set_for_training
 
 __all__ = ["Reporter", "fit"]
 
@@ -194,6 +195,10 @@ class _Loop:
         self.whole = True  # no step is half done
         self.seconds = 0.0
         self.history: list[list[float]] = []
+        self.average = 0.0
+        # Reading a number makes the processor wait for a GPU, so there it is done now and then.
+        self.read_every = 20 if device.type == "cuda" else 1
+        self.unread: list[Tensor] = []
         self.resident = self._resident()
 
     def _resident(self) -> Projected | None:
@@ -216,27 +221,26 @@ class _Loop:
 
     def _batch(self, indices: list[int]) -> Projected:
         if self.resident is None:
-            read = self._project(indices)
-            return read._replace(g=read.g.float())
+            return self._project(indices)
+        picked = torch.tensor(indices)
+        if self.device.type == "cuda":
+            picked = picked.pin_memory().to(self.device, non_blocking=True)
         g, outside, _ = self.resident
-        return Projected(g[indices].float(), None if outside is None else outside[indices])
+        return Projected(g[picked], None if outside is None else outside[picked])
 
     def run(self, watch: Reporter) -> list[list[float]]:
         """Trains to the end; returns [step, mean loss per position] pairs."""
         self._resume(watch)
         started, saved, before = time.monotonic(), time.monotonic(), self.seconds
         first = self.step
-        average = 0.0
-        flushed = torch.set_flush_denormal(True)  # vanishing gradients otherwise slow the processor tenfold
         try:
-            with _ctrl_c_after_the_step() as stopped:
+            with set_for_training(), _ctrl_c_after_the_step() as stopped:
                 while self.step < self.total:
-                    value = self._advance()
-                    average = value if not average else 0.9 * average + 0.1 * value
+                    self._advance()
                     self.seconds = before + time.monotonic() - started
-                    if self.step % max(1, self.total // 100) == 0 or self.step == self.total:
-                        self.history.append([self.step, round(average, 6)])
-                    watch.steps(self.step, self.total, average)
+                    if len(self.unread) >= self.read_every or self.step == self.total:
+                        self._read()
+                    watch.steps(self.step, self.total, self.average)
                     if stopped():
                         raise KeyboardInterrupt
                     if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
@@ -251,36 +255,45 @@ class _Loop:
             if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
                 self._save()
             raise
-        finally:
-            if flushed:
-                torch.set_flush_denormal(False)
         return self.history
 
-    def _advance(self) -> float:
+    def _advance(self) -> None:
         config = self.config
         self.whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        batch = self._batch(self._indices())
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            g_hat = self.model(batch.g)
-        # eq. (2): the sum of A over positions, averaged over the batch
-        value = anomaly_score(batch, g_hat, config.loss).sum(dim=1).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value = self._gradients(self._batch(self._indices()))
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
+        self.unread.append(value)
         self.step += 1
         self.whole = True
-        number = float(value.detach()) / batch.g.shape[1]
-        if not math.isfinite(number):
-            raise FitError(
-                f"The loss became {number} at step {self.step}.",
-                "The learning rate is too high for these features, or the features are not finite.",
-                "fit again with --learning-rate a third of it, or --fit-precision fp32",
-            )
-        return number
+
+    def _gradients(self, batch: Projected) -> Tensor:
+        """Gradients of eq. (2), the sum of A over positions, averaged over the batch; returns it per position."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            g_hat = self.model(batch.g.to(torch.bfloat16 if self.bf16 else torch.float32))
+        value = anomaly_score(batch, g_hat, self.config.loss).sum(dim=1).mean()
+        value.backward()
+        return value.detach() / batch.g.shape[1]
+
+    def _read(self) -> None:
+        """Takes in the losses of the steps since the last time. Raises FitError where one is not finite."""
+        first = self.step - len(self.unread)
+        numbers = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        for step, number in enumerate(numbers, first + 1):
+            if not math.isfinite(number):
+                raise FitError(
+                    f"The loss became {number} at step {step}.",
+                    "The learning rate is too high for these features, or the features are not finite.",
+                    "fit again with --learning-rate a third of it, or --fit-precision fp32",
+                )
+            self.average = number if not self.average else 0.9 * self.average + 0.1 * number
+            if step % max(1, self.total // 100) == 0 or step == self.total:
+                self.history.append([step, round(self.average, 6)])
 
     def _rate(self) -> float:
         config, done = self.config, self.step
@@ -307,6 +320,8 @@ class _Loop:
         return self._order_list
 
     def _save(self) -> None:
+        if self.unread:
+            self._read()  # what is not finite is not saved
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})

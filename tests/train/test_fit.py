@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tiny_models import noise_frames  # noqa: E402
 
 from saae_runtime.errors import ConfigError, FitError  # noqa: E402
@@ -342,6 +343,41 @@ def test_a_loss_that_explodes_stops_the_fit(samples: list[Sample], tmp_path: Pat
         run(samples, tmp_path, broken)
     assert "--learning-rate" in caught.value.cure
     assert not list(tmp_path.rglob("s.safetensors"))
+
+
+def test_losses_read_now_and_then_are_the_same(
+    samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where reading each would make it wait."""
+    every = run(samples, shared_cache)
+    real = module._Loop.__init__
+
+    def rarely(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.read_every = 5
+
+    monkeypatch.setattr(module._Loop, "__init__", rarely)
+    found = run(samples, shared_cache)
+    assert same(every, found)
+    assert found.facts["loss"] == every.facts["loss"]
+    broken = dataclasses.replace(CONFIGS["standardised, l2"], learning_rate=1e30, clip=None, warmup=0)
+    monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", -1.0)  # it would be saved before it is read
+    with pytest.raises(FitError, match="The loss became"):
+        run(samples, shared_cache, broken)
+    for file in (shared_cache / "states").rglob("s.safetensors"):
+        assert all(torch.isfinite(value).all() for value in load_file(file).values())
+
+
+@pytest.mark.parametrize("name", ["cosine, components", "CAE"])
+def test_a_stopped_fit_in_bf16_goes_on_to_the_same_weights(
+    samples: list[Sample], shared_cache: Path, name: str
+) -> None:
+    config = dataclasses.replace(CONFIGS[name], precision="bf16")
+    whole = run(samples, shared_cache, config)
+    assert whole.facts["bf16"] is True
+    with pytest.raises(KeyboardInterrupt):
+        run(samples, shared_cache, config, reporter=Stop(7).reporter())
+    assert same(whole, run(samples, shared_cache, config))
 
 
 @pytest.mark.parametrize(
