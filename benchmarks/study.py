@@ -1,0 +1,161 @@
+"""What of the default preset matters: one choice changed at a time, several seeds, on real categories.
+
+    python benchmarks/study.py --data MVTEC_TREE [--categories cookie] [--seeds 0,1,2] [--variants default,...]
+                               [--cache DIR] [--out FILE] [--list]
+
+Every cell is one fit in a fresh process (saae_train/cells.py) with the `fast` preset and one change. All variants of
+one seed are run before the next seed, and what is in the result file already is not run again, so the study can be
+stopped and gone on with. The table gives mean and standard deviation over seeds, and the difference from the default
+over the seeds that both have, with the standard error of that difference.
+
+Choosing by these numbers is choosing on test images: a variant taken over because of a table is flattered in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from benchmarks.quality import finished
+from saae_runtime.errors import ConfigError, SaaeError
+from saae_train.cells import Cell, is_same, run_fresh
+from saae_train.options import make_config
+
+DEFAULT = "default"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    "raw channels": {"standardise": False},
+    "components scaled, power 1/4": {"component_power": 0.25},
+    "k = 160": {"components": 160},
+    "k = 640": {"components": 640},
+    "layers 3-7": {"layers": (3, 4, 5, 6, 7)},
+    "layers 5-8": {"layers": (5, 6, 7, 8)},
+    "layer 6 alone": {"layers": (6,), "components": 160},
+    "280 px": {"input_size": (280, 280)},
+    "V up to 48": {"latent_limit": 48},
+    "V for 90 %, up to 192": {"keep": 0.9, "latent_limit": 192},
+    "MLP of V": {"mlp_ratio": 1},
+    "no transformer (CAE)": {"transformer": False},
+    "loss l2": {"loss": "l2"},
+    "score cosine": {"score": "cosine"},
+    "score l2": {"score": "l2"},
+    "no smoothing": {"smoothing": 0.0},
+    "250 steps": {"steps": 250},
+    "1000 steps": {"steps": 1000},
+}
+"""Name -> what differs from the `fast` preset."""
+
+METRICS = ("pixel_roc_auc", "pro_auc", "image_roc_auc")
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """One row per category and variant: seeds, then mean ± deviation and difference from the default, in percent."""
+    table: list[list[object]] = []
+    for category in dict.fromkeys(row["category"] for row in rows):
+        values = {
+            variant: {
+                row["config"]["seed"]: [_percent(row, name) for name in METRICS]
+                for row in rows
+                if (row["category"], row["variant"]) == (category, variant)
+            }
+            for variant in VARIANTS
+        }
+        for variant, found in values.items():
+            if found:
+                own = np.array(list(found.values()), float)
+                shared = [seed for seed in found if seed in values[DEFAULT]]
+                gaps = np.array([np.subtract(found[seed], values[DEFAULT][seed]) for seed in shared], float)
+                line: list[object] = [category, variant, len(own)]
+                for index in range(len(METRICS)):
+                    line.append(_spread(own[:, index]))
+                    line.append(None if variant == DEFAULT or not shared else _gap(gaps[:, index]))
+                table.append(line)
+    return table
+
+
+HEADINGS = ("category", "variant", "seeds", *(text for name in ("pixel ROC-AUC", "PRO-AUC", "image ROC-AUC")
+            for text in (name, "to default")))  # fmt: skip
+
+
+def _percent(row: Mapping[str, Any], name: str) -> float:
+    value = row["overall"]["metrics"][name]["value"]
+    return float("nan") if value is None else 100 * value
+
+
+def _spread(values: np.ndarray) -> str | None:
+    if not np.isfinite(values).all():
+        return None
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def _gap(values: np.ndarray) -> str | None:
+    if not np.isfinite(values).all():
+        return None
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():+.2f}{error}"
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="folder of categories (MVTec AD tree)")] = None,
+    categories: Annotated[str, typer.Option(help="comma-separated")] = "cookie",
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
+    variants: Annotated[str, typer.Option(help="comma-separated; default: all, see --list")] = "",
+    weights: Annotated[str | None, typer.Option(help="backbone weights: a file, cache, hub or packaged")] = None,
+    cache: Annotated[Path | None, typer.Option(help="keep features here between cells")] = None,
+    out: Annotated[Path | None, typer.Option(help="result file")] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="print the variants and end")] = False,
+) -> None:
+    """Run what is missing of the study; print and write the table after every cell."""
+    if only_list:
+        for name, changes in VARIANTS.items():
+            print(f"{name}: {json.dumps(changes)}")
+        return
+    try:
+        if data is None:
+            raise ConfigError("Which images?", "The study fits on real categories.", "--data FOLDER")
+        chosen = [name.strip() for name in variants.split(",") if name.strip()] or list(VARIANTS)
+        unknown = [name for name in chosen if name not in VARIANTS]
+        if unknown:
+            raise ConfigError(f"There is no variant {unknown[0]!r}.", "", "--list names them")
+        _study(data, categories.split(","), chosen, [int(seed) for seed in seeds.split(",")], weights, cache, out)
+    except SaaeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _study(
+    data: Path,
+    categories: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    weights: str | None,
+    cache: Path | None,
+    out: Path | None,
+) -> None:
+    common.print_machine()
+    target = out or common.RESULTS / "study.json"
+    rows = finished(target)
+    for seed in seeds:
+        for category in categories:
+            for variant in variants:
+                config = make_config("fast", **VARIANTS[variant], seed=seed)
+                cell = Cell(str(data), category, config, weights=weights, cache=None if cache is None else str(cache))
+                if any(is_same(row, cell) for row in rows):
+                    continue
+                rows = [*rows, {**run_fresh(cell), "variant": variant}]
+                common.write_result(common.result("study", rows), target)
+                print(f"{category}, {variant}, seed {seed}: done", file=sys.stderr)
+    common.print_table("Study: percent, mean ± deviation over seeds", list(HEADINGS), table_rows(rows), [f"{target}"])
+
+
+if __name__ == "__main__":
+    typer.run(main)
