@@ -183,6 +183,12 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         yield "SAAE : DFR, both in PyTorch:", (["where", "frames a second, SAAE over DFR"], ratios)
 
 
+def _study(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks.study import HEADINGS, table_rows
+
+    yield "", (list(HEADINGS), table_rows(list(data["rows"])))
+
+
 def _quality(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     from benchmarks.quality import table_rows
 
@@ -219,6 +225,7 @@ def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] = {
     "fps": _fps,
     "quality": _quality,
+    "study": _study,
     "startup": _startup,
     "memory": _memory,
 }
