@@ -243,6 +243,8 @@ def _print(made: list[MadeTable]) -> None:
                 shown.add_section()
             shown.add_row(*map(escape, row))
         console.print(shown)
+        if len(table.columns) > 2:
+            console.print("In brackets: the paper's figure, and the difference.", style="dim")
         for line in (*(f"[{number}] {note}" for number, note in enumerate(notes, start=1)), *table.setup):
             console.print(line, style="dim", markup=False, highlight=False)
         console.print()

@@ -103,12 +103,12 @@ class MadeTable:
     def grid(self, also: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
         """Headings, rows of text, and the numbered notes that the rows refer to.
 
-        Up to three columns have the paper's figure and the difference beside them; more have them in brackets.
+        One or two columns have the paper's figure and the difference beside them; more have them in brackets.
 
         Args:
             also: with the paper's other columns.
         """
-        apart = len(self.columns) <= 3
+        apart = len(self.columns) <= 2
         extra = list(next(iter(self.also.values()), {})) if also else []
         heads = [self.rows_are]
         for name in self.columns:
@@ -293,21 +293,26 @@ def _plain(value: object) -> str:
 
 
 def _setup(plan: Plan, columns: Iterable[str], outcomes: Outcomes) -> list[str]:
-    """Sentences for the cells of some columns; cells with the same differences share one."""
-    lines = []
+    """Sentences about the cells of some columns; cells with the same differences share one."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    weights: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        groups: dict[tuple[str, ...], list[str]] = {}
-        weights: dict[str, None] = {}
         for (category, name, _), outcome in outcomes.items():
-            if name == column and outcome.row is not None:
-                groups.setdefault(tuple(differences(outcome.row, column)), []).append(category)
-                weights[str(outcome.row["weights_source"])] = None
-        for found, categories in groups.items():
-            of = "all" if len(groups) == 1 else ", ".join(dict.fromkeys(categories))
-            lines.append(f"{column}, {of}: {'; '.join(found)}.")
-        if weights:
-            theirs = paper_config(column).backbone
-            lines.append(f"{column}, weights: {', '.join(weights)} (paper: {theirs}, pretrained on ImageNet).")
+            if name != column or outcome.row is None:
+                continue
+            cells = groups.setdefault(tuple(differences(outcome.row, column)), {}).setdefault(column, [])
+            if category not in cells:
+                cells.append(category)
+            sources = weights.setdefault((str(outcome.row["weights_source"]), paper_config(column).backbone), [])
+            if column not in sources:
+                sources.append(column)
+    split = {column for column in columns if sum(column in found for found in groups.values()) > 1}
+    lines = []
+    for found, by_column in groups.items():
+        of = [f"{column} of {', '.join(cells)}" if column in split else column for column, cells in by_column.items()]
+        lines.append(f"{'; '.join(of) if split else ', '.join(of)}: {'; '.join(found)}.")
+    for (source, theirs), names in weights.items():
+        lines.append(f"{', '.join(names)}, weights: {source} (paper: {theirs}, pretrained on ImageNet).")
     return lines
 
 
@@ -351,7 +356,7 @@ def markdown(tables: Sequence[MadeTable], origin: str) -> str:
         heads, rows, notes = table.grid(also=True)
         lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
         parts.append(f"## {table.title}")
-        if len(table.columns) > 3:
+        if len(table.columns) > 2:
             parts.append("In brackets the paper's figure and the difference.")
         parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
         if notes:

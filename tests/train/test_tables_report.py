@@ -159,9 +159,21 @@ def test_differences_name_what_is_not_the_papers() -> None:
 def test_set_ups_are_told_by_the_cells_they_belong_to() -> None:
     values = {("bottle", "Ours", 0): 0.9, ("cable", "Ours", 0): Outcome(row(0.9, image_sizes=[[96, 96], [96, 96]]))}
     made = tables(values, ("bottle", "cable"))
-    assert any(line.startswith("Ours, bottle: 15 %") for line in made.setup)
-    assert any(line.startswith("Ours, cable: images of 96 x 96 pixels") for line in made.setup)
+    assert any(line.startswith("Ours of bottle: 15 %") for line in made.setup)
+    assert any(line.startswith("Ours of cable: images of 96 x 96 pixels") for line in made.setup)
     assert any("hub: timm/vit_base_patch16_384 (paper: vit_base_patch16_384" in line for line in made.setup)
+
+
+def test_columns_with_the_same_set_up_share_a_sentence() -> None:
+    fast = {"steps": 20, "batch": 16}
+    cells = {
+        ("bottle", "Ours", 0): {"layers": (0, 1, 2, 3, 4), **fast},
+        ("bottle", "w/o SAAE", 0): {"layers": (0, 1, 2, 3, 4), "transformer": False, **fast},
+    }
+    outcomes = {k: Outcome(row(0.9, config=preset("paper").replace(**v).to_json())) for k, v in cells.items()}
+    made = tables(outcomes, ("bottle",), "4")
+    assert made.setup[0].startswith("w/o SAAE, Ours: 20 steps of 16 images a step (paper: 700 epochs")
+    assert len(made.setup) == 2  # and the weights
 
 
 def test_frames_a_second_and_their_ratio() -> None:
