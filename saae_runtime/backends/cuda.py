@@ -52,7 +52,7 @@ def cuda_install_hint() -> str:
 class CudaApi:
     """The few CUDA calls that saae makes. Streams, events, graphs and addresses are plain integers.
 
-    Nothing here keeps state but the module, so one object serves any number of engines and threads. Every method
+    One object serves any number of engines and threads. Every method
     raises DeviceError (CudaFailure) when CUDA reports an error.
 
     Raises:
@@ -62,11 +62,13 @@ class CudaApi:
     def __init__(self) -> None:
         try:
             self._rt: Any = importlib.import_module("cuda.bindings.runtime")
+            self._driver: Any = importlib.import_module("cuda.bindings.driver")
         except ImportError as error:
             raise BackendUnavailableError(
                 "CUDA cannot be reached from Python.", f"cuda-python is missing ({error}).", cuda_install_hint()
             ) from error
         rt = self._rt
+        self._primary: dict[int, int] = {}  # device -> its primary context
         self._h2d = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._d2h = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._d2d = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
@@ -147,15 +149,33 @@ class CudaApi:
 
     @contextmanager
     def on(self, device: int) -> Iterator[None]:
-        """Makes a device current in this thread, and puts back the caller's choice (torch has one, for instance)."""
+        """Makes a device's primary context current in this thread, and puts back what was there.
+
+        Others choose a device too (torch), or make a context of their own (pycuda.autoinit), in which streams and
+        memory of ours mean nothing.
+        """
+        context = self._context()
+        if int(context) and int(context) == self._primary.get(device):
+            yield
+            return
         before = self._call("cudaGetDevice")
-        if before != device:
-            self._call("cudaSetDevice", device)
+        self._call("cudaSetDevice", device)
+        self._primary[device] = int(self._context())
         try:
             yield
         finally:
             if before != device:
                 self._call("cudaSetDevice", before)
+            if int(context) and int(context) != int(self._context()):
+                self._driver.cuCtxSetCurrent(context)
+
+    def _context(self) -> Any:
+        """This thread's context, 0 where it has none."""
+        try:
+            status, context = self._driver.cuCtxGetCurrent()
+        except RuntimeError:  # no libcuda: the next call of the runtime says so
+            return 0
+        return context if int(status) == 0 else 0
 
     def memory_info(self) -> tuple[int, int]:
         """Free and total bytes on the current device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +41,15 @@ class DeviceFrames:
 class DeviceArray:
     """An output left on the GPU; torch, CuPy, Numba and pycuda read it through `__cuda_array_interface__`.
 
+    Looking at the interface of memory that is not lent any more raises BackendError.
+
     Attributes:
         pointer: address of the first element.
         shape: as the graph has it.
         dtype: numpy's type of an element.
-        stream: the stream that writes it; a reader of the interface waits for it.
+        stream: the stream that writes it; a reader of the interface waits for it (see `DeviceOutputs`: not all do).
         owner: what keeps the memory from being used again, see `DeviceOutputs`.
+        check: raises where it is not lent any more.
     """
 
     pointer: int
@@ -54,9 +57,11 @@ class DeviceArray:
     dtype: np.dtype[Any]
     stream: int
     owner: Any
+    check: Callable[[], None]
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        self.check()
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,

@@ -6,9 +6,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from .cuda import CudaApi
+from ..errors import BackendError
 from .device_arrays import DeviceArray
-from .trt_slots import Slot
+from .trt_slots import Resources, Slot
 
 __all__ = ["DeviceOutputs", "Lease"]
 
@@ -18,37 +18,61 @@ class Lease:
 
     Args:
         slot: what is lent.
-        api: CUDA.
-        device: number of the GPU.
-        compute: the stream that writes the slot's outputs.
+        resources: what it belongs to.
         back: takes the slot back.
     """
 
-    def __init__(self, slot: Slot, api: CudaApi, device: int, compute: int, back: Callable[[Slot], None]) -> None:
-        self._slot, self._api, self._device, self._compute = slot, api, device, compute
+    def __init__(self, slot: Slot, resources: Resources, back: Callable[[Slot], None]) -> None:
+        self._slot, self._resources = slot, resources
         self._finalizer = weakref.finalize(self, back, slot)
+
+    def check(self) -> None:
+        """Raises where the memory is not lent any more, so that nobody reads another frame's outputs.
+
+        Raises:
+            BackendError: released, or the engine is closed.
+        """
+        if self._resources.released or not self._finalizer.alive:
+            raise BackendError(
+                "These outputs are not there any more.",
+                "The engine is closed." if self._resources.released else "They were released.",
+                "copy what is needed before that",
+            )
 
     def wait(self) -> None:
         """Waits until the outputs are written."""
-        with self._api.on(self._device):
-            self._api.wait_host(self._slot.done)
+        self.check()
+        with self._resources.api.on(self._resources.device):
+            self._resources.api.wait_host(self._slot.done)
+        self._slot.ahead, self._slot.source = False, None
+
+    def hold(self, stream: int) -> None:
+        """Makes later work of a stream wait until the outputs are written."""
+        self.check()
+        with self._resources.api.on(self._resources.device):
+            self._resources.api.wait(stream, self._slot.done)
 
     def release(self, stream: int | None) -> None:
         """Gives the slot back, once; `stream`: later work of ours waits for what it does now."""
         if not self._finalizer.alive:
             return
-        if stream is not None:
-            with self._api.on(self._device):
-                self._api.record(self._slot.borrowed, stream)
-                self._api.wait(self._compute, self._slot.borrowed)
-        self._finalizer()
+        resources = self._resources
+        try:
+            if stream is not None and not resources.released:
+                with resources.api.on(resources.device):
+                    resources.api.record(self._slot.borrowed, stream)
+                    resources.api.wait(resources.compute_stream, self._slot.borrowed)
+        finally:
+            self._finalizer()
 
 
 class DeviceOutputs:
     """Outputs that stay on the GPU: `anomaly_map`, `score` and `mask` (uint8 0/1), N x H x W and N.
 
     They are a slot's own memory, lent until `release` (or the end of a `with` block, or collection of this object and
-    of the arrays). Readers of `__cuda_array_interface__` wait for the engine's stream; others call `synchronize`.
+    of the arrays). They may still be written when they are given out: CuPy and Numba wait for the stream that
+    `__cuda_array_interface__` names; PyTorch does not, so call `hold(torch.cuda.current_stream().cuda_stream)` or
+    `synchronize` first.
     """
 
     def __init__(self, arrays: Mapping[str, DeviceArray], lease: Lease) -> None:
@@ -60,6 +84,10 @@ class DeviceOutputs:
     def synchronize(self) -> None:
         """Waits until the outputs are written."""
         self._lease.wait()
+
+    def hold(self, stream: int) -> None:
+        """Makes later work of a stream wait until the outputs are written; the host goes on."""
+        self._lease.hold(stream)
 
     def release(self, stream: int | None = None) -> None:
         """Gives the memory back; later calls may overwrite it.

@@ -199,13 +199,14 @@ class TensorRTBackend(Backend):
         work: _Running = self._started(slot, frames, threshold, self._give_back, stay=True).payload
         layout, resources = slot.layout, self._resources
         assert layout is not None
-        stream = resources.compute_stream
-        lease = Lease(slot, self._api, self._gpu.index, stream, self._give_back)
+        lease = Lease(slot, resources, self._give_back)
         arrays = {}
         for tensor in layout.tensors:
             if tensor.name in _OUTPUTS:
                 shape = (work.count, *tensor.shape[1:])
-                arrays[tensor.name] = DeviceArray(slot.address(tensor.name), shape, tensor.dtype, stream, lease)
+                arrays[tensor.name] = DeviceArray(
+                    slot.address(tensor.name), shape, tensor.dtype, resources.compute_stream, lease, lease.check
+                )
         return DeviceOutputs(arrays, lease)
 
     def prepare(self, batches: tuple[int, ...]) -> None:
@@ -244,7 +245,10 @@ class TensorRTBackend(Backend):
 
     def _give_back(self, slot: Slot) -> None:
         with self._pool_lock:
-            self._free.appendleft(slot)  # the one used last is warm
+            if slot.ahead:  # its work may still run: the others first
+                self._free.append(slot)
+            else:
+                self._free.appendleft(slot)  # the one used last is warm
 
     # -- one batch --------------------------------------------------------------------------------------------------
 
@@ -262,6 +266,7 @@ class TensorRTBackend(Backend):
 
     def _start(self, slot: Slot, frames: Any, threshold: float, stay: bool = False) -> _Running:
         resources = self._resources
+        resources.settle(slot)
         source = self._source(frames)
         count = source.count if isinstance(source, DeviceFrames) else len(source)
         self._check_batch(count)
@@ -280,6 +285,7 @@ class TensorRTBackend(Backend):
             self._compute(plan)
             if stay:
                 self._api.record(slot.done, resources.compute_stream)
+                slot.ahead, slot.source = True, source
             else:
                 self._copy_out(slot, plan)
         return _Running(slot, plan, count, source)
@@ -362,7 +368,10 @@ class TensorRTBackend(Backend):
                 shape = tuple(batch if side == -1 else side for side in tensor.shape)
                 if not plan.context.set_input_shape(tensor.name, shape):
                     raise self._failed(f"It refuses {tensor.name} of shape {shape}.")
-        missing = plan.context.infer_shapes()
+        try:
+            missing = plan.context.infer_shapes()
+        except RuntimeError as error:
+            raise self._failed(f"It cannot tell its shapes: {error}.") from error
         if missing:
             raise self._failed(f"It cannot tell the shapes of {', '.join(missing)}.")
         resources, give = self._resources, self._library.give_memory
@@ -386,7 +395,7 @@ class TensorRTBackend(Backend):
         plan.runs += 1
 
     def _capture(self, plan: Plan) -> int | None:
-        api, stream = self._api, self._resources.compute_stream
+        api, stream = self._api, self._resources.capture_stream
         capturable = getattr(plan.context, "is_stream_capturable", None)
         if capturable is not None and not capturable(stream):
             return self._without_graph("the engine says that it cannot be captured")

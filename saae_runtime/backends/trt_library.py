@@ -10,6 +10,7 @@ import shlex
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +169,7 @@ class TrtLibrary:
         self.version = str(module.__version__)
         self._messages: deque[str] = deque(maxlen=_LOG_KEPT)
         self._runtime: Any = None
+        self._lock = threading.Lock()
         self.logger = _make_logger(module, self._messages)
 
     @property
@@ -180,8 +182,9 @@ class TrtLibrary:
     def take_messages(self) -> list[str]:
         """Errors and warnings logged since the last call, oldest first."""
         taken = []
-        while self._messages:
-            taken.append(self._messages.popleft())
+        with suppress(IndexError):  # another thread may take the last one
+            while True:
+                taken.append(self._messages.popleft())
         return taken
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -201,23 +204,23 @@ class TrtLibrary:
             EngineIncompatibleError: the library does not take it.
             DeviceError: no memory for it.
         """
-        if self._runtime is None:
-            self._runtime = self.module.Runtime(self.logger)
-        if hasattr(self._runtime, "engine_host_code_allowed"):
-            self._runtime.engine_host_code_allowed = host_code
-        self.take_messages()
-        engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None and any(re.search(r"out of memory|OutOfMemory", text) for text in self._messages):
+        with self._lock:  # the permission below is the runtime's, and must be this engine's
+            if self._runtime is None:
+                self._runtime = self.module.Runtime(self.logger)
+            if hasattr(self._runtime, "engine_host_code_allowed"):
+                self._runtime.engine_host_code_allowed = host_code
+            self.take_messages()
+            engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is not None:
+            return engine
+        said = "; ".join(self.take_messages())
+        if re.search(r"out of memory|OutOfMemory", said):
             raise DeviceError(
                 "The GPU is out of memory: the engine's weights do not fit.",
-                "; ".join(self.take_messages()),
+                said,
                 "close what else uses the GPU (nvidia-smi; tegrastats on Jetson)",
             )
-        if engine is None:
-            raise EngineIncompatibleError(
-                f"{self.title} does not load the engine.", "; ".join(self.take_messages()) or "It gave no reason.", ""
-            )
-        return engine
+        raise EngineIncompatibleError(f"{self.title} does not load the engine.", said or "It gave no reason.", "")
 
     def tensors(self, engine: Any) -> tuple[TensorInfo, ...]:
         """Inputs and outputs of an engine, in its order."""

@@ -106,6 +106,8 @@ class Slot:
         copied, computed, done: events after the copy in, the computation and the copy out.
         borrowed: event for streams that are not ours (a producer's or a reader's).
         threshold: T as it lies on the device, None before the first copy.
+        ahead: whether the host went on without waiting for the work in this slot (outputs left on the GPU).
+        source: what that work still reads, kept alive until it has ended.
     """
 
     copied: int
@@ -117,6 +119,8 @@ class Slot:
     host: int = 0
     block: NDArray[np.uint8] | None = None
     threshold: float | None = None
+    ahead: bool = False
+    source: Any = None
     plans: dict[int, Plan] = field(default_factory=dict)
     loose: Plan | None = None
 
@@ -160,9 +164,11 @@ class Resources:
         self._streams: list[int] = []
         try:
             with api.on(device):
-                for _ in range(3):
+                for _ in range(4):
                     self._streams.append(api.stream())
-            self.copy_in_stream, self.compute_stream, self.copy_out_stream = self._streams
+            # Captured on a stream of its own: others may wait for the one that computes (readers of outputs, other
+            # threads that give outputs back), and a wait that falls into a capture spoils it.
+            self.copy_in_stream, self.compute_stream, self.copy_out_stream, self.capture_stream = self._streams
         except BaseException:
             self.release()
             raise
@@ -181,6 +187,13 @@ class Resources:
         slot = Slot(copied, computed, done, borrowed)
         self.slots.append(slot)
         return slot
+
+    def settle(self, slot: Slot) -> None:
+        """Waits for what the host has not waited for yet, so that the slot's memory may be written again."""
+        if slot.ahead:
+            with self.api.on(self.device):
+                self.api.wait_host(slot.done)
+            slot.ahead, slot.source = False, None
 
     def reserve(self, slot: Slot, capacity: int) -> None:
         """Gives an idle slot memory for `capacity` frames; what it had is released after the new is there.
@@ -250,6 +263,7 @@ class Resources:
                 with suppress(Exception):  # the library's own errors too: what follows has to be done
                     self.kernels.save()
             for slot in self.slots:
+                slot.source = None
                 with suppress(SaaeError):
                     self._free_memory(slot)
                 self._each(self.api.destroy_event, [slot.copied, slot.computed, slot.done, slot.borrowed])

@@ -76,7 +76,7 @@ def test_resources_give_everything_back_once():
     for capacity in (1, 4):
         resources.reserve(resources.add_slot(), capacity)
     resources.grow_workspace(5000, lambda context, pointer, size: None)
-    assert cuda.live() == {"device": 3, "host": 2, "streams": 3, "events": 8, "graphs": 0}
+    assert cuda.live() == {"device": 3, "host": 2, "streams": 4, "events": 8, "graphs": 0}
     resources.release()
     assert set(cuda.live().values()) == {0}
     calls = len(cuda.log)
@@ -239,7 +239,7 @@ def test_dlpack_is_read_by_cuda_core():
 
 
 def test_outputs_on_the_gpu_speak_the_array_interface():
-    array = DeviceArray(4096, (2, 4, 6), np.dtype(np.float32), 7, None)
+    array = DeviceArray(4096, (2, 4, 6), np.dtype(np.float32), 7, None, lambda: None)
     interface = array.__cuda_array_interface__
     assert interface["data"] == (4096, False)
     assert (interface["shape"], interface["typestr"], interface["stream"], interface["version"]) == (
@@ -364,3 +364,74 @@ def test_cuda_python_missing_says_what_to_install(monkeypatch):
     with pytest.raises(BackendUnavailableError, match="cuda-python") as caught:
         CudaApi()
     assert "pip install" in caught.value.cure
+
+
+class Contexts:
+    """The calls of `CudaApi.on`: contexts 1000 + device are the primary ones, any other is somebody's own."""
+
+    def __init__(self, devices=2, current=0):
+        self.devices, self.current, self.chosen = devices, current, 0
+        self.calls = []
+
+    def cudaGetDevice(self):
+        return 0, self.current % 100 if self.current else self.chosen
+
+    def cudaSetDevice(self, device):
+        self.calls.append(device)
+        self.current, self.chosen = 1000 + device, device
+        return (0,)
+
+    def cuCtxGetCurrent(self):
+        return 0, self.current
+
+    def cuCtxSetCurrent(self, context):
+        self.calls.append(context)
+        self.current = context
+        return (0,)
+
+
+@pytest.mark.parametrize(
+    ("current", "back"),
+    [
+        (0, 1000),  # a fresh thread: the device that it would have used anyway
+        (1000, 1000),  # torch on the same device
+        (1001, 1001),  # torch on another one
+        (7700, 7700),  # pycuda.autoinit's own context on this device
+        (7701, 7701),  # and on the other
+    ],
+)
+def test_work_is_done_in_the_primary_context_and_the_callers_is_put_back(monkeypatch, current, back):
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    api, contexts = CudaApi(), Contexts(current=current)
+    monkeypatch.setattr(api, "_rt", contexts)
+    monkeypatch.setattr(api, "_driver", contexts)
+    for _ in range(2):
+        with api.on(0):
+            assert contexts.current == 1000
+            with api.on(0):
+                assert contexts.current == 1000
+        assert contexts.current == back
+    with pytest.raises(KeyError), api.on(0):
+        raise KeyError
+    assert contexts.current == back
+
+
+def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    api, contexts = CudaApi(), Contexts()
+    monkeypatch.setattr(api, "_rt", contexts)
+    monkeypatch.setattr(api, "_driver", contexts)
+    with api.on(0):
+        pass
+    contexts.calls.clear()
+    for _ in range(5):
+        with api.on(0):
+            pass
+    assert contexts.calls == []
+
+
+def test_the_driver_calls_exist_in_the_installed_wheel():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
+    assert int(driver.CUcontext(7)) == 7
+    for name in set(re.findall(r"_driver\.(cu\w+)", inspect.getsource(CudaApi))):
+        assert hasattr(driver, name)

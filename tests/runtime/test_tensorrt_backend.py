@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -346,7 +347,7 @@ print("end", flush=True)
     code = code.replace("sys.path[:0] = [", f"sys.path[:0] = [{str(tests / 'runtime')!r}, ", 1)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=repo_root)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["end", "memory", "memory", "stream", "stream", "stream"]
+    assert done.stdout.split() == ["end", "memory", "memory", *["stream"] * 4]
 
 
 # -- failures
@@ -492,6 +493,88 @@ def test_a_reader_on_another_stream_is_waited_for_before_the_memory_is_used_agai
     outputs.release(stream=reader)
     backend.infer(frames(1, 8), 0.5)
     np.testing.assert_array_equal(seen[0].reshape(SIZE), expected_map(given)[0])
+
+
+@given(seed=st.integers(0, 1000), graph=st.booleans(), on_gpu=st.booleans(), slots=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_outputs_given_back_before_they_are_written_do_not_mix_with_the_next(seed, graph, on_gpu, slots):
+    """The host never waits: readers do, on their own streams."""
+    cuda = FakeCuda(seed=seed)
+    backend, _ = make(cuda, slots=slots, cuda_graph=graph)
+    seen, wanted = [], []
+    for number in range(6):
+        given = frames(1 + number % 2, number)
+        held = FakeArray(cuda, given) if on_gpu else given
+        outputs = backend.infer_on_device(held, 0.5)
+        reader, pointer = cuda.stream(), outputs.anomaly_map.pointer
+        outputs.hold(reader)
+        size = given.nbytes // 3 * 4
+        cuda.enqueue(reader, lambda p=pointer, n=size: seen.append((p, cuda.at(p, n).view(np.float32).copy())))
+        outputs.release(stream=reader)
+        wanted.append(expected_map(given).reshape(-1))
+    cuda.synchronize_device()
+    assert len(seen) == len(wanted)
+    for values in wanted:
+        assert any(np.array_equal(values, found) for _, found in seen)
+    backend.close()
+    assert cuda.live()["device"] == cuda.live()["host"] == 0
+
+
+def test_frames_on_the_gpu_are_kept_alive_until_they_were_read():
+    cuda = FakeCuda()
+    backend, _ = make(cuda, slots=1)
+    array = FakeArray(cuda, frames(1))
+    alive = weakref.ref(array)
+    outputs = backend.infer_on_device(array, 0.5)
+    del array
+    gc.collect()
+    assert alive() is not None  # torch would give its memory to somebody else
+    outputs.synchronize()
+    gc.collect()
+    assert alive() is None
+
+
+def test_outputs_cannot_be_read_after_they_were_given_back_or_the_engine_is_closed():
+    backend, _ = make(FakeCuda(), slots=2)
+    released = backend.infer_on_device(frames(1), 0.5)
+    released.release()
+    closed = backend.infer_on_device(frames(1), 0.5)
+    backend.close()
+    for outputs, word in ((released, "closed"), (closed, "closed")):
+        for use in (lambda o=outputs: o.anomaly_map.__cuda_array_interface__, outputs.synchronize):
+            with pytest.raises(BackendError, match="not there any more") as caught:
+                use()
+            assert word in caught.value.why
+        outputs.release(stream=1)  # harmless
+    other, _ = make(FakeCuda())
+    with other.infer_on_device(frames(1), 0.5) as lent:
+        pass
+    with pytest.raises(BackendError) as caught:
+        lent.hold(1)
+    assert "released" in caught.value.why
+
+
+def test_a_reader_may_give_outputs_back_while_another_thread_captures():
+    """A wait for the engine's stream that falls into a capture of it would spoil the graph."""
+    cuda = FakeCuda()
+    backend, _ = make(cuda, slots=3)
+    outputs = backend.infer_on_device(frames(2), 0.5)
+    reader = cuda.stream()
+    given, calls = frames(1, 3), []
+    begin = cuda.begin_capture
+
+    def meanwhile(stream):
+        begin(stream)
+        calls.append(outputs.score.__cuda_array_interface__["stream"])
+        outputs.release(stream=reader)
+
+    cuda.begin_capture = meanwhile
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            check(backend.infer(given, 0.5), given, 0.5)
+    assert len(calls) == 1
+    assert len(cuda.calls("launch")) >= 1
 
 
 def test_after_a_failure_nothing_still_reads_the_callers_memory():

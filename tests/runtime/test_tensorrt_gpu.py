@@ -142,6 +142,7 @@ def test_torch_tensors_go_in_and_come_out_without_the_host(bundle):
         check(backend.infer(tensor, T), given)
     torch.cuda.synchronize()
     with backend.infer_on_device(tensor, T) as outputs:
+        outputs.hold(torch.cuda.current_stream().cuda_stream)  # torch does not wait by itself
         scores = torch.as_tensor(outputs.score, device="cuda")
         np.testing.assert_array_equal(scores.cpu().numpy(), backend.infer(given, T).score)
     with pytest.raises(FrameError, match="float32"):
@@ -182,6 +183,37 @@ def test_pycuda_arrays(bundle):
     given, backend = frames(2), open_it(bundle)
     check(backend.infer(gpuarray.to_gpu(given), T), given)
     backend.close()
+
+
+def test_a_context_of_pycudas_own_is_left_alone_and_put_back(bundle):
+    driver = pytest.importorskip("pycuda.driver", reason="needs the extra `pycuda`")
+    driver.init()
+    own, given = driver.Device(0).make_context(), frames(2)
+    try:
+        backend = open_it(bundle)
+        check(backend.infer(given, T), given)
+        block = driver.mem_alloc(1 << 20)  # in pycuda's context, which is the current one again
+        driver.memset_d8(block, 7, 1 << 20)
+        block.free()
+        worker = threading.Thread(target=lambda: check(backend.infer(given, T), given))
+        worker.start()
+        worker.join()
+        backend.close()
+    finally:
+        own.pop()
+        own.detach()
+
+
+def test_kernels_compiled_at_run_time_are_kept_for_the_next_start(bundle, tmp_path):
+    _, name = bundle
+    if not load_library(name).compiles_when_running:
+        pytest.skip(f"{name} compiles nothing when it runs")
+    for _ in range(2):
+        backend = open_it(bundle, cache=str(tmp_path))
+        check(backend.infer(frames(2), T), frames(2))
+        backend.close()
+        (kept,) = tmp_path.rglob("*.kernels")
+        assert kept.stat().st_size > 0
 
 
 def test_memory_is_flat(bundle):

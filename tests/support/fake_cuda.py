@@ -208,6 +208,7 @@ class FakeCuda:
     def begin_capture(self, stream):
         self._note("begin_capture", stream)
         assert self.capturing is None
+        assert not self._streams[stream], "a stream with work of its own is captured"
         self.capturing = stream
         self._graphs[-1] = []
 
