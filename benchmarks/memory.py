@@ -36,8 +36,19 @@ READINGS = 20
 RANDOM = "vit_tiny_patch16_224"
 
 
-def watch(call: Callable[[], object], calls: int, first: int = FIRST) -> list[dict[str, float]]:
+def watch(
+    call: Callable[[], object],
+    calls: int,
+    first: int = FIRST,
+    also: Callable[[], dict[str, float]] = dict,
+) -> list[dict[str, float]]:
     """Calls so often and returns readings: {call, resident_mib, seconds}, the first after `first` calls.
+
+    Args:
+        call: what is done each time.
+        calls: how often.
+        first: the first reading comes after so many.
+        also: what else goes into each reading, for instance the memory taken on a GPU.
 
     Raises:
         ConfigError: fewer calls than the first reading needs, or a system that does not say.
@@ -59,6 +70,7 @@ def watch(call: Callable[[], object], calls: int, first: int = FIRST) -> list[di
                     "call": number,
                     "resident_mib": round(common.resident_mib(), 2),
                     "seconds": round(time.perf_counter() - start, 2),
+                    **also(),
                 }
             )
     return found

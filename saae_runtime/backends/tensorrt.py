@@ -47,7 +47,12 @@ def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) ->
 
 
 def open_backend(
-    bundle: Bundle, name: str, device: int = 0, precision: str | None = None, options: BackendOptions | None = None
+    bundle: Bundle,
+    name: str,
+    device: int = 0,
+    precision: str | None = None,
+    options: BackendOptions | None = None,
+    api: CudaApi | None = None,
 ) -> Backend:
     """Opens a bundle's engine.
 
@@ -60,6 +65,7 @@ def open_backend(
         device: number of the GPU.
         precision: `fp16`, `int8` or `fp32`; None takes the first of these that fits.
         options: see `BackendOptions`.
+        api: CUDA, for callers that watch its calls; None: a new one.
 
     Raises:
         BackendUnavailableError: the library or cuda-python is missing, or the bundle has no engine for it.
@@ -73,7 +79,7 @@ def open_backend(
         raise BackendUnavailableError(*_no_engine(bundle, flavour, precision))
     library = load_library(flavour)
     _require(bundle, artefacts, lambda item: version_problem(item, flavour, library.version), library, None)
-    api = CudaApi()
+    api = CudaApi() if api is None else api
     api.check_driver(library.cuda_major())
     gpu = api.device(device)
     artefact = _require(bundle, artefacts, lambda item: _problem(item, library, gpu), library, gpu)
