@@ -1,0 +1,278 @@
+"""Time the fitting against plain PyTorch loops of the same model, step by step in turns, in one process.
+
+    python benchmarks/fit.py [--preset fast|paper] [--images 64] [--steps 30] [--weights random|packaged|auto|FILE]
+                             [--normal FOLDER] [--device cpu] [--threads 2] [--out FILE]
+
+Three ways, with the same images in the same order, the same first weights, rates and loss:
+
+  saae             `saae_train.fit.fit` as it is, from features kept after one pass of the backbone;
+  plain            float32, eager, torch.optim.Adam, from the same features, all in memory;
+  plain, backbone  the same, with the frozen backbone run on every batch anew, as a simple script would.
+
+A step holds everything from the choice of the batch to the new weights. `whole fit` adds what comes once: reading the
+images, the backbone and the principal components; it is for `--fit-steps` steps (default: the preset's). Both plain
+loops are given the feature space for nothing. `loss` is the running mean of all after the same steps.
+Without --normal, images are drawn at random: right for speed, no measure of quality.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from saae_runtime.errors import DataError, SaaeError
+
+WAYS = ("saae", "plain", "plain, backbone")
+
+
+class Plain:
+    """A straightforward loop; `backbone` and `pixels` where features are computed in every step."""
+
+    def __init__(self, checkpoint: Any, features: Any, steps: int, device: Any, pixels: Any = None) -> None:
+        import torch
+
+        from saae_train.model import SAAE
+
+        old = checkpoint.detector.saae
+        self.config, self.device, self.total, self.step = checkpoint.config, device, steps, 0
+        self.detector, self.features, self.pixels = checkpoint.detector, features, pixels
+        torch.manual_seed(self.config.seed)
+        self.model = SAAE(old.channels, old.latent, old.positions, old.mlp_size, transformer=old.transformer)
+        self.model.to(device).train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
+        self.order = self._order(len(pixels if pixels is not None else features))
+
+    def _order(self, count: int) -> Iterator[int]:
+        import torch
+
+        epoch = 0
+        while True:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+            yield from torch.randperm(count, generator=generator).tolist()
+            epoch += 1
+
+    def __call__(self) -> float:
+        """One step; the loss per position."""
+        import torch
+
+        from saae_train.detector import anomaly_score
+
+        config = self.config
+        rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup))
+        if config.cosine_decay:
+            rate *= 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * self.step / self.total))
+        self.optimizer.param_groups[0]["lr"] = rate
+        picked = [next(self.order) for _ in range(config.batch)]
+        with torch.no_grad():
+            if self.pixels is None:
+                f = self.features[picked].to(self.device)
+            else:
+                f = self.detector.features(self.pixels[picked].to(self.device))
+            projected = self.detector.space(f)
+        value = anomaly_score(projected, self.model(projected.g), config.loss).sum(dim=1).mean()
+        self.optimizer.zero_grad()
+        value.backward()
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.step += 1
+        return value.item() / projected.g.shape[1]
+
+
+def in_turns(
+    fit: Callable[[Callable[[], None]], None], plain: dict[str, Plain], pause: Callable[[], None]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each step and the running loss by way; between two steps of `fit` the others take one each."""
+    seconds: dict[str, list[float]] = {name: [] for name in ("saae", *plain)}
+    average: dict[str, float] = {}
+    begin = time.perf_counter()
+
+    def others() -> None:
+        nonlocal begin
+        pause()
+        seconds["saae"].append(time.perf_counter() - begin)
+        for name, step in plain.items():
+            start = time.perf_counter()
+            loss = step()
+            pause()
+            seconds[name].append(time.perf_counter() - start)
+            average[name] = loss if name not in average else 0.9 * average[name] + 0.1 * loss
+        begin = time.perf_counter()
+
+    fit(others)
+    return seconds, average
+
+
+def draw(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """Images of one smooth pattern with noise, as PNG."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(60, 190, (8, 8, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
+    for index in range(count):
+        noisy = np.asarray(coarse, np.float32) + rng.normal(0, 12, (*size, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{index:04}.png")
+    return folder
+
+
+def measure(
+    preset_name: str,
+    folder: Path | None,
+    images: int,
+    steps: int,
+    weights: str | None,
+    device_name: str | None,
+    fit_steps: int | None,
+    changes: dict[str, Any],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the table, and what the model is."""
+    import numpy as np
+    import torch
+
+    from saae_runtime.geometry import resize_frames
+    from saae_runtime.images import read_image
+    from saae_train.backbone import build_backbone, choose_layers
+    from saae_train.checkpoint import discard_state
+    from saae_train.data import Sample
+    from saae_train.features import extract, pick_device
+    from saae_train.fit import Reporter, fit
+    from saae_train.presets import preset
+
+    config, device = preset(preset_name).replace(**changes), pick_device(device_name)
+    whole = fit_steps or config.steps or int(config.epochs or 1) * math.ceil(images / config.batch)
+    backbone = build_backbone(
+        config.backbone, config.layers or choose_layers(config.backbone)[0], config.input_size, weights
+    )
+    pause = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        source = folder or draw(scratch, images, config.input_size)
+        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp"))
+        if len(paths) < images:
+            raise DataError(f"{source} holds {len(paths)} images.", f"{images} are to be used.", "give --images")
+        samples = [Sample(path, "good", None, False) for path in paths[:images]]
+        start = time.perf_counter()
+        first = fit(backbone, samples, config.replace(steps=1), "fit", device=str(device), cache=scratch)
+        once = time.perf_counter() - start - first.facts["seconds_fit"]
+        discard_state(first)
+        first.detector.to(device)
+        features = extract(backbone, samples, scratch, device, config.precision)
+        values = torch.from_numpy(np.asarray(features.values, np.float32))
+        frames = np.stack([resize_frames(read_image(sample.path), config.input_size) for sample in samples])
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        plain = {
+            "plain": Plain(first, values.to(device), steps, device),
+            "plain, backbone": Plain(first, None, steps, device, pixels.to(device)),
+        }
+        last: list[float] = []
+
+        def ours(others: Callable[[], None]) -> None:
+            def step(done: int, total: int, loss: float) -> None:
+                others()
+                last.append(loss)
+
+            checkpoint = fit(
+                build_backbone(config.backbone, backbone.layers, config.input_size, weights),
+                samples,
+                config.replace(steps=steps),
+                "fit",
+                device=str(device),
+                cache=scratch,
+                reporter=Reporter(steps=step),
+            )
+            discard_state(checkpoint)
+
+        seconds, loss = in_turns(ours, plain, pause)
+    loss["saae"] = last[-1]
+    # The first steps warm up; the first of saae also holds what comes before it.
+    timings = {name: common.Timing.of(values[min(3, len(values) - 1) :]) for name, values in seconds.items()}
+    rows = []
+    for name in WAYS:
+        step_s = timings[name].median_ms / 1000
+        total_s = step_s * whole + (0.0 if name == "plain, backbone" else once)
+        rows.append(
+            {
+                "way": name,
+                "precision": "bf16" if name == "saae" and first.facts["bf16"] else "fp32",
+                "images_per_second": config.batch / step_s,
+                "ratio": timings["plain"].median_ms / timings[name].median_ms,
+                "once_s": None if name == "plain, backbone" else round(once, 2),
+                "whole_fit_s": round(total_s, 1),
+                "loss": loss[name],
+                "timing": timings[name].to_json(),
+            }
+        )
+    saae = first.detector.saae
+    model = {
+        "backbone": config.backbone,
+        "input_size": list(config.input_size),
+        "layers": list(backbone.layers),
+        "latent": saae.latent,
+        "channels": saae.channels,
+        "weights": backbone.weights.source,
+        "whole_fit_steps": whole,
+        "batch": config.batch,
+    }
+    return rows, model
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="fast or paper")] = "fast",
+    images: Annotated[int, typer.Option(help="normal images")] = 64,
+    steps: Annotated[int, typer.Option(help="steps of each way; the first three are not counted")] = 30,
+    fit_steps: Annotated[int | None, typer.Option(help="steps of a whole fit; default: the preset's")] = None,
+    weights: Annotated[str, typer.Option(help="of the backbone: random, auto, packaged or a file")] = "random",
+    normal: Annotated[Path | None, typer.Option(help="folder of normal images; default: drawn")] = None,
+    latent: Annotated[int | None, typer.Option(help="V; default: from the features")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32; default: the preset's")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device")] = None,
+    threads: Annotated[int | None, typer.Option(help="processor cores")] = None,
+    out: Annotated[Path | None, typer.Option(help="result file")] = None,
+) -> None:
+    """Time the fitting; print and write the table."""
+    if threads:
+        common.use_threads(threads)
+    common.print_machine()
+    changes = {"latent": latent, "precision": precision}
+    chosen = None if weights == "auto" else weights
+    try:
+        rows, model = measure(preset, normal, images, steps, chosen, device, fit_steps, changes)
+    except SaaeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    data = common.result(
+        "fit-cpu" if device in (None, "cpu") else "fit",
+        rows,
+        settings={"preset": preset, "images": images, "steps": steps, "threads": threads},
+        inside="a step: from the choice of the batch to the new weights; whole fit: steps and what comes once",
+        model=model,
+    )
+    common.print_table(
+        f"Fitting, preset {preset}, {images} images, batches of {model['batch']}",
+        ["way", "precision", "images/s", "times plain", "ms a step", "whole fit, s", "loss"],
+        [
+            (
+                *(row[key] for key in ("way", "precision", "images_per_second", "ratio")),
+                row["timing"]["median_ms"],
+                row["whole_fit_s"],
+                row["loss"],
+            )
+            for row in rows
+        ],
+        [f"Written to {common.write_result(data, out)}"],
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
