@@ -81,7 +81,7 @@ def run(
     import torch
 
     from benchmarks.fps_variants import open_variants
-    from benchmarks.torch_variants import gflop, matmul_tflops
+    from benchmarks.torch_variants import Deployed, gflop, matmul_tflops
 
     frame = bundle.manifest.frame
     graph_size = (frame.height, frame.width)
@@ -119,7 +119,7 @@ def run(
             "components": model.components,
             "preset": model.preset,
             "weights": weights,
-            "gflop_per_frame": round(gflop(detector, graph_size), 2),
+            "gflop_per_frame": round(gflop(Deployed(detector, graph_size)), 2),
         },
         inside=INSIDE,
         reference="pytorch fp32",

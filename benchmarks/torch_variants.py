@@ -202,15 +202,15 @@ def score_frames(
     return results
 
 
-def gflop(detector: Detector, frame_size: tuple[int, int]) -> float:
+def gflop(graph: Deployed | FusedGraph) -> float:
     """Matrix work of one frame in GFLOP (a multiplication and an addition are two), as PyTorch counts it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    frames = torch.zeros((1, *frame_size, 3), dtype=torch.uint8)
+    frames = torch.zeros((1, *graph.frame_size, 3), dtype=torch.uint8)
     # Attention written out: the counter does not know every fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        Deployed(detector, frame_size)(frames, torch.zeros(1))
+        graph(frames, torch.zeros(1))
     return float(counter.get_total_flops()) / 1e9
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from saae_runtime.files import write_bytes
 if TYPE_CHECKING:
     from .graph import FusedGraph
 
-__all__ = ["OPSET", "check_onnx", "export_onnx", "run_onnx", "session", "set_threshold"]
+__all__ = ["OPSET", "check_onnx", "export_onnx", "run_onnx", "session", "set_threshold", "trace"]
 
 OPSET = 18
 _IR_VERSION = 8
@@ -57,7 +57,7 @@ def export_onnx(
         StorageError: the file could not be written.
     """
     target = Path(path)
-    model = _traced(graph)
+    model = trace(graph)
     _clean(model)
     _default_threshold(model, threshold)
     properties = {**(metadata or {}), "saae.precision": graph.precision}
@@ -141,7 +141,20 @@ def run_onnx(runner: Any, frames: np.ndarray, threshold: float | None = None) ->
     return dict(zip(names, runner.run(names, feed), strict=True))
 
 
-def _traced(graph: FusedGraph) -> onnx.ModelProto:
+class Traceable(Protocol):
+    """A module from frame and threshold to anomaly map, score and mask, for frames of one size."""
+
+    frame_size: tuple[int, int]
+
+    def eval(self) -> Any: ...
+
+
+def trace(graph: Traceable) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of a module, its own rewrites included, with a dynamic batch.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     height, width = graph.frame_size
     # Two frames: a batch of one would be traced as a constant.
     frames = torch.zeros((2, height, width, 3), dtype=torch.uint8)

@@ -181,7 +181,7 @@ def test_work_is_counted_for_every_matrix_product() -> None:
     attention = 4 * latent * latent + 2 * positions * latent
     saae = 2 * coder + 2 * latent * latent + 3 * attention + 2 * (2 * latent * 2 * latent)
     expected = 2 * positions * (patch * width + saae) / 1e9
-    assert gflop(detector, (32, 48)) == pytest.approx(expected, rel=0.02)
+    assert gflop(Deployed(detector, (32, 48))) == pytest.approx(expected, rel=0.02)
 
 
 def test_random_weights_in_the_shapes_of_a_bundle(bundle: Bundle, checkpoint: Checkpoint) -> None:
