@@ -63,7 +63,7 @@ def _row(checkpoint: Checkpoint, graph: str, model: onnx.ModelProto, gflop: floa
         "graph": graph,
         "nodes": sum(kinds.values()),
         **{kind: kinds[kind] for kind in _SHOWN},
-        "GFLOP": None if gflop is None else round(gflop, 2),
+        "GFLOP": None if gflop is None else round(gflop, 4),
         "MB": round(model.ByteSize() / 1e6, 1),
     }
 

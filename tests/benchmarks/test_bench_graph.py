@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 
-from tiny_models import TINY  # noqa: E402
+from tiny_models import TINY
 
-from benchmarks import graph, random_model  # noqa: E402
+from benchmarks import graph, random_model
 
 
 def test_fusing_takes_nodes_away_and_int8_adds_pairs() -> None:
@@ -20,7 +20,7 @@ def test_fusing_takes_nodes_away_and_int8_adds_pairs() -> None:
     plain, fused = by_name["plain"], by_name["fused"]
     assert fused["nodes"] < 0.8 * plain["nodes"]
     assert fused["Transpose"] < plain["Transpose"]
-    assert 0 < fused["GFLOP"] < plain["GFLOP"]
+    assert 0 < fused["GFLOP"] <= plain["GFLOP"]
     assert by_name["fused, fp16"]["MB"] < 0.7 * fused["MB"]
     assert by_name["fused, fp16"]["Cast"] > fused["Cast"]
     assert by_name["fused, int8"]["MatMul"] == fused["MatMul"]
