@@ -155,15 +155,16 @@ def evaluate(
         Console().print(f"T: {source}", style="dim", markup=False, highlight=False)
         if out is not None:
             write_json(out / "evaluation.json", result.to_json() | {"threshold_source": source})
-            log().print(f"Written: {out}/evaluation.json")
+            log().print(f"Written: {out}/evaluation.json", soft_wrap=True, markup=False)
             for curve in result.curves:
                 stem = out / curve.title.lower().replace(" ", "-")
-                log().print(f"Written: {' and '.join(map(str, write_chart(stem, curve.chart(), curve.heading)))}")
+                svg, png = write_chart(stem, curve.chart(), curve.heading)
+                log().print(f"Written: {png}, {svg.name}", soft_wrap=True, markup=False)
             threshold = result.threshold if result.threshold is not None else result.best_f1_threshold
             if threshold is not None:
                 sheet = qualitative_sheet(shown(scorer, found, representatives(result)), threshold)
                 save_png(out / "sheet.png", sheet)
-                log().print(f"Written: {out}/sheet.png")
+                log().print(f"Written: {out}/sheet.png", soft_wrap=True, markup=False)
 
 
 def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None, float | None, str]:

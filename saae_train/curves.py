@@ -213,9 +213,9 @@ def _label(
 
     canvas = Image.fromarray(page)
     pen = ImageDraw.Draw(canvas)
-    ink = (30, 30, 30)
+    ink, font = (30, 30, 30), render.font_of_size(14)
     for i, title in enumerate(titles):
-        pen.text((left + i * (cell + gap), top - 18), title[: cell // 7], fill=ink)
+        pen.text((left + i * (cell + gap), top - 20), title[: cell // 7], fill=ink, font=font)
     for j, name in enumerate(("input", "ground truth", "anomaly map", "segmentation")):
-        pen.text((6, top + j * (cell + gap) + cell // 2 - 6), name, fill=ink)
+        pen.text((6, top + j * (cell + gap) + cell // 2 - 8), name, fill=ink, font=font)
     return np.asarray(canvas)
