@@ -135,7 +135,7 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
         tiles += [{"value": _percent(value), "name": name + note} for name, value in headline[:4]]
     if data.self_test is not None and data.self_test.plain is not None:
         tiles.append(
-            {"value": f"{data.self_test.plain:.0%}", "name": "of large, strong SIMULATED defects found" + note}
+            {"value": f"{100 * data.self_test.plain:.0f} %", "name": "of large, strong SIMULATED defects found" + note}
         )
     timed = [row for row in data.latency if _is_number(row.median_ms)]
     if timed:
