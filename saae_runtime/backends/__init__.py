@@ -121,6 +121,10 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
         if candidate.why_not is not None:
             reasons.append(f"{candidate.name}: {candidate.why_not}")
             continue
+        if (disagrees := _disagrees(candidate)) is not None:
+            reasons.append(f"{candidate.name}: {disagrees}")
+            warnings.warn(f"saae: {candidate.name} is passed over. {disagrees}", stacklevel=4)
+            continue
         try:
             backend: Backend = _modules()[BACKENDS[candidate.name]].open_backend(
                 bundle, candidate.name, device, precision, options
@@ -135,6 +139,17 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
         f"No backend can run {bundle.path} here.",
         "; ".join(reasons) or "none is known",
         "pip install 'saae[cpu]' runs on every machine",
+    )
+
+
+def _disagrees(candidate: Candidate) -> str | None:
+    """Why a file is not taken unasked: it was compared with its reference and failed."""
+    parity = candidate.artefact.parity if candidate.artefact else None
+    if candidate.artefact is None or parity is None or parity.passed:
+        return None
+    return (
+        f"{candidate.artefact.file} disagreed with {parity.reference} when it was compared "
+        f"(worst image: {parity.worst_image}); compile it again, or ask for it by name."
     )
 
 

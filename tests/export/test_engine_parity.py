@@ -20,7 +20,8 @@ from saae_runtime.backends import tensorrt as backend_module
 from saae_runtime.backends import trt_library
 from saae_runtime.backends.trt_library import TrtLibrary
 from saae_runtime.bundle import open_bundle, update_bundle, write_bundle
-from saae_runtime.errors import BackendError, DeviceError, ParityError, StorageError
+from saae_runtime.engine import Engine
+from saae_runtime.errors import BackendError, BackendUnavailableError, DeviceError, ParityError, StorageError
 from saae_runtime.manifest import Artefact
 
 
@@ -186,6 +187,19 @@ def test_verify_writes_down_that_an_engine_failed(bundle, gpu):
     assert not found.reports[0].passed
     (kept,) = open_bundle(bundle.path).artefacts(kind="engine")
     assert not kept.parity.passed
+
+
+def test_auto_does_not_take_an_engine_that_failed(bundle, gpu):
+    with_engine(bundle, artefact())
+    with Engine(bundle.path) as engine:
+        assert engine.backend.name == "tensorrt"
+    gpu.compute = wrong
+    verify(bundle.path)
+    with pytest.warns(UserWarning, match=r"b1-1-8\.engine disagreed"), pytest.raises(BackendUnavailableError) as caught:
+        Engine(bundle.path)  # the bundle has nothing else
+    assert "disagreed with PyTorch FP32" in caught.value.why
+    with Engine(bundle.path, backend="tensorrt") as engine:  # by name it is still there to be looked at
+        assert engine.backend.name == "tensorrt"
 
 
 def test_verify_compares_every_engine_that_runs_here(bundle, gpu):
