@@ -26,8 +26,6 @@ __all__ = ["BuiltEngine", "CompiledEngine", "EngineOptions", "build_engine", "co
 
 _LEVELS = range(6)
 _SM = re.compile(r"sm\d{2,3}")
-_HALVES = frozenset({"float16", "bfloat16", "int8"})
-"""Types that have no more bits than TF32; a graph with them is not all FP32."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +173,7 @@ def build_engine(
             sms=targets if loaded.buildable_sms() else (),
             options=chosen,
             timing_cache=cache,
+            tf32=precision != "fp32",  # it would move scores away from what the thresholds were calibrated with
             console=console,
         )
     artefact = Artefact(
@@ -206,6 +205,7 @@ def compile_engine(
     sms: Sequence[str] = (),
     options: EngineOptions | None = None,
     timing_cache: bytes = b"",
+    tf32: bool = True,
     console: Console | None = None,
 ) -> CompiledEngine:
     """Compiles a graph in memory.
@@ -217,6 +217,7 @@ def compile_engine(
         sms: GPU generations, where the library builds ahead of time; empty: this machine's GPU.
         options: batch sizes and the builder's options.
         timing_cache: of an earlier build, or empty.
+        tf32: whether products of FP32 values may be rounded to TF32's 10 bits, as the library does unless told not to.
         console: where progress is shown.
 
     Raises:
@@ -231,8 +232,7 @@ def compile_engine(
     info = network_info(library, network)
     config = builder.create_builder_config()
     _configure(library, builder, network, config, sms, chosen)
-    if _HALVES.isdisjoint(info.dtypes):
-        # TF32 would round an FP32 graph to 10 bits, away from what its thresholds were calibrated with.
+    if not tf32:
         config.clear_flag(library.module.BuilderFlag.TF32)
     cache = _load_cache(library, config, timing_cache)
     with BuildProgress(library, console) as progress:

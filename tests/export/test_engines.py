@@ -89,8 +89,10 @@ def test_the_fused_graph_is_built_for_another_machines_gpu(rtx, tmp_path, precis
     assert halves > 50 if precision == "fp16" else halves == 0  # strong typing: the graph's own types and no others
 
 
-@pytest.mark.parametrize(("file", "allowed"), [("model.onnx", False), ("model.fp16.onnx", True)])
-def test_an_fp32_graph_is_not_rounded_to_tf32(rtx, bundle, file, allowed):
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("fp16", True)])
+def test_an_fp32_graph_is_not_rounded_to_tf32(rtx, bundle, monkeypatch, precision, allowed):
+    from saae_export import engines
+
     seen = []
 
     class Spy:
@@ -110,7 +112,8 @@ def test_an_fp32_graph_is_not_rounded_to_tf32(rtx, bundle, file, allowed):
         def __getattr__(self, name):
             return (lambda logger: Spy(rtx.module.Builder(logger))) if name == "Builder" else getattr(rtx.module, name)
 
-    compile_engine(TrtLibrary("tensorrt_rtx", Module()), onnx_for_tensorrt(bundle / file), sms=("sm89",))
+    monkeypatch.setattr(engines, "load_library", lambda name: TrtLibrary(name, Module()))
+    build_engine(bundle, library="tensorrt-rtx", sms=["sm89"], precision=precision)
     assert seen == [allowed]
 
 
