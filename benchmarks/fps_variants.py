@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
-from benchmarks.dfr import DFR, INPUT
+from benchmarks.dfr import INPUT, dfr
 from benchmarks.torch_variants import Deployed, TorchBackend, score_frames, torch_backend, torch_variants
 from saae_runtime import backends
 from saae_runtime.backends.base import Backend
@@ -188,7 +188,7 @@ def _plans(
     if settings.whole and detector.space.basis is not None:
         yield "pytorch:whole", "fp32", partial(_whole, bundle, size, settings.device)
     if settings.dfr:
-        yield "dfr", "fp32", lambda: TorchBackend("dfr", "fp32", DFR(), INPUT, settings.device)
+        yield "dfr", "fp32", lambda: TorchBackend("dfr", "fp32", dfr(), INPUT, settings.device)
 
 
 def _runtime_plans(

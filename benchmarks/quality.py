@@ -37,22 +37,20 @@ from saae_train.cells import SAAE_METHOD, Cell, Fitted, Report, fit_saae, is_sam
 from saae_train.paper import CLASSES, paper_table
 
 if TYPE_CHECKING:
-    from saae_train.backbone import ViTFeatures
+    from saae_train.backbone import Features
     from saae_train.data import Sample
 
 PAPER = {name: tuple(paper_table(table).figures[name]["Ours"] for table in ("2", "3")) for name in CLASSES}
 """Pixel ROC-AUC and PRO-AUC in percent, the paper's Tables 2 and 3, column "Ours"."""
 
 
-def fit_method(cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
+def fit_method(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
     """The SAAE, or the baseline that the cell names."""
     fit = fit_saae if cell.method == SAAE_METHOD else _fit_baseline
     return fit(cell, backbone, samples, cache, report)
 
 
-def _fit_baseline(
-    cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report
-) -> Fitted:
+def _fit_baseline(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
     import torch
 
     from saae_train.features import extract

@@ -40,7 +40,7 @@ def random_config(
     """A preset's configuration with everything resolved that shapes the graph.
 
     Args:
-        backbone: timm model name.
+        backbone: timm model name of a ViT, or vgg19.
         preset_name: None: `paper` for the paper's backbone, else `fast`.
         layers, input_size, latent, components: instead of the preset's; `components` 0 means none.
 
@@ -88,7 +88,8 @@ def random_checkpoint(config: FitConfig, seed: int = 0) -> Checkpoint:
                 weights = torch.linspace(0.5, 2.0, config.components)
         space = FeatureSpace(mean, scale, basis, weights)
         mlp = config.latent * (config.mlp_ratio or 2)
-        saae = SAAE(space.channels, config.latent, positions, mlp, transformer=config.transformer)
+        patch = config.saae_patch or backbone.saae_patch
+        saae = SAAE(space.channels, config.latent, positions, mlp, 3, config.transformer, backbone.grid, patch)
     detector = Detector(backbone, space, saae.eval().requires_grad_(False), config.score, config.smoothing)
     return Checkpoint(detector, config, CATEGORY)
 

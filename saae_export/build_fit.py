@@ -16,7 +16,7 @@ from saae_train.data import Category, Sample, content_digest, split_held_out
 from saae_train.fit import Reporter, fit
 from saae_train.presets import TEXTURES
 from saae_train.unseen import unseen_images
-from saae_train.weights import PACKAGED_NAME, packaged_path
+from saae_train.weights import PACKAGED_NAME, packaged_path, refuse_random
 
 from .build_options import BuildOptions
 
@@ -34,6 +34,7 @@ def fitted(
     with stages.stage("fit") as stage:
         if options.checkpoint is not None:
             checkpoint = load_checkpoint(options.checkpoint)
+            refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
             stage.note(f"taken from {options.checkpoint}")
             return dataclasses.replace(checkpoint, category=category.name), *_unseen(checkpoint, category, stages)
         fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
@@ -50,6 +51,7 @@ def fitted(
                 stages.say(f"  {error.what} Fitting again.", "yellow")
         layers = options.config.layers or _default_layers(options.config.backbone, stages)
         backbone = build_backbone(options.config.backbone, layers, options.config.input_size, weights)
+        refuse_random(backbone.weights.source, backbone.name)
         stage.note(f"weights: {backbone.weights.source}")
         reporter = Reporter(
             features=lambda done, total: stage(done, total, "images, features"),

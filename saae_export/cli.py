@@ -40,8 +40,11 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The bundle's folder. Default: bundles/CATEGORY.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="fast, or paper (as published: 700 epochs).")] = "fast",
-    backbone: Annotated[str | None, typer.Option(help="A timm ViT by name. Default: the preset's.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="fast, lite (one layer), paper (700 epochs), or its cae, vgg19, dfr.")
+    ] = "fast",
+    model: Annotated[str | None, typer.Option(help="saae, or cae: without its transformer. Default: saae.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A timm ViT by name, or vgg19. Default: the preset's.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="Backbone weights: a file, or cache, hub, packaged. Default: the first there.")
     ] = None,
@@ -51,6 +54,10 @@ def build(
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
     latent: Annotated[int | None, typer.Option(min=3, help="Latent width V. Default: 80 % of the variance.")] = None,
+    saae_patch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Patch size of the transformer, in grid positions. Default: 1; vgg19 8."),
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
     score: Annotated[str | None, typer.Option(help="l2 (paper), cosine or joint (needs components).")] = None,
     smoothing: Annotated[
@@ -112,11 +119,13 @@ def build(
 
     config = make_config(
         preset,
+        model,
         backbone=backbone,
         layers=parse_layers(layers),
         input_size=parse_size(input_size),
         components=components,
         latent=latent,
+        saae_patch=saae_patch,
         loss=loss,
         score=score,
         smoothing=smoothing,

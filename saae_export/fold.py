@@ -6,6 +6,7 @@ folded chain is as close to the unfolded one as float32 lets two orders of summa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "fold_batchnorm",
     "fold_input_affine",
     "fold_input_norm",
+    "fold_input_scale",
     "fold_output_scale",
     "make_linear",
     "merge_linears",
@@ -93,11 +95,37 @@ def fold_batchnorm(linear: nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> 
 
 
 def merge_linears(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """`second(first(x))` as one linear layer (two linear layers with nothing between them)."""
-    outer = second.weight.detach().double()
-    bias: Tensor | None = None
-    if first.bias is not None:
-        bias = outer @ first.bias.detach().double()
-    if second.bias is not None:
-        bias = second.bias.detach().double() if bias is None else bias + second.bias.detach().double()
-    return make_linear(outer @ first.weight.detach().double(), bias)
+    """`second(first(x))` as one linear layer (two linear layers with nothing between them).
+
+    One of the two may be narrower by a whole factor n and then acts on each of the n pieces of the other's values: a
+    convolution at every position of a patch, before or behind the patch's projection.
+
+    Args:
+        first: [in] -> [middle], or on each of n pieces.
+        second: [middle] -> [out], or on each of n pieces.
+    """
+    inner, outer = first.weight.detach().double(), second.weight.detach().double()
+    before = torch.zeros(first.out_features).double() if first.bias is None else first.bias.detach().double()
+    after = torch.zeros(second.out_features).double() if second.bias is None else second.bias.detach().double()
+    if second.in_features >= first.out_features:
+        pieces = outer.unflatten(1, (-1, first.out_features))  # [out, n, middle]
+        weight, bias = (pieces @ inner).flatten(1), (pieces @ before).sum(dim=1) + after
+    else:
+        weight = (outer @ inner.unflatten(0, (-1, second.in_features))).flatten(0, 1)  # n x [out, in]
+        bias = (before.unflatten(0, (-1, second.in_features)) @ outer.T + after).flatten()
+    return make_linear(weight, None if first.bias is None and second.bias is None else bias)
+
+
+def fold_input_scale(conv: nn.Conv2d, std: Sequence[float], white: float = 255.0) -> nn.Conv2d:
+    """`conv(x / (white * std))` as one convolution of x, whatever its padding: a scale keeps a padded zero zero.
+
+    Args:
+        conv: convolution over the image's channels, not grouped.
+        std: per channel, in 0..1.
+        white: pixel value of white.
+    """
+    folded = copy.deepcopy(conv)
+    scale = torch.tensor(std, dtype=torch.float64) * white
+    weight = conv.weight.detach().double() / scale.view(1, -1, 1, 1)
+    folded.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return folded

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
+from saae_train.backbone import Features
+from saae_train.backbone_vgg import VGGFeatures
 from saae_train.detector import Detector, FeatureSpace, Projected
 
 from .fold import make_linear
 from .graph_frame import FrameToPixels, ScoresToMap
 from .graph_saae import GraphSAAE
+from .graph_vgg import GraphVGG
 from .graph_vit import GraphViT, cast
 
 __all__ = ["GRAPH_PRECISIONS", "FusedGraph"]
@@ -126,7 +129,7 @@ class FusedGraph(nn.Module):
         self.grid = detector.backbone.grid
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
-            self.backbone = GraphViT(detector.backbone, dtype)
+            self.backbone = _graph_backbone(detector.backbone, dtype)
             self.space = _Space(detector.space, detector.score != "cosine", dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score)
@@ -141,6 +144,10 @@ class FusedGraph(nn.Module):
         # Through float: TensorRT makes uint8 outputs from floating point alone.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)
         return anomaly_map, anomaly_map.amax(dim=(1, 2)), mask
+
+
+def _graph_backbone(backbone: Features, dtype: torch.dtype) -> GraphViT | GraphVGG:
+    return GraphVGG(backbone, dtype) if isinstance(backbone, VGGFeatures) else GraphViT(backbone, dtype)
 
 
 def _check_weights(graph: FusedGraph, precision: str) -> None:

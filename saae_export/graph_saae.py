@@ -11,7 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saae_train.model import SAAE, Attention, PointwiseCoder, TransformerDecoder, TransformerEncoder
+from saae_train.model import (
+    SAAE,
+    Attention,
+    PointwiseCoder,
+    TransformerDecoder,
+    TransformerEncoder,
+    from_patches,
+    to_patches,
+)
 
 from .fold import fold_batchnorm, fold_output_scale, make_linear, merge_linears
 from .graph_vit import GraphAttention, attend, cast, plain_norm
@@ -110,15 +118,16 @@ class GraphSAAE(nn.Module):
         conv1, conv2, conv3 = _coder(saae.encoder)
         conv4, conv5, conv6 = _coder(saae.decoder)
         self.transformer = saae.transformer
+        self.grid, self.patch = saae.grid, saae.patch
         if saae.transformer:
             embed = merge_linears(conv3, saae.embed)
             table = saae.position.detach() + embed.bias.detach()
             self.register_buffer("position_table", table)
             self.position_table: Tensor
             self.embed = make_linear(embed.weight, None).to(dtype)
-            self.encoder = _Encoder(saae.transformer_encoder, saae.positions, dtype)
+            self.encoder = _Encoder(saae.transformer_encoder, saae.tokens, dtype)
             self.decoder = _Decoder(
-                saae.transformer_decoder, saae.queries.detach(), saae.position.detach(), saae.positions, dtype
+                saae.transformer_decoder, saae.queries.detach(), saae.position.detach(), saae.tokens, dtype
             )
             conv4 = merge_linears(saae.project, conv4)
         else:
@@ -130,7 +139,11 @@ class GraphSAAE(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         g = self.conv2(self.conv1(f).relu()).relu()
-        if self.transformer:
-            x = cast(self.embed(g), torch.float32) + self.position_table
-            g = self.decoder(self.encoder(x))
-        return self.conv6(self.conv5(self.conv4(g).relu()).relu())
+        if not self.transformer:
+            return self.conv6(self.conv5(self.conv4(g).relu()).relu())
+        if self.patch > 1:
+            g = to_patches(g, self.grid, self.patch)
+        g = self.conv4(self.decoder(self.encoder(cast(self.embed(g), torch.float32) + self.position_table))).relu()
+        if self.patch > 1:
+            g = from_patches(g, self.grid, self.patch)
+        return self.conv6(self.conv5(g).relu())

@@ -1,4 +1,4 @@
-"""Frozen ViT features: the stacked maps f of paper section 3.1, eq. (1), from any timm ViT."""
+"""Frozen features: the stacked maps f of paper section 3.1, eq. (1), from any timm ViT; VGG19 has its own file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError, WeightsError
 
+from .backbone_vgg import VGGFeatures, bare_vgg, build_vgg, is_vgg
 from .presets import default_layers, measured_size
-from .weights import WeightsInfo, load_state_dict, random_info
+from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
-__all__ = ["ViTFeatures", "build_backbone", "choose_input_size", "choose_layers"]
+__all__ = ["Features", "ViTFeatures", "bare_backbone", "build_backbone", "choose_input_size", "choose_layers"]
 
 # Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
 _PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
@@ -40,7 +41,10 @@ class ViTFeatures(nn.Module):
         channels: U = len(layers) * D.
         mean, std: normalisation of an RGB image scaled to 0..1, three floats each.
         weights: what was loaded.
+        saae_patch: the SAAE's patch size where none is given (paper section 4.1.2: 1).
     """
+
+    saae_patch = 1
 
     def __init__(self, vit: VisionTransformer, name: str, layers: Sequence[int], weights: WeightsInfo) -> None:
         super().__init__()
@@ -91,6 +95,10 @@ class ViTFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The stacked features f = cat(z_i), eq. (1): N x (h*w) x U."""
         return torch.cat(self.layer_maps(x), dim=2)
+
+
+Features = ViTFeatures | VGGFeatures
+"""A frozen extractor: name, layers, input_size, patch, grid, channels, mean, std, weights, saae_patch, layer_maps."""
 
 
 def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
@@ -164,20 +172,22 @@ def build_backbone(
     input_size: tuple[int, int],
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
-) -> ViTFeatures:
+) -> Features:
     """Builds the frozen feature extractor.
 
     Args:
-        name: timm model name of a plain ViT, patch 14 or 16 (others work if they divide the input size).
-        layers: layer indices, 0 = patch projection.
-        input_size: (height, width), multiples of the patch size.
-        weights: see `saae_train.weights.load_state_dict`; `random` for measuring speed only.
+        name: timm model name of a plain ViT, patch 14 or 16 (others work if they divide the input size), or vgg19.
+        layers: layer indices, 0 = patch projection; of vgg19 the convolutions from 1.
+        input_size: (height, width), multiples of the patch size (of vgg19: of the deepest layer's stride).
+        weights: see `saae_train.weights.load_state_dict`; `random` for measuring speed only, see `refuse_random`.
         seed: of the random weights.
 
     Raises:
         ConfigError: no such model, not a plain ViT, a layer that it has not, or a size its patch does not divide.
         WeightsError: weights missing or not fitting.
     """
+    if is_vgg(name):
+        return build_vgg(name, layers, input_size, weights, seed)
     chosen = sorted(set(layers))
     if not chosen or chosen[0] < 0:
         raise ConfigError(
@@ -195,6 +205,15 @@ def build_backbone(
     else:
         info = _load(vit, name, weights)
     return ViTFeatures(vit, name, chosen, info)
+
+
+def bare_backbone(name: str, layers: Sequence[int], input_size: tuple[int, int], info: WeightsInfo) -> Features:
+    """The extractor's modules with weights yet to come, for reading a checkpoint; arguments as it was saved."""
+    if is_vgg(name):
+        return bare_vgg(name, layers, input_size, info)
+    return ViTFeatures(
+        timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size), name, layers, info
+    )
 
 
 def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransformer:
@@ -235,7 +254,7 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
 def _not_plain(name: str, found: str) -> ConfigError:
     return ConfigError(
         f"{name} is not a plain ViT.",
-        f"{found}; only timm's VisionTransformer family has the layers that the method needs.",
+        f"{found}; only timm's VisionTransformer family (and vgg19) has the layers that the method needs.",
         "choose e.g. vit_base_patch16_384 or vit_small_patch14_dinov2",
     )
 
@@ -244,27 +263,10 @@ def _load(vit: VisionTransformer, name: str, weights: str | os.PathLike[str] | N
     state, info = load_state_dict(name, weights)
     try:
         fitted = checkpoint_filter_fn(state, vit)  # resamples the position embedding to this input size
-        result = vit.load_state_dict(fitted, strict=False)
     except Exception as error:
         raise WeightsError(
             f"{info.source} does not fit {name}.", str(error), "check that file and --backbone belong together"
         ) from error
     # The final norm and the head lie above every usable layer.
-    missing = [key for key in result.missing_keys if not key.startswith(("norm.", "fc_norm.", "head"))]
-    if missing:
-        raise WeightsError(
-            f"{info.source} does not fit {name}.",
-            f"{len(missing)} keys are missing, e.g. {', '.join(missing[:3])}.",
-            "check that file and --backbone belong together",
-        )
-    odd = [key for key in result.unexpected_keys if key.startswith(_PART_OF_FEATURES)]
-    if odd:
-        raise WeightsError(
-            f"{info.source} does not fit {name}.",
-            f"It holds {len(odd)} keys that the model has not, e.g. {', '.join(odd[:3])}.",
-            "check that file and --backbone belong together",
-        )
-    bad = [key for key, value in vit.state_dict().items() if not torch.isfinite(value).all()]
-    if bad:
-        raise WeightsError(f"{info.source} holds NaN or infinite weights.", f"e.g. {bad[0]}", "download it again")
+    load_into(vit, fitted, info, name, unused=("norm.", "fc_norm.", "head"), part=_PART_OF_FEATURES)
     return info

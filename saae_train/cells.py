@@ -34,7 +34,7 @@ from .measure import PeakMemory, stopwatch
 from .presets import TEXTURES, FitConfig
 
 if TYPE_CHECKING:
-    from .backbone import ViTFeatures
+    from .backbone import Features
 
 __all__ = ["Cell", "Fitted", "Fitter", "fit_saae", "images_digest", "is_same", "run_cell", "run_fresh"]
 
@@ -97,7 +97,7 @@ class Fitter(Protocol):
     """How a cell's method is fitted; a function of a module, so that another process finds it by its name."""
 
     def __call__(
-        self, cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report
+        self, cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
     ) -> Fitted: ...
 
 
@@ -115,7 +115,7 @@ def is_same(row: Mapping[str, Any], cell: Cell) -> bool:
     return all(row.get(key) == value for key, value in json.loads(json.dumps(cell.settings())).items())
 
 
-def fit_saae(cell: Cell, backbone: ViTFeatures, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
+def fit_saae(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
     """The product's own method."""
     from .checkpoint import discard_state
     from .features import pick_device
@@ -156,10 +156,12 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
     from .backbone import build_backbone, choose_layers
     from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
     from .evaluate import evaluate
+    from .weights import refuse_random
 
     with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-cell-") as fresh:
         layers = config.layers or choose_layers(config.backbone)[0]
         backbone = build_backbone(config.backbone, layers, config.input_size, cell.weights)
+        refuse_random(backbone.weights.source, backbone.name)
         with stopwatch() as seconds:
             fitted = fitter(cell, backbone, fitted_on, Path(cell.cache or fresh), report)
         fit_seconds = seconds()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,7 @@ from saae_runtime.errors import CheckpointError, SaaeError, StorageError
 from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes, sha256_file, storage_error, write_json
 from saae_runtime.version import saae_version
 
-from .backbone import ViTFeatures
+from .backbone import bare_backbone
 from .detector import Detector, FeatureSpace
 from .model import SAAE
 from .presets import FitConfig
@@ -152,6 +151,8 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "positions": saae.positions,
             "mlp_size": saae.mlp_size,
             "transformer": saae.transformer,
+            "grid": list(saae.grid),
+            "patch": saae.patch,
         },
         "facts": dict(checkpoint.facts),
     }
@@ -190,9 +191,8 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     """The detector's modules with weights yet to come."""
     config = FitConfig.from_json(record["config"])
     about, saae, space = record["backbone"], record["saae"], record["space"]
-    vit = timm.create_model(about["name"], pretrained=False, num_classes=0, img_size=tuple(about["input_size"]))
     info = WeightsInfo(about["weights_source"], about["weights_sha256"])
-    backbone = ViTFeatures(vit, about["name"], about["layers"], info)
+    backbone = bare_backbone(about["name"], about["layers"], tuple(about["input_size"]), info)
     channels, components = space["channels"], space["components"]
     basis = None if components is None else torch.zeros(channels, components)
     detector = Detector(

@@ -37,8 +37,9 @@ def fit(
     data: Annotated[Path | None, typer.Option(help="Folder of categories in the MVTec AD layout.")] = None,
     normal: Annotated[Path | None, typer.Option(help="A plain folder of good pictures instead.")] = None,
     out: Annotated[Path | None, typer.Option(help="Checkpoint folder; default runs/<category>/checkpoint.")] = None,
-    preset_name: Annotated[str, typer.Option("--preset", help="fast or paper.")] = "fast",
-    backbone: Annotated[str | None, typer.Option(help="Name of a timm ViT.")] = None,
+    preset_name: Annotated[str, typer.Option("--preset", help="fast, lite, paper, cae, vgg19 or dfr.")] = "fast",
+    model: Annotated[str | None, typer.Option(help="saae, or cae: without its transformer.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of a timm ViT, or vgg19.")] = None,
     weights: Annotated[str | None, typer.Option(help="A file, or: cache, hub, packaged.")] = None,
     layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
     input_size: Annotated[
@@ -46,6 +47,9 @@ def fit(
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
     latent: Annotated[int | None, typer.Option(help="V; default by PCA.")] = None,
+    saae_patch: Annotated[
+        int | None, typer.Option(min=1, help="Patch size of the transformer, in grid positions. Default: 1; vgg19 8.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -69,14 +73,17 @@ def fit(
     from .fit import Reporter
     from .fit import fit as fit_model
     from .validate import check
+    from .weights import refuse_random
 
     config = make_config(
         preset_name,
+        model,
         backbone=backbone,
         layers=parse_layers(layers),
         input_size=parse_size(input_size),
         components=components,
         latent=latent,
+        saae_patch=saae_patch,
         loss=loss,
         score=score,
         smoothing=smoothing,
@@ -101,6 +108,7 @@ def fit(
     samples, held_out = split_held_out(found.train, fraction=config.held_out, seed=config.seed)
     with stages.stage("backbone") as stage:
         features = build_backbone(config.backbone, config.layers or (), config.input_size, weights)
+        refuse_random(features.weights.source, features.name)
         stage.note(features.weights.source)
     with stages.stage("features and fit") as stage:
         reporter = Reporter(
@@ -190,14 +198,18 @@ def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None
 
 
 def _scorer(model: Path, backend: str, stack: ExitStack) -> tuple[Any, str]:
+    from .weights import refuse_random
+
     if (model / "manifest.json").is_file():
         from saae_runtime.engine import Engine
 
         engine = stack.enter_context(Engine(model, backend=backend))
+        refuse_random(engine.manifest.backbone.weights_source, engine.manifest.backbone.name)
         return engine, engine.manifest.category
     from .checkpoint import load_checkpoint
     from .scorer import TorchScorer
 
     checkpoint = load_checkpoint(model)
+    refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
     score = TorchScorer(checkpoint.detector)
     return (lambda frame: score(frame)[::-1]), checkpoint.category

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 
-from .backbone import ViTFeatures
+from .backbone import Features
 from .model import SAAE
 
 __all__ = ["LOSSES", "SCORES", "Detector", "FeatureSpace", "Projected", "anomaly_score"]
@@ -132,7 +132,7 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        backbone: ViTFeatures,
+        backbone: Features,
         space: FeatureSpace,
         saae: SAAE,
         score: str = "l2",

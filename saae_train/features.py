@@ -21,7 +21,7 @@ from saae_runtime.files import canonical_json, sha256_bytes, storage_error, writ
 from saae_runtime.geometry import resize_frames
 from saae_runtime.images import read_image
 
-from .backbone import ViTFeatures
+from .backbone import Features
 from .data import Sample, content_digest
 
 __all__ = ["FeatureSet", "cache_root", "extract", "pick_device", "use_bf16"]
@@ -78,7 +78,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def feature_key(backbone: ViTFeatures, samples: Sequence[Sample], bf16: bool) -> str:
+def feature_key(backbone: Features, samples: Sequence[Sample], bf16: bool) -> str:
     """Cache key: backbone, weights, layers, geometry, precision, and every image's bytes in order."""
     return sha256_bytes(
         canonical_json(
@@ -96,7 +96,7 @@ def feature_key(backbone: ViTFeatures, samples: Sequence[Sample], bf16: bool) ->
 
 
 def extract(
-    backbone: ViTFeatures,
+    backbone: Features,
     samples: Sequence[Sample],
     cache: Path | None = None,
     device: torch.device | None = None,
@@ -143,7 +143,7 @@ def extract(
 
 
 def _fill(
-    backbone: ViTFeatures,
+    backbone: Features,
     samples: Sequence[Sample],
     part_file: Path,
     mark: Path,

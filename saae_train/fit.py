@@ -23,12 +23,12 @@ from saae_runtime.errors import ConfigError, FitError, StorageError
 from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
-from .backbone import ViTFeatures
+from .backbone import Features
 from .checkpoint import Checkpoint
 from .data import Sample, content_digest, content_hashes
 from .detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score
 from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
-from .model import SAAE, latent_width
+from .model import SAAE, check_shape, latent_width
 from .presets import TEXTURES, FitConfig
 from .processor import set_for_training
 
@@ -49,7 +49,7 @@ class Reporter:
 
 
 def fit(
-    backbone: ViTFeatures,
+    backbone: Features,
     samples: Sequence[Sample],
     config: FitConfig,
     category: str,
@@ -78,12 +78,15 @@ def fit(
         facts: goes into the checkpoint's facts.
 
     Raises:
-        ConfigError: a loss or score that there is not, or that needs components.
+        ConfigError: a loss or score that there is not, or that needs components; a latent width or a patch that the
+            autoencoder cannot have.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
         StorageError: no room for cache or state.
     """
+    patch = (config.saae_patch or backbone.saae_patch) if config.transformer else 1
     _check(samples, config)
+    check_shape(config.latent, backbone.grid, patch)
     watch = reporter or Reporter()
     place = pick_device(device)
     started = time.monotonic()
@@ -94,13 +97,20 @@ def fit(
     watch.say("principal components of the features")
     space, latent = _space(features, config)
     config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
+    config = replace(config, saae_patch=patch)
     state_key = sha256_bytes(
         canonical_json({"features": features.key, "config": config.to_json(), "saae": saae_version()}).encode()
     )
     state = (cache or cache_root()) / "states" / state_key
     torch.manual_seed(config.seed)
     saae = SAAE(
-        space.channels, latent, backbone.grid[0] * backbone.grid[1], ratio * latent, transformer=config.transformer
+        space.channels,
+        latent,
+        backbone.grid[0] * backbone.grid[1],
+        ratio * latent,
+        transformer=config.transformer,
+        grid=backbone.grid,
+        patch=patch,
     )
     loop = _Loop(saae, space, features, config, place, state)
     history = loop.run(watch)

@@ -7,6 +7,8 @@ V latent width, L = h*w positions; f is the stacked feature map and f_hat its re
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from saae_runtime.errors import ConfigError
 
 from . import gradients
 
-__all__ = ["HEADS", "SAAE", "latent_width"]
+__all__ = ["HEADS", "SAAE", "check_shape", "from_patches", "latent_width", "to_patches"]
 
 HEADS = 3
 
@@ -127,6 +129,47 @@ class PointwiseCoder(nn.Module):
         return self.convs[2](x)
 
 
+def to_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Positions as flattened 2D patches (paper section 3.2): N x h*w x C -> N x (h*w/p^2) x (p^2*C)."""
+    (height, width), channels = grid, x.shape[2]
+    split = x.reshape(-1, height // patch, patch, width // patch, patch, channels)
+    return split.transpose(2, 3).reshape(-1, height * width // patch**2, patch**2 * channels)
+
+
+def from_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The inverse of `to_patches`: N x (h*w/p^2) x (p^2*C) -> N x h*w x C."""
+    (height, width), channels = grid, x.shape[2] // patch**2
+    split = x.reshape(-1, height // patch, width // patch, patch, patch, channels)
+    return split.transpose(2, 3).reshape(-1, height * width, channels)
+
+
+def check_shape(latent: int | None, grid: Sequence[int] | None, patch: int, heads: int = HEADS) -> None:
+    """Says before a fit what an SAAE cannot be built with.
+
+    Args:
+        latent: V, or None where it is yet to be found.
+        grid: (h, w), needed for a patch above 1.
+        patch: the SAAE's patch size p, in positions of the grid.
+        heads: attention heads.
+
+    Raises:
+        ConfigError: V is not a multiple of the heads, or the patch does not divide the grid.
+    """
+    if latent is not None and (latent < heads or latent % heads):
+        raise ConfigError(
+            f"A latent width of {latent} is not possible.",
+            f"It must be a multiple of the {heads} attention heads.",
+            f"use --latent {max(heads, round(latent / heads) * heads)}",
+        )
+    if patch != 1 and (grid is None or patch < 1 or any(side % patch for side in grid)):
+        shape = "x".join(map(str, grid or ())) or "unknown"
+        raise ConfigError(
+            f"The autoencoder cannot take patches of {patch} x {patch} positions.",
+            f"They do not divide the grid of the features, {shape}.",
+            f"use --saae-patch {math.gcd(patch, *grid) if grid and patch > 0 else 1}, or another --input-size",
+        )
+
+
 class SAAE(nn.Module):
     """The self-attention autoencoder; without its transformer it is the CAE of the paper's ablation (Table 4).
 
@@ -137,9 +180,12 @@ class SAAE(nn.Module):
         mlp_size: hidden width of the transformer's MLP; the paper has V for textures, 2V for objects.
         heads: attention heads.
         transformer: False gives the CAE.
+        grid: (h, w); needed for a patch above 1 alone.
+        patch: p, the side in positions of the patches that the transformer sees (paper: 1; with VGG19 8, section 4.3).
+            Its width stays V, so a projection of p*p*V channels to V stands before it and the inverse behind it.
 
     Raises:
-        ConfigError: V is not a multiple of the heads.
+        ConfigError: V is not a multiple of the heads, or the patch does not divide the grid.
     """
 
     def __init__(
@@ -150,27 +196,28 @@ class SAAE(nn.Module):
         mlp_size: int | None = None,
         heads: int = HEADS,
         transformer: bool = True,
+        grid: Sequence[int] | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        if latent < heads or latent % heads:
-            raise ConfigError(
-                f"A latent width of {latent} is not possible.",
-                f"It must be a multiple of the {heads} attention heads.",
-                f"use --latent {max(heads, round(latent / heads) * heads)}",
-            )
+        patch = patch if transformer else 1
+        check_shape(latent, grid, patch, heads)
         middle = (channels + 2 * latent) // 2
         self.channels, self.latent, self.positions = channels, latent, positions
         self.encoder = PointwiseCoder((channels, middle, 2 * latent, latent))
         self.decoder = PointwiseCoder((latent, 2 * latent, middle, channels))
         self.transformer = transformer
+        self.grid = (1, positions) if grid is None else (int(grid[0]), int(grid[1]))
+        self.patch = patch
+        self.tokens = tokens = positions // patch**2
         self.mlp_size = hidden = mlp_size or 2 * latent
         if transformer:
-            self.embed = Linear(latent, latent)  # patch size 1 x 1: the projection is per position
-            self.position = nn.Parameter(torch.empty(1, positions, latent))
-            self.queries = nn.Parameter(torch.empty(1, positions, latent))
+            self.embed = Linear(patch**2 * latent, latent)
+            self.position = nn.Parameter(torch.empty(1, tokens, latent))
+            self.queries = nn.Parameter(torch.empty(1, tokens, latent))
             self.transformer_encoder = TransformerEncoder(latent, heads, hidden)
             self.transformer_decoder = TransformerDecoder(latent, heads, hidden)
-            self.project = Linear(latent, latent)
+            self.project = Linear(latent, patch**2 * latent)
             nn.init.trunc_normal_(self.position, std=0.02)
             nn.init.trunc_normal_(self.queries, std=0.02)
 
@@ -185,9 +232,13 @@ class SAAE(nn.Module):
         """
         g = self.encoder(f)
         if self.transformer:
+            if self.patch > 1:
+                g = to_patches(g, self.grid, self.patch)
             memory = self.transformer_encoder(self.embed(g) + self.position)
             queries = self.queries + self.position
             g = self.project(self.transformer_decoder(queries, memory, self.position))
+            if self.patch > 1:
+                g = from_patches(g, self.grid, self.patch)
         return self.decoder(g)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from saae_runtime.errors import ConfigError
 
-from .presets import FitConfig, preset
+from .presets import LITE_LAYERS, FitConfig, preset
 
-__all__ = ["make_config", "parse_changes", "parse_layers", "parse_seeds", "parse_size"]
+__all__ = ["MODELS", "make_config", "parse_changes", "parse_layers", "parse_seeds", "parse_size"]
+
+MODELS = ("saae", "cae")
+"""Autoencoders by name: the SAAE, and the same without its transformer (the paper's Table 4, "w/o SAAE")."""
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -79,23 +83,45 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def make_config(name: str, **changes: Any) -> FitConfig:
+def make_config(name: str, model: str | None = None, **changes: Any) -> FitConfig:
     """A preset with the options that were given (those that are not None).
 
-    A backbone other than the preset's comes with its own input size where none is given.
+    A backbone other than the preset's comes with its own input size and layers where none are given.
+
+    Args:
+        name: of the preset.
+        model: `saae` or `cae`; None: the preset's.
+        changes: fields of `FitConfig`.
 
     Raises:
-        ConfigError: no such preset, or options that exclude each other.
+        ConfigError: no such preset or model, or options that exclude each other.
     """
+    if model is not None and model not in MODELS:
+        raise ConfigError(f"There is no model {model!r}.", "", f"--model {' or --model '.join(MODELS)}")
     if changes.get("steps") is not None and changes.get("epochs") is not None:
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     base = preset(name)
+    if model is not None:
+        changes["transformer"] = model == "saae"
     config = base.replace(**changes)
+    if changes.get("layers") is None and base.layers is not None and _family(config.backbone) != _family(base.backbone):
+        config = dataclasses.replace(config, layers=_one_layer(config))
     if changes.get("input_size") is None and _family(config.backbone) != _family(base.backbone):
         from .backbone import choose_input_size  # needs torch and timm
 
         config = config.replace(input_size=choose_input_size(config.backbone))
     return config
+
+
+def _one_layer(config: FitConfig) -> tuple[int, ...]:
+    family = _family(config.backbone)
+    if family not in LITE_LAYERS:
+        raise ConfigError(
+            f"The preset {config.preset} knows no single layer of {config.backbone}.",
+            f"It has one for {', '.join(LITE_LAYERS)}.",
+            "name it: --layers 4 (about a third of the way up)",
+        )
+    return (LITE_LAYERS[family],)
 
 
 def _family(backbone: str) -> str:

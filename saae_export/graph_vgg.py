@@ -1,0 +1,56 @@
+"""The frozen VGG19 as it is exported: the input's scale folded, the alignment as constant matrices, FP16 written out.
+
+Mirrors `saae_train.backbone_vgg.VGGFeatures` on copied weights. With `dtype=torch.float16` the convolutions and their
+activations are FP16; the first convolution, which takes pixels, and the alignment, which sums them up, stay FP32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saae_train.backbone_vgg import VGGFeatures
+
+from .fold import fold_input_scale
+from .graph_vit import cast
+
+__all__ = ["GraphVGG"]
+
+
+class GraphVGG(nn.Module):
+    """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, h*w, U] FP32.
+
+    The deviation of the pixels goes into the first convolution. Their mean cannot: that convolution pads with zeros,
+    which stand for the mean colour, so it is subtracted before.
+    """
+
+    def __init__(self, backbone: VGGFeatures, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers, self.dtype = backbone.layers, dtype
+        self.strides = backbone.strides
+        self.pooled = [backbone.pooled(index) for index in range(len(backbone.convs))]
+        self.register_buffer("mean", torch.tensor(backbone.mean).mul(255.0).view(1, 3, 1, 1))
+        self.mean: Tensor
+        first, *others = backbone.convs
+        self.proj = fold_input_scale(first, backbone.std)  # type: ignore[arg-type]
+        self.convs = nn.ModuleList(copy.deepcopy(conv).to(dtype) for conv in others)
+        for name, matrix in backbone.named_buffers():
+            # Transposed before export: a constant needs no node to turn it.
+            self.register_buffer(name, (matrix.T if name.startswith("columns") else matrix).contiguous().clone())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = cast(self.proj(pixels - self.mean).relu(), self.dtype)
+        maps = []
+        for index in range(len(self.pooled)):
+            if index:
+                x = F.max_pool2d(x, 2) if self.pooled[index] else x
+                x = self.convs[index - 1](x).relu()
+            if index + 1 in self.layers:
+                stride = self.strides[index]
+                down = torch.matmul(getattr(self, f"rows_{stride}"), cast(x, torch.float32))
+                maps.append(torch.matmul(down, getattr(self, f"columns_{stride}")))
+        features = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+        return features.flatten(2).transpose(1, 2)
