@@ -6,7 +6,6 @@ folded chain is as close to the unfolded one as float32 lets two orders of summa
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ __all__ = [
     "fold_batchnorm",
     "fold_input_affine",
     "fold_input_norm",
-    "fold_input_scale",
+    "fold_padded_input_norm",
     "fold_output_scale",
     "make_linear",
     "merge_linears",
@@ -56,6 +55,39 @@ def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]
     folded.weight = nn.Parameter(weight.div(scale.mul(white).view(1, -1, 1, 1)).float(), requires_grad=False)
     offset = (weight.sum(dim=(2, 3)) * (shift / scale)).sum(dim=1)
     folded.bias = nn.Parameter((bias - offset).float(), requires_grad=False)
+    return folded
+
+
+def fold_padded_input_norm(
+    conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0
+) -> nn.Conv2d:
+    """`conv((x / white - mean) / std)` as one convolution of x with a channel of ones behind it, whatever the padding.
+
+    The mean cannot go into the bias where zeros are padded, for they stand for the mean itself; it goes into the
+    weights of the ones, which are padded with zeros just as x is.
+
+    Args:
+        conv: convolution over the image's channels, not grouped.
+        mean: per channel, in 0..1.
+        std: per channel, in 0..1.
+        white: pixel value of white.
+    """
+    weight = conv.weight.detach().double()
+    shift = torch.tensor(mean, dtype=torch.float64)
+    scale = torch.tensor(std, dtype=torch.float64)
+    ones = -(weight * (shift / scale).view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+    scaled = weight / scale.mul(white).view(1, -1, 1, 1)
+    folded = nn.Conv2d(
+        conv.in_channels + 1,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )
+    folded.weight = nn.Parameter(torch.cat([scaled, ones], dim=1).float(), requires_grad=False)
+    if conv.bias is not None:
+        folded.bias = nn.Parameter(conv.bias.detach().float(), requires_grad=False)
     return folded
 
 
@@ -114,18 +146,3 @@ def merge_linears(first: nn.Linear, second: nn.Linear) -> nn.Linear:
         weight = (outer @ inner.unflatten(0, (-1, second.in_features))).flatten(0, 1)  # n x [out, in]
         bias = (before.unflatten(0, (-1, second.in_features)) @ outer.T + after).flatten()
     return make_linear(weight, None if first.bias is None and second.bias is None else bias)
-
-
-def fold_input_scale(conv: nn.Conv2d, std: Sequence[float], white: float = 255.0) -> nn.Conv2d:
-    """`conv(x / (white * std))` as one convolution of x, whatever its padding: a scale keeps a padded zero zero.
-
-    Args:
-        conv: convolution over the image's channels, not grouped.
-        std: per channel, in 0..1.
-        white: pixel value of white.
-    """
-    folded = copy.deepcopy(conv)
-    scale = torch.tensor(std, dtype=torch.float64) * white
-    weight = conv.weight.detach().double() / scale.view(1, -1, 1, 1)
-    folded.weight = nn.Parameter(weight.float(), requires_grad=False)
-    return folded

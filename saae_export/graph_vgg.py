@@ -1,4 +1,4 @@
-"""The frozen VGG19 as it is exported: the input's scale folded, the alignment as constant matrices, FP16 written out.
+"""The frozen VGG19 as it is exported: the pixels' norm folded, the alignment as constant matrices, FP16 written out.
 
 Mirrors `saae_train.backbone_vgg.VGGFeatures` on copied weights. With `dtype=torch.float16` the convolutions and their
 activations are FP16; the first convolution, which takes pixels, and the alignment, which sums them up, stay FP32.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saae_train.backbone_vgg import VGGFeatures
 
-from .fold import fold_input_scale
+from .fold import fold_padded_input_norm
 from .graph_vit import cast
 
 __all__ = ["GraphVGG"]
@@ -23,8 +23,9 @@ __all__ = ["GraphVGG"]
 class GraphVGG(nn.Module):
     """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, h*w, U] FP32.
 
-    The deviation of the pixels goes into the first convolution. Their mean cannot: that convolution pads with zeros,
-    which stand for the mean colour, so it is subtracted before.
+    The first convolution pads with zeros, which stand for the mean colour, so the mean goes into the weights of a
+    fourth channel of ones. A subtraction before it would be right as well, but OpenVINO (plug-in 1.8.1) fuses that
+    into the product that resizes the frame and then fails to compile.
     """
 
     def __init__(self, backbone: VGGFeatures, dtype: torch.dtype) -> None:
@@ -32,17 +33,15 @@ class GraphVGG(nn.Module):
         self.layers, self.dtype = backbone.layers, dtype
         self.strides = backbone.strides
         self.pooled = [backbone.pooled(index) for index in range(len(backbone.convs))]
-        self.register_buffer("mean", torch.tensor(backbone.mean).mul(255.0).view(1, 3, 1, 1))
-        self.mean: Tensor
         first, *others = backbone.convs
-        self.proj = fold_input_scale(first, backbone.std)  # type: ignore[arg-type]
+        self.proj = fold_padded_input_norm(first, backbone.mean, backbone.std)  # type: ignore[arg-type]
         self.convs = nn.ModuleList(copy.deepcopy(conv).to(dtype) for conv in others)
         for name, matrix in backbone.named_buffers():
             # Transposed before export: a constant needs no node to turn it.
             self.register_buffer(name, (matrix.T if name.startswith("columns") else matrix).contiguous().clone())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = cast(self.proj(pixels - self.mean).relu(), self.dtype)
+        x = cast(self.proj(F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)).relu(), self.dtype)
         maps = []
         for index in range(len(self.pooled)):
             if index:

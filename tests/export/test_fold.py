@@ -13,6 +13,7 @@ from saae_export.fold import (  # noqa: E402
     fold_input_affine,
     fold_input_norm,
     fold_output_scale,
+    fold_padded_input_norm,
     merge_linears,
 )
 
@@ -80,3 +81,27 @@ def test_two_linear_layers_become_one(first_bias: bool, second_bias: bool) -> No
     first, second = nn.Linear(6, 9, bias=first_bias), nn.Linear(9, 4, bias=second_bias)
     x = torch.randn(4, 6)
     _close(second(first(x)), merge_linears(first, second)(x))
+
+
+@pytest.mark.parametrize("pieces", [2, 9])
+def test_a_layer_at_every_piece_of_another_becomes_one(pieces: int) -> None:
+    """A convolution at each position of a patch before its projection, and behind it."""
+    at_each, project = nn.Linear(5, 3), nn.Linear(3 * pieces, 4)
+    x = torch.randn(6, pieces, 5)
+    found = merge_linears(at_each, project)(x.flatten(1))
+    _close(project(at_each(x).flatten(1)), found)
+
+    spread, each = nn.Linear(4, 3 * pieces), nn.Linear(3, 5)
+    y = torch.randn(6, 4)
+    found = merge_linears(spread, each)(y)
+    _close(each(spread(y).unflatten(1, (pieces, 3))).flatten(1), found)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_input_norm_goes_into_a_padded_convolution_with_ones(bias: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    x = torch.rand(2, 3, 7, 6) * 255
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    found = fold_padded_input_norm(conv, mean, std)(torch.cat([x, torch.ones(2, 1, 7, 6)], dim=1))
+    _close(conv((x / 255 - shift) / scale), found)

@@ -27,6 +27,9 @@ VARIANTS = {
     "components cosine": {"components": 48, "score": "cosine"},
     "components joint": {"components": 48, "score": "joint"},
     "cae": {"transformer": False},
+    "patches": {"patch": 2, "size": (64, 96)},
+    "a single layer": {"layers": (3,)},
+    "all blocks, and no other": {"layers": (12,), "size": (32, 32)},
     "prefix and register tokens, LayerScale": {
         "name": "vit_small_patch14_reg4_dinov2",
         "size": (56, 70),

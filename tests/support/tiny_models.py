@@ -23,6 +23,7 @@ def tiny_detector(
     standardise: bool = True,
     transformer: bool = True,
     latent: int = 24,
+    patch: int = 1,
     seed: int = 0,
 ) -> Detector:
     """A detector whose every weight is away from its initial zero or one, so that a forgotten one shows."""
@@ -42,7 +43,7 @@ def tiny_detector(
         basis, _ = torch.linalg.qr(torch.randn(width, components))
         space = FeatureSpace(mean, scale, basis, torch.linspace(1, 3, components))
     positions = backbone.grid[0] * backbone.grid[1]
-    saae = SAAE(space.channels, latent, positions, transformer=transformer)
+    saae = SAAE(space.channels, latent, positions, transformer=transformer, grid=backbone.grid, patch=patch)
     for key, value in saae.named_parameters():
         if value.ndim == 1:
             value.data.add_(torch.randn_like(value) * 0.1)

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.model import HEADS, SAAE, Attention, latent_width  # noqa: E402
+from saae_train.model import HEADS, SAAE, Attention, check_shape, from_patches, latent_width, to_patches  # noqa: E402
 
 
 def shaken(model: SAAE, seed: int = 0) -> SAAE:
@@ -208,3 +208,65 @@ def test_latent_width_by_hand() -> None:
     assert latent_width(torch.tensor([4.0, 2.0, 1.0, 1.0, 1.0, 1.0])) == 6  # 4 needed
     assert latent_width(torch.tensor([1.0, 1e-9, -1e-3])) == 3  # rounding below zero does not count
     assert latent_width(torch.ones(10), keep=1.0) in (9, 12)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 2))
+@settings(max_examples=30, deadline=None)
+def test_patches_are_cut_as_torch_cuts_them(patch: int, rows: int, columns: int, channels: int, batch: int) -> None:
+    grid = (rows * patch, columns * patch)
+    x = torch.randn(batch, grid[0] * grid[1], channels)
+    patches = to_patches(x, grid, patch)
+    image = x.transpose(1, 2).reshape(batch, channels, *grid)
+    cut = functional.unfold(image, patch, stride=patch)  # [N, C * p * p, patches], channels first
+    expected = cut.unflatten(1, (channels, patch * patch)).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(patches, expected)
+    assert torch.equal(from_patches(patches, grid, patch), x)
+
+
+def test_patch_size_8_as_the_paper_has_it_with_vgg19() -> None:
+    """Section 4.3: 64 x 64 x 3456 features, patch size 8: 64 tokens as wide as V."""
+    with torch.device("meta"):
+        model = SAAE(3456, 300, 64 * 64, grid=(64, 64), patch=8)
+        assert model(torch.empty(2, 64 * 64, 3456)).shape == (2, 64 * 64, 3456)
+    assert model.position.shape == model.queries.shape == (1, 64, 300)
+    assert model.embed.weight.shape == (300, 8 * 8 * 300)
+    assert model.project.weight.shape == (8 * 8 * 300, 300)
+    assert model.transformer_encoder.mlp[0].weight.shape == (600, 300)
+
+
+def test_a_patch_is_one_token() -> None:
+    """What the transformer gives a patch goes to the patch's own positions, row by row of the grid."""
+    grid, patch = (4, 6), 2
+    model = shaken(SAAE(20, 12, 24, grid=grid, patch=patch))
+    f = torch.randn(2, 24, 20)
+    tokens = []
+    latent = model.encoder(f).unflatten(1, grid)
+    for row in range(0, 4, patch):
+        for column in range(0, 6, patch):
+            tokens.append(latent[:, row : row + patch, column : column + patch].flatten(1))
+    memory = model.transformer_encoder(model.embed(torch.stack(tokens, 1)) + model.position)
+    out = model.project(model.transformer_decoder(model.queries + model.position, memory, model.position))
+    expected = torch.zeros(2, *grid, 12)
+    for number, values in enumerate(out.unbind(1)):
+        row, column = 2 * (number // 3), 2 * (number % 3)
+        expected[:, row : row + patch, column : column + patch] = values.reshape(2, patch, patch, 12)
+    torch.testing.assert_close(model(f), model.decoder(expected.flatten(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("grid", "patch", "hint"), [((60, 64), 8, "--saae-patch 4"), ((7, 9), 2, "--saae-patch 1"), (None, 2, "1")]
+)
+def test_a_patch_must_divide_the_grid(grid: tuple[int, int] | None, patch: int, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"patches of {patch} x {patch}") as caught:
+        SAAE(20, 12, 36, grid=grid, patch=patch)
+    assert hint in caught.value.cure
+    assert "--input-size" in caught.value.cure
+    SAAE(20, 12, 36, transformer=False, grid=grid, patch=patch)  # the CAE has none
+
+
+def test_what_is_known_before_a_fit_is_said_before_it() -> None:
+    check_shape(None, (16, 16), 8)
+    with pytest.raises(ConfigError, match="latent width of 10"):
+        check_shape(10, (16, 16), 1)
+    with pytest.raises(ConfigError, match="patches of 0 x 0"):
+        check_shape(12, (16, 16), 0)

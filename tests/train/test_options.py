@@ -18,7 +18,7 @@ from saae_train.checkpoint import load_checkpoint
 from saae_train.cli import app
 from saae_train.demo import write_demo
 from saae_train.options import make_config, parse_changes, parse_layers, parse_seeds, parse_size
-from saae_train.presets import PRESETS
+from saae_train.presets import LITE_LAYERS, PRESETS
 
 
 @pytest.mark.parametrize("text", ["", "a", "7-4", "-1", "1,,2", "1-2-3"])
@@ -51,6 +51,27 @@ def test_another_backbone_brings_its_own_size() -> None:
     assert make_config("fast", backbone="vit_tiny_patch16_224", input_size=(64, 96)).input_size == (64, 96)
     # The tag names other weights of the same network.
     assert make_config("fast", backbone="vit_small_patch14_dinov2.lvd142m").input_size == (392, 392)
+
+
+def test_lite_takes_the_layer_of_the_backbone_it_is_given() -> None:
+    assert make_config("lite").layers == (LITE_LAYERS["vit_small_patch14_dinov2"],)
+    assert make_config("lite", backbone="vit_small_patch14_dinov2.lvd142m").layers == make_config("lite").layers
+    config = make_config("lite", backbone="vit_base_patch16_384.augreg_in21k_ft_in1k")
+    assert (config.layers, config.input_size) == ((4,), (384, 384))
+    assert make_config("lite", backbone="vit_tiny_patch16_224", layers=(3,)).layers == (3,)
+    for other in ("vit_tiny_patch16_224", "vgg19"):
+        with pytest.raises(ConfigError, match=f"no single layer of {other}") as caught:
+            make_config("lite", backbone=other)
+        assert "--layers" in caught.value.cure
+
+
+def test_the_autoencoder_by_name() -> None:
+    assert make_config("fast", "cae") == make_config("fast", transformer=False)
+    assert make_config("dfr", "saae").transformer is True
+    assert make_config("dfr").transformer is False
+    assert make_config("fast", saae_patch=2).saae_patch == 2
+    with pytest.raises(ConfigError, match="no model 'vae'"):
+        make_config("fast", "vae")
 
 
 def test_a_size_that_the_patch_does_not_divide_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:

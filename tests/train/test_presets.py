@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `train`")
 
 from saae_runtime.errors import ConfigError
-from saae_train.presets import PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
+from saae_train.backbone import ViTFeatures
+from saae_train.backbone_vgg import VGGFeatures
+from saae_train.presets import LITE_LAYERS, PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
 from saae_train.weights import PACKAGED_NAME
 
 PAPER: dict[str, tuple[Any, str]] = {
@@ -27,6 +29,7 @@ PAPER: dict[str, tuple[Any, str]] = {
     "latent_limit": (None, "4.1.2: no limit is named"),
     "mlp_ratio": (None, "4.1.2: V for textures, 2V for objects: by category"),
     "transformer": (True, "3.2"),
+    "saae_patch": (None, "4.1.2: 1, and 8 with VGG19 (4.3): the backbone's own, checked below"),
     "loss": ("l2", "eq. (2)"),
     "score": ("l2", "eq. (3)"),
     "smoothing": (0.0, "3.3: upsampled, not smoothed"),
@@ -53,6 +56,28 @@ def test_paper_preset_is_the_papers() -> None:
     # z0..z4: the projection and the first four blocks (4.1.2), U = 3840.
     assert default_layers(PAPER_BACKBONE, 12) == ((0, 1, 2, 3, 4), True)
     assert default_layers(f"{PAPER_BACKBONE}.augreg_in21k_ft_in1k", 12) == ((0, 1, 2, 3, 4), True)
+
+
+def test_the_papers_ablations_change_what_they_name_and_nothing_else() -> None:
+    paper = preset("paper").to_json()
+    vgg = {"backbone": "vgg19", "input_size": [256, 256]}  # 4.3
+    for name, changed in (
+        ("cae", {"transformer": False}),
+        ("vgg19", vgg),
+        ("dfr", {**vgg, "transformer": False}),
+    ):
+        assert preset(name).to_json() == {**paper, **changed, "preset": name}
+    assert default_layers("vgg19", 16) == (tuple(range(1, 13)), True)  # f1:12
+    assert (ViTFeatures.saae_patch, VGGFeatures.saae_patch) == (1, 8)
+
+
+def test_lite_is_the_default_on_one_layer() -> None:
+    lite = preset("lite")
+    assert lite.layers == (LITE_LAYERS[PACKAGED_NAME],)
+    assert dataclasses.replace(lite, preset="fast", layers=None) == preset("fast")
+    assert LITE_LAYERS[PAPER_BACKBONE] == 4  # 4.4.1
+    # Fewer blocks are computed than for the default, or it would not be lighter.
+    assert lite.layers[0] < max(default_layers(PACKAGED_NAME, 12)[0])
 
 
 def test_textures_are_the_papers_five_and_ours() -> None:
