@@ -20,6 +20,20 @@ from .graph_vit import cast
 __all__ = ["GraphVGG"]
 
 
+class _Align(nn.Module):
+    """A map [N, C, n, m] -> FP32 [N, C, h, w] by one constant matrix per axis."""
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows.clone())
+        self.register_buffer("columns", columns.T.contiguous())  # no node in the graph turns a constant
+        self.rows: Tensor
+        self.columns: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(torch.matmul(self.rows, cast(x, torch.float32)), self.columns)
+
+
 class GraphVGG(nn.Module):
     """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, h*w, U] FP32.
 
@@ -27,6 +41,8 @@ class GraphVGG(nn.Module):
     fourth channel of ones. A subtraction before it would be right as well, but OpenVINO (plug-in 1.8.1) fuses that
     into the product that resizes the frame and then fails to compile.
     """
+
+    prefix_tokens = 0
 
     def __init__(self, backbone: VGGFeatures, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,9 +52,11 @@ class GraphVGG(nn.Module):
         first, *others = backbone.convs
         self.proj = fold_padded_input_norm(first, backbone.mean, backbone.std)  # type: ignore[arg-type]
         self.convs = nn.ModuleList(copy.deepcopy(conv).to(dtype) for conv in others)
-        for name, matrix in backbone.named_buffers():
-            # Transposed before export: a constant needs no node to turn it.
-            self.register_buffer(name, (matrix.T if name.startswith("columns") else matrix).contiguous().clone())
+        matrices = dict(backbone.named_buffers())
+        strides = {self.strides[layer - 1] for layer in self.layers}
+        self.align = nn.ModuleDict(
+            {str(stride): _Align(matrices[f"rows_{stride}"], matrices[f"columns_{stride}"]) for stride in strides}
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = cast(self.proj(F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)).relu(), self.dtype)
@@ -48,8 +66,6 @@ class GraphVGG(nn.Module):
                 x = F.max_pool2d(x, 2) if self.pooled[index] else x
                 x = self.convs[index - 1](x).relu()
             if index + 1 in self.layers:
-                stride = self.strides[index]
-                down = torch.matmul(getattr(self, f"rows_{stride}"), cast(x, torch.float32))
-                maps.append(torch.matmul(down, getattr(self, f"columns_{stride}")))
+                maps.append(self.align[str(self.strides[index])](x))
         features = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
         return features.flatten(2).transpose(1, 2)

@@ -23,7 +23,7 @@ LEVELS = 127
 _SAMPLES_PER_FRAME = 30_000
 _SMALLEST = 4096
 """Weights of fewer elements are left alone: quantising their input costs more than the product."""
-_NOT_WEIGHTS = ("map", "pixels")  # constant matrices of the resize and the upsample
+_NOT_WEIGHTS = ("map", "pixels", "backbone.align")  # constant matrices of resize, upsample and alignment
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,7 @@ def tables(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, repeatable.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Backbone weights: a file, or: cache, hub, packaged, random.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or: cache, hub, packaged.")] = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated; mean and spread of several. Default: one.")] = "",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables.md, tables.csv, tables.json and the cells.")] = Path(

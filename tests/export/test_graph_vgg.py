@@ -16,6 +16,7 @@ from tiny_models import noise_frames, tiny_detector  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
 from saae_export.graph_vgg import GraphVGG  # noqa: E402
 from saae_export.onnx_export import export_onnx, run_onnx, session  # noqa: E402
+from saae_export.quantize import weighted_products  # noqa: E402
 from saae_export.torch_reference import TorchReference  # noqa: E402
 from saae_train.detector import Detector  # noqa: E402
 
@@ -66,10 +67,15 @@ def test_fp16_is_in_the_convolutions_alone() -> None:
 
 def test_the_graph_holds_no_operator_that_a_library_refuses(tmp_path: Path) -> None:
     path = export_onnx(FusedGraph(vgg_detector(patch=4), SIZE), tmp_path / "model.onnx", 0.5)
-    kinds = [node.op_type for node in onnx.load(str(path)).graph.node]
+    model = onnx.load(str(path))
+    kinds = [node.op_type for node in model.graph.node]
     assert not {"Resize", "Upsample", "GridSample", "Loop", "If"} & set(kinds)
     assert kinds.count("Conv") == 6
     assert kinds.count("MaxPool") == 2
+    # The alignment is no weight: it would lose the most and gain nothing in INT8.
+    aligning = [node.name for node in model.graph.node if node.name.startswith("backbone.align")]
+    assert len(aligning) == 6
+    assert not set(weighted_products(model)) & set(aligning)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
