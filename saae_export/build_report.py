@@ -225,6 +225,7 @@ def _facts(manifest: Manifest, findings: Findings) -> list[Facts]:
                 "frame": f"{frame.height} x {frame.width} pixels, {size}",
                 "model input": f"{model.height} x {model.width} pixels, patch {model.patch}",
                 "layers": list(model.layers),
+                "autoencoder": model.autoencoder,
                 "latent V": model.latent_dim,
                 "components": model.components,
                 "loss": model.loss,

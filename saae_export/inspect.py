@@ -60,7 +60,8 @@ def _facts(bundle: Bundle) -> Table:
         "model": f"{model.height} x {model.width} pixels, patch {model.patch}, grid {model.grid[0]} x {model.grid[1]}",
         "features": f"{manifest.backbone.name}, layers {', '.join(map(str, model.layers))}{space}",
         "weights": f"{manifest.backbone.weights_source}, sha256 {manifest.backbone.weights_sha256[:16]}...",
-        "autoencoder": f"{autoencoder(model)}, V = {model.latent_dim}, loss {model.loss}, score {model.score}, preset {model.preset}",
+        "autoencoder": f"{model.autoencoder}, V = {model.latent_dim}, loss {model.loss}, score {model.score}",
+        "preset": model.preset,
         "calibration": f"{manifest.calibration.images} {held_out}, digest {manifest.calibration.digest[:16]}...",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
     }

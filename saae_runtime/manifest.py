@@ -77,6 +77,14 @@ class Model:
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError("grid: expected two positive numbers [h, w]")
 
+    @property
+    def autoencoder(self) -> str:
+        """SAAE or CAE (the SAAE without its transformer), in words."""
+        if self.config.get("transformer") is False:
+            return "CAE, no transformer"
+        patch = self.config.get("saae_patch") or 1
+        return "SAAE" if patch == 1 else f"SAAE, patches of {patch} x {patch}"
+
 
 @dataclass(frozen=True)
 class Backbone:

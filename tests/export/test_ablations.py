@@ -51,6 +51,9 @@ def test_from_options_to_a_verdict(name: str, data: Path, tmp_path: Path) -> Non
     assert manifest.model.grid == grid
     assert manifest.model.config["transformer"] is transformer
     assert manifest.model.config["saae_patch"] == patch
+    assert manifest.model.autoencoder == (
+        "CAE, no transformer" if not transformer else "SAAE" if patch == 1 else f"SAAE, patches of {patch} x {patch}"
+    )
 
     (folder,) = (tmp_path / "runs" / "weave" / "models").iterdir()
     saae = load_checkpoint(folder).detector.saae
