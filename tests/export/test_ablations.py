@@ -27,9 +27,7 @@ MODELS = {
     # name: preset, model, what makes it small; and: transformer, patch, grid, U
     "dfr": (("dfr", None, {"layers": (2, 3, 5)}), (False, 1, (16, 16), 64 + 128 + 256)),
     "vgg19": (("vgg19", None, {"layers": (1, 3), "saae_patch": 4}), (True, 4, (16, 16), 64 + 128)),
-    "cae": (("cae", None, {"backbone": TINY, "layers": (0, 1)}), (False, 1, (4, 4), 2 * 192)),
-    "one layer": (("paper", "saae", {"backbone": TINY, "layers": (3,)}), (True, 1, (4, 4), 192)),
-    "the last layer": (("fast", "cae", {"backbone": TINY, "layers": (12,)}), (False, 1, (4, 4), 192)),
+    "one layer, cae": (("fast", "cae", {"backbone": TINY, "layers": (3,)}), (False, 1, (4, 4), 192)),
 }
 
 
