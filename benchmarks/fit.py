@@ -47,7 +47,15 @@ class Plain:
         self.config, self.device, self.total, self.step = checkpoint.config, device, steps, 0
         self.detector, self.features, self.pixels = checkpoint.detector, features, pixels
         torch.manual_seed(self.config.seed)
-        self.model = SAAE(old.channels, old.latent, old.positions, old.mlp_size, transformer=old.transformer)
+        self.model = SAAE(
+            old.channels,
+            old.latent,
+            old.positions,
+            old.mlp_size,
+            transformer=old.transformer,
+            grid=old.grid,
+            patch=old.patch,
+        )
         self.model.to(device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
         self.order = self._order(len(pixels if pixels is not None else features))
