@@ -35,7 +35,7 @@ def selftest(
     frames: Annotated[int, typer.Option(min=1, help="Pictures with a simulated defect.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Of places, shapes and colours.")] = 0,
     fpr: Annotated[
-        float | None, typer.Option(help="Acceptable pixel FPR. Default: the bundle's; 0.001 for a checkpoint.")
+        float | None, typer.Option(help="Acceptable pixel FPR. Default: the bundle's, or the paper's.")
     ] = None,
     image_fpr: Annotated[
         float | None, typer.Option(help="Acceptable share of normal images rejected. Default: the bundle's, or 0.")
@@ -66,7 +66,7 @@ def selftest(
         if unseen.note:
             stages.say(f"  {unseen.note}", "yellow")
         with stages.stage("thresholds") as stage:
-            threshold, image_threshold = _thresholds(model, scorer, unseen, fpr, image_fpr, stage)
+            threshold, image_threshold = _thresholds(model, scorer, found, unseen, fpr, image_fpr, stage)
         with stages.stage("simulated defects") as stage:
             result = run(
                 scorer,
@@ -117,19 +117,24 @@ def _unseen(model: Path, found: Category) -> Unseen:
 
 
 def _thresholds(
-    model: Path, scorer: Any, unseen: Unseen, fpr: float | None, image_fpr: float | None, stage: Stage
+    model: Path,
+    scorer: Any,
+    found: Category,
+    unseen: Unseen,
+    fpr: float | None,
+    image_fpr: float | None,
+    stage: Stage,
 ) -> tuple[float, float]:
     """The bundle's thresholds at the rates asked for; a checkpoint has none, so they are calibrated here."""
     if (model / "manifest.json").is_file():
         pair = scorer.manifest.thresholds[scorer.backend.precision]
         stage.note("the bundle's")
         return pair.pixel.at(fpr), pair.image.at(image_fpr)
-    from .calibrate import OBJECT_FPR, calibrate
+    from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+    from .presets import TEXTURES
 
-    def score(frame: Any) -> Any:
-        value, anomaly_map = scorer(frame)
-        return anomaly_map, value
-
-    found = calibrate(score, unseen.samples, OBJECT_FPR if fpr is None else fpr, image_fpr or 0.0, stage)
+    if fpr is None:  # paper section 4.1.2
+        fpr = TEXTURE_FPR if found.name in TEXTURES else OBJECT_FPR
+    tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, image_fpr or 0.0, stage)
     stage.note(f"calibrated on {len(unseen.samples)} images")
-    return found.pixel.at(), found.image.at()
+    return tables.pixel.at(), tables.image.at()
