@@ -139,9 +139,9 @@ class MadeTable:
 def _shown(entry: Entry) -> str:
     if entry.ours is None:
         return entry.reason.partition(":")[0] or "-"
-    digits = 2 if entry.unit == "%" else 1
-    spread = "" if entry.spread is None else f" ± {entry.spread:.{digits}f}"
-    return f"{entry.ours:.{digits}f}{spread}"
+    if entry.unit != "%":
+        return f"{entry.ours:.3g}"
+    return f"{entry.ours:.2f}" + ("" if entry.spread is None else f" ± {entry.spread:.2f}")
 
 
 def _marks(entry: Entry, notes: list[str]) -> str:
