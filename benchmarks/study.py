@@ -1,9 +1,10 @@
 """What of the default preset matters: one choice changed at a time, several seeds, on real categories.
 
     python benchmarks/study.py --data MVTEC_TREE [--categories cookie] [--seeds 0,1,2] [--variants default,...]
-                               [--cache DIR] [--out FILE] [--list]
+                               [--set KEY=VALUE] [--cache DIR] [--out FILE] [--list]
 
-Every cell is one fit in a fresh process (saae_train/cells.py) with the `fast` preset and one change. All variants of
+Every cell is one fit in a fresh process (saae_train/cells.py) with the `fast` preset and one change. `--set` changes
+what all variants start from, the default among them (a shorter schedule, where time is short). All variants of
 one seed are run before the next seed, and what is in the result file already is not run again, so the study can be
 stopped and gone on with. The table gives mean and standard deviation over seeds, and the difference from the default
 over the seeds that both have, with the standard error of that difference.
@@ -13,6 +14,7 @@ Choosing by these numbers is choosing on test images: a variant taken over becau
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ from benchmarks import common
 from benchmarks.quality import finished
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_train.cells import Cell, is_same, run_fresh
-from saae_train.options import make_config
+from saae_train.options import make_config, parse_changes, parse_seeds
 
 DEFAULT = "default"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -110,6 +112,9 @@ def main(
     categories: Annotated[str, typer.Option(help="comma-separated")] = "cookie",
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
     variants: Annotated[str, typer.Option(help="comma-separated; default: all, see --list")] = "",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration of all variants, repeatable")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="backbone weights: a file, cache, hub or packaged")] = None,
     cache: Annotated[Path | None, typer.Option(help="keep features here between cells")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
@@ -127,34 +132,30 @@ def main(
         unknown = [name for name in chosen if name not in VARIANTS]
         if unknown:
             raise ConfigError(f"There is no variant {unknown[0]!r}.", "", "--list names them")
-        _study(data, categories.split(","), chosen, [int(seed) for seed in seeds.split(",")], weights, cache, out)
+        base = parse_changes(change or [])
+        cells = [
+            (variant, Cell(str(data), category, make_config("fast", **{**base, **VARIANTS[variant], "seed": seed})))
+            for seed in parse_seeds(seeds)
+            for category in categories.split(",")
+            for variant in chosen
+        ]
+        kept = None if cache is None else str(cache)
+        _run([(name, dataclasses.replace(cell, weights=weights, cache=kept)) for name, cell in cells], out)
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
 
 
-def _study(
-    data: Path,
-    categories: Sequence[str],
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    weights: str | None,
-    cache: Path | None,
-    out: Path | None,
-) -> None:
+def _run(cells: Sequence[tuple[str, Cell]], out: Path | None) -> None:
     common.print_machine()
     target = out or common.RESULTS / "study.json"
     rows = finished(target)
-    for seed in seeds:
-        for category in categories:
-            for variant in variants:
-                config = make_config("fast", **VARIANTS[variant], seed=seed)
-                cell = Cell(str(data), category, config, weights=weights, cache=None if cache is None else str(cache))
-                if any(is_same(row, cell) for row in rows):
-                    continue
-                rows = [*rows, {**run_fresh(cell), "variant": variant}]
-                common.write_result(common.result("study", rows), target)
-                print(f"{category}, {variant}, seed {seed}: done", file=sys.stderr)
+    for variant, cell in cells:
+        if any(is_same(row, cell) and row["variant"] == variant for row in rows):
+            continue
+        rows = [*rows, {**run_fresh(cell), "variant": variant}]
+        common.write_result(common.result("study", rows), target)
+        print(f"{cell.category}, {variant}, seed {cell.config.seed}: done", file=sys.stderr)
     common.print_table("Study: percent, mean ± deviation over seeds", list(HEADINGS), table_rows(rows), [f"{target}"])
 
 
