@@ -84,6 +84,19 @@ def test_the_quantised_fused_graph_is_built(rtx, fused, tmp_path, sm):
     assert {item.name: item.shape for item in built.network.outputs}["anomaly_map"] == (-1, 80, 100)
 
 
+def test_the_int8_graph_of_build_is_built(rtx, fused, tmp_path):
+    from tiny_models import noise_frames
+
+    from saae_export.int8 import MIN_FRAMES, Quantiser
+
+    quantiser = Quantiser(fused, list(noise_frames(MIN_FRAMES, (80, 100))), (80, 100))
+    path = quantiser.write(tmp_path / "model.int8.onnx", quantiser.products)
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    built = compile_engine(rtx, onnx_for_tensorrt(path), name=path.name, sms=("sm89",))
+    assert len(quantiser.products) > 5
+    assert built.network.dtypes["int8"] >= nodes.count("QuantizeLinear") > 0
+
+
 @pytest.mark.parametrize(
     ("options", "operator", "cure"),
     [
