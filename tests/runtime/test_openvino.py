@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_bundle import expected_map, make_tiny_bundle, tiny_manifest
+from tiny_bundle import expected_map, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine
-from saae_runtime.backends import BackendOptions
+from saae_runtime.backends import BackendOptions, ort_openvino
 from saae_runtime.backends.ort_openvino import PROVIDER, add_device, missing, plugin_config
 from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendUnavailableError
+from saae_runtime.manifest import Thresholds
+from saae_runtime.thresholds import ThresholdTable
 
 SIZE = (32, 48)
 NAME = "onnxruntime:openvino"
@@ -226,3 +229,45 @@ def test_openvino_keeps_its_compiled_form_where_told(folder: Path, tmp_path: Pat
     assert scores[0] == scores[1]
     assert list(tmp_path.rglob("*.blob"))
     assert not list(folder.rglob("*.blob"))
+
+
+@pytest.fixture(scope="module")
+def bf16_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    folder = tmp_path_factory.mktemp("bf16") / "tiny"
+    manifest = tiny_manifest(SIZE, precisions=("fp32", "bf16"))
+    low = ThresholdTable(fpr=(0.0, 1.0), threshold=(7.0, 0.0), default_fpr=0.0, count=1000)
+    manifest = dataclasses.replace(manifest, thresholds={**manifest.thresholds, "bf16": Thresholds(low, low)})
+    write_bundle(folder, manifest, {"model.onnx": tiny_graph(SIZE)})
+    return folder
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_is_taken_where_the_processor_has_it(
+    bf16_folder: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """With thresholds of its own; a processor without it runs the same file in f32 at the FP32 thresholds."""
+    import onnxruntime
+
+    if there and not ort_openvino.has_bf16(onnxruntime):
+        pytest.skip("OpenVINO reports no bf16 for this processor")
+    monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: there)
+    with Engine(bf16_folder, backend=NAME) as engine:
+        assert engine.backend.precision == ("bf16" if there else "fp32")
+        assert engine.threshold == (7.0 if there else 40.0)
+        assert f", {'bf16' if there else 'f32'}, " in engine.backend.description
+        assert "calibrated" not in engine.backend.description
+        assert ("no bf16" in engine.explain()) is not there
+        frame = noise(1, *SIZE, 3)
+        np.testing.assert_allclose(engine(frame).anomaly_map, expected_map(frame), rtol=2e-2, atol=0.5)
+
+
+def test_bf16_asked_for_where_there_is_none(bf16_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: False)
+    with pytest.raises(BackendUnavailableError, match="cannot be used here") as caught:
+        Engine(bf16_folder, backend=NAME, precision="bf16")
+    assert "a device that has bf16" in caught.value.why
+    with pytest.raises(BackendUnavailableError, match="bf16"):
+        Engine(bf16_folder, backend="onnxruntime:cpu", precision="bf16")
+    with Engine(bf16_folder, backend="onnxruntime:cpu") as engine:
+        assert engine.backend.precision == "fp32"

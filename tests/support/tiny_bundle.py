@@ -91,7 +91,7 @@ def tiny_manifest(
         default_fpr=0.001,
         count=1_000_000,
     )
-    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+    names = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.onnx"}
     return Manifest(
         saae_version="0.1.0",
         created="2025-01-01T00:00:00Z",
