@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saae_runtime.bundle import Bundle
-from saae_runtime.manifest import Artefact, Manifest
+from saae_runtime.manifest import IN_BF16, Artefact, Manifest
 
 from .parity import stores_half
 
@@ -75,13 +75,19 @@ def _artefacts(artefacts: Iterable[Artefact]) -> Table:
     table = _table("Artefacts", "file", "precision", "runs on", "batch", "parity")
     for item in artefacts:
         if item.kind == "onnx":
-            place, batch = "ONNX Runtime, OpenVINO; source of engines", "any"
+            place, batch = _runs_on(item.precision), "any"
         else:
             place = " ".join(part for part in (item.library, item.library_version, item.sm) if part)
             batch = f"{item.profile.min} to {item.profile.max}" if item.profile else "any"
         precision = f"{item.precision}, FP16 weights" if stores_half(item) else item.precision
         table.add_row(item.file, precision, place, batch, _parity(item))
     return table
+
+
+def _runs_on(precision: str) -> str:
+    if precision in IN_BF16:
+        return "OpenVINO, on a processor with bf16"
+    return "ONNX Runtime, OpenVINO; source of engines"
 
 
 def _parity(item: Artefact) -> Text:

@@ -161,7 +161,7 @@ def compare(
         threshold: pixel T at which decisions are compared.
         image_threshold: the image's.
         artefact: its file name, for the report.
-        precision: fp32, fp16, bf16 or int8; chooses the bounds.
+        precision: fp32, fp16, bf16, int8 or int8-bf16; chooses the bounds.
         against: what the reference is, in words.
         bounds: others than the precision's own.
 

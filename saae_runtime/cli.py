@@ -49,7 +49,9 @@ def run(
     ],
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, onnxruntime:cpu, tensorrt, ...")] = "auto",
     device: Annotated[int, typer.Option(min=0, help="GPU number.")] = 0,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, bf16 or int8; else the backend's choice.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16, int8 or int8-bf16; else the backend's choice.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
     arithmetic: Annotated[
         str | None, typer.Option(help="OpenVINO only: f32 (default, as calibrated), bf16 or f16.")

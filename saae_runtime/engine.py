@@ -48,7 +48,8 @@ class Engine:
         backend: `auto` (the fastest that is really there; `explain` says which and why), `onnxruntime`, or a name of
             `saae_runtime.backends.BACKENDS`, which is opened or is an error, never replaced by another.
         device: GPU number.
-        precision: `fp32`, `fp16`, `bf16` or `int8`; None: the backend's choice. Thresholds are those calibrated for it.
+        precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's choice. Thresholds are those
+            calibrated for it.
         fpr: acceptable false-positive rate of pixels, 0..1; None: the bundle's default.
         threshold: pixel threshold T itself, instead of `fpr`.
         image_fpr: acceptable false-positive rate of whole frames; None: the bundle's default.

@@ -79,7 +79,7 @@ def open_backend(
         name: one of `BACKENDS`; `onnxruntime` for the best of its providers that is there; `auto` for the fastest of
             all. Only these two choose; a name asked for is opened or is an error.
         device: GPU number.
-        precision: `fp32`, `fp16`, `bf16` or `int8`; None: the backend's own choice.
+        precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's own choice.
         options: see `BackendOptions`.
 
     Raises:

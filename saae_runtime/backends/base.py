@@ -133,7 +133,7 @@ class Backend(ABC):
     Attributes:
         name: as asked for, for instance `onnxruntime:cpu`.
         description: library, version, device and file, for a person.
-        precision: `fp32`, `fp16`, `bf16` or `int8`: whose thresholds apply.
+        precision: one of `saae_runtime.manifest.PRECISIONS`: whose thresholds apply.
         frame_size: (height, width) of the graph's input, in pixels.
         max_batch: most frames of one call; None: any number.
         slots: batches that may be in flight between `submit` and `collect`.
