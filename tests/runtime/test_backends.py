@@ -155,7 +155,7 @@ def test_unknown_options(bundle: Bundle, options: dict, word: str) -> None:
 def test_precision_that_the_bundle_has_not(bundle: Bundle) -> None:
     with pytest.raises(BackendUnavailableError, match="no int8 ONNX file") as caught:
         Engine(bundle, backend="onnxruntime:cpu", precision="int8")
-    assert caught.value.cure == "leave precision= out"  # build makes no INT8 graph
+    assert "saae-export build --int8" in caught.value.cure
     with pytest.raises(BackendUnavailableError, match="no fp16 ONNX file") as caught:
         Engine(bundle, backend="onnxruntime:cpu", precision="fp16")
     assert "saae-export build --precision fp32,fp16" in caught.value.cure
