@@ -230,11 +230,15 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
-    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed."""
+    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed.
+
+    The paper's SAAE works in all U channels: where the model timed here has components, the whole one stands for it.
+    """
+    saae = "pytorch:whole" if any(row["backend"] == "pytorch:whole" for row in rows) else "pytorch"
     here = [
         {"where": f"here, {backbone}, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
         for row in rows
-        if (row["backend"], row["precision"]) == ("pytorch", "fp32") and "ratio_dfr" in row
+        if (row["backend"], row["precision"]) == (saae, "fp32") and "ratio_dfr" in row
     ]
     return [{"where": "the paper, ViT-B/16 at 384", **PAPER}, *here] if here else []
 

@@ -134,6 +134,9 @@ def test_ratio_to_dfr_and_the_papers() -> None:
     paper, here = fps.saae_to_dfr(rows, "vit_x")
     assert paper["ratio"] == pytest.approx(paper["saae_fps"] / paper["dfr_fps"], abs=0.005)
     assert here == {"where": "here, vit_x, compute, batch 1", "ratio": 3.0}
+    rows.append(row("pytorch:whole", "compute", 15.0))
+    fps.add_ratios(rows)
+    assert fps.saae_to_dfr(rows, "vit_x")[1]["ratio"] == 2.0  # the paper's model has no components
 
 
 def test_every_variant_computes_the_same(data: dict[str, Any]) -> None:
