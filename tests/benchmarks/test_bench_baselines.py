@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.baselines import BASELINES, NearestNeighbour, PcaResidual, Standardised, baseline, k_centre
+from benchmarks.baselines import BASELINES, NearestNeighbour, Padim, PcaResidual, Standardised, baseline, k_centre
 
 
 def features(images: int, seed: int = 0) -> np.ndarray:
@@ -37,6 +38,18 @@ def test_pca_residual_equals_scikit_learn() -> None:
     pca = PCA(3).fit(train.reshape(-1, 10))
     expected = np.linalg.norm(test - pca.inverse_transform(pca.transform(test)), axis=1)
     np.testing.assert_allclose(model.score(test), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_padim_equals_scipy_at_every_position() -> None:
+    train, test = features(40), features(1, seed=1)[0]
+    model = Padim(channels=5, ridge=0.01, seed=3)
+    model.fit(list(train))
+    chosen = np.sort(np.random.default_rng(3).choice(10, 5, replace=False))
+    for place, found in enumerate(model.score(test)):
+        values = train[:, place, chosen].astype(np.float64)
+        inverse = np.linalg.inv(np.cov(values.T) + 0.01 * np.eye(5))
+        expected = mahalanobis(test[place, chosen], values.mean(axis=0), inverse)
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_nearest_neighbour_with_the_whole_bank_is_the_smallest_distance() -> None:
