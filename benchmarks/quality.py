@@ -1,7 +1,8 @@
 """Quality of a preset on real categories, beside the paper's figures and baselines on the same features.
 
     python benchmarks/quality.py --data MVTEC_TREE [--categories bottle,cookie] [--preset fast|paper]
-                                 [--baseline pca,pca-raw,padim,knn] [--seeds 0,1,2] [--set KEY=VALUE] [--out FILE] [--again]
+                                 [--baseline pca,pca-raw,padim,knn] [--seeds 0,1,2] [--set KEY=VALUE]
+                                 [--out FILE] [--again]
 
 Each cell (category, method and seed) runs in a fresh process (saae_train/cells.py): split off the held-out normal
 images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images' own resolution.
