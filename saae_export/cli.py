@@ -41,7 +41,7 @@ def build(
         Path | None, typer.Option("--out", "-o", help="The bundle's folder. Default: bundles/CATEGORY.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="fast, lite (one layer), paper (700 epochs), or its cae, vgg19, dfr.")
+        str, typer.Option(help="fast, lite (small), paper (700 epochs), or its cae, vgg19, dfr.")
     ] = "fast",
     model: Annotated[str | None, typer.Option(help="saae, or cae: without its transformer. Default: saae.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm ViT by name, or vgg19. Default: the preset's.")] = None,
