@@ -38,7 +38,8 @@ def test_a_presets_own_backbone_keeps_the_presets_size(name: str) -> None:
     own = PRESETS[name]
     assert make_config(name) == own
     assert make_config(name, backbone=own.backbone).input_size == own.input_size
-    assert choose_input_size(own.backbone) == own.input_size
+    if name != "lite":  # which is smaller on purpose
+        assert choose_input_size(own.backbone) == own.input_size
 
 
 def test_another_backbone_brings_its_own_size() -> None:
