@@ -170,7 +170,8 @@ def baseline(name: str, values: NDArray[Any]) -> tuple[Baseline, Standardised]:
     values [M, L, U]: the training features.
     """
     images = Standardised(values, raw=name == "pca-raw")
-    model: Baseline = {"knn": NearestNeighbour, "padim": Padim}.get(name, PcaResidual)()
+    kinds: dict[str, type[Baseline]] = {"knn": NearestNeighbour, "padim": Padim}
+    model = kinds.get(name, PcaResidual)()
     model.fit(images)
     return model, images
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saae_runtime.bundle import Bundle
-from saae_runtime.errors import BackendError, ConfigError
+from saae_runtime.errors import BackendError, CalibrationError, ConfigError
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
 from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
@@ -86,21 +86,33 @@ def calibrated(
     staged: Path,
     stages: Stages,
 ) -> tuple[Bundle, tuple[float, ...]]:
-    """A bundle with thresholds that were calibrated on its very files, and the first precision's image scores."""
+    """A bundle with thresholds that were calibrated on its very files, and the first precision's image scores.
+
+    bf16 that was not asked for is left out where OpenVINO cannot run it.
+    """
     with stages.stage("calibrate") as stage:
         artefacts = manifest.artefacts
         bundle = provisional_bundle(staged, manifest, files)
         tables: dict[str, Thresholds] = {}
         scores: tuple[float, ...] = ()
         for number, artefact in enumerate(artefacts):
-            with open_artefact(bundle, artefact) as engine:
-                found = calibrate(
-                    engine_scorer(engine),
-                    held_out,
-                    pixel_fpr,
-                    options.image_fpr,
-                    lambda done, total, number=number: stage(number * total + done, len(artefacts) * total),  # type: ignore[misc]
+            try:
+                with open_artefact(bundle, artefact) as engine:
+                    found = calibrate(
+                        engine_scorer(engine),
+                        held_out,
+                        pixel_fpr,
+                        options.image_fpr,
+                        lambda done, total, number=number: stage(number * total + done, len(artefacts) * total),  # type: ignore[misc]
+                    )
+            except (BackendError, CalibrationError) as error:
+                if artefact.precision in options.precisions:
+                    raise
+                manifest = dataclasses.replace(
+                    manifest, artefacts=tuple(a for a in manifest.artefacts if a != artefact)
                 )
+                stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
+                continue
             tables[artefact.precision] = Thresholds(found.pixel, found.image)
             scores = scores or found.scores
         words = "held-out images" if manifest.calibration.held_out else "images, some FITTED ON"
@@ -174,15 +186,19 @@ def compared(
         artefacts = bundle.manifest.artefacts
         for number, artefact in enumerate(artefacts):
             stage(number, len(artefacts), artefact.file)
+            extra = artefact.precision not in options.precisions and artefact.kind == "onnx"
             try:
                 report = artefact_parity(bundle, artefact, reference, frames)
-                extra = artefact.precision not in options.precisions and artefact.kind == "onnx"
                 if extra and not report.passed:
                     bundle = without_artefact(bundle, artefact)
                     dropped.append(report)
                 else:
                     reports.append(report)
             except BackendError as error:
+                if extra:
+                    bundle = without_artefact(bundle, artefact)
+                    stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
+                    continue
                 if artefact.kind == "onnx":
                     raise
                 not_compared[artefact.file] = error.what

@@ -11,6 +11,7 @@ from typing import Any
 
 from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
+from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
 from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Thresholds
@@ -94,9 +95,13 @@ def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stage:
 def _tried(
     bundle: Bundle, quantiser: Quantiser, images: Int8Images, work: Path, stage: Stage
 ) -> tuple[Bundle, Int8Outcome]:
-    with Engine(bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
-        reference = _measured(engine, images, _calibrated(engine, images, stage).scores, stage)
     lines: list[str] = []
+    try:
+        with Engine(bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
+            reference = _measured(engine, images, stage)
+    except SimulationError as error:
+        lines.append(f"INT8 cannot be judged and is refused: {error.what}")
+        return bundle, Int8Outcome((), tuple(lines))
     before: list[Product] = []
     for limit in LIMITS:
         products = quantiser.chosen(limit)
@@ -112,13 +117,15 @@ def _tried(
             continue
         found = [candidate]
         if not bf16_missing():
-            candidate = _gated("int8-bf16", bundle.manifest, file, images, reference, work, stage)
-            if candidate.verdict.passed:
-                found.append(candidate)
-            lines.append(
-                f"the same with the rest in bf16: {candidate.verdict}"
-                + ("" if candidate.verdict.passed else ", refused")
-            )
+            try:
+                candidate = _gated("int8-bf16", bundle.manifest, file, images, reference, work, stage)
+            except (BackendError, CalibrationError) as error:  # nobody asked for it by name
+                lines.append(f"not with the rest in bf16: {error.what} {error.why}".rstrip())
+            else:
+                if candidate.verdict.passed:
+                    found.append(candidate)
+                refused = "" if candidate.verdict.passed else ", refused"
+                lines.append(f"the same with the rest in bf16: {candidate.verdict}{refused}")
         left = {item.name: round(item.error, 4) for item in quantiser.products if item not in products}
         return _shipped(bundle, file, found, {"products": len(products), "left_in_fp32": left}), Int8Outcome(
             tuple(item.precision for item in found), tuple(lines)
@@ -152,7 +159,7 @@ def _gated(
     thresholds = Thresholds(found.pixel, found.image)
     trial = update_bundle(trial, dataclasses.replace(trial.manifest, thresholds={precision: thresholds}), {})
     with open_artefact(trial, artefact) as engine:
-        reached = _measured(engine, images, found.scores, stage)
+        reached = _measured(engine, images, stage)
     return _Candidate(precision, thresholds, compare_quality(reference, reached))
 
 
@@ -166,10 +173,8 @@ def _calibrated(engine: Engine, images: Int8Images, stage: Stage) -> Calibration
     )
 
 
-def _measured(engine: Engine, images: Int8Images, scores: Sequence[float], stage: Stage) -> Quality:
-    return quality(
-        engine, images.category, images.held_out, scores, lambda done, total: stage(done, total, "judging quality")
-    )
+def _measured(engine: Engine, images: Int8Images, stage: Stage) -> Quality:
+    return quality(engine, images.category, images.held_out, lambda done, total: stage(done, total, "judging quality"))
 
 
 def _shipped(bundle: Bundle, file: Path, found: Sequence[_Candidate], options: dict[str, Any]) -> Bundle:

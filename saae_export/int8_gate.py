@@ -27,7 +27,8 @@ class Quality:
     Attributes:
         on: the images, in words.
         pixel_roc_auc, pro_auc: 0..1.
-        decisions: whether each image was called anomalous: the calibration images, then the others.
+        decisions: whether each of these images was called anomalous. The calibration images are not among them: at
+            the default rate, 0, the image threshold is the largest of their own scores, so none could flip.
     """
 
     on: str
@@ -78,7 +79,6 @@ def quality(
     engine: Engine,
     category: Category,
     held_out: Sequence[Sample],
-    scores: Sequence[float],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Quality:
     """Measures an engine on the test set where it has defects with masks, else on simulated defects.
@@ -87,23 +87,23 @@ def quality(
         engine: at its own thresholds.
         category: its test images are used.
         held_out: the calibration images; simulated defects are drawn onto them.
-        scores: their image scores with this engine.
         progress: told (images done, images in all).
+
+    Raises:
+        SimulationError: no test set, and nothing can be drawn onto these pictures.
     """
-    decisions = [score > engine.image_threshold for score in scores]
     if any(sample.is_anomalous and sample.mask is not None for sample in category.test):
         found = evaluate(engine, category, progress=progress)
         pixel, pro = found.metric("pixel_roc_auc").value, found.metric("pro_auc").value
         if pixel is not None and pro is not None:
-            decisions += [image.score > engine.image_threshold for image in found.images]
-            return Quality(f"{len(found.images)} test images", pixel, pro, tuple(decisions))
+            decisions = tuple(image.score > engine.image_threshold for image in found.images)
+            return Quality(f"{len(found.images)} test images", pixel, pro, decisions)
     simulated = selftest(engine, held_out, synthetic=category.synthetic, progress=progress)
-    decisions += [defect.found for defect in simulated.defects]
     return Quality(
         f"{len(simulated.defects)} simulated defects",
         _value(simulated.pixel_roc_auc),
         _value(simulated.pro_auc),
-        tuple(decisions),
+        tuple(defect.found for defect in simulated.defects),
     )
 
 

@@ -15,7 +15,7 @@ from saae_runtime.bundle import Bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError
 from saae_runtime.images import read_image
-from saae_runtime.manifest import IN_BF16, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.manifest import IN_BF16, SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
 from saae_train.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def export_graphs(
         graph = FusedGraph(checkpoint.detector, frame_size, precision)
         metadata = {
             "saae.category": checkpoint.category,
-            "saae.schema": "1",
+            "saae.schema": str(SCHEMA),
             "saae.version": saae_version(),
             "saae.backbone": checkpoint.detector.backbone.name,
             "saae.weights_sha256": checkpoint.detector.backbone.weights.sha256,

@@ -57,7 +57,7 @@ def _self_test(result: BuildResult) -> str:
     words = "BLIND, " if found.blind else ""
     return (
         f"{words}SIMULATED defects found: {found.plain} large and strong, {found.share()} of all sizes and contrasts; "
-        f"{found.false_alarms} untouched images called defective"
+        f"{found.false_alarms} calibration images called defective"
     )
 
 

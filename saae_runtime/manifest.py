@@ -31,8 +31,8 @@ __all__ = [
     "Thresholds",
 ]
 
-SCHEMA = 1
-"""Version of the manifest's format. A reader refuses a higher one."""
+SCHEMA = 2
+"""Version of the manifest's format. A reader refuses a higher one and reads all before. 2: `bf16` and `int8-bf16`."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 """What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
