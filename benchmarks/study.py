@@ -35,7 +35,7 @@ from saae_train.options import make_config, parse_changes, parse_seeds
 DEFAULT = "default"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     DEFAULT: {},
-    "batch of 8": {"batch": 8},
+    "batch of 16": {"batch": 16},
     "raw channels": {"standardise": False},
     "components scaled by power 1/4": {"component_power": 0.25},
     "no transformer (CAE)": {"transformer": False},
@@ -45,7 +45,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "k = 160": {"components": 160},
     "layer 6 alone": {"layers": (6,), "components": 160},
     "280 px": {"input_size": (280, 280)},
-    "250 steps": {"steps": 250},
+    "392 px": {"input_size": (392, 392)},
+    "200 steps": {"steps": 200},
     "V up to 48": {"latent_limit": 48},
     "k = 640": {"components": 640},
     "layers 5-8": {"layers": (5, 6, 7, 8)},
@@ -53,7 +54,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "MLP of V": {"mlp_ratio": 1},
     "score l2": {"score": "l2"},
     "no smoothing": {"smoothing": 0.0},
-    "1000 steps": {"steps": 1000},
+    "800 steps": {"steps": 800},
 }
 """Name -> what differs from the `fast` preset."""
 

@@ -50,7 +50,7 @@ def build(
     ] = None,
     layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
     input_size: Annotated[
-        str | None, typer.Option(help="e.g. 392 or 384x512 (height x width). Default: the backbone's own.")
+        str | None, typer.Option(help="e.g. 336 or 384x512 (height x width). Default: the backbone's own.")
     ] = None,
     components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
     latent: Annotated[int | None, typer.Option(min=3, help="Latent width V. Default: 80 % of the variance.")] = None,

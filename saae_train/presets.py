@@ -38,7 +38,7 @@ _MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
 
 _MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
     PAPER_BACKBONE: (384, 384),  # paper section 4.1.2
-    PACKAGED_NAME: (392, 392),
+    PACKAGED_NAME: (336, 336),
     VGG_BACKBONE: (256, 256),  # paper section 4.3
 }
 
@@ -87,7 +87,7 @@ class FitConfig:
     preset: str = "fast"
     backbone: str = PACKAGED_NAME
     layers: tuple[int, ...] | None = None
-    input_size: tuple[int, int] = (392, 392)
+    input_size: tuple[int, int] = (336, 336)
     standardise: bool = True
     components: int | None = 320
     component_power: float = 0.0
@@ -100,9 +100,9 @@ class FitConfig:
     loss: str = "cosine"
     score: str = "joint"
     smoothing: float = 0.5
-    steps: int | None = 500
+    steps: int | None = 400
     epochs: int | None = None
-    batch: int = 16
+    batch: int = 8
     learning_rate: float = 1e-3
     warmup: int = 50
     cosine_decay: bool = True

@@ -51,7 +51,7 @@ def test_another_backbone_brings_its_own_size() -> None:
         assert build_backbone(config.backbone, (1, 2), config.input_size, "random").grid == (14, 14)
     assert make_config("fast", backbone="vit_tiny_patch16_224", input_size=(64, 96)).input_size == (64, 96)
     # The tag names other weights of the same network.
-    assert make_config("fast", backbone="vit_small_patch14_dinov2.lvd142m").input_size == (392, 392)
+    assert make_config("fast", backbone="vit_small_patch14_dinov2.lvd142m").input_size == (336, 336)
 
 
 def test_lite_takes_the_layer_of_the_backbone_it_is_given() -> None:

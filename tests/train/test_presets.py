@@ -74,7 +74,7 @@ def test_the_papers_ablations_change_what_they_name_and_nothing_else() -> None:
 def test_lite_is_the_default_on_one_layer() -> None:
     lite = preset("lite")
     assert lite.layers == (LITE_LAYERS[PACKAGED_NAME],)
-    assert dataclasses.replace(lite, preset="fast", layers=None, input_size=(392, 392)) == preset("fast")
+    assert dataclasses.replace(lite, preset="fast", layers=None, input_size=(336, 336)) == preset("fast")
     assert LITE_LAYERS[PAPER_BACKBONE] == 4  # 4.4.1
     # Fewer blocks are computed than for the default, or it would not be lighter.
     assert lite.layers[0] < max(default_layers(PACKAGED_NAME, 12)[0])
