@@ -176,7 +176,7 @@ def main(
         for name in chosen:
             if name not in BASELINES:
                 raise ConfigError(f"There is no baseline {name!r}.", "", f"one of: {', '.join(BASELINES)}")
-        config = make_config(preset, **parse_changes(change or []))
+        config = make_config(preset, fixed=parse_changes(change or []))
         methods = ([] if only_baselines else [SAAE_METHOD]) + chosen
         kept = None if cache is None else str(cache)
         cells = [

@@ -135,7 +135,7 @@ def main(
             raise ConfigError(f"There is no variant {unknown[0]!r}.", "", "--list names them")
         base = parse_changes(change or [])
         cells = [
-            (variant, Cell(str(data), category, make_config("fast", **{**base, **VARIANTS[variant], "seed": seed})))
+            (variant, Cell(str(data), category, make_config("fast", fixed={**base, **VARIANTS[variant], "seed": seed})))
             for seed in parse_seeds(seeds)
             for category in categories.split(",")
             for variant in chosen

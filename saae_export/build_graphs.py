@@ -10,10 +10,9 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.errors import BackendError, CalibrationError, ConfigError
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
-from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+from saae_train.calibrate import calibrate, default_fpr
 from saae_train.checkpoint import Checkpoint
 from saae_train.data import Category, Sample
-from saae_train.presets import TEXTURES
 
 from .build_int8 import Int8Images, add_int8
 from .build_options import BuildOptions
@@ -71,10 +70,8 @@ def default_pixel_fpr(options: BuildOptions, checkpoint: Checkpoint, category: C
     """The default pixel FPR: the one asked for, or the paper's for what the product is."""
     if options.pixel_fpr is not None:
         return options.pixel_fpr
-    texture = options.texture
-    if texture is None:
-        texture = bool(checkpoint.facts.get("texture", category.name in TEXTURES))
-    return TEXTURE_FPR if texture else OBJECT_FPR
+    facts = checkpoint.facts if options.texture is None else {"texture": options.texture}
+    return default_fpr(facts, category.name)
 
 
 def calibrated(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,9 @@ from saae_runtime.images import read_image
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
 
 from .data import Sample, content_digest
+from .presets import TEXTURES
 
-__all__ = ["OBJECT_FPR", "TEXTURE_FPR", "Calibration", "calibrate"]
+__all__ = ["OBJECT_FPR", "TEXTURE_FPR", "Calibration", "calibrate", "default_fpr"]
 
 TEXTURE_FPR = 0.0
 OBJECT_FPR = 0.001
@@ -38,6 +40,16 @@ class Calibration:
     image: ThresholdTable
     scores: tuple[float, ...]
     digest: str
+
+
+def default_fpr(facts: Mapping[str, Any], name: str) -> float:
+    """The paper's acceptable pixel FPR (section 4.1.2) of what a model was fitted as.
+
+    Args:
+        facts: of the fit, see `saae_train.checkpoint.Checkpoint`; `texture` in it counts.
+        name: of the category, which counts where the facts do not say.
+    """
+    return TEXTURE_FPR if facts.get("texture", name in TEXTURES) else OBJECT_FPR
 
 
 def calibrate(

@@ -31,7 +31,7 @@ from saae_runtime.version import library_versions, saae_version
 
 from .data import Category, Sample, find_category, split_held_out
 from .measure import PeakMemory, stopwatch
-from .presets import TEXTURES, FitConfig
+from .presets import FitConfig
 
 if TYPE_CHECKING:
     from .backbone import Features
@@ -154,7 +154,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
     fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
     # Only now what loads PyTorch: what is wrong with the images is said at once.
     from .backbone import build_backbone, choose_layers
-    from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+    from .calibrate import calibrate, default_fpr
     from .evaluate import evaluate
     from .weights import refuse_random
 
@@ -165,7 +165,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
         with stopwatch() as seconds:
             fitted = fitter(cell, backbone, fitted_on, Path(cell.cache or fresh), report)
         fit_seconds = seconds()
-        fpr = TEXTURE_FPR if category.name in TEXTURES else OBJECT_FPR
+        fpr = default_fpr(fitted.facts, category.name)
         tables = calibrate(fitted.score, held_out, fpr, progress=lambda done, total: report("calibrate", done, total))
         with stopwatch() as seconds:
             found = evaluate(

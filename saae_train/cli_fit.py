@@ -180,9 +180,8 @@ def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None
     calibrated on the category's normal images that it was not fitted on, at the paper's rates (section 4.1.2)."""
     if (model / "manifest.json").is_file():
         return None, None, "the bundle's own"
-    from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+    from .calibrate import calibrate, default_fpr
     from .checkpoint import load_checkpoint
-    from .presets import TEXTURES
     from .unseen import unseen_images
 
     checkpoint = load_checkpoint(model)
@@ -190,7 +189,7 @@ def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None
         unseen = unseen_images(checkpoint.facts, checkpoint.config, found)
     except DataError as error:
         return None, None, f"none, {error.what} {error.why}".strip()
-    fpr = TEXTURE_FPR if found.name in TEXTURES else OBJECT_FPR
+    fpr = default_fpr(checkpoint.facts, found.name)
     with Stages(log(), 1).stage("calibrate T") as stage:
         tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, progress=stage)
     source = f"calibrated on {len(unseen.samples)} normal images at a pixel FPR of {fpr:g}. {unseen.note}".strip()

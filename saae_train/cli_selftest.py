@@ -130,11 +130,11 @@ def _thresholds(
         pair = scorer.manifest.thresholds[scorer.backend.precision]
         stage.note("the bundle's")
         return pair.pixel.at(fpr), pair.image.at(image_fpr)
-    from .calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
-    from .presets import TEXTURES
+    from .calibrate import calibrate, default_fpr
+    from .checkpoint import load_checkpoint
 
-    if fpr is None:  # paper section 4.1.2
-        fpr = TEXTURE_FPR if found.name in TEXTURES else OBJECT_FPR
+    if fpr is None:
+        fpr = default_fpr(load_checkpoint(model).facts, found.name)
     tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, image_fpr or 0.0, stage)
     stage.note(f"calibrated on {len(unseen.samples)} images")
     return tables.pixel.at(), tables.image.at()

@@ -58,7 +58,7 @@ def tables(
     One result file a cell: a stopped run goes on where it was, and nothing is run twice.
     """
     wanted = _words(table) or [*TABLES, _FPS]
-    config = make_config(preset_name, **parse_changes(change or []))
+    config = make_config(preset_name, fixed=parse_changes(change or []))
     names = known_categories(_words(categories) or list_categories(data))
     if not names:
         raise DataError(f"{data} holds no category.", "No folder in it has a folder `train`.", "give an MVTec AD tree")

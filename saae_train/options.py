@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saae_runtime.errors import ConfigError
@@ -50,7 +50,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_changes(words: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as FitConfig fields; values are JSON, or text where they are none.
+    """`KEY=VALUE` words as FitConfig fields; values are JSON (null: None), or text where they are none.
+
+    For the `fixed` of `make_config`, which says what a field cannot take.
 
     Raises:
         ConfigError: not KEY=VALUE, or no such field.
@@ -83,30 +85,34 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def make_config(name: str, model: str | None = None, **changes: Any) -> FitConfig:
-    """A preset with the options that were given (those that are not None).
+def make_config(
+    name: str, model: str | None = None, *, fixed: Mapping[str, Any] | None = None, **changes: Any
+) -> FitConfig:
+    """A preset with the options that were given (those that are not None), and with all of `fixed`.
 
     A backbone other than the preset's comes with its own input size and layers where none are given.
 
     Args:
         name: of the preset.
         model: `saae` or `cae`; None: the preset's.
-        changes: fields of `FitConfig`.
+        fixed: fields of `FitConfig` and their values, None among them, see `parse_changes`.
+        changes: fields of `FitConfig`; None: not given.
 
     Raises:
-        ConfigError: no such preset or model, or options that exclude each other.
+        ConfigError: no such preset or model, options that exclude each other, or a value that a field cannot take.
     """
     if model is not None and model not in MODELS:
         raise ConfigError(f"There is no model {model!r}.", "", f"--model {' or --model '.join(MODELS)}")
-    if changes.get("steps") is not None and changes.get("epochs") is not None:
-        raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     base = preset(name)
     if model is not None:
         changes["transformer"] = model == "saae"
-    config = base.replace(**changes)
-    if changes.get("layers") is None and base.layers is not None and _family(config.backbone) != _family(base.backbone):
+    given = {key: value for key, value in changes.items() if value is not None} | dict(fixed or {})
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
+    config = base.with_values(given)
+    if "layers" not in given and base.layers is not None and _family(config.backbone) != _family(base.backbone):
         config = dataclasses.replace(config, layers=_one_layer(config))
-    if changes.get("input_size") is None and _family(config.backbone) != _family(base.backbone):
+    if "input_size" not in given and _family(config.backbone) != _family(base.backbone):
         from .backbone import choose_input_size  # needs torch and timm
 
         config = config.replace(input_size=choose_input_size(config.backbone))

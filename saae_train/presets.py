@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,54 @@ LITE_LAYERS: Mapping[str, int] = {
     PACKAGED_NAME: 6,
 }
 """The one layer that the preset `lite` takes of a backbone."""
+
+
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "text"),
+    "tuple[int, ...]": (tuple, "a list of whole numbers, e.g. [3,4,5]"),
+    "tuple[int, int]": (tuple, "height and width, e.g. [392,392]"),
+}
+"""Annotation of a field -> what its values are, and how to say so."""
+
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("batch", "steps", "epochs", "components", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
+        (lambda value: value >= 1, "1 or more"),
+    ),
+    **dict.fromkeys(("warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
+    "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    "held_out": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "input_size": (lambda value: min(value) >= 1, "1 or more"),
+    "layers": (lambda value: min(value) >= 0, "0 or more"),
+}
+"""Field -> the values it can take, and how to say so."""
+
+
+def _check(name: str, annotation: str, value: Any) -> None:
+    """Raises ConfigError where a field of `FitConfig` cannot have this value."""
+    kind, _, nullable = annotation.partition(" | ")
+    if value is None and nullable:
+        return
+    accepted, words = _KINDS[kind]
+    right = isinstance(value, accepted) and (kind == "bool" or not isinstance(value, bool))
+    if right and isinstance(value, tuple):
+        right = bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        right = right and (kind != "tuple[int, int]" or len(value) == 2)
+    if right and isinstance(value, float):
+        right = math.isfinite(value)
+    within, limits = _RANGES.get(name, (lambda value: True, ""))
+    if right and within(value):
+        return
+    text = list(value) if isinstance(value, tuple) else value
+    raise ConfigError(
+        f"{name} cannot be {text!r}.",
+        f"It is {words}{', ' + limits if limits else ''}{', or null' if nullable else ''}.",
+        f"give another value for {name}, or leave it to the preset",
+    )
 
 
 @dataclass(frozen=True)
@@ -112,11 +161,12 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = (self.batch, self.learning_rate, self.keep, *self.input_size)
-        if not all(0 < value < float("inf") for value in positive) or (self.steps is None) == (self.epochs is None):
+        for entry in dataclasses.fields(self):
+            _check(entry.name, str(entry.type), getattr(self, entry.name))
+        if (self.steps is None) == (self.epochs is None):
             raise ConfigError(
                 "The fitting options do not make a schedule.",
-                "Batch, rate and sizes are positive, and either steps or epochs is given.",
+                "Either steps or epochs is given.",
                 "start from a preset: --preset fast",
             )
         if self.precision not in ("auto", "bf16", "fp32"):
@@ -124,9 +174,17 @@ class FitConfig:
 
     def replace(self, **changes: Any) -> FitConfig:
         """A copy with some fields changed; None values are ignored. Steps take the place of epochs, and the reverse."""
-        given = {key: value for key, value in changes.items() if value is not None}
+        return self.with_values({key: value for key, value in changes.items() if value is not None})
+
+    def with_values(self, values: Mapping[str, Any]) -> FitConfig:
+        """A copy with some fields set; None is a value here. Steps take the place of epochs, and the reverse.
+
+        Raises:
+            ConfigError: a value that its field cannot take, or neither or both of steps and epochs.
+        """
+        given = dict(values)
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
-            if one in given and other not in given:
+            if given.get(one) is not None and other not in given:
                 given[other] = None
         return dataclasses.replace(self, **given)
 

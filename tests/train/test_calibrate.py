@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra `train`")
 
 from saae_runtime.errors import CalibrationError, ConfigError, ImageError
-from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate
+from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate, default_fpr
 from saae_train.data import Sample, content_digest
 
 
@@ -110,3 +110,10 @@ def test_an_unreadable_image_is_named(samples: list[Sample], tmp_path: Path) -> 
     (tmp_path / "4.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"4\.png"):
         calibrate(score, samples)
+
+
+def test_what_a_model_was_fitted_as_counts_before_its_name() -> None:
+    assert default_fpr({"texture": True}, "bottle") == TEXTURE_FPR
+    assert default_fpr({"texture": False}, "tile") == OBJECT_FPR
+    assert default_fpr({}, "tile") == TEXTURE_FPR
+    assert default_fpr({}, "bottle") == OBJECT_FPR

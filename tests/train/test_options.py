@@ -122,6 +122,20 @@ def test_changes_are_fields_with_json_values() -> None:
         parse_changes(["steps"])
 
 
+def test_null_is_a_value_that_is_set() -> None:
+    fixed = parse_changes(["components=null", "latent_limit=null", "score=l2"])
+    assert fixed == {"components": None, "latent_limit": None, "score": "l2"}
+    config = make_config("fast", fixed=fixed)
+    assert (config.components, config.latent_limit, config.score) == (None, None, "l2")
+    assert make_config("fast", components=None).components == 320  # an option that was not given
+    assert make_config("lite", fixed={"layers": None}).layers is None
+    assert make_config("paper", fixed=parse_changes(["steps=7"])).epochs is None
+    assert make_config("fast", fixed=parse_changes(["steps=null", "epochs=7"])).epochs == 7
+    for words in (["steps=null"], ["steps=7", "epochs=7"], ["batch=null"], ["input_size=392"], ["layers=3-7"]):
+        with pytest.raises(ConfigError):
+            make_config("fast", fixed=parse_changes(words))
+
+
 def test_seeds_are_whole_numbers_each_once() -> None:
     assert parse_seeds("2,0,2,1") == (2, 0, 1)
     assert parse_seeds("") == ()

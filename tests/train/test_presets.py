@@ -161,3 +161,40 @@ def test_steps_and_epochs_take_each_others_place() -> None:
     assert (longer.steps, longer.epochs) == (None, 3)
     with pytest.raises(ConfigError):
         preset("fast").replace(steps=1, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", "abc"),
+        ("batch", True),
+        ("batch", 1.5),
+        ("input_size", 392),
+        ("input_size", (392,)),
+        ("layers", "3-7"),
+        ("layers", (3, "4")),
+        ("layers", ()),
+        ("held_out", 2),
+        ("keep", 5),
+        ("steps", 0),
+        ("seed", "x"),
+        ("seed", -1),
+        ("seed", None),
+        ("transformer", 1),
+        ("smoothing", -0.5),
+        ("clip", math.nan),
+        ("backbone", 3),
+    ],
+)
+def test_a_field_takes_its_own_kind_of_value_and_says_so(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} cannot be") as caught:
+        dataclasses.replace(FitConfig(), **{field: value})  # type: ignore[arg-type]
+    assert caught.value.why
+    with pytest.raises(ConfigError):
+        FitConfig.from_json({**FitConfig().to_json(), field: value})
+
+
+def test_whole_numbers_are_numbers() -> None:
+    """As JSON written elsewhere has them."""
+    values = FitConfig().to_json() | {"clip": 1, "smoothing": 0, "keep": 1, "latent": None}
+    assert FitConfig.from_json(values).clip == 1
