@@ -38,7 +38,7 @@ from saae_runtime.backends.base import BackendOptions
 from saae_runtime.backends.cuda import CudaApi, GpuInfo
 from saae_runtime.bundle import open_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import ConfigError, SaaeError
+from saae_runtime.errors import BackendError, ConfigError, ParityError, SaaeError
 
 PARTS = ("engine", "parity", "fps", "split", "soak", "threads")
 HOST_GROWTH = 0.02
@@ -162,18 +162,21 @@ def _engine(bundle: Path, largest: int) -> Found:
     from saae_export.engines import EngineOptions, build_engine
 
     rows: list[dict[str, Any]] = []
+    well = True
     for library in ("tensorrt", "tensorrt-rtx"):
         options = EngineOptions(1, 1 if largest == 1 else largest // 2, largest)
         try:
             built = build_engine(bundle, library=library, options=options)
-            compared = gate(built)
         except SaaeError as error:
             rows.append({"library": library, "said": f"{error.what} {error.why}".strip()})
             continue
-        passed = getattr(compared, "passed", None)
-        seconds = round(built.compiled.seconds, 1)
-        rows.append({"library": library, "file": built.artefact.file, "seconds": seconds, "parity": passed})
-    return rows, {"inside": "compiling model.fp16.onnx on this GPU, and the bundle's frames compared"}, True
+        row = {"library": library, "file": built.artefact.file, "seconds": round(built.compiled.seconds, 1)}
+        try:
+            rows.append({**row, "parity": getattr(gate(built), "passed", None)})
+        except (ParityError, BackendError) as error:  # compiled, and its answers are wrong
+            rows.append({**row, "parity": False, "said": f"{error.what} {error.why}".strip()})
+            well = False
+    return rows, {"inside": "compiling model.fp16.onnx on this GPU, and the bundle's frames compared"}, well
 
 
 def _parity(bundle: Path, data: Path | None, checkpoint: Path | None) -> Found:

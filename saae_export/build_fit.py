@@ -45,10 +45,12 @@ def fitted(
         if not options.refit and (folder / "config.json").is_file():
             try:
                 checkpoint = load_checkpoint(folder)
-                stage.note(f"reused {folder}")
-                return checkpoint, held_out, True
             except SaaeError as error:
                 stages.say(f"  {error.what} Fitting again.", "yellow")
+            else:
+                refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
+                stage.note(f"reused {folder}")
+                return checkpoint, held_out, True
         layers = options.config.layers or _default_layers(options.config.backbone, stages)
         backbone = build_backbone(options.config.backbone, layers, options.config.input_size, weights)
         refuse_random(backbone.weights.source, backbone.name)

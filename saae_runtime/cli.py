@@ -54,7 +54,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
     arithmetic: Annotated[
-        str | None, typer.Option(help="OpenVINO only: f32 (default, as calibrated), bf16 or f16.")
+        str | None, typer.Option(help="OpenVINO only: f32, bf16 or f16; default: what the precision was calibrated in.")
     ] = None,
     fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Pixel threshold T itself.")] = None,

@@ -82,7 +82,7 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
         DeviceError: the device is there and fails.
         BackendError: the file cannot be loaded.
     """
-    candidate = _candidate(bundle, name, precision, options.device_type)
+    candidate = _candidate(bundle, name, precision, options.device_type, options.arithmetic)
     if candidate.why_not is not None or candidate.artefact is None:
         raise BackendUnavailableError(
             f"The backend {name} cannot be used here.", candidate.why_not or "", candidate.cure
@@ -90,13 +90,17 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
     return OrtBackend(bundle, name, candidate.artefact, device, options)
 
 
-def _candidate(bundle: Bundle, name: str, precision: str | None, device_type: str | None = None) -> Candidate:
+def _candidate(
+    bundle: Bundle, name: str, precision: str | None, device_type: str | None = None, arithmetic: str | None = None
+) -> Candidate:
     why, cure = _missing(name)
     able, note = _PREFERENCE[name], ""
     asks = name == "onnxruntime:openvino" and not why and set(IN_BF16) & set(bundle.manifest.precisions())
     if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
         able = tuple(item for item in able if item not in IN_BF16)
         note = "no bf16: the device has none"
+    if name == "onnxruntime:openvino" and arithmetic is not None:
+        able = ort_openvino.calibrated_first(able, arithmetic, device_type)
     artefact = _pick(bundle, able, precision)
     if not why and artefact is None:
         why, cure = _no_file(bundle, name, precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import BackendUnavailableError
 from .base import BackendOptions
 
-__all__ = ["PROVIDER", "add_device", "has_bf16", "missing", "plugin_config"]
+__all__ = ["PROVIDER", "add_device", "calibrated_first", "has_bf16", "missing", "plugin_config"]
 
 PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
@@ -45,6 +45,16 @@ def has_bf16(ort: Any, device_type: str | None = None) -> bool:
     return "BF16" in facts.get("OPTIMIZATION_CAPABILITIES", "").split()
 
 
+def calibrated_first(precisions: Sequence[str], arithmetic: str, device_type: str | None = None) -> tuple[str, ...]:
+    """The precisions with those first whose thresholds were calibrated in an arithmetic, those of bf16 else last."""
+
+    def rank(precision: str) -> int:
+        calibrated = _calibrated(precision, device_type or "CPU")
+        return 0 if calibrated == arithmetic else 2 if calibrated == "bf16" else 1
+
+    return tuple(sorted(precisions, key=rank))
+
+
 def add_device(ort: Any, settings: Any, options: BackendOptions, precision: str, cache: Path | None) -> str:
     """Puts an OpenVINO device into session options.
 
@@ -74,7 +84,7 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, precision: str,
     device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
     able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in facts.get("OPTIMIZATION_CAPABILITIES", "").split()]
-    calibrated = "f16" if precision == "fp16" and wanted != "CPU" else _CALIBRATED[precision]
+    calibrated = _calibrated(precision, wanted)
     arithmetic = _arithmetic(options.arithmetic, calibrated, able, name)
     config = plugin_config(wanted, arithmetic, options, cache)
     settings.add_provider_for_devices([device], {"load_config": json.dumps({wanted: config})})
@@ -105,6 +115,10 @@ def _devices(ort: Any) -> dict[str, tuple[Any, Mapping[str, str]]]:
             reported = dict(device.ep_metadata)
             found.setdefault(reported.get("ov_device", "").partition(".")[0], (device, reported))
     return found
+
+
+def _calibrated(precision: str, device_type: str) -> str:
+    return "f16" if precision == "fp16" and device_type != "CPU" else _CALIBRATED[precision]
 
 
 def _arithmetic(asked: str | None, calibrated: str, able: list[str], name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BackendUnavailableError, BundleCorruptError, EngineIncompatibleError, SaaeError
 from ..files import sha256_bytes
-from ..manifest import Artefact
+from ..manifest import IN_BF16, Artefact
 from .base import Backend, BackendOptions, Candidate
 from .cache import cache_folder
 from .cuda import CudaApi, GpuInfo
@@ -63,7 +63,8 @@ def open_backend(
         bundle: the bundle.
         name: `tensorrt`, `tensorrt_rtx` or `tensorrt_lean`.
         device: number of the GPU.
-        precision: `fp16`, `int8` or `fp32`; None takes the first of these that fits.
+        precision: `fp16`, `int8` or `fp32`; None takes the first of these that fits and has
+            not failed its comparison; one that failed only where there is no other.
         options: see `BackendOptions`.
         api: CUDA, for callers that watch its calls; None: a new one.
 
@@ -136,9 +137,22 @@ def _open(
 
 
 def _engines(bundle: Bundle, flavour: str, precision: str | None) -> list[Artefact]:
-    """The engines that a flavour might run, the preferred precision first."""
+    """The engines that a flavour might run, the preferred precision first, those that failed their comparison last."""
     found = bundle.artefacts(kind="engine", library=engine_library(flavour), precision=precision)
-    return sorted(found, key=lambda item: _PREFERENCE.index(item.precision))
+    return sorted(found, key=lambda item: (_failed(item), _PREFERENCE.index(item.precision)))
+
+
+def _failed(artefact: Artefact) -> bool:
+    return artefact.parity is not None and not artefact.parity.passed
+
+
+def _graph_precision(bundle: Bundle, wanted: str | None) -> str:
+    """A precision that the bundle has a graph for an engine of: the wanted one, else FP16, else what there is."""
+    held = [item.precision for item in bundle.artefacts(kind="onnx") if item.precision not in IN_BF16]
+    for precision in (wanted, "fp16", *held):
+        if precision in held:
+            return str(precision)
+    return wanted if wanted is not None and wanted not in IN_BF16 else "fp16"
 
 
 def _problem(artefact: Artefact, library: TrtLibrary, gpu: GpuInfo) -> str | None:
@@ -164,7 +178,9 @@ def _require(
     raise EngineIncompatibleError(
         f"No engine of {bundle.path} runs with {here}.",
         "; ".join(problems),
-        rebuild_command(engine_library(library.name), sm, artefacts[0].precision, str(bundle.path)),
+        rebuild_command(
+            engine_library(library.name), sm, _graph_precision(bundle, artefacts[0].precision), str(bundle.path)
+        ),
     )
 
 
@@ -175,7 +191,7 @@ def _no_engine(bundle: Bundle, flavour: str, precision: str | None) -> tuple[str
     return (
         f"{bundle.path} has no engine for {TITLES[library]}{wanted}.",
         f"It has engines for: {', '.join(others)}." if others else "",
-        rebuild_command(library, None, precision or "fp16", str(bundle.path)),
+        rebuild_command(library, None, _graph_precision(bundle, precision), str(bundle.path)),
     )
 
 

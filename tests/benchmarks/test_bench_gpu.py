@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from benchmarks import gpu
 from benchmarks.gpu_split import PARTS, Stamps, TimedCuda, split
 from saae_runtime.backends.cuda import CudaApi
-from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError
+from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError, ParityError
+from saae_runtime.manifest import Artefact
 
 
 @pytest.fixture
@@ -188,6 +189,31 @@ def test_the_real_clock_calls_what_the_installed_wheel_has():
 
 
 # -- parts that run on any backend
+
+
+def test_an_engine_that_disagrees_is_not_well_and_a_missing_library_is_no_fault(command, bundle, tmp_path, monkeypatch):
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    from saae_export import engine_parity, engines
+
+    def build(bundle, *, library, options):
+        if library not in there:
+            raise BackendUnavailableError(f"{library} is not installed.")
+        file = Artefact("one.engine", "engine", "fp16", library=library, library_version="10.3.0", sm="sm89")
+        return engines.BuiltEngine(bundle, file, engines.CompiledEngine(b"", None, None, 1.0))
+
+    def gate(built):
+        raise ParityError("one.engine disagrees with PyTorch FP32.")
+
+    monkeypatch.setattr(gpu, "CudaApi", FakeCuda)
+    monkeypatch.setattr(engines, "build_engine", build)
+    monkeypatch.setattr(engine_parity, "gate", gate)
+    for there, code in (((), 0), (("tensorrt",), 1)):
+        done = command(bundle, "--parts", "engine", "--out", tmp_path / "results")
+        assert done.exit_code == code, done.output
+        written = json.loads((tmp_path / "results" / "gpu-engine.json").read_text())
+        assert written["passed"] is (code == 0)
+    assert written["rows"][0]["parity"] is False
+    assert "disagrees" in written["rows"][0]["said"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

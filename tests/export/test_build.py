@@ -31,7 +31,15 @@ from saae_export.build import BuildResult, build  # noqa: E402
 from saae_export.sources import Request  # noqa: E402
 from saae_export.torch_reference import TorchReference  # noqa: E402
 from saae_runtime import Bundle, Engine, open_bundle  # noqa: E402
-from saae_runtime.errors import CalibrationError, ConfigError, DataError, ParityError, SaaeError, StorageError  # noqa: E402
+from saae_runtime.errors import (  # noqa: E402
+    CalibrationError,
+    ConfigError,
+    DataError,
+    ParityError,
+    SaaeError,
+    StorageError,
+    WeightsError,
+)
 from saae_runtime.geometry import gaussian_matrix, upsample_map  # noqa: E402
 from saae_runtime.images import read_image  # noqa: E402
 from saae_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
@@ -349,6 +357,15 @@ def test_a_damaged_model_is_fitted_again(again: Path, data: Path, until_export: 
         quiet_build(options(data, again))
     load_checkpoint(_checkpoint(again))
     assert file.read_bytes() == whole, "the same images, options and seed gave another model"
+
+
+def test_a_reused_model_of_random_weights_is_refused_as_a_new_one_is(
+    again: Path, data: Path, until_export: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SAAE_ALLOW_RANDOM")
+    with pytest.raises(WeightsError, match="random"):
+        quiet_build(options(data, again))
+    assert until_export == []
 
 
 def test_parity_is_a_gate(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

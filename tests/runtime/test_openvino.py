@@ -271,3 +271,23 @@ def test_bf16_asked_for_where_there_is_none(bf16_folder: Path, monkeypatch: pyte
         Engine(bf16_folder, backend="onnxruntime:cpu", precision="bf16")
     with Engine(bf16_folder, backend="onnxruntime:cpu") as engine:
         assert engine.backend.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "device", "order"),
+    [
+        ("f32", None, ["int8", "fp32", "fp16", "int8-bf16", "bf16"]),
+        ("bf16", None, ["int8-bf16", "bf16", "int8", "fp32", "fp16"]),
+        ("f16", "GPU", ["fp16", "int8", "fp32", "int8-bf16", "bf16"]),
+    ],
+)
+def test_an_arithmetic_prefers_what_was_calibrated_in_it(arithmetic: str, device: str | None, order: list[str]) -> None:
+    preference = ("int8-bf16", "bf16", "int8", "fp32", "fp16")
+    assert list(ort_openvino.calibrated_first(preference, arithmetic, device)) == order
+
+
+def test_f32_asked_for_takes_the_fp32_thresholds(bf16_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: True)
+    with Engine(bf16_folder, backend=NAME, arithmetic="f32") as engine:
+        assert (engine.backend.precision, engine.threshold) == ("fp32", 40.0)
+        assert "calibrated" not in engine.backend.description

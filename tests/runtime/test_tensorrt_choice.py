@@ -31,7 +31,7 @@ from saae_runtime.errors import (
     DeviceError,
     EngineIncompatibleError,
 )
-from saae_runtime.manifest import Artefact, Profile
+from saae_runtime.manifest import Artefact, Parity, Profile
 
 # -- which engine runs here
 
@@ -217,6 +217,36 @@ def test_a_bundle_without_engines_names_the_command(engine_bundle, fake_gpu):
     with pytest.raises(BackendUnavailableError, match="no engine for TensorRT for RTX") as caught:
         backend_module.open_backend(engine_bundle(), "tensorrt_rtx")
     assert "--library tensorrt-rtx" in caught.value.cure
+
+
+def test_an_engine_that_failed_does_not_hide_a_good_one(tmp_path, fake_gpu):
+    failed = Parity(1, 1.0, 1.0, 3, 0.01, 0.01, False, "one.png", "PyTorch FP32")
+    engines = (artefact(parity=failed), artefact(file="good.engine", precision="fp32"))
+    manifest = replace(tiny_manifest(size=SIZE, precisions=("fp32", "fp16")), artefacts=engines)
+    bundle = write_bundle(tmp_path / "two", manifest, {engine.file: b"engine" for engine in engines})
+    (candidate,) = [item for item in backend_module.candidates(bundle) if item.name == "tensorrt"]
+    assert candidate.artefact.file == "good.engine"
+    for precision, opened in ((None, "fp32"), ("fp16", "fp16")):  # the one that failed only where it is asked for
+        backend = backend_module.open_backend(bundle, "tensorrt", precision=precision)
+        assert backend.precision == opened
+        backend.close()
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "named"),
+    [
+        (("fp32", "fp16"), None, "fp16"),
+        (("fp32", "bf16"), None, "fp32"),
+        (("fp32", "bf16"), "bf16", "fp32"),
+        (("fp32", "fp16"), "fp32", "fp32"),
+    ],
+)
+def test_the_command_names_a_precision_whose_graph_the_bundle_has(tmp_path, held, asked, named):
+    manifest = tiny_manifest(size=SIZE, precisions=held)
+    bundle = write_bundle(tmp_path / "graphs", manifest, {item.file: b"graph" for item in manifest.artefacts})
+    with pytest.raises(BackendUnavailableError) as caught:
+        backend_module.open_backend(bundle, "tensorrt", precision=asked)
+    assert f"--precision {named}" in caught.value.cure
 
 
 def test_a_library_that_is_not_installed_names_the_pip_line(engine_bundle, monkeypatch):
