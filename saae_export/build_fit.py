@@ -19,6 +19,7 @@ from saae_train.unseen import unseen_images
 from saae_train.weights import PACKAGED_NAME, packaged_path, refuse_random
 
 from .build_options import BuildOptions
+from .half_weights import require_blocks
 
 __all__ = ["fitted", "model_key"]
 
@@ -35,6 +36,8 @@ def fitted(
         if options.checkpoint is not None:
             checkpoint = load_checkpoint(options.checkpoint)
             refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
+            if options.half_weights:
+                require_blocks(checkpoint.detector.backbone.name, checkpoint.detector.backbone.layers)
             stage.note(f"taken from {options.checkpoint}")
             return dataclasses.replace(checkpoint, category=category.name), *_unseen(checkpoint, category, stages)
         fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)

@@ -9,6 +9,7 @@ from saae_runtime.errors import ConfigError
 from saae_train.presets import FitConfig, preset
 from saae_train.selftest import DEFAULT_FRAMES
 
+from .half_weights import require_blocks
 from .sources import Request
 from .staging import bf16_missing, parse_frame_size
 
@@ -95,6 +96,8 @@ def check_options(options: BuildOptions) -> None:
         raise ConfigError("INT8 is made from the FP32 graph, which is not built.", "", "add it: --precision fp32")
     if options.half_weights and "fp32" not in options.precisions:
         raise ConfigError("--half-weights is for the FP32 graph, which is not built.", "", "add it: --precision fp32")
+    if options.half_weights and options.checkpoint is None:
+        require_blocks(options.config.backbone, options.config.layers)
     if options.parity_images < 1:
         raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
     if options.self_test and options.self_test_frames < 1:

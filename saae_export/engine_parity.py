@@ -1,4 +1,4 @@
-"""The gate behind `saae-export engine`: a new engine that disagrees with the bundle's reference frames is not kept."""
+"""The gate behind `saae-export engine`: one that disagrees with the bundle's frames goes, and the old one is back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
         The comparison, or why there is none: the engine is for another machine, or the bundle has no frames.
 
     Raises:
-        ParityError: it disagrees; it was taken out of the bundle again.
+        ParityError: it disagrees; it was taken out of the bundle again, and what it had replaced was put back.
         BackendError: it gives values that are not finite; taken out likewise.
         StorageError: the disk is full, or the bundle may not be written to.
     """
@@ -45,5 +45,6 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
 
 def _take_out(built: BuiltEngine) -> None:
     manifest = built.bundle.manifest
-    kept = tuple(item for item in manifest.artefacts if item.file != built.artefact.file)
-    update_bundle(built.bundle, dataclasses.replace(manifest, artefacts=kept), {}, drop=(built.artefact.file,))
+    others = tuple(item for item in manifest.artefacts if item.file != built.artefact.file)
+    restored = dataclasses.replace(manifest, artefacts=(*others, *built.before))
+    update_bundle(built.bundle, restored, dict(built.files), drop=(built.artefact.file,))

@@ -6,9 +6,9 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -94,11 +94,21 @@ class CompiledEngine:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine in its bundle."""
+    """An engine in its bundle.
+
+    Attributes:
+        bundle: with the engine in it.
+        artefact: the engine.
+        compiled: what was compiled.
+        before: the engines that it replaced.
+        files: their bytes by name, for where the new one turns out wrong.
+    """
 
     bundle: Bundle
     artefact: Artefact
     compiled: CompiledEngine
+    before: tuple[Artefact, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def engine_file(library: str, version: str, sm: str, precision: str, options: EngineOptions) -> str:
@@ -189,12 +199,13 @@ def build_engine(
     files = {artefact.file: compiled.data}
     if compiled.timing_cache is not None:
         files[cache_file] = compiled.timing_cache
-    replaced = [
+    replaced = tuple(
         item
         for item in opened.artefacts(kind="engine", library=loaded.name, precision=precision)
         if _target(loaded.name, item.library_version or "", item.sm or "") == target
-    ]
-    return BuiltEngine(_add(opened, artefact, files, replaced), artefact, compiled)
+    )
+    kept = {item.file: opened.file(item.file).read_bytes() for item in replaced}
+    return BuiltEngine(_add(opened, artefact, files, replaced), artefact, compiled, replaced, kept)
 
 
 def compile_engine(

@@ -9,6 +9,7 @@ from the fitted ones by FP16's rounding.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from onnx import TensorProto, numpy_helper
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.files import write_bytes
+from saae_train.backbone_vgg import is_vgg
 
 from .onnx_export import check_onnx
 
-__all__ = ["halve_weights", "store_half", "whole_weights"]
+__all__ = ["halve_weights", "require_blocks", "store_half", "whole_weights"]
 
 _LEAST = 1024
 """Numbers in a tensor worth the cast; biases and norms stay as they are."""
@@ -30,6 +32,25 @@ _PLACE = "backbone.blocks."
 
 _ROUNDING = 2.0**-11
 """FP16's relative rounding. A tensor that loses more, against its largest value, stays FP32."""
+
+
+def require_blocks(backbone: str, layers: Sequence[int] | None) -> None:
+    """Says before a fit that a backbone has no weights of the kind that is stored in FP16.
+
+    Args:
+        backbone: its name.
+        layers: those that are taken, 0 being a ViT's patch projection; None: the default, which has blocks.
+
+    Raises:
+        ConfigError: VGG, or a ViT of which only the patch projection is taken.
+    """
+    if is_vgg(backbone) or (layers is not None and max(layers, default=0) < 1):
+        taken = "" if is_vgg(backbone) else f" at layers {','.join(map(str, layers or ()))}"
+        raise ConfigError(
+            f"--half-weights does not fit {backbone}{taken}.",
+            "Only weights of transformer blocks are stored in FP16, and it has none.",
+            "leave --half-weights out",
+        )
 
 
 def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Path:
@@ -48,7 +69,7 @@ def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Pat
     if halve_weights(model) == 0:
         raise ConfigError(
             f"{target.name} holds no weights that FP16 could store.",
-            "They are all small, out of its range, or stored so already.",
+            "Those of transformer blocks are; here they are small, out of its range, stored so already, or not there.",
             "leave --half-weights out",
         )
     data = model.SerializeToString(deterministic=True)

@@ -201,20 +201,31 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefa
     """(backend, precision, file) that work here, and those that do not."""
     runs: list[tuple[str, str, Artefact]] = []
     skipped: list[Skipped] = []
+    silent: list[Skipped] = []  # no backend has a way to run them
     for artefact in bundle.manifest.artefacts:
-        precision = artefact.precision
+        precision, told, reason = artefact.precision, False, ""
         for candidate in backends.candidates(bundle.only(artefact), 0, precision):
             wanted = candidate.name == only if only is not None else candidate.name in backends.AUTO_ORDER
-            if not wanted or candidate.artefact is None or candidate.artefact.precision != precision:
+            if not wanted or _kind(candidate.name) != artefact.kind:
                 continue
+            if candidate.artefact is None or candidate.artefact.precision != precision:
+                reason = candidate.why_not or reason  # of the last one, which is there on every machine
+                continue
+            told = True
             if candidate.why_not is None:
                 runs.append((candidate.name, precision, artefact))
             else:
                 skipped.append(Skipped(f"{candidate.name} {precision}", candidate.why_not))
+        if not told and reason:
+            silent.append(Skipped(f"{artefact.file} {precision}", reason))
     if only is not None and not runs and not skipped:
         # Unknown names and names without a file get the backend's own, fuller error.
         backends.open_backend(bundle, only).close()
-    return runs, skipped
+    return runs, skipped + silent
+
+
+def _kind(backend: str) -> str:
+    return "onnx" if backend.startswith("onnxruntime") else "engine"
 
 
 def _skipped(name: str, precision: str, error: BackendError) -> Skipped:

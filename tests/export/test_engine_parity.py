@@ -107,6 +107,33 @@ def test_a_new_engine_that_disagrees_is_not_kept(bundle, gpu):
     assert made.artefact.file not in opened.manifest.files
 
 
+@pytest.mark.parametrize("max_batch", [8, 4])  # the first has the old one's name
+def test_what_a_failed_engine_replaced_is_back(bundle, gpu, monkeypatch, max_batch):
+    from saae_export import engines
+
+    old = dataclasses.replace(artefact(), options={"source": "model.fp16.onnx"})
+    manifest = dataclasses.replace(bundle.manifest, artefacts=(Artefact("model.fp16.onnx", "onnx", "fp16"), old))
+    bundle = update_bundle(bundle, manifest, {"model.fp16.onnx": b"graph", old.file: b"engine"})
+    compiled = CompiledEngine(b"engine, anew", NetworkInfo((), (), 0, {}), None, 0.0)
+    monkeypatch.setattr(engines, "onnx_for_tensorrt", lambda path: b"")
+    monkeypatch.setattr(engines, "_targets", lambda *_: ("sm89",))
+    monkeypatch.setattr(engines, "CudaApi", lambda: gpu.cuda)
+    monkeypatch.setattr(engines, "compile_engine", lambda *_, **__: compiled)
+    made = engines.build_engine(bundle, options=EngineOptions(max_batch=max_batch))
+    assert [item.file for item in made.bundle.artefacts(kind="engine")] == [made.artefact.file]
+    monkeypatch.setattr("saae_export.engine_parity.compare_engine", _no_numbers)
+    with pytest.raises(BackendError, match="not finite"):
+        gate(made)
+    opened = open_bundle(bundle.path)
+    assert opened.artefacts(kind="engine") == (old,)
+    assert opened.file(old.file).read_bytes() == b"engine"
+    assert (made.artefact.file in opened.manifest.files) == (made.artefact.file == old.file)
+
+
+def _no_numbers(*_):
+    raise BackendError("Its outputs are not finite.")
+
+
 def test_a_new_engine_that_gives_no_numbers_is_not_kept(bundle, gpu):
     gpu.compute = lambda batch: np.full_like(expected_map(batch), np.nan)
     with pytest.raises(BackendError, match="not finite"):

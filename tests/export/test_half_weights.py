@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -14,9 +15,10 @@ ort = pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 
 from onnx import TensorProto, numpy_helper  # noqa: E402
 from rich.console import Console  # noqa: E402
-from tiny_builds import draw, options, quiet_build  # noqa: E402
+from tiny_builds import CONFIG, draw, options, quiet_build  # noqa: E402
 from tiny_models import noise_frames, tiny_detector  # noqa: E402
 
+from saae_export.build_options import check_options  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
 from saae_export.half_weights import halve_weights, store_half  # noqa: E402
 from saae_export.inspect import bundle_view  # noqa: E402
@@ -114,6 +116,17 @@ def test_a_build_says_so_and_passes_its_own_gate(tmp_path: Path) -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(bundle_view(bundle))
     assert "FP16 weights" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("backbone", "layers"), [("vgg19", None), ("vgg19", (1, 2)), (CONFIG.backbone, (0,))])
+def test_a_backbone_without_blocks_is_refused_before_the_fit(
+    tmp_path: Path, backbone: str, layers: tuple[int, ...] | None
+) -> None:
+    config = dataclasses.replace(CONFIG, backbone=backbone, layers=layers)
+    with pytest.raises(ConfigError, match=f"does not fit {backbone}") as caught:  # there is not even an image here
+        check_options(options(tmp_path, tmp_path, config=config, half_weights=True))
+    assert "transformer blocks" in caught.value.why
+    check_options(options(tmp_path, tmp_path, half_weights=True))
 
 
 def test_without_the_fp32_graph_there_is_nothing_to_halve(tmp_path: Path) -> None:

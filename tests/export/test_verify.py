@@ -144,6 +144,22 @@ def test_a_read_only_bundle_opens_scores_and_verifies(bundle: Bundle) -> None:
             path.chmod(0o755)
 
 
+@pytest.mark.parametrize("only", [None, "onnxruntime:openvino"])
+def test_what_no_processor_feature_lets_run_is_said(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, only: str | None
+) -> None:
+    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+
+    monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: False)
+    manifest = bundle.manifest
+    bf16 = dataclasses.replace(bundle.artefacts(precision="fp32")[0], precision="bf16", parity=None)
+    thresholds = {**manifest.thresholds, "bf16": manifest.thresholds["fp32"]}
+    changed = dataclasses.replace(manifest, artefacts=(*manifest.artefacts, bf16), thresholds=thresholds)
+    found = verify(update_bundle(bundle, changed, {}).path, backend=only)
+    assert found.reports
+    assert {item.name: item.why for item in found.skipped}["model.onnx bf16"].startswith("only OpenVINO computes in")
+
+
 def test_against_pytorch_on_images(bundle: Bundle, built: Path, data: Path) -> None:
     found = verify(
         bundle.path,
