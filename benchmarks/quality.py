@@ -6,8 +6,8 @@
 
 Each cell (category, method and seed) runs in a fresh process (saae_train/cells.py): split off the held-out normal
 images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images' own resolution.
-What is in the result file already, with the same settings, is not run again. A seed is that of weights, order and
-split; of several seeds the table shows the mean and the standard deviation.
+What is in the result file already, with the same settings on the same images, is not run again. A seed is that of
+weights, order and split; of several seeds the table shows the mean and the standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
              features between cells; fit times then hold no backbone where the row says so)
@@ -94,16 +94,22 @@ def finished(out: Path) -> list[dict[str, Any]]:
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
     """Rows for the terminal, numbers in percent, the paper's figures after each category.
 
-    Rows that differ in nothing but the seed become one, with mean and standard deviation.
+    Rows that differ in nothing but the seed become one, with mean and standard deviation. Where a category's rows are
+    of different images, the first digits of the images' digest stand beside the method.
     """
     table: list[list[object]] = []
     for category in dict.fromkeys(r["category"] for r in rows):
+        several = len({r.get("images") for r in rows if r["category"] == category}) > 1
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in (r for r in rows if r["category"] == category):
             config = {key: value for key, value in row["config"].items() if key != "seed"}
-            groups.setdefault(json.dumps([row["method"], config, row.get("weights")]), []).append(row)
+            groups.setdefault(json.dumps([row["method"], config, row.get("weights"), row.get("images")]), []).append(
+                row
+            )
         for same in groups.values():
             name = f"saae, {same[0]['config']['preset']}" if same[0]["method"] == SAAE_METHOD else same[0]["method"]
+            if several:
+                name += f", images {str(same[0].get('images') or 'unknown')[:8]}"
             seconds = float(np.mean([row["fit_seconds"] for row in same]))
             peak = max(row["peak_memory_gib"] for row in same)
             table.append([category, name + _seeds(same), *_percents(same), seconds, peak])
@@ -191,7 +197,7 @@ def main(
             old = next((r for r in rows if is_same(r, cell)), None)
             row = old if old is not None and not again else _run(cell)
             if row is not old:
-                rows = [r for r in rows if not is_same(r, cell)] + [row]
+                rows = [r for r in rows if not is_same(r, cell, unknown=True)] + [row]
                 common.write_result(
                     common.result(
                         "quality",

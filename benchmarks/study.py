@@ -62,28 +62,79 @@ METRICS = ("pixel_roc_auc", "pro_auc", "image_roc_auc")
 
 
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
-    """One row per category and variant: seeds, then mean ± deviation and difference from the default, in percent."""
+    """One row per category, base and variant: seeds, then mean ± deviation and difference from the default, in percent.
+
+    A variant is compared with the default that it changes, and with no other: where a category has rows on several
+    bases (another `--set`, other images or weights), what these differ in stands beside the variant.
+    """
     table: list[list[object]] = []
     for category in dict.fromkeys(row["category"] for row in rows):
-        values = {
-            variant: {
-                row["config"]["seed"]: [_percent(row, name) for name in METRICS]
-                for row in rows
-                if (row["category"], row["variant"]) == (category, variant)
+        groups = _groups([row for row in rows if row["category"] == category])
+        for base, members in groups:
+            label = _label(base, [other for other, _ in groups])
+            names = dict.fromkeys([*VARIANTS, *(row["variant"] for row in members)])
+            values = {
+                variant: {
+                    row["config"]["seed"]: [_percent(row, name) for name in METRICS]
+                    for row in members
+                    if row["variant"] == variant
+                }
+                for variant in names
             }
-            for variant in VARIANTS
-        }
-        for variant, found in values.items():
-            if found:
-                own = np.array(list(found.values()), float)
-                shared = [seed for seed in found if seed in values[DEFAULT]]
-                gaps = np.array([np.subtract(found[seed], values[DEFAULT][seed]) for seed in shared], float)
-                line: list[object] = [category, variant, len(own)]
-                for index in range(len(METRICS)):
-                    line.append(_spread(own[:, index]))
-                    line.append(None if variant == DEFAULT or not shared else _gap(gaps[:, index]))
-                table.append(line)
+            for variant, found in values.items():
+                if found:
+                    own = np.array(list(found.values()), float)
+                    shared = [seed for seed in found if seed in values[DEFAULT]]
+                    gaps = np.array([np.subtract(found[seed], values[DEFAULT][seed]) for seed in shared], float)
+                    line: list[object] = [category, variant + label, len(own)]
+                    for index in range(len(METRICS)):
+                        line.append(_spread(own[:, index]))
+                        line.append(None if variant == DEFAULT or not shared else _gap(gaps[:, index]))
+                    table.append(line)
     return table
+
+
+Group = tuple[dict[str, Any], list[Mapping[str, Any]]]
+"""What the variants of a group start from, and their rows."""
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """The rows of a category by what they start from. A variant's own change hides what it starts from in that field:
+    it belongs to every group that it agrees with in the others."""
+    groups: list[Group] = []
+    for row in sorted(rows, key=lambda row: row["variant"] != DEFAULT):  # a default row hides nothing
+        whole = _whole(row)
+        base = {key: value for key, value in whole.items() if key not in _changed(row, whole, groups)}
+        agreeing = [g for g in groups if all(base.get(key, value) == value for key, value in g[0].items())]
+        for _, members in agreeing:
+            members.append(row)
+        if not agreeing:
+            groups.append((base, [row]))
+    return groups
+
+
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
+    """All that shapes a row's numbers, but for its seed."""
+    config = {key: value for key, value in row["config"].items() if key != "seed"}
+    return config | {key: row[key] for key in ("weights", "images") if row.get(key) is not None}
+
+
+def _changed(row: Mapping[str, Any], whole: Mapping[str, Any], groups: Sequence[Group]) -> set[str]:
+    """Fields that a row's variant changes; of a variant that is not known any more, those in which it differs from the
+    nearest default."""
+    changes = row.get("changes", VARIANTS.get(row["variant"]))
+    if changes is None:
+        gaps = [{key for key, value in base.items() if whole.get(key, value) != value} for base, _ in groups]
+        changes = min(gaps, key=len, default=set())
+    found = set(changes)
+    return found | {"steps", "epochs"} if found & {"steps", "epochs"} else found
+
+
+def _label(base: Mapping[str, Any], bases: Sequence[Mapping[str, Any]]) -> str:
+    """What a base has that not all have, in brackets; nothing where there is one base."""
+    different = [key for key in base if len({json.dumps(other.get(key)) for other in bases}) > 1]
+    words = [f"{key} {str(base[key])[:8] if key == 'images' else json.dumps(base[key])}" for key in different]
+    return f" ({', '.join(words)})" if words else ""
 
 
 HEADINGS = ("category", "variant", "seeds", *(text for name in ("pixel ROC-AUC", "PRO-AUC", "image ROC-AUC")
@@ -152,9 +203,11 @@ def _run(cells: Sequence[tuple[str, Cell]], out: Path | None) -> None:
     target = out or common.RESULTS / "study.json"
     rows = finished(target)
     for variant, cell in cells:
-        if any(is_same(row, cell) and row["variant"] == variant for row in rows):
+        if any(row["variant"] == variant and is_same(row, cell) for row in rows):
             continue
-        rows = [*rows, {**run_fresh(cell), "variant": variant}]
+        kept = [row for row in rows if row["variant"] != variant or not is_same(row, cell, unknown=True)]
+        changes = json.loads(json.dumps(VARIANTS[variant]))
+        rows = [*kept, {**run_fresh(cell), "variant": variant, "changes": changes}]
         common.write_result(common.result("study", rows), target)
         print(f"{cell.category}, {variant}, seed {cell.config.seed}: done", file=sys.stderr)
     common.print_table("Study: percent, mean ± deviation over seeds", list(HEADINGS), table_rows(rows), [f"{target}"])

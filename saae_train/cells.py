@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from saae_runtime import errors
 from saae_runtime.errors import SaaeError
-from saae_runtime.files import canonical_json, sha256_bytes
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
 from saae_runtime.version import library_versions, saae_version
 
 from .data import Category, Sample, find_category, split_held_out
@@ -36,7 +37,7 @@ from .presets import FitConfig
 if TYPE_CHECKING:
     from .backbone import Features
 
-__all__ = ["Cell", "Fitted", "Fitter", "fit_saae", "images_digest", "is_same", "run_cell", "run_fresh"]
+__all__ = ["Cell", "Fitted", "Fitter", "fit_saae", "images_digest", "is_same", "run_cell", "run_fresh", "tools"]
 
 Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 Report = Callable[[str, int, int], None]
@@ -79,8 +80,11 @@ class Cell:
         }
 
     def key(self, images: str) -> str:
-        """Hex sha256 of the settings and of the images, see `images_digest`."""
-        return sha256_bytes(canonical_json({**self.settings(), "images": images}).encode())
+        """Hex sha256 of the settings, the images (see `images_digest`), this version of saae, and of what is in the
+        file of weights, wherever it lies. Raises OSError when that file cannot be read."""
+        shaped = {**self.settings(), "images": images, "saae": saae_version()}
+        digest = _weights_digest(self.weights)
+        return sha256_bytes(canonical_json(shaped if digest is None else {**shaped, "weights": digest}).encode())
 
 
 class Fitted(NamedTuple):
@@ -110,9 +114,46 @@ def images_digest(category: Category) -> str:
     return digest.hexdigest()
 
 
-def is_same(row: Mapping[str, Any], cell: Cell) -> bool:
-    """Whether a finished row is this cell with the same settings."""
-    return all(row.get(key) == value for key, value in json.loads(json.dumps(cell.settings())).items())
+def _weights_digest(weights: str | None) -> str | None:
+    """Hex sha256 of a file of weights; None where they are no file."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    about = Path(weights).stat()
+    return _file_digest(weights, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=16)
+def _file_digest(path: str, changed: int, size: int) -> str:
+    """Of a large file that every cell of a table asks for; time and size are there to tell when it is another one."""
+    return sha256_file(path)
+
+
+def is_same(row: Mapping[str, Any], cell: Cell, *, unknown: bool = False) -> bool:
+    """Whether a finished row is this cell: the same settings on the same images.
+
+    Args:
+        row: of an earlier run.
+        cell: to be run.
+        unknown: what a row that does not say which images it saw counts as.
+
+    Raises:
+        DataError: the cell's images cannot be listed.
+    """
+    wanted = json.loads(json.dumps(cell.settings()))
+    digest = _weights_digest(cell.weights)
+    if digest is not None and "weights_sha256" in row:
+        del wanted["weights"]
+        wanted["weights_sha256"] = digest
+    if any(row.get(key) != value for key, value in wanted.items()):
+        return False
+    if row.get("images") is None:
+        return unknown
+    return bool(row["images"] == images_digest(find_category(cell.data, cell.category)))
+
+
+def tools() -> dict[str, str]:
+    """Versions of what measures here."""
+    return {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))}
 
 
 def fit_saae(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
@@ -194,7 +235,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
         "peak_memory_gib": round(memory.gib, 2),
         "pixel_fpr": fpr,
         "facts": dict(fitted.facts),
-        "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
+        "tools": tools(),
         "overall": found.overall.to_json(),
         "by_type": [s.to_json() for s in found.by_type],
         "notes": list(found.notes),

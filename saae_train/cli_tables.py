@@ -18,14 +18,14 @@ from rich.table import Table
 from saae_runtime.errors import DataError
 from saae_runtime.files import canonical_json, sha256_bytes, write_json, write_text
 from saae_runtime.terminal import log
-from saae_runtime.version import library_versions, saae_version
+from saae_runtime.version import saae_version
 
-from .cells import Cell
+from .cells import Cell, tools
 from .data import find_category, list_categories
 from .options import make_config, parse_changes, parse_seeds
 from .presets import FitConfig, preset
 from .tables import COLUMNS, TABLES, Outcome, Plan, Planned, Results, known_categories, resolved, run_plan
-from .tables_report import MadeTable, csv_text, fps_table, make_tables, markdown
+from .tables_report import MadeTable, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
 
 app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
 
@@ -80,13 +80,14 @@ def tables(
         return
     outcomes: dict[tuple[str, str, int], Outcome] = {}
     made: list[MadeTable] = []
+    speeds: dict[str, Any] | None = None
     try:
         _run(plan, results, outcomes)
         if _FPS in wanted:
-            made.append(fps_table(_fps(results, config, data, names, device)))
+            made.append(fps_table(speeds := _fps(results, config, data, names, device)))
     finally:  # Ctrl-C as well: what is finished is shown, what is not says so
         made = make_tables(plan, outcomes) + made
-        _write(made, out, data)
+        _write(made, out, _measured(outcomes, speeds))
         _print(made)
         log().print(f"Written: {out}/tables.md, tables.csv, tables.json", markup=False)
     if any(entry.ours is None for shown in made for entry in shown.entries.values()):
@@ -152,7 +153,8 @@ def _fps(results: Results, config: FitConfig, data: Path, names: tuple[str, ...]
     from .speed import measure_fps
 
     configs = {"SAAE": config, "DFR": preset("paper").replace(**COLUMNS["DFR"])}
-    settings = {"device": str(pick_device(device)), "models": {name: c.to_json() for name, c in configs.items()}}
+    models = {name: c.to_json() for name, c in configs.items()}
+    settings = {"device": str(pick_device(device)), "models": models, "saae": saae_version()}
     path = results.folder / "cells" / f"fps-{sha256_bytes(canonical_json(settings).encode())[:16]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["measured"]
@@ -161,7 +163,7 @@ def _fps(results: Results, config: FitConfig, data: Path, names: tuple[str, ...]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     log().print("frames a second of SAAE and DFR ...")
-    measured = measure_fps(configs, find_category(data, names[0]).train, device)
+    measured = {**measure_fps(configs, find_category(data, names[0]).train, device), "tools": tools()}
     write_json(path, {"settings": settings, "measured": measured})
     return measured
 
@@ -210,12 +212,23 @@ def _list(plan: Plan, results: Results, fps: bool) -> None:
     console.print(text + (", and the frames a second." if fps else "."), highlight=False)
 
 
-def _write(made: list[MadeTable], out: Path, data: Path) -> None:
-    versions = library_versions(("torch", "timm", "numpy"))
+def _measured(
+    outcomes: dict[tuple[str, str, int], Outcome], speeds: dict[str, Any] | None
+) -> list[tuple[dict[str, str], list[str]]]:
+    """Versions and the cells that were measured with them, the frames a second among these."""
+    found = measured_with(outcomes)
+    if speeds is not None:
+        same = next((cells for versions, cells in found if versions == speeds.get("tools", {})), None)
+        if same is None:
+            found.append((speeds.get("tools", {}), same := []))
+        same.append("frames a second")
+    return found
+
+
+def _write(made: list[MadeTable], out: Path, measured: list[tuple[dict[str, str], list[str]]]) -> None:
     line = ["saae-train", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    tools = ", ".join(f"{name} {version}" for name, version in versions.items())
-    origin = f"{when[:10]}, `{shlex.join(line)}`; saae {saae_version()}, {tools}"
+    origin = f"{when[:10]}, `{shlex.join(line)}`; measured with {versions_text(measured)}"
     write_text(out / "tables.md", markdown(made, origin))
     write_text(out / "tables.csv", csv_text(made))
     write_json(
@@ -223,7 +236,7 @@ def _write(made: list[MadeTable], out: Path, data: Path) -> None:
         {
             "created": when,
             "command": shlex.join(line),
-            "versions": {"saae": saae_version(), **versions},
+            "versions": [{"tools": found, "cells": cells} for found, cells in measured],
             "tables": [table.to_json() for table in made],
         },
     )

@@ -14,7 +14,17 @@ from .paper import CLASSES, MEANS, PaperTable, paper_fps, paper_fps_title, paper
 from .presets import FitConfig, default_layers, preset
 from .tables import COLUMNS, Outcome, Plan
 
-__all__ = ["Entry", "MadeTable", "csv_text", "differences", "fps_table", "make_tables", "markdown"]
+__all__ = [
+    "Entry",
+    "MadeTable",
+    "csv_text",
+    "differences",
+    "fps_table",
+    "make_tables",
+    "markdown",
+    "measured_with",
+    "versions_text",
+]
 
 Outcomes = Mapping[tuple[str, str, int], Outcome]
 
@@ -347,6 +357,30 @@ def fps_table(measured: Mapping[str, Any]) -> MadeTable:
     )
     rows = tuple(row for row, _ in entries)
     return MadeTable("fps", paper_fps_title(), rows, (column,), entries, {}, tuple(setup))
+
+
+def measured_with(outcomes: Outcomes) -> list[tuple[dict[str, str], list[str]]]:
+    """The versions that the cells were measured with, and which cells, those of the most cells first.
+
+    A cell that a run found there may be from an earlier one; {} stands for what is not recorded.
+    """
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for (category, column, seed), outcome in outcomes.items():
+        if outcome.row is not None:
+            tools = tuple((str(name), str(version)) for name, version in outcome.row.get("tools", {}).items())
+            found.setdefault(tools, []).append(f"{column} of {category}, seed {seed}")
+    return [(dict(tools), cells) for tools, cells in sorted(found.items(), key=lambda item: -len(item[1]))]
+
+
+def versions_text(measured: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> str:
+    """What `measured_with` found, for a footer: one list of versions, or each with its cells where they differ."""
+    texts = []
+    for tools, cells in measured:
+        text = ", ".join(f"{name} {version}" for name, version in tools.items()) or "versions not recorded"
+        texts.append(text if len(measured) == 1 else f"{text} ({'; '.join(cells)})")
+    if len(texts) > 1:
+        return f"versions differ: {'. '.join(texts)}"
+    return texts[0] if texts else "nothing measured"
 
 
 def markdown(tables: Sequence[MadeTable], origin: str) -> str:

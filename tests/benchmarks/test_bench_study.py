@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_sets import write_square_set
 from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import study
-from saae_train.cells import Cell
+from saae_train.cells import Cell, images_digest
+from saae_train.data import find_category
 from saae_train.options import make_config
 
 
-def row(variant: str, seed: int, pixel: float, pro: float | None = 0.9, category: str = "cookie") -> dict[str, Any]:
-    config = make_config("fast", **study.VARIANTS[variant], seed=seed)
+def row(
+    variant: str, seed: int, pixel: float, pro: float | None = 0.9, category: str = "cookie", **base: Any
+) -> dict[str, Any]:
+    config = make_config("fast", fixed={**base, **study.VARIANTS[variant], "seed": seed})
     metrics = {"pixel_roc_auc": pixel, "pro_auc": pro, "image_roc_auc": 1.0}
     return {
         **json.loads(json.dumps(Cell("data", category, config).settings())),
@@ -56,6 +60,30 @@ def test_table_is_mean_deviation_and_paired_difference() -> None:
     assert len(study.HEADINGS) == len(table["default"])
 
 
+def test_variants_are_compared_with_the_default_that_they_change() -> None:
+    rows = [row("default", 0, 0.90), row("k = 160", 0, 0.91), row("200 steps", 0, 0.85)]
+    alone = study.table_rows(rows)
+    short = [
+        row("default", 0, 0.80, steps=100),
+        row("k = 160", 0, 0.83, steps=100),
+        row("200 steps", 1, 0.85, steps=100),
+    ]
+    mixed = {line[1]: line for line in study.table_rows([*rows, *short])}
+    assert [line[1] for line in alone] == ["default", "k = 160", "200 steps"]
+    whole = f"(steps {make_config('fast').steps})"
+    assert mixed[f"default {whole}"][2:5] == [1, "90.00", None]
+    assert mixed[f"k = 160 {whole}"][2:5] == [1, "91.00", "+1.00"]
+    assert mixed["k = 160 (steps 100)"][2:5] == [1, "83.00", "+3.00"]
+    # What it starts from is the same with either schedule, since it sets its own.
+    assert mixed["200 steps (steps 100)"][2] == mixed[f"200 steps {whole}"][2] == 2
+
+
+def test_a_variant_that_is_listed_no_more_keeps_its_place() -> None:
+    old = {**row("no smoothing", 0, 0.95, steps=200), "variant": "an older name"}
+    table = {line[1]: line for line in study.table_rows([old, row("default", 0, 0.90, steps=200)])}
+    assert table["an older name"][2:5] == [1, "95.00", "+5.00"]
+
+
 def test_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[tuple[str, int]] = []
 
@@ -64,12 +92,24 @@ def test_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         if len(run) == 3:
             raise KeyboardInterrupt
         found = row("default", 0, 0.9)
-        return {**found, **json.loads(json.dumps(cell.settings()))}
+        digest = images_digest(find_category(cell.data, cell.category))
+        return {**found, **json.loads(json.dumps(cell.settings())), "images": digest}
+
+    write_square_set(tmp_path / "data", "cookie")
 
     monkeypatch.setattr(study, "run_fresh", fresh)
     app = Typer()
     app.command()(study.main)
-    words = ["--data", "data", "--seeds", "0,1", "--variants", "default,k = 160", "--out", str(tmp_path / "study.json")]
+    words = [
+        "--data",
+        str(tmp_path / "data"),
+        "--seeds",
+        "0,1",
+        "--variants",
+        "default,k = 160",
+        "--out",
+        str(tmp_path / "study.json"),
+    ]
     CliRunner().invoke(app, words)
     assert len(json.loads((tmp_path / "study.json").read_text())["rows"]) == 2
     done = CliRunner().invoke(app, words)

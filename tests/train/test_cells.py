@@ -19,6 +19,7 @@ from tiny_models import noise_frames, tiny_detector
 from tiny_sets import TINY_CHANGES, write_square_set
 
 from saae_runtime.errors import DataError, SaaeError
+from saae_runtime.files import sha256_file
 from saae_runtime.geometry import upsample_map
 from saae_train.cells import Cell, images_digest, is_same, run_cell, run_fresh
 from saae_train.data import find_category
@@ -106,6 +107,39 @@ def test_the_images_digest_follows_the_files_and_not_the_place(tree: Path, tmp_p
     (tmp_path / "part/test/good/0.png").unlink()
     assert images_digest(find_category(tmp_path, "part")) != first
     assert cell(tree).key(first) != cell(tree).key("other")
+
+
+def test_a_row_of_other_images_is_another_one(tree: Path, tmp_path: Path) -> None:
+    write_square_set(tmp_path)
+    row = {**json.loads(json.dumps(cell(tree).settings())), "images": images_digest(find_category(tree, "part"))}
+    assert is_same(row, cell(tree))
+    assert is_same(row, cell(tmp_path))  # a copy
+    (tmp_path / "part/test/good/0.png").unlink()
+    assert not is_same(row, cell(tmp_path))
+    old = {key: value for key, value in row.items() if key != "images"}
+    assert not is_same(old, cell(tree))
+    assert is_same(old, cell(tree), unknown=True)
+    assert not is_same(old, cell(tree, seed=1), unknown=True)
+
+
+def test_a_key_holds_the_version_and_what_is_in_the_weights(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for path, content in zip(files, (b"one", b"one", b"another"), strict=True):
+        path.write_bytes(content)
+    first, copy, other = (replace(cell(tree), weights=str(path)) for path in files)
+    assert first.key("images") == copy.key("images") != other.key("images")
+    row = {**json.loads(json.dumps(first.settings())), "images": images_digest(find_category(tree, "part"))}
+    row["weights_sha256"] = sha256_file(files[0])
+    assert is_same(row, copy)
+    assert not is_same(row, other)
+    before = first.key("images")
+    files[0].write_bytes(b"changed")
+    assert first.key("images") != before
+    before = cell(tree).key("images")
+    monkeypatch.setattr("saae_train.cells.saae_version", lambda: "99.0")
+    assert cell(tree).key("images") != before
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])

@@ -13,7 +13,17 @@ import pytest
 from saae_train.paper import CLASSES, OBJECT_CLASSES
 from saae_train.presets import preset
 from saae_train.tables import Outcome, Plan
-from saae_train.tables_report import Entry, MadeTable, csv_text, differences, fps_table, make_tables, markdown
+from saae_train.tables_report import (
+    Entry,
+    MadeTable,
+    csv_text,
+    differences,
+    fps_table,
+    make_tables,
+    markdown,
+    measured_with,
+    versions_text,
+)
 
 Key = tuple[str, str, int]
 
@@ -192,3 +202,16 @@ def test_frames_a_second_and_their_ratio() -> None:
 def test_objects_and_textures_are_fifteen() -> None:
     assert len(CLASSES) == 15
     assert len(OBJECT_CLASSES) == 10
+
+
+def test_the_footer_has_the_versions_that_measured() -> None:
+    def outcome(version: str | None) -> Outcome:
+        return Outcome({} if version is None else {"tools": {"saae": "1.0", "torch": version}})
+
+    one = {("bottle", "Ours", 0): outcome("2.1"), ("tile", "Ours", 0): outcome("2.1")}
+    assert versions_text(measured_with(one)) == "saae 1.0, torch 2.1"
+    more = {("grid", "DFR", 0): outcome("2.2"), ("wood", "DFR", 1): outcome(None), **one, ("a", "b", 0): Outcome()}
+    text = versions_text(measured_with(more))
+    assert text.index("torch 2.1 (Ours of bottle, seed 0; Ours of tile") < text.index("torch 2.2 (DFR of grid, seed 0)")
+    assert "versions not recorded (DFR of wood, seed 1)" in text
+    assert versions_text(measured_with({})) == "nothing measured"
