@@ -17,7 +17,7 @@ from rich.console import Console
 
 from saae_runtime.bundle import Bundle, is_bundle, write_bundle
 from saae_runtime.errors import ConfigError
-from saae_runtime.manifest import Calibration
+from saae_runtime.manifest import IN_BF16, Calibration
 from saae_runtime.stages import Stages
 from saae_train.data import Category, content_digest, split_held_out
 from saae_train.evaluate import Evaluation
@@ -35,7 +35,7 @@ from .reference import ReferenceFrame, write_reference
 from .report import write_report
 from .report_data import LatencyRow
 from .sources import find_images, shared_size
-from .staging import CPU, named_frames, parse_frame_size
+from .staging import CPU, OPENVINO, named_frames, parse_frame_size
 from .torch_reference import TorchReference
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
@@ -92,7 +92,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         calibration = Calibration(len(held_out), content_digest(held_out), held_out=unseen)
         files, manifest = exported(options, checkpoint, category, calibration, frame_size, graphs, stages)
         pixel_fpr = default_pixel_fpr(options, checkpoint, category)
-        bundle, scores = calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
+        bundle = calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
         if options.int8:
             bundle = quantised(options, bundle, files["fp32"], category, held_out, pixel_fpr, work / "int8", stages)
         bundle = compiled(options, bundle, stages)
@@ -102,20 +102,22 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         self_test, simulated = self_tested(options, bundle, category, held_out, work, stages)
         latency = timed(options, bundle, held_out, stages)
         with stages.stage("bundle and report") as stage:
-            chosen, shown_with = shown(bundle, category, evaluation, held_out)
+            view = shown(bundle, category, evaluation, held_out)
+            in_bf16 = set(IN_BF16) & set(bundle.manifest.precisions())
             findings = Findings(
-                held_out_scores=scores,
+                held_out_scores=view.held_out_scores,
+                image_threshold=view.image_threshold,
                 evaluation=evaluation,
                 parity=reports,
                 not_compared=not_compared,
                 latency=latency,
                 self_test=self_test,
                 simulated=simulated,
-                examples=chosen,
+                examples=view.examples,
                 fit=checkpoint.facts,
                 source=source,
-                calibrated_with=CPU,
-                shown_with=shown_with,
+                calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
+                shown_with=view.engine,
             )
             kept = named_frames(mixed(category, held_out, options.samples))
             stored = [reference.stored(name, frame) for name, frame in kept]

@@ -82,8 +82,8 @@ def calibrated(
     pixel_fpr: float,
     staged: Path,
     stages: Stages,
-) -> tuple[Bundle, tuple[float, ...]]:
-    """A bundle with thresholds that were calibrated on its very files, and the first precision's image scores.
+) -> Bundle:
+    """A bundle with thresholds that were calibrated on its very files.
 
     bf16 that was not asked for is left out where OpenVINO cannot run it.
     """
@@ -91,7 +91,6 @@ def calibrated(
         artefacts = manifest.artefacts
         bundle = provisional_bundle(staged, manifest, files)
         tables: dict[str, Thresholds] = {}
-        scores: tuple[float, ...] = ()
         for number, artefact in enumerate(artefacts):
             try:
                 with open_artefact(bundle, artefact) as engine:
@@ -111,11 +110,9 @@ def calibrated(
                 stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
                 continue
             tables[artefact.precision] = Thresholds(found.pixel, found.image)
-            scores = scores or found.scores
         words = "held-out images" if manifest.calibration.held_out else "images, some FITTED ON"
         stage.note(f"{len(held_out)} {words}, T at pixel FPR {pixel_fpr:g}")
-        bundle = with_thresholds(staged, manifest, files, tables)
-    return bundle, scores
+        return with_thresholds(staged, manifest, files, tables)
 
 
 def quantised(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
+from saae_runtime.images import read_image
 from saae_runtime.stages import Stages
 from saae_train.data import Category, Sample
 from saae_train.evaluate import Evaluation, evaluate
@@ -109,12 +111,24 @@ def timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], sta
     return rows
 
 
-def shown(
-    bundle: Bundle, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]
-) -> tuple[list[Example], str]:
-    """Examples for the report, and what computed them (the same as the metrics)."""
+class Shown(NamedTuple):
+    """Examples, the calibration images' scores, the image threshold, and what computed them, in words."""
+
+    examples: list[Example]
+    held_out_scores: tuple[float, ...]
+    image_threshold: float
+    engine: str
+
+
+def shown(bundle: Bundle, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]) -> Shown:
+    """What the report shows, all from the engine that gave the metrics."""
     with _deployed(bundle) as engine:
-        return examples(engine, category, evaluation, held_out), f"{engine.backend.name}: {engine.backend.description}"
+        return Shown(
+            examples(engine, category, evaluation, held_out),
+            tuple(engine(read_image(sample.path)).score for sample in held_out),
+            engine.image_threshold,
+            f"{engine.backend.name}: {engine.backend.description}",
+        )
 
 
 def _deployed(bundle: Bundle) -> Engine:

@@ -56,7 +56,8 @@ class Findings:
     """What a build measured, besides what the manifest holds.
 
     Attributes:
-        held_out_scores: image scores of the calibration images, from the deployed graph.
+        held_out_scores: image scores of the calibration images, from the engine that gave the metrics.
+        image_threshold: that engine's.
         evaluation: on the test set; None where there are no defect images.
         parity: one report per artefact that could be run.
         not_compared: artefact file -> why it could not be compared here.
@@ -71,6 +72,7 @@ class Findings:
     """
 
     held_out_scores: Sequence[float]
+    image_threshold: float
     evaluation: Evaluation | None
     parity: Sequence[ParityReport]
     not_compared: Mapping[str, str]
@@ -110,7 +112,6 @@ def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportDa
         missing["latency"] = "it was not measured"
     test_good = [row.score for row in evaluation.images if not row.is_anomalous] if evaluation else []
     defective = [row.score for row in evaluation.images if row.is_anomalous] if evaluation else []
-    first = next(iter(manifest.thresholds.values()))
     return ReportData(
         category=manifest.category,
         created=manifest.created,
@@ -123,7 +124,7 @@ def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportDa
             list(findings.held_out_scores),
             test_good,
             defective,
-            first.image.at(),
+            findings.image_threshold,
             "normal, held out" if manifest.calibration.held_out else "normal, fitted on",
         ),
         metrics=_metric_rows(evaluation) if evaluation else [],
