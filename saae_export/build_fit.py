@@ -21,7 +21,7 @@ from saae_train.weights import PACKAGED_NAME, packaged_path, refuse_random
 from .build_options import BuildOptions
 from .half_weights import require_blocks
 
-__all__ = ["fitted", "model_key"]
+__all__ = ["fitted", "model_folder", "model_key"]
 
 
 def fitted(
@@ -41,9 +41,7 @@ def fitted(
             stage.note(f"taken from {options.checkpoint}")
             return dataclasses.replace(checkpoint, category=category.name), *_unseen(checkpoint, category, stages)
         fitting, held_out = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
-        weights = options.weights
-        if weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
-            weights = "packaged"  # the demo needs no network
+        weights = _weights(options, category)
         folder = work / "models" / model_key(options, category, fitting, weights)
         if not options.refit and (folder / "config.json").is_file():
             try:
@@ -78,6 +76,18 @@ def fitted(
         save_checkpoint(folder, checkpoint)
         stage.note(f"{len(fitting)} images, {len(held_out)} held out")
     return checkpoint, held_out, True
+
+
+def model_folder(options: BuildOptions, category: Category, work: Path) -> Path:
+    """Where `fitted` keeps the model that it fits."""
+    fitting, _ = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
+    return work / "models" / model_key(options, category, fitting, _weights(options, category))
+
+
+def _weights(options: BuildOptions, category: Category) -> str | None:
+    if options.weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
+        return "packaged"  # the demo needs no network
+    return options.weights
 
 
 def _default_layers(backbone: str, stages: Stages) -> tuple[int, ...]:

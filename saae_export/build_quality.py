@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from saae_train.selftest import examples as simulated_examples
 from saae_train.selftest import require_sight, selftest
 from saae_train.selftest_result import SelfTest
 
+from .build_fit import model_folder
 from .build_options import BuildOptions
 from .build_report import examples
 from .latency import measure
@@ -89,13 +91,22 @@ def self_tested(
     if result.blind and options.allow_blind:
         stages.say(f"  The model is BLIND: it finds {result.plain} large, strong simulated defects.", "bold yellow")
     else:
-        place = options.checkpoint or work / "models"
         require_sight(
             result,
-            f"give more or clearer pictures, or fit longer (--steps); the model is kept in {place}, and "
-            "`saae-train selftest MODEL --out FOLDER` shows what it misses; --allow-blind builds it all the same",
+            "give more or clearer pictures, or fit longer (--steps); "
+            f"`{_selftest_command(options, category, work)}` shows what the model misses; "
+            "--allow-blind builds it all the same",
         )
     return result, found
+
+
+def _selftest_command(options: BuildOptions, category: Category, work: Path) -> str:
+    """What to type to see the misses of the model that was just built from."""
+    model = options.checkpoint or model_folder(options, category, work)
+    normal = options.request.normal
+    images = ["--data", str(category.root.parent)] if normal is None else ["--normal", str(normal)]
+    words = ["saae-train", "selftest", str(model), *images, "--category", category.name, "--out", str(work / "misses")]
+    return shlex.join(words)
 
 
 def timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], stages: Stages) -> list[LatencyRow]:

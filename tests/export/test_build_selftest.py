@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from saae_export.build import BuildResult, build  # noqa: E402
 from saae_export.inspect import print_bundle  # noqa: E402
@@ -22,6 +25,7 @@ from saae_export.summary import print_summary  # noqa: E402
 from saae_runtime import Engine, open_bundle  # noqa: E402
 from saae_runtime.errors import SelfTestError  # noqa: E402
 from saae_train.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from saae_train.cli import app  # noqa: E402
 from saae_train.data import find_category  # noqa: E402
 from saae_train.selftest import selftest  # noqa: E402
 from saae_train.unseen import unseen_images  # noqa: E402
@@ -106,7 +110,13 @@ def test_a_blind_model_is_refused_and_nothing_is_written(
         quiet_build(options(data, folder, checkpoint=blind, **QUICK))
     assert caught.value.exit_code == 3
     assert "--allow-blind" in caught.value.cure
-    assert str(blind) in caught.value.cure
+    words = shlex.split(caught.value.cure.split("`")[1])
+    assert words[:3] == ["saae-train", "selftest", str(blind)]
+    typed = CliRunner().invoke(app, words[1:])
+    assert typed.exit_code == 0, typed.output
+    misses = Path(words[-1])
+    assert (misses / "selftest.json").is_file()
+    shutil.rmtree(misses)
     assert open_bundle(folder / "bundle", verify=True).manifest == before
     assert leftovers(folder) == []
     assert [path.name for path in (folder / "runs" / "weave").iterdir()] == ["models"]
