@@ -96,11 +96,11 @@ def test_contents(wheel: Path, repo_root: Path) -> None:
         assert f"{package}/py.typed" in names
         # Every module and every template of the checkout, in sub-packages too.
         for file in (repo_root / package).rglob("*"):
-            if file.suffix in (".py", ".html", ".css"):
+            if file.suffix in (".py", ".html", ".css", ".json"):
                 assert str(file.relative_to(repo_root)) in names, file
     assert "saae_export/report.html" in names
     assert "saae_export/report.css" in names
-    allowed = (".py", ".typed", ".html", ".css")
+    allowed = (".py", ".typed", ".html", ".css", ".json")
     assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
     assert wheel.stat().st_size < 2 << 20
 
