@@ -303,7 +303,7 @@ def _self_test(findings: Findings) -> SelfTestView | None:
         plain=result.plain.value if result.judged else None,
         blind=result.blind,
         summary=f"Large and strong: {result.plain} found. "
-        f"Calibration images called defective: {result.false_alarms} (at FPR 0 their largest score is T). "
+        f"Calibration images called defective: {result.false_alarms} (at FPR 0 T is just above their largest score). "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         notes=result.notes(),
         examples=findings.simulated,

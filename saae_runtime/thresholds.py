@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from .errors import CalibrationError, ConfigError
 
-__all__ = ["DEFAULT_LEVELS", "ThresholdAccumulator", "ThresholdTable"]
+__all__ = ["DEFAULT_LEVELS", "MARGIN", "ThresholdAccumulator", "ThresholdTable"]
 
 DEFAULT_LEVELS: tuple[float, ...] = (
     0.0,
     *(float(f"{10 ** (step / 10):.6g}") for step in range(-70, 1)),
 )
 """FPR levels of a table: 0, then ten per decade from 1e-7 to 1."""
+
+MARGIN = 1e-3
+"""How far, relatively, T for FPR 0 lies above the largest sample: more than another backend's rounding adds."""
 
 Samples = NDArray[np.floating] | Sequence[float] | Iterable[NDArray[np.floating]]
 
@@ -28,7 +31,7 @@ class ThresholdTable:
     """Threshold T as a function of the acceptable false-positive rate (paper section 4.1.2).
 
     The false-positive rate of T is the share of samples from normal images with value > T, so FPR 0 is the largest
-    sample: nothing that calibration saw lies above it.
+    sample, and `MARGIN` above it: nothing that calibration saw lies above it, on no backend.
 
     Attributes:
         fpr: rates in 0..1, ascending, the first one 0.
@@ -71,7 +74,7 @@ class ThresholdTable:
         """The threshold for an acceptable false-positive rate.
 
         Linear between the table's rates. A rate below 1/count cannot be told from 0 with the samples at hand and
-        gives the largest sample; a rate above the table's last gives the last threshold.
+        gives the threshold for 0; a rate above the table's last gives the last threshold.
 
         Args:
             fpr: rate in 0..1; None for the default rate.
@@ -202,6 +205,7 @@ class ThresholdAccumulator:
         found = [self._quantile(rate, top, at_or_above) for rate in rates]
         # The intervals' upper ends can exceed the smallest kept sample; a table never rises.
         thresholds = np.minimum.accumulate(found)
+        thresholds[0] += MARGIN * abs(thresholds[0])
         return ThresholdTable(tuple(rates), tuple(float(x) for x in thresholds), float(default_fpr), self.count)
 
     def _quantile(self, rate: float, top: NDArray[np.float64], at_or_above: NDArray[np.int64] | None) -> float:

@@ -31,7 +31,7 @@ class Calibration:
 
     Attributes:
         pixel: threshold table of anomaly map values.
-        image: threshold table of image scores; default FPR 0, the largest score seen.
+        image: threshold table of image scores; default FPR 0, just above the largest score seen.
         scores: image scores, in the order of the samples.
         digest: content digest of the samples.
     """

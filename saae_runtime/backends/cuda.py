@@ -225,6 +225,16 @@ class CudaApi:
             return int(attributes.device)
         return None
 
+    def reachable(self, pointer: int, device: int) -> bool:
+        """Whether device memory can be read in the device's primary context, which `on` has made current.
+
+        Memory of stream-ordered pools and of mapped ranges belongs to no context and can be read in any.
+        """
+        wanted = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
+        status, context = self._driver.cuPointerGetAttribute(wanted, pointer)
+        owner = int(context) if int(status) == 0 and context is not None else 0
+        return owner in (0, self._primary.get(device, 0))
+
     # -- streams and events -----------------------------------------------------------------------------------------
 
     def stream(self) -> int:

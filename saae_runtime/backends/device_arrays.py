@@ -101,7 +101,7 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
         stream: the stream that will read the frames; DLPack producers make it wait for theirs.
 
     Raises:
-        FrameError: another dtype, shape, memory layout or GPU; the message names both sides.
+        FrameError: another dtype, shape, memory layout, GPU or CUDA context; the message names both sides.
         BackendUnavailableError: a DLPack array, and cuda-core is not installed.
     """
     interface = getattr(value, "__cuda_array_interface__", None)
@@ -124,6 +124,12 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
             f"copy them to GPU {device} first, or open the engine with device={found}"
             if found is not None
             else "give a numpy array for frames on the host",
+        )
+    if not api.reachable(pointer, device):
+        raise FrameError(
+            f"The frames belong to another CUDA context on GPU {device}.",
+            "The engine works in the primary context, as torch and CuPy do, and cannot read memory of another.",
+            "make the arrays in the primary one; pycuda: import pycuda.autoprimaryctx in place of pycuda.autoinit",
         )
     return DeviceFrames(
         pointer=pointer,

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,15 @@ def test_an_array_on_another_gpu_names_both():
     with pytest.raises(FrameError, match=r"GPU 1.*GPU 0") as caught:
         read_device_frames(FakeArray(cuda, frames(), device=1), SIZE, cuda, 0, 5)
     assert "device=1" in caught.value.cure
+
+
+def test_an_array_of_another_context_says_how_to_make_it_in_the_right_one():
+    cuda = FakeCuda()
+    array = FakeArray(cuda, frames())
+    cuda.elsewhere.add(array.pointer)
+    with pytest.raises(FrameError, match="another CUDA context") as caught:
+        read_device_frames(array, SIZE, cuda, 0, 5)
+    assert "autoprimaryctx" in caught.value.cure
 
 
 def test_a_pointer_to_host_memory_is_refused():
@@ -373,6 +383,13 @@ class Contexts:
         self.devices, self.current, self.chosen = devices, current, 0
         self.calls = []
 
+    CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_CONTEXT=1)
+
+    def cuPointerGetAttribute(self, attribute, pointer):
+        """The address says whose it is: 17700 lies in context 7700; below 10000 in none; 99999 is nobody's."""
+        assert attribute == 1
+        return (1, None) if pointer == 99999 else (0, max(0, pointer - 10000))
+
     def cudaGetDevice(self):
         return 0, self.current % 100 if self.current else self.chosen
 
@@ -430,8 +447,22 @@ def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
     assert contexts.calls == []
 
 
+@pytest.mark.parametrize(
+    ("pointer", "reachable"),
+    [(11000, True), (11001, False), (17700, False), (512, True), (99999, True)],
+)
+def test_memory_of_another_context_is_told_from_the_primary_ones(monkeypatch, pointer, reachable):
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    api, contexts = CudaApi(), Contexts(current=7700)
+    monkeypatch.setattr(api, "_rt", contexts)
+    monkeypatch.setattr(api, "_driver", contexts)
+    with api.on(0):
+        assert api.reachable(pointer, 0) is reachable
+
+
 def test_the_driver_calls_exist_in_the_installed_wheel():
     driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
     assert int(driver.CUcontext(7)) == 7
     for name in set(re.findall(r"_driver\.(cu\w+)", inspect.getsource(CudaApi))):
         assert hasattr(driver, name)
+    assert hasattr(driver.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_CONTEXT")

@@ -195,6 +195,9 @@ def test_a_context_of_pycudas_own_is_left_alone_and_put_back(bundle):
         block = driver.mem_alloc(1 << 20)  # in pycuda's context, which is the current one again
         driver.memset_d8(block, 7, 1 << 20)
         block.free()
+        gpuarray = pytest.importorskip("pycuda.gpuarray")
+        with pytest.raises(FrameError, match="another CUDA context"):
+            backend.infer(gpuarray.to_gpu(given), T)
         worker = threading.Thread(target=lambda: check(backend.infer(given, T), given))
         worker.start()
         worker.join()

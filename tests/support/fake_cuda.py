@@ -34,6 +34,7 @@ class FakeCuda:
         self.current = 0
         self.capturing = None
         self.foreign = {}  # address -> device, for arrays that others own
+        self.elsewhere = set()  # addresses of arrays in a context that is not the primary one
         self._random = random.Random(seed)
         self._eager = eager
         self._next = 1 << 20
@@ -153,6 +154,9 @@ class FakeCuda:
             if start <= pointer < start + len(block):
                 return None if kind == "host" else self.foreign.get(start, 0)
         return None
+
+    def reachable(self, pointer, device):
+        return pointer not in self.elsewhere
 
     def stream(self):
         self._note("stream")
