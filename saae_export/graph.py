@@ -66,7 +66,7 @@ class _Space(nn.Module):
         if self.back is None:
             return Projected(self._patches(g))
         residual = f - cast(self.back(g), torch.float32)
-        outside, energy = (residual * residual).sum(dim=2), (f * f).sum(dim=2)
+        outside, energy = residual.square().sum(dim=2), f.square().sum(dim=2)
         return Projected(self._patches(g), self._patches(outside), self._patches(energy))
 
     def _patches(self, rows: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ class _Score(nn.Module):
             residual = a - b
             if projected.outside is None:
                 return torch.linalg.vector_norm(residual, dim=2)
-            return ((residual * residual).sum(dim=2) + projected.outside).sqrt()
+            return (residual.square().sum(dim=2) + projected.outside).sqrt()
         difference = _direction(a) - _direction(b)
-        cosine = 0.5 * (difference * difference).sum(dim=2)
+        cosine = 0.5 * difference.square().sum(dim=2)
         if projected.outside is None or projected.energy is None:
             return cosine
         outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()

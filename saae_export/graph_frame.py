@@ -16,9 +16,9 @@ __all__ = ["FrameToPixels", "ScoresToMap"]
 
 
 class FrameToPixels(nn.Module):
-    """uint8 [N, H, W, 3] -> float32 [N, 3, h, w] in 0..255, resized as Pillow's antialiased BILINEAR does it.
+    """uint8 [N, H, W, 3] -> float32 [N, h, w, 3] in 0..255, resized as Pillow's antialiased BILINEAR does it.
 
-    The cast comes before the transpose: TensorRT takes uint8 only as an input that is cast at once.
+    The cast comes before anything else: TensorRT takes uint8 only as an input that is cast at once.
 
     Args:
         frame_size: (H, W).
@@ -38,13 +38,13 @@ class FrameToPixels(nn.Module):
         self.columns: Tensor | None
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = frame.to(torch.float32).permute(0, 3, 1, 2)
-        if self.rows is not None and self.rows_first:
-            x = torch.matmul(self.rows, x)
+        x = frame.to(torch.float32)
+        if self.rows is not None and self.rows_first:  # along the height the channels are but a wider width
+            x = torch.matmul(self.rows, x.flatten(2)).unflatten(2, (-1, 3))
         if self.columns is not None:
-            x = torch.matmul(x, self.columns)
+            x = torch.matmul(x.permute(0, 3, 1, 2), self.columns).permute(0, 2, 3, 1)
         if self.rows is not None and not self.rows_first:
-            x = torch.matmul(self.rows, x)
+            x = torch.matmul(self.rows, x.flatten(2)).unflatten(2, (-1, 3))
         return x
 
 

@@ -35,7 +35,7 @@ class _Align(nn.Module):
 
 
 class GraphVGG(nn.Module):
-    """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, h*w, U] FP32.
+    """Pixels 0..255 in, stacked features out: [N, H, W, 3] FP32 -> [N, h*w, U] FP32.
 
     The first convolution pads with zeros, which stand for the mean colour, so the mean goes into the weights of a
     fourth channel of ones. A subtraction before it would be right as well, but OpenVINO (plug-in 1.8.1) fuses that
@@ -59,7 +59,8 @@ class GraphVGG(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = cast(self.proj(F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)).relu(), self.dtype)
+        with_ones = F.pad(pixels.permute(0, 3, 1, 2), (0, 0, 0, 0, 0, 1), value=1.0)
+        x = cast(self.proj(with_ones).relu(), self.dtype)
         maps = []
         for index in range(len(self.pooled)):
             if index:

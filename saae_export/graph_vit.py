@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from saae_train.backbone import ViTFeatures
 
-from .fold import fold_input_norm, fold_output_scale
+from .fold import fold_input_norm, fold_output_scale, make_linear
 
 __all__ = ["GraphAttention", "GraphViT", "attend", "cast", "plain_norm"]
 
@@ -145,7 +145,7 @@ def _is_identity(module: nn.Module | None) -> bool:
 
 
 class GraphViT(nn.Module):
-    """Pixels 0..255 in, stacked features out: [N, 3, H, W] FP32 -> [N, prefix_tokens + h*w, U] FP32, eq. (1).
+    """Pixels 0..255 in, stacked features out: [N, H, W, 3] FP32 -> [N, prefix_tokens + h*w, U] FP32, eq. (1).
 
     The rows of class and register tokens come first; who takes the features drops them where that is cheapest.
     """
@@ -157,14 +157,22 @@ class GraphViT(nn.Module):
         height, width = backbone.grid
         tokens = height * width + self.prefix_tokens
         # FP32: 1/255 and 1/std in the weights would push them towards FP16's subnormals.
-        self.proj = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std)
+        convolution = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std)
+        self.grid, self.patch = backbone.grid, convolution.weight.shape[2:]
+        self.proj = make_linear(convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias)
         self.register_buffer("position", torch.cat([backbone.prefix, backbone.position], dim=1).detach().float())
         self.position: Tensor
         self.norm_pre = plain_norm(backbone.norm_pre)
         self.blocks = nn.ModuleList(_graph_block(block, tokens, dtype) for block in backbone.blocks)
 
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """[N, H, W, 3] -> [N, h*w, p*p*3]: as a product, the patch projection has tokens for rows at once."""
+        (height, width), (p, q) = self.grid, self.patch
+        rows = pixels.reshape(-1, height, p, width, q * 3).transpose(2, 3)
+        return rows.reshape(-1, height * width, p * q * 3)
+
     def forward(self, pixels: Tensor) -> Tensor:
-        tokens = self.proj(pixels).flatten(2).transpose(1, 2)
+        tokens = self.proj(self._patches(pixels))
         if self.prefix_tokens:  # zeros, to which the position table adds the class and register tokens
             tokens = F.pad(tokens, (0, 0, self.prefix_tokens, 0))
         maps = [tokens] if 0 in self.layers else []

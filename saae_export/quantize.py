@@ -23,7 +23,8 @@ LEVELS = 127
 _SAMPLES_PER_FRAME = 30_000
 _SMALLEST = 4096
 """Weights of fewer elements are left alone: quantising their input costs more than the product."""
-_NOT_WEIGHTS = ("map", "pixels", "backbone.align")  # constant matrices of resize, upsample and alignment
+_NOT_WEIGHTS = ("map", "pixels", "backbone.align", "backbone.proj")
+"""Constant matrices of resize, upsample and alignment; and the patch projection: symmetric 8 bits halve a pixel's."""
 
 
 @dataclass(frozen=True)

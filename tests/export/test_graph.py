@@ -157,9 +157,11 @@ def test_blocks_of_a_rarer_kind_are_copied_whole(precision: str) -> None:
     backbone = ViTFeatures(vit, "test", (1, 2), WeightsInfo("random", "0" * 64))
     graph = GraphViT(backbone, torch.float16 if precision == "fp16" else torch.float32)
     assert not any(isinstance(block, GraphBlock) for block in graph.blocks)
-    x = torch.from_numpy(noise_frames(2, (32, 32))).permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(noise_frames(2, (32, 32))).float()
     with torch.no_grad():
-        assert torch.allclose(graph(x)[:, graph.prefix_tokens :], backbone((x / 255 - 0.5) / 0.5), atol=2e-5)
+        assert torch.allclose(
+            graph(x)[:, graph.prefix_tokens :], backbone((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), atol=2e-5
+        )
 
 
 def test_query_and_key_norms() -> None:
@@ -178,8 +180,8 @@ def test_query_and_key_norms() -> None:
 
 def test_graph_vit_alone() -> None:
     detector: Detector = tiny_detector(size=(64, 80))
-    x = torch.from_numpy(noise_frames(2, (64, 80))).permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(noise_frames(2, (64, 80))).float()
     with torch.no_grad():
-        expected = detector.features(x)
+        expected = detector.features(x.permute(0, 3, 1, 2))
         found = GraphViT(detector.backbone, torch.float32)(x)
         assert torch.allclose(found[:, detector.backbone.prefix_tokens :], expected, atol=2e-5)
