@@ -68,7 +68,7 @@ def build(
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and split.")] = None,
-    fit_precision: Annotated[str | None, typer.Option(help="Of fitting: auto, bf16 or fp32.")] = None,
+    fit_precision: Annotated[str | None, typer.Option(help="Of fitting: auto, bf16, tf32 or fp32.")] = None,
     texture: Annotated[
         bool | None,
         typer.Option("--texture/--object", help="MLP V or 2V, FPR 0 or 0.001. Default: the checkpoint's, or by name."),

@@ -168,7 +168,7 @@ def fit_saae(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache:
         steps=lambda done, total, loss: report(f"step, loss {loss:.4g}", done, total),
     )
     checkpoint = fit(backbone, samples, cell.config, cell.category, device=cell.device, cache=cache, reporter=watch)
-    kept = ("seconds_features", "seconds_fit", "bf16", "texture", "device")
+    kept = ("seconds_features", "seconds_fit", "precision", "bf16", "texture", "device")
     facts = {key: value for key, value in checkpoint.facts.items() if key in kept}
     facts["latent"] = checkpoint.detector.saae.latent
     return Fitted(

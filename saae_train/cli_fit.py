@@ -60,7 +60,7 @@ def fit(
         float | None, typer.Option(min=0.0, help="Deviation of the Gaussian over the map, in patches.")
     ] = None,
     fit_precision: Annotated[
-        str | None, typer.Option("--fit-precision", "--precision", help="Of fitting: auto, bf16 or fp32.")
+        str | None, typer.Option("--fit-precision", "--precision", help="Of fitting: auto, bf16, tf32 or fp32.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
     texture: Annotated[bool | None, typer.Option("--texture/--object", help="MLP size V or 2V; by name.")] = None,

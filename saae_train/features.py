@@ -23,8 +23,9 @@ from saae_runtime.images import read_image
 
 from .backbone import Features
 from .data import Sample, content_digest
+from .precision import arithmetic, products
 
-__all__ = ["FeatureSet", "cache_root", "extract", "pick_device", "use_bf16"]
+__all__ = ["FeatureSet", "cache_root", "extract", "pick_device"]
 
 Progress = Callable[[int, int], None]
 _BATCH = 8
@@ -68,18 +69,13 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: asked for, or `auto` and the processor has instructions for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def feature_key(backbone: Features, samples: Sequence[Sample], kind: str) -> str:
+    """Cache key: backbone, weights, layers, geometry, precision, and every image's bytes in order.
 
-
-def feature_key(backbone: Features, samples: Sequence[Sample], bf16: bool) -> str:
-    """Cache key: backbone, weights, layers, geometry, precision, and every image's bytes in order."""
+    Args:
+        backbone, samples: as for `extract`.
+        kind: `bf16`, `tf32` or `fp32`, see `saae_train.precision.arithmetic`.
+    """
     return sha256_bytes(
         canonical_json(
             {
@@ -88,7 +84,8 @@ def feature_key(backbone: Features, samples: Sequence[Sample], bf16: bool) -> st
                 "weights": backbone.weights.sha256,
                 "layers": backbone.layers,
                 "input_size": backbone.input_size,
-                "bf16": bf16,
+                "bf16": kind == "bf16",
+                **({"tf32": True} if kind == "tf32" else {}),
                 "images": content_digest(samples),
             }
         ).encode()
@@ -112,7 +109,7 @@ def extract(
         samples: images, each of its own size.
         cache: folder to keep them in; default `cache_root()`.
         device: where to compute.
-        precision: `auto`, `bf16` or `fp32`.
+        precision: `auto`, `bf16`, `tf32` or `fp32`, see `FitConfig`.
         progress: called with (done, total).
 
     Raises:
@@ -121,14 +118,14 @@ def extract(
         StorageError: no room for the cache.
     """
     place = device or pick_device()
-    bf16 = use_bf16(precision, place)
-    key = feature_key(backbone, samples, bf16)
+    kind = arithmetic(precision, place)
+    key = feature_key(backbone, samples, kind)
     folder = (cache or cache_root()) / "features"
     shape = (len(samples), backbone.grid[0] * backbone.grid[1], backbone.channels)
     done_file, part_file, mark = folder / f"{key}.npy", folder / f"{key}.part", folder / f"{key}.json"
     if not done_file.exists():
         _room(folder, int(np.prod(shape)) * 2)
-        _fill(backbone, samples, part_file, mark, shape, place, bf16, progress)
+        _fill(backbone, samples, part_file, mark, shape, place, kind, progress)
         part_file.replace(done_file)
         mark.unlink(missing_ok=True)
     elif progress is not None:
@@ -149,7 +146,7 @@ def _fill(
     mark: Path,
     shape: tuple[int, int, int],
     device: torch.device,
-    bf16: bool,
+    kind: str,
     progress: Progress | None,
 ) -> None:
     try:
@@ -166,7 +163,8 @@ def _fill(
         batch = samples[first : first + _BATCH]
         frames = np.stack([resize_frames(read_image(sample.path), backbone.input_size) for sample in batch])
         x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        half = torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16")
+        with torch.inference_mode(), products(kind, device), half:
             f = model((x - mean) / std).float()
         if not bool(torch.isfinite(f).all()) or float(f.abs().max()) > 65000.0:
             raise FitError(

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,11 +21,14 @@ from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
 from .backbone import Features
+from .captured import Captured, recorder_for
 from .checkpoint import Checkpoint
 from .data import Sample, content_digest, content_hashes
 from .detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score
-from .features import FeatureSet, cache_root, extract, pick_device, use_bf16
+from .features import FeatureSet, cache_root, extract, pick_device
+from .interrupt import ctrl_c_after_the_step
 from .model import SAAE, check_shape, latent_width
+from .precision import arithmetic, products
 from .presets import TEXTURES, FitConfig
 from .processor import set_for_training
 
@@ -121,7 +121,9 @@ def fit(
         "fitted_on": sorted(content_hashes(samples)),
         "texture": is_texture,
         "device": str(place),
-        "bf16": use_bf16(config.precision, place),
+        "precision": loop.arithmetic,
+        "bf16": loop.arithmetic == "bf16",
+        "captured_steps": loop.captured_steps,
         "seconds_features": round(seconds_features, 2),
         "seconds_fit": round(loop.seconds, 2),
         "loss": history,
@@ -199,9 +201,13 @@ class _Loop:
         self.features, self.config, self.device, self.state = features, config, device, state
         per_epoch = max(1, math.ceil(len(features) / config.batch))
         self.total = config.steps or per_epoch * int(config.epochs or 1)
-        self.optimizer = torch.optim.Adam(saae.parameters(), lr=config.learning_rate, fused=True)
-        self.bf16 = use_bf16(config.precision, device)
-        self.step = 0
+        self.recorder = recorder_for(device)
+        recorded = self.recorder is not None
+        # What is recorded finds the rate where it was: in a tensor, which is written before each step.
+        rate = torch.tensor(config.learning_rate, device=device) if recorded else config.learning_rate
+        self.optimizer = torch.optim.Adam(saae.parameters(), lr=rate, fused=True, capturable=recorded)
+        self.arithmetic = arithmetic(config.precision, device)
+        self.step = self.captured_steps = 0
         self.whole = True  # no step is half done
         self.seconds = 0.0
         self.history: list[list[float]] = []
@@ -209,7 +215,9 @@ class _Loop:
         # Reading a number makes the processor wait for a GPU, so there it is done now and then.
         self.read_every = 20 if device.type == "cuda" else 1
         self.unread: list[Tensor] = []
-        self.resident = self._resident()
+        with products(self.arithmetic, device):
+            self.resident = self._resident()
+        self.picked = torch.zeros(config.batch, dtype=torch.int64, device=device)
 
     def _resident(self) -> Projected | None:
         """The whole set in the SAAE's space, on the device, where it fits; else batches are read from disk."""
@@ -229,24 +237,29 @@ class _Loop:
                 outside.append(part.outside)
         return Projected(torch.cat(g), torch.cat(outside) if outside else None)
 
-    def _batch(self, indices: list[int]) -> Projected:
-        if self.resident is None:
-            return self._project(indices)
-        picked = torch.tensor(indices)
-        if self.device.type == "cuda":
-            picked = picked.pin_memory().to(self.device, non_blocking=True)
+    def _step_on_resident(self) -> Tensor:
+        """A step on the images in `picked`; all that it reads and writes stays where it is (see `captured.Step`)."""
+        assert self.resident is not None
         g, outside, _ = self.resident
-        return Projected(g[picked], None if outside is None else outside[picked])
+        return self._train(Projected(g[self.picked], None if outside is None else outside[self.picked]))
+
+    def _pick(self, indices: list[int]) -> None:
+        picked = torch.tensor(indices)
+        # Pinned memory is not handed out again before it was read, so the copy need not be waited for.
+        self.picked.copy_(picked.pin_memory() if self.device.type == "cuda" else picked, non_blocking=True)
 
     def run(self, watch: Reporter) -> list[list[float]]:
         """Trains to the end; returns [step, mean loss per position] pairs."""
         self._resume(watch)
+        if self.recorder is not None and self.resident is None:
+            watch.say("the features do not fit into the GPU's memory: they are read from disk, step by step")
+        step = Captured(self._step_on_resident, self.recorder, watch.say)
         started, saved, before = time.monotonic(), time.monotonic(), self.seconds
         first = self.step
         try:
-            with set_for_training(), _ctrl_c_after_the_step() as stopped:
+            with set_for_training(), ctrl_c_after_the_step() as stopped:
                 while self.step < self.total:
-                    self._advance()
+                    self._advance(step)
                     self.seconds = before + time.monotonic() - started
                     if len(self.unread) >= self.read_every or self.step == self.total:
                         self._read()
@@ -265,26 +278,38 @@ class _Loop:
             if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
                 self._save()
             raise
+        self.captured_steps = step.replayed
         return self.history
 
-    def _advance(self) -> None:
-        config = self.config
+    def _advance(self, step: Captured) -> None:
         self.whole = False
+        rate = self._rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        value = self._gradients(self._batch(self._indices()))
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+        with products(self.arithmetic, self.device):
+            if self.resident is None:
+                value = self._train(self._project(self._indices()))
+            else:
+                self._pick(self._indices())
+                value = step()
         self.unread.append(value)
         self.step += 1
         self.whole = True
 
+    def _train(self, batch: Projected) -> Tensor:
+        """One step of the optimiser; returns the loss per position."""
+        value = self._gradients(batch)
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        return value
+
     def _gradients(self, batch: Projected) -> Tensor:
         """Gradients of eq. (2), the sum of A over positions, averaged over the batch; returns it per position."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            g_hat = self.model(batch.g.to(torch.bfloat16 if self.bf16 else torch.float32))
+        bf16 = self.arithmetic == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            g_hat = self.model(batch.g.to(torch.bfloat16 if bf16 else torch.float32))
         value = anomaly_score(batch, g_hat, self.config.loss).sum(dim=1).mean()
         value.backward()
         return value.detach() / batch.g.shape[1]
@@ -339,12 +364,14 @@ class _Loop:
             save_file(
                 {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / "s.safetensors"
             )
-            record = {"step": self.step, "seconds": self.seconds, "history": self.history}
+            record = {"step": self.step, "seconds": self.seconds, "average": self.average, "history": self.history}
             (folder / "s.json").write_text(json.dumps(record))
 
     def _resume(self, watch: Reporter) -> None:
         with suppress(OSError, ValueError, KeyError, RuntimeError, SafetensorError):
             record = json.loads((self.state / "s.json").read_text())
+            step, seconds, average = int(record["step"]), float(record["seconds"]), float(record.get("average", 0.0))
+            history = [[int(at), float(loss)] for at, loss in record["history"]]
             tensors = load_file(self.state / "s.safetensors")
             self.model.load_state_dict(
                 {key[len("model.") :]: value for key, value in tensors.items() if key.startswith("model.")}
@@ -356,35 +383,8 @@ class _Loop:
                     moments.setdefault(int(index), {})[name] = value
             state = self.optimizer.state_dict()
             self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-            self.step, self.seconds = int(record["step"]), float(record["seconds"])
-            self.history = [list(map(float, pair)) for pair in record["history"]]
+            self.step, self.seconds, self.average, self.history = step, seconds, average, history
             watch.say(f"going on from step {self.step} of {self.total}")
-
-
-@contextmanager
-def _ctrl_c_after_the_step() -> Iterator[Callable[[], bool]]:
-    """Lets the step in hand end before a Ctrl-C counts, so that a whole state can be saved; a second one stops at once.
-
-    Gives a function that says whether to stop.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    # Elsewhere than in the main thread, or where Ctrl-C is ignored or handled already, it stays as it is.
-    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from saae_runtime.geometry import resize_frames  # noqa: E402
 from saae_train import features as module  # noqa: E402
 from saae_train.backbone import ViTFeatures, build_backbone  # noqa: E402
 from saae_train.data import Sample  # noqa: E402
-from saae_train.features import cache_root, extract, feature_key, pick_device, use_bf16  # noqa: E402
+from saae_train.features import cache_root, extract, feature_key, pick_device  # noqa: E402
 
 SIZE = (32, 48)
 
@@ -164,21 +164,22 @@ def test_a_damaged_cache_file_is_computed_again(
 
 
 def test_key_follows_everything_that_shapes_the_features(backbone: ViTFeatures, samples: list[Sample]) -> None:
-    key = feature_key(backbone, samples, False)
-    assert feature_key(build_backbone("test_vit2", (2, 0), SIZE, "random"), samples, False) == key
+    key = feature_key(backbone, samples, "fp32")
+    assert feature_key(build_backbone("test_vit2", (2, 0), SIZE, "random"), samples, "fp32") == key
     others = {
-        "weights": feature_key(build_backbone("test_vit2", (0, 2), SIZE, "random", seed=1), samples, False),
-        "layers": feature_key(build_backbone("test_vit2", (0, 1), SIZE, "random"), samples, False),
-        "size": feature_key(build_backbone("test_vit2", (0, 2), SIZE[::-1], "random"), samples, False),
-        "model": feature_key(build_backbone("test_vit", (0, 2), SIZE, "random"), samples, False),
-        "precision": feature_key(backbone, samples, True),
-        "order": feature_key(backbone, samples[::-1], False),
-        "fewer": feature_key(backbone, samples[:-1], False),
+        "weights": feature_key(build_backbone("test_vit2", (0, 2), SIZE, "random", seed=1), samples, "fp32"),
+        "layers": feature_key(build_backbone("test_vit2", (0, 1), SIZE, "random"), samples, "fp32"),
+        "size": feature_key(build_backbone("test_vit2", (0, 2), SIZE[::-1], "random"), samples, "fp32"),
+        "model": feature_key(build_backbone("test_vit", (0, 2), SIZE, "random"), samples, "fp32"),
+        "precision": feature_key(backbone, samples, "bf16"),
+        "rounded products": feature_key(backbone, samples, "tf32"),
+        "order": feature_key(backbone, samples[::-1], "fp32"),
+        "fewer": feature_key(backbone, samples[:-1], "fp32"),
     }
     pixels = np.asarray(Image.open(samples[4].path)).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(samples[4].path)
-    others["one bit of one image"] = feature_key(backbone, samples, False)
+    others["one bit of one image"] = feature_key(backbone, samples, "fp32")
     assert len({key, *others.values()}) == len(others) + 1
 
 
@@ -240,17 +241,10 @@ def test_bad_images_and_bad_features(backbone: ViTFeatures, samples: list[Sample
             extract(broken, samples[:3], tmp_path / str(value), precision="fp32")
 
 
-def test_devices_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("cuda:99", "abacus"):
         with pytest.raises(FitError, match=f"Device '{name}' cannot be used") as caught:
             pick_device(name)
         assert "--device cpu" in caught.value.cure
-    cpu = torch.device("cpu")
-    assert use_bf16("bf16", cpu)
-    assert not use_bf16("fp32", cpu)
-    if hasattr(torch.cpu, "get_capabilities"):
-        for has in (True, False):
-            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
-            assert use_bf16("auto", cpu) is has

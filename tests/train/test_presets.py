@@ -40,7 +40,7 @@ PAPER: dict[str, tuple[Any, str]] = {
     "warmup": (0, "4.1.2: Adam at 1e-4, no schedule named"),
     "cosine_decay": (False, "4.1.2: no schedule named"),
     "clip": (None, "4.1.2: none named"),
-    "precision": ("fp32", "4.1.2: a GTX 1080 Ti has no bf16"),
+    "precision": ("tf32", "4.1.2: a GTX 1080 Ti has FP32; what a newer GPU rounds is the products' factors"),
 }
 """Every number of the `paper` preset, with the section of the paper that it is from."""
 
