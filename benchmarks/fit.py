@@ -73,8 +73,6 @@ class Plain:
         """One step; the loss per position."""
         import torch
 
-        from saae_train.detector import anomaly_score
-
         config = self.config
         rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup))
         if config.cosine_decay:
@@ -87,7 +85,7 @@ class Plain:
             else:
                 f = self.detector.features(self.pixels[picked].to(self.device))
             projected = self.detector.space(f)
-        value = anomaly_score(projected, self.model(projected.g), config.loss).sum(dim=1).mean()
+        value = plain_loss(projected, self.model(projected.g), config.loss).sum(dim=1).mean()
         self.optimizer.zero_grad()
         value.backward()
         if config.clip is not None:
@@ -95,6 +93,16 @@ class Plain:
         self.optimizer.step()
         self.step += 1
         return value.item() / projected.g.shape[1]
+
+
+def plain_loss(projected: Any, g_hat: Any, kind: str) -> Any:
+    """The loss of every position as a simple script has it: eq. (2), or the cosine distance."""
+    import torch
+
+    if kind == "cosine":
+        return 1.0 - torch.nn.functional.cosine_similarity(projected.g, g_hat, dim=2)
+    squared = (projected.g - g_hat).square().sum(dim=2)
+    return (squared if projected.outside is None else squared + projected.outside).clamp_min(1e-12).sqrt()
 
 
 def in_turns(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 
+from . import gradients
 from .backbone import Features
 from .model import SAAE
 
@@ -102,6 +103,8 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         return squared.clamp_min(1e-12).sqrt()
     if kind not in SCORES:
         raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
+    if kind == "cosine" and b.requires_grad and not a.requires_grad:
+        return gradients.cosine_distance(a, b)
     cosine = 0.5 * (_direction(a) - _direction(b)).square().sum(dim=2)
     if kind == "cosine":
         return cosine

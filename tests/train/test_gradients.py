@@ -8,10 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from saae_train import gradients, model  # noqa: E402
+from saae_train.detector import Projected, anomaly_score  # noqa: E402
 from saae_train.model import SAAE  # noqa: E402
 from saae_train.processor import set_for_training  # noqa: E402
 
@@ -67,6 +70,39 @@ def test_attention_of_queries_that_are_one_for_all_images() -> None:
 def test_linear(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "_WIDE", 1 if wide else 1 << 60)
     compare(gradients.linear, functional.linear, inputs((2, 30, 11), (7, 11), (7,)))
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 40), st.floats(-3, 3), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_cosine_distance(n: int, length: int, channels: int, power: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, length, channels, generator=generator) * 10.0**power
+    b = torch.randn(n, length, channels, generator=generator).requires_grad_()
+    c = b.detach().double().requires_grad_()
+    found, wanted = gradients.cosine_distance(a, b), 1 - functional.cosine_similarity(a.double(), c, dim=2, eps=1e-12)
+    outer = torch.randn(n, length, generator=generator)
+    found.backward(outer)
+    wanted.backward(outer.double())
+    assert torch.allclose(found.double(), wanted, atol=1e-6)
+    assert torch.allclose(b.grad.double(), c.grad, atol=1e-5 * float(1 + c.grad.abs().max()))
+
+
+def test_cosine_distance_of_rows_of_zeros_is_finite() -> None:
+    a, b = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4).requires_grad_()
+    a[0, 0] = 1.0
+    found = gradients.cosine_distance(a, b)
+    found.sum().backward()
+    assert found.tolist() == [[1.0, 1.0]]
+    assert torch.isfinite(b.grad).all()
+    assert (b.grad[0, 0] < 0).all()
+
+
+def test_the_loss_is_the_score_and_takes_the_short_way() -> None:
+    generator = torch.Generator().manual_seed(3)
+    g, g_hat = torch.randn(2, 2, 7, 12, generator=generator).unbind(0)
+    with_gradient = anomaly_score(Projected(g), g_hat.clone().requires_grad_(), "cosine")
+    assert type(with_gradient.grad_fn).__name__.startswith("_CosineDistance")
+    assert torch.allclose(with_gradient, anomaly_score(Projected(g), g_hat, "cosine"), atol=1e-6)
 
 
 def step(saae: SAAE, f: Tensor, bf16: bool) -> dict[str, Tensor]:
