@@ -24,6 +24,7 @@ from saae_train.evaluate import Evaluation
 from saae_train.selftest_result import SelfTest
 from saae_train.validate import check
 
+from .artefacts import CPU, OPENVINO
 from .build_fit import fitted
 from .build_graphs import calibrated, compared, compiled, default_pixel_fpr, exported, mixed, quantised
 from .build_options import BuildOptions, check_options
@@ -35,7 +36,7 @@ from .reference import ReferenceFrame, write_reference
 from .report import write_report
 from .report_data import LatencyRow
 from .sources import find_images, shared_size
-from .staging import CPU, OPENVINO, named_frames, parse_frame_size
+from .staging import named_frames, parse_frame_size
 from .torch_reference import TorchReference
 
 __all__ = ["BuildOptions", "BuildResult", "build"]

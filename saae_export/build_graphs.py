@@ -14,6 +14,7 @@ from saae_train.calibrate import calibrate, default_fpr
 from saae_train.checkpoint import Checkpoint
 from saae_train.data import Category, Sample
 
+from .artefacts import open_artefact
 from .build_int8 import Int8Images, add_int8
 from .build_options import BuildOptions
 from .engines import build_engine
@@ -25,7 +26,6 @@ from .staging import (
     export_graphs,
     named_frames,
     onnx_artefact,
-    open_artefact,
     provisional_bundle,
     with_thresholds,
     without_artefact,

@@ -19,16 +19,10 @@ from saae_runtime.stages import Stage
 from saae_train.calibrate import Calibration, calibrate
 from saae_train.data import Category, Sample
 
+from .artefacts import CPU, open_artefact, set_threshold
 from .int8 import LIMITS, Product, Quantiser
 from .int8_gate import Quality, Verdict, compare_quality, quality
-from .onnx_export import set_threshold
-from .staging import (
-    CPU,
-    bf16_missing,
-    onnx_file,
-    open_artefact,
-    provisional_bundle,
-)
+from .staging import bf16_missing, onnx_file, provisional_bundle
 from .verify import engine_scorer
 
 __all__ = ["Int8Images", "Int8Outcome", "add_int8"]

@@ -1,4 +1,4 @@
-"""The command `saae-export`: build, onnx, verify, inspect, engine, doctor. Thin: parse, call one function, print."""
+"""The command `saae-export`, all of it thin: parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.terminal import command_group, log, run_command
 
+from .cli_calibrate import calibrate_command
 from .cli_engine import add_commands
 
 __all__ = ["app", "main"]
 
 app = command_group("From a folder of good pictures to a verified bundle, and what belongs to it.")
 add_commands(app)
+app.command("calibrate")(calibrate_command)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saae_runtime.bundle import Bundle
-from saae_runtime.manifest import IN_BF16, Artefact, Manifest
+from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
 
 from .parity import stores_half
 
@@ -51,7 +51,6 @@ def _facts(bundle: Bundle) -> Table:
     model, frame = manifest.model, manifest.frame
     origin = "the camera's own size, resized inside the graph" if frame.baked else "the model's size"
     space = f", {model.components} principal components" if model.components else ""
-    held_out = "held-out normal images" if manifest.calibration.held_out else "normal images that were fitted on, too"
     rows = {
         "bundle": str(bundle.path),
         "category": manifest.category + (" (synthetic)" if manifest.synthetic else ""),
@@ -62,13 +61,20 @@ def _facts(bundle: Bundle) -> Table:
         "weights": f"{manifest.backbone.weights_source}, sha256 {manifest.backbone.weights_sha256[:16]}...",
         "autoencoder": f"{model.autoencoder}, V = {model.latent_dim}, loss {model.loss}, score {model.score}",
         "preset": model.preset,
-        "calibration": f"{manifest.calibration.images} {held_out}, digest {manifest.calibration.digest[:16]}...",
+        "calibration": _calibrated_on(manifest.calibration),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
     }
     table = _table("Bundle", "", "")
     for name, value in rows.items():
         table.add_row(name, Text(value))
     return table
+
+
+def _calibrated_on(calibration: Calibration) -> str:
+    words = "held-out normal images" if calibration.held_out else "normal images that were fitted on, too"
+    if calibration.given_later:
+        words = "normal pictures given after the build (saae-export calibrate)"
+    return f"{calibration.images} {words}, digest {calibration.digest[:16]}..."
 
 
 def _artefacts(artefacts: Iterable[Artefact]) -> Table:

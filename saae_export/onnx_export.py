@@ -22,7 +22,7 @@ from saae_runtime.files import write_bytes
 if TYPE_CHECKING:
     from .graph import FusedGraph
 
-__all__ = ["OPSET", "check_onnx", "export_onnx", "run_onnx", "session", "set_threshold", "trace"]
+__all__ = ["OPSET", "check_onnx", "export_onnx", "run_onnx", "session", "trace"]
 
 OPSET = 18
 _IR_VERSION = 8
@@ -72,21 +72,6 @@ def export_onnx(
     check_onnx(data, graph.frame_size)
     write_bytes(target, data)
     return target
-
-
-def set_threshold(path: str | os.PathLike[str], threshold: float) -> None:
-    """Replaces the default threshold of an exported file (atomically); nothing else changes.
-
-    Raises:
-        ConfigError: not a graph that `export_onnx` wrote.
-        StorageError: the file could not be written.
-    """
-    model = onnx.load(os.fspath(path))
-    place = next((item for item in model.graph.initializer if item.name == "threshold"), None)
-    if place is None:
-        raise ConfigError(f"{path} has no default threshold.", "It was not exported by saae.", "")
-    place.CopyFrom(_threshold_tensor(threshold))
-    write_bytes(path, model.SerializeToString(deterministic=True))
 
 
 def check_onnx(data: bytes, frame_size: tuple[int, int]) -> None:

@@ -12,25 +12,23 @@ from numpy.typing import NDArray
 
 from saae_runtime.backends import ort_openvino
 from saae_runtime.bundle import Bundle, update_bundle, write_bundle
-from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError
 from saae_runtime.images import read_image
-from saae_runtime.manifest import IN_BF16, SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.manifest import SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
 from saae_train.checkpoint import Checkpoint
 from saae_train.data import Sample
 
+from .artefacts import open_artefact, set_threshold
 from .graph import FusedGraph
 from .half_weights import store_half
-from .onnx_export import export_onnx, set_threshold
+from .onnx_export import export_onnx
 from .parity import STORED_HALF, ParityReport, bounds_of, compare
 from .torch_reference import TorchReference
 from .verify import engine_scorer
 
 __all__ = [
-    "CPU",
-    "OPENVINO",
     "artefact_parity",
     "bf16_missing",
     "describe",
@@ -38,18 +36,11 @@ __all__ = [
     "named_frames",
     "onnx_artefact",
     "onnx_file",
-    "open_artefact",
     "parse_frame_size",
     "provisional_bundle",
     "with_thresholds",
     "without_artefact",
 ]
-
-CPU = "onnxruntime:cpu"
-"""The backend that calibrates and compares what every machine can run."""
-
-OPENVINO = "onnxruntime:openvino"
-"""The backend that calibrates and compares what is computed in bf16: no other does."""
 
 Progress = Callable[[int, int], None]
 
@@ -213,18 +204,6 @@ def without_artefact(bundle: Bundle, artefact: Artefact) -> Bundle:
     drop = () if any(item.file == artefact.file for item in kept) else (artefact.file,)
     changed = dataclasses.replace(manifest, artefacts=kept, thresholds=thresholds)
     return update_bundle(bundle, changed, {}, drop)
-
-
-def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
-    """An engine that runs exactly this artefact.
-
-    Raises:
-        BackendError: it cannot run here.
-    """
-    backend = str(artefact.library)
-    if artefact.kind == "onnx":
-        backend = OPENVINO if artefact.precision in IN_BF16 else CPU
-    return Engine(bundle.only(artefact), backend=backend, precision=artefact.precision, verify=False, cache=False)
 
 
 def artefact_parity(

@@ -27,7 +27,7 @@ from saae_runtime.manifest import Artefact, Parity
 from .parity import ParityReport, Scorer, bounds_of, compare
 from .reference import read_reference
 
-__all__ = ["Skipped", "Verification", "compare_engine", "engine_scorer", "record_parity", "verify"]
+__all__ = ["Skipped", "Verification", "compare_engine", "compare_stored", "engine_scorer", "record_parity", "verify"]
 
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
@@ -160,23 +160,33 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
         return Skipped(artefact.file, found.why_not)
     if not read_reference(bundle)[0]:
         return Skipped(artefact.file, "the bundle carries no reference frames; saae-export verify --data FOLDER")
-    source = _stored(bundle, None)
     try:
         engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
     except BackendError as error:
         return _skipped(name, artefact.precision, error)
     with engine:
-        return compare(
-            source.scorer,
-            engine_scorer(engine),
-            source.frames(),
-            threshold=engine.threshold,
-            image_threshold=engine.image_threshold,
-            artefact=artefact.file,
-            precision=artefact.precision,
-            against=source.against,
-            bounds=bounds_of(bundle.manifest, artefact.precision),
-        )
+        return compare_stored(bundle, artefact, engine)
+
+
+def compare_stored(bundle: Bundle, artefact: Artefact, engine: Engine) -> ParityReport:
+    """Compares an opened artefact with the frames that the bundle carries, at the thresholds in force.
+
+    Raises:
+        ConfigError: the bundle carries none.
+        BackendError: the inference failed, or gave values that are not finite.
+    """
+    source = _stored(bundle, None)
+    return compare(
+        source.scorer,
+        engine_scorer(engine),
+        source.frames(),
+        threshold=engine.threshold,
+        image_threshold=engine.image_threshold,
+        artefact=artefact.file,
+        precision=artefact.precision,
+        against=source.against,
+        bounds=bounds_of(bundle.manifest, artefact.precision),
+    )
 
 
 def engine_scorer(engine: Engine) -> Scorer:

@@ -18,9 +18,9 @@ from .errors import (
     ConfigError,
 )
 from .files import atomic_directory, sha256_file, write_json
-from .manifest import Artefact, FileEntry, Manifest
+from .manifest import SCHEMA, Artefact, FileEntry, Manifest
 
-__all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "update_bundle", "write_bundle"]
+__all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "update_bundle", "write_bundle"]
 
 MANIFEST = "manifest.json"
 
@@ -126,7 +126,7 @@ def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill)
 
     Args:
         target: the folder to write; a bundle that is already there is replaced.
-        manifest: everything but `files`, which is computed here.
+        manifest: everything but `files`, which is computed here, and `schema`, which is this version's.
         fill: writes the bundle's files into the folder given to it; or a mapping from relative path to content
             (bytes) or to a file to copy.
 
@@ -140,16 +140,22 @@ def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill)
         StorageError: the disk is full, or the place may not be written to.
     """
     folder = Path(target)
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     with atomic_directory(folder) as temporary:
         _fill(temporary, fill)
-        complete = dataclasses.replace(manifest, files=_entries(temporary))
+        complete = dataclasses.replace(manifest, files=_entries(temporary), schema=SCHEMA)
         _check_complete(complete, folder)
         write_json(temporary / MANIFEST, complete.to_json())
     return Bundle(folder.resolve(), complete)
 
 
-def update_bundle(bundle: Bundle, manifest: Manifest, fill: Fill, drop: tuple[str, ...] = ()) -> Bundle:
+def update_bundle(
+    bundle: Bundle,
+    manifest: Manifest,
+    fill: Fill,
+    drop: tuple[str, ...] = (),
+    target: str | os.PathLike[str] | None = None,
+) -> Bundle:
     """Writes a bundle anew with files added or replaced, for instance an engine built later.
 
     The files that the bundle has are linked (copied where links are not possible), so this is cheap for large ones.
@@ -159,6 +165,7 @@ def update_bundle(bundle: Bundle, manifest: Manifest, fill: Fill, drop: tuple[st
         manifest: the new manifest; its `files` is computed.
         fill: writes the new files, see `write_bundle`.
         drop: files of the bundle to leave out.
+        target: another folder to write to; the bundle itself stays as it is.
 
     Raises:
         As `write_bundle`.
@@ -171,7 +178,7 @@ def update_bundle(bundle: Bundle, manifest: Manifest, fill: Fill, drop: tuple[st
             if name not in drop and not (folder / name).exists():
                 _link(bundle.file(name), folder / name)
 
-    return write_bundle(bundle.path, manifest, fill_all)
+    return write_bundle(bundle.path if target is None else target, manifest, fill_all)
 
 
 def _require_folder(folder: Path) -> None:
@@ -288,7 +295,12 @@ def _check_hash(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
         )
 
 
-def _refuse_foreign(target: Path) -> None:
+def refuse_foreign(target: Path) -> None:
+    """Makes sure that a bundle may be written to `target`: nothing is there, or an empty folder, or a bundle.
+
+    Raises:
+        ConfigError: something else is there.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())) or is_bundle(target):
         return
     raise ConfigError(

@@ -25,8 +25,9 @@ from .errors import ConfigError, SaaeError
 from .images import IMAGE_SUFFIXES
 from .outputs import PICTURES, JsonLines, Pictures, describe, printable, printable_lines, to_record
 from .scoring import Outcome, Summary, score_frames
-from .sources import Source, find_sources, read_frames
+from .sources import Frame, find_sources, read_frames
 from .video import VIDEO_SUFFIXES
+from .watch import FolderWatch
 
 __all__ = ["app", "main"]
 
@@ -62,6 +63,9 @@ def run(
     image_threshold: Annotated[float | None, typer.Option(help="Image threshold itself.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Folders only: go on with every picture that is added, until Ctrl-C.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures (heatmaps and overlays).")] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Pictures: heatmaps.")] = False,
@@ -94,7 +98,7 @@ def run(
     try:
         kinds = _kinds(out, heatmaps, overlays, masks, sheets, defects_only)
         _check_outputs(out, json_lines, sources, recursive)
-        found = find_sources(sources, recursive)
+        given = _given(sources, recursive, watch)
         with ExitStack() as stack:
             engine = _open_engine(
                 log,
@@ -117,11 +121,13 @@ def run(
             lines = JsonLines(json_lines) if json_lines is not None else None
             if lines is not None:
                 stack.callback(lines.close)
-            bar = stack.enter_context(_progress(log, found, limit, progress and not quiet))
+            bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
             sink = _Sink(log, lines, pictures, bar, min_area, quiet)
-            code = _score(engine, found, sink, batch, limit)
+            if watch and not quiet:
+                log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
+            code = _score(engine, given, sink, batch, limit)
             if not quiet:
-                _summarize(log, sink.summary, engine, backend == "auto", any(source.live for source in found))
+                _summarize(log, sink.summary, engine, backend == "auto", given.live)
     except SaaeError as error:
         _report(log, error)
         raise typer.Exit(error.exit_code) from None
@@ -164,13 +170,33 @@ class _Sink:
         self.progress(self.summary)
 
 
-def _score(engine: Engine, sources: Sequence[Source], sink: _Sink, batch: int, limit: int | None) -> int:
+@dataclass(frozen=True)
+class _Given:
+    """What was named: frames until an event is set, whether they come in real time, and how many there will be."""
+
+    frames: Callable[[threading.Event], Iterator[Frame]]
+    live: bool
+    count: Callable[[], int | None]
+
+
+def _given(names: Sequence[str], recursive: bool, watch: bool) -> _Given:
+    if watch:
+        return _Given(FolderWatch(names, recursive).frames, live=True, count=lambda: None)
+    sources = find_sources(names, recursive)
+
+    def count() -> int | None:
+        counts = [source.count() for source in sources]
+        return sum(number for number in counts if number is not None) if None not in counts else None
+
+    return _Given(lambda stop: read_frames(sources), any(source.live for source in sources), count)
+
+
+def _score(engine: Engine, given: _Given, sink: _Sink, batch: int, limit: int | None) -> int:
     """Runs everything through; returns the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
-    live = any(source.live for source in sources)
     failed: int | None = None
     with _stop_on_signals(stop) as stopped_by:
-        outcomes = score_frames(engine, read_frames(sources), batch=batch, live=live, stop=stop)
+        outcomes = score_frames(engine, given.frames(stop), batch=batch, live=given.live, stop=stop)
         try:
             for taken, outcome in enumerate(outcomes, start=1):
                 sink.take(outcome)
@@ -260,14 +286,11 @@ def _stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _progress(
-    log: Console, sources: Sequence[Source], limit: int | None, wanted: bool
-) -> Iterator[Callable[[Summary], None]]:
+def _progress(log: Console, given: _Given, limit: int | None, wanted: bool) -> Iterator[Callable[[Summary], None]]:
     if not (wanted and log.is_terminal):
         yield lambda summary: None
         return
-    counts = [source.count() for source in sources]
-    total = sum(count for count in counts if count is not None) if None not in counts else None
+    total = given.count()
     if limit is not None:
         total = limit if total is None else min(limit, total)
     bar = Progress(

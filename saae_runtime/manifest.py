@@ -31,8 +31,9 @@ __all__ = [
     "Thresholds",
 ]
 
-SCHEMA = 2
-"""Version of the manifest's format. A reader refuses a higher one and reads all before. 2: `bf16` and `int8-bf16`."""
+SCHEMA = 3
+"""Version of the manifest's format. A reader refuses a higher one and reads all before; what is written is of this one.
+2: `bf16` and `int8-bf16`. 3: `calibration.given_later`, and `calibration.held_out` may be null."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 """What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
@@ -105,11 +106,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where the thresholds came from; `held_out`: from images that the model was not fitted on."""
+    """Where the thresholds came from: `images` normal images with the content digest `digest`.
+
+    `held_out`: the model was not fitted on them; None: not known. `given_later`: they are not the build's own, but
+    pictures that `saae-export calibrate` was given for the finished bundle.
+    """
 
     images: int
     digest: str
-    held_out: bool
+    held_out: bool | None
+    given_later: bool = False
 
 
 @dataclass(frozen=True)

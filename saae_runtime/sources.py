@@ -6,7 +6,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -17,7 +17,7 @@ from .errors import ConfigError, DataError, SaaeError
 from .images import IMAGE_SUFFIXES, read_image
 from .video import VIDEO_SUFFIXES, camera_frames, check_camera, check_video, frame_count, video_frames
 
-__all__ = ["Frame", "Source", "find_sources", "read_frames"]
+__all__ = ["Frame", "Source", "find_sources", "images_below", "read_frames", "unique_stem"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
     taken: set[str] = set()
     sources = []
     for path, stem, camera in found:
-        unique = _unique(stem, taken)
+        unique = unique_stem(stem, taken)
         if path is None:
             sources.append(Source("camera", f"camera:{camera}", unique, camera=camera))
         else:
@@ -130,7 +130,7 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
         raise ConfigError(f"{name}: not a camera.", "A camera is named by its number.", "camera:0 for the first one")
     path = Path(name)
     if path.is_dir():
-        files = _images_below(path, recursive)
+        files = images_below(path, recursive)
         if not files:
             deeper = "" if recursive else " Folders below it are read only with --recursive."
             raise DataError(
@@ -156,9 +156,16 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
     )
 
 
-def _images_below(folder: Path, recursive: bool) -> list[Path]:
+def images_below(folder: Path, recursive: bool = False, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The image files of a folder, sorted by name; hidden ones are passed over.
+
+    Args:
+        folder: where.
+        recursive: whether folders below it are read too.
+        onerror: called for a folder that cannot be listed, which else counts as empty.
+    """
     found: list[Path] = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=onerror):
         folders[:] = sorted(entry for entry in folders if not entry.startswith(".")) if recursive else []
         found.extend(
             Path(root) / file
@@ -197,7 +204,8 @@ def _near_names(path: Path) -> str:
     return f"Near names in {parent}: {', '.join(sorted(near))}." if near else f"{parent} holds no name like it."
 
 
-def _unique(stem: PurePath, taken: set[str]) -> PurePath:
+def unique_stem(stem: PurePath, taken: set[str]) -> PurePath:
+    """`stem`, numbered where it is among `taken` (in lower case), and added to them."""
     candidate, number = stem, 2
     # Compared without case: some file systems do not tell A.png from a.png.
     while str(candidate).lower() in taken:

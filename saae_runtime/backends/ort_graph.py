@@ -1,13 +1,17 @@
-"""One change to an ONNX file without the onnx package: an input's default value is taken out."""
+"""Changes to an ONNX file without the onnx package: an input's default value is taken out, or is another number."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-__all__ = ["without_default"]
+__all__ = ["with_default", "without_default"]
 
-# Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.name.
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_NAME = 7, 5, 8
+# Field numbers of onnx.proto.
+_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW = 2, 4, 8, 9
+_FLOAT = 1  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -25,24 +29,67 @@ def without_default(model: bytes, name: str) -> bytes:
         ValueError: the bytes are no ModelProto.
     """
     view = memoryview(model)
+    place = _find(view, name)
+    if place is None:
+        return model
+    graph_size = (place.graph_stop - place.graph_value) - (place.stop - place.start)
+    return b"".join(
+        [
+            view[: place.graph_start],
+            _varint_bytes(_MODEL_GRAPH << 3 | _BYTES),
+            _varint_bytes(graph_size),
+            view[place.graph_value : place.start],
+            view[place.stop :],
+        ]
+    )
+
+
+def with_default(model: bytes, name: str, value: float) -> bytes:
+    """The model with another number in the initializer `name`, one float32; every other byte stays.
+
+    Args:
+        model: a serialized ONNX ModelProto.
+        name: the initializer's name.
+        value: the number, rounded to float32.
+
+    Raises:
+        ValueError: the bytes are no ModelProto, or hold no float32 initializer of this name with one element.
+    """
+    view = memoryview(model)
+    place = _find(view, name)
+    if place is None:
+        raise ValueError(f"there is no initializer {name!r}")
+    kind, numbers = 0, []
+    for number, start, data, stop in _fields(view, place.value, place.stop):
+        if number == _TENSOR_TYPE:
+            kind, _ = _varint(view, data, stop)
+        elif number in (_TENSOR_RAW, _TENSOR_FLOATS) and stop > data and view[start] & 7 in (_BYTES, _FIXED32):
+            numbers.append((data, stop))
+    if kind != _FLOAT or len(numbers) != 1 or numbers[0][1] - numbers[0][0] != 4:
+        raise ValueError(f"the initializer {name!r} is not one float32 number")
+    return b"".join([view[: numbers[0][0]], struct.pack("<f", value), view[numbers[0][1] :]])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an initializer lies: its field in the graph, and the graph's field in the model."""
+
+    graph_start: int
+    graph_value: int
+    graph_stop: int
+    start: int
+    value: int
+    stop: int
+
+
+def _find(view: memoryview, name: str) -> _Place | None:
     for number, start, value, stop in _fields(view, 0, len(view)):
         if number != _MODEL_GRAPH:
             continue
         for kind, field_start, tensor, field_stop in _fields(view, value, stop):
             if kind == _GRAPH_INITIALIZER and _name(view, tensor, field_stop) == name:
-                graph_size = (stop - value) - (field_stop - field_start)
-                tag = _varint_bytes(_MODEL_GRAPH << 3 | _BYTES)
-                return b"".join(
-                    [
-                        view[:start],
-                        tag,
-                        _varint_bytes(graph_size),
-                        view[value:field_start],
-                        view[field_stop:stop],
-                        view[stop:],
-                    ]
-                )
-    return model
+                return _Place(start, value, stop, field_start, tensor, field_stop)
+    return None
 
 
 def _fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -14,9 +14,10 @@ pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 
 from tiny_models import noise_frames, tiny_detector  # noqa: E402
 
+from saae_export.artefacts import set_threshold  # noqa: E402
 from saae_export.divergence import compare_nodes, first_divergent_node  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
-from saae_export.onnx_export import OPSET, check_onnx, export_onnx, run_onnx, session, set_threshold  # noqa: E402
+from saae_export.onnx_export import OPSET, check_onnx, export_onnx, run_onnx, session  # noqa: E402
 from saae_export.torch_reference import TorchReference  # noqa: E402
 from saae_runtime.errors import ConfigError, StorageError  # noqa: E402
 

@@ -40,7 +40,7 @@ def test_several_folders_with_the_same_names_do_not_share_picture_names(tmp_path
 @given(st.lists(st.sampled_from(["a", "A", "a-2", "b/a", "b/a-2", "a-3"]), max_size=12))
 def test_stems_are_unique_even_where_case_does_not_count(stems: list[str]) -> None:
     taken: set[str] = set()
-    unique = [sources._unique(PurePath(stem), taken) for stem in stems]
+    unique = [sources.unique_stem(PurePath(stem), taken) for stem in stems]
     assert len({str(stem).lower() for stem in unique}) == len(stems)
     assert [stem.parent for stem in unique] == [PurePath(stem).parent for stem in stems]
 
