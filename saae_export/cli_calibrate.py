@@ -49,7 +49,8 @@ def calibrate_command(
     For a line that drifts: another lamp, lens or camera. Nothing is fitted, and neither PyTorch nor onnx is needed.
     Tables cannot be merged: to keep what was known, give earlier good pictures along with the new ones.
     """
-    from .recalibrate import find_pictures, recalibrate
+    from .good_pictures import find_pictures
+    from .recalibrate import recalibrate
 
     console = log()
     found = recalibrate(

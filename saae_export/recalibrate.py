@@ -18,22 +18,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, open_bundle, refuse_foreign, update_bundle
-from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError, DataError
+from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.files import sha256_bytes
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thresholds
-from saae_runtime.sources import find_sources
 from saae_runtime.stages import Stage, Stages
-from saae_runtime.video import VIDEO_SUFFIXES
 from saae_train.calibrate import calibrate
-from saae_train.data import GOOD, MIN_HELD_OUT, Category, Sample, content_digest, content_hashes
-from saae_train.validate import check
+from saae_train.data import Sample, content_digest
 
 from .artefacts import open_artefact, with_threshold
+from .good_pictures import about_pictures, check_pictures
 from .parity import ParityReport, require
 from .reference import read_reference
 from .verify import compare_stored, engine_scorer
 
-__all__ = ["REPORT", "Change", "Recalibration", "find_pictures", "recalibrate"]
+__all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
 REPORT = "report.html"
 
@@ -46,8 +44,6 @@ _BANNER = (
     "  heatmaps are those of the build; saae-export inspect shows the thresholds in force.</p>\n</div>"
 )
 _HEADER_ENDS = "</header>"
-
-_SHOWN = 1000  # unreadable pictures named in one error
 
 
 @dataclass(frozen=True)
@@ -105,24 +101,6 @@ class Recalibration:
     notes: tuple[str, ...]
 
 
-def find_pictures(names: Sequence[str]) -> tuple[Sample, ...]:
-    """The pictures that files, folders (with those below them) and glob patterns name, each once.
-
-    Raises:
-        ConfigError: a name that is none of these, or a video or a camera.
-        DataError: a folder or pattern without pictures.
-    """
-    for name in names:
-        if name.startswith("camera:") or Path(name).suffix.lower() in VIDEO_SUFFIXES:
-            raise _no_picture(name)
-    found: dict[Path, Sample] = {}
-    for source in find_sources(names, recursive=True):
-        if source.path is None or source.kind != "image":
-            raise _no_picture(source.name)
-        found.setdefault(source.path.resolve(), Sample(source.path, GOOD, None, False))
-    return tuple(found.values())
-
-
 def recalibrate(
     bundle: str | os.PathLike[str],
     samples: Sequence[Sample],
@@ -145,7 +123,7 @@ def recalibrate(
 
     Args:
         bundle: the folder.
-        samples: normal pictures, as of `find_pictures`; of any size.
+        samples: normal pictures, as of `saae_export.good_pictures.find_pictures`; of any size.
         precisions: which to calibrate; None for all that the bundle has.
         pixel_fpr: default acceptable share of normal pixels above T; None for the bundle's present one.
         image_fpr: default acceptable share of normal images called defective; None for the bundle's present one.
@@ -171,7 +149,7 @@ def recalibrate(
         opened.manifest.thresholds[name].image.at(image_fpr)
     stages = Stages(console or Console(quiet=True), len(chosen) + 3 + (not dry_run))
     with stages.stage("check pictures") as stage:
-        notes = _checked(opened.manifest.category, samples, stage)
+        notes = check_pictures(opened.manifest.category, samples, stage)
         stage.note(f"{len(samples)} pictures")
     with stages.stage("open artefacts") as stage:
         runners = _runners(opened, chosen, stage)
@@ -190,14 +168,8 @@ def recalibrate(
         with stages.stage("write") as stage:
             opened = _written(opened, manifest, files, target)
             stage.note(str(opened.path))
-    notes += _about(changes, samples)
+    notes += about_pictures(samples, changes[0].scores, changes[0].after.image)
     return Recalibration(opened, tuple(changes), dropped, reports, tuple(samples), notes)
-
-
-def _no_picture(name: str) -> ConfigError:
-    return ConfigError(
-        f"{name}: thresholds are calibrated on pictures.", "This is a video or a camera.", "save its frames as pictures"
-    )
 
 
 def _chosen(bundle: Bundle, precisions: Sequence[str] | None) -> tuple[str, ...]:
@@ -212,21 +184,6 @@ def _chosen(bundle: Bundle, precisions: Sequence[str] | None) -> tuple[str, ...]
             f"--precision {','.join(have)}, or leave it out for all of them",
         )
     return tuple(name for name in have if name in precisions)
-
-
-def _checked(category: str, samples: Sequence[Sample], stage: Stage) -> tuple[str, ...]:
-    """Opens every picture; returns what looks odd."""
-    root = samples[0].path.parent if samples else Path()
-    report = check(Category(category, root, tuple(samples), ()), progress=stage)
-    report.raise_if_bad(_SHOWN)
-    different = len(set(content_hashes(samples)))
-    if different < MIN_HELD_OUT:
-        raise DataError(
-            f"{different} different picture{'' if different == 1 else 's'} cannot carry thresholds.",
-            f"{MIN_HELD_OUT} are the least; 50 or more are advisable.",
-            "give more pictures of good parts: --normal FOLDER",
-        )
-    return tuple(str(problem) for problem in report.warnings)
 
 
 def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[str, Artefact]:
@@ -400,26 +357,3 @@ def _written(
     kept = {item.file for item in manifest.artefacts}
     drop = tuple(item.file for item in bundle.manifest.artefacts if item.file not in kept)
     return update_bundle(bundle, manifest, fill, drop, target)
-
-
-def _about(changes: Sequence[Change], samples: Sequence[Sample]) -> tuple[str, ...]:
-    """What the number of pictures means for the rates, and on which picture T rests."""
-    notes = []
-    count, table = len(samples), changes[0].after.image
-    if 0.0 < table.default_fpr < 1.0 / count:
-        notes.append(
-            f"an image FPR of {table.default_fpr:g} cannot be told from 0 with {count} pictures (1/{count} is "
-            f"{1.0 / count:.2g}): the image T lies just above the largest score"
-        )
-    if table.default_fpr * count < 1.0:
-        scores = changes[0].scores
-        first = int(np.argmax(scores))
-        next_one = float(np.partition(np.asarray(scores), -2)[-2])
-        notes.append(
-            f"the image T rests on {samples[first].path} (score {scores[first]:.4g}, the next {next_one:.4g}): "
-            "make sure that it shows a good part"
-        )
-        notes.append(
-            f"of further good parts like these, up to 1 in {count + 1} will lie above it: it is the largest of {count} scores"
-        )
-    return tuple(notes)

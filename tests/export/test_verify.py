@@ -22,11 +22,13 @@ from tiny_models import tiny_detector  # noqa: E402
 
 import saae_export.verify as verify_module  # noqa: E402
 from saae_export.cli import app  # noqa: E402
+from saae_export.good_pictures import find_pictures  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
 from saae_export.inspect import bundle_view  # noqa: E402
 from saae_export.latency import measure  # noqa: E402
 from saae_export.onnx_export import export_onnx  # noqa: E402
 from saae_export.parity import require  # noqa: E402
+from saae_export.recalibrate import recalibrate  # noqa: E402
 from saae_export.reference import ReferenceFrame, read_reference, write_reference  # noqa: E402
 from saae_export.verify import verify  # noqa: E402
 from saae_runtime import Engine, backends  # noqa: E402
@@ -43,6 +45,7 @@ from saae_runtime.errors import (  # noqa: E402
     DeviceError,
     ParityError,
 )
+from saae_runtime.images import read_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +319,24 @@ def test_reference_frames_survive_the_disk(bundle: Bundle, tmp_path: Path, flat:
     assert np.array_equal(read.frame, frame)
     span = float(anomaly_map.max() - anomaly_map.min())
     assert np.abs(read.anomaly_map - anomaly_map).max() <= span / 131070 * 1.01 + 1e-6
+
+
+def test_a_bundle_calibrated_again_is_whole(bundle: Bundle, data: Path) -> None:
+    good = find_pictures([str(data / "weave" / "test" / "good"), str(data / "weave" / "train" / "good" / "00*.png")])
+    found = recalibrate(bundle.path, good, precisions=["fp32", "fp16"])
+    opened = open_bundle(bundle.path, verify=True)
+    assert opened.manifest.calibration.given_later
+    assert {item.precision for item in found.changes} == {"fp32", "fp16"} == set(opened.manifest.precisions())
+    assert all(item.after != item.before for item in found.changes)
+    assert "image_fpr" in bundle.manifest.metrics
+    assert "image_fpr" not in opened.manifest.metrics
+    assert opened.file("report.html").read_text().count('id="recalibrated"') == 1
+    assert all(item.parity is not None and item.parity.passed for item in opened.manifest.artefacts)
+    again = verify(bundle.path, backend="onnxruntime:cpu")
+    assert len(again.reports) == 2
+    assert all(report.passed for report in again.reports)
+    with Engine(opened, backend="onnxruntime:cpu", precision="fp32") as engine:
+        assert not any(engine(read_image(sample.path)).is_anomalous for sample in good)
 
 
 def test_a_reference_index_that_is_not_one(bundle: Bundle) -> None:

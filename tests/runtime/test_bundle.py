@@ -19,7 +19,7 @@ from saae_runtime.errors import (
     StorageError,
 )
 from saae_runtime.files import sha256_file
-from saae_runtime.manifest import Artefact
+from saae_runtime.manifest import SCHEMA, Artefact
 
 
 @pytest.fixture
@@ -252,3 +252,21 @@ def test_update_drops_files(folder: Path) -> None:
     assert "report.html" in with_report.manifest.files
     update_bundle(with_report, with_report.manifest, {}, drop=("report.html",))
     assert set(open_bundle(folder).manifest.files) == {"model.onnx"}
+
+
+def test_what_is_written_is_of_this_schema(folder: Path) -> None:
+    edit_manifest(folder, lambda data: data.update(schema=1))
+    bundle = open_bundle(folder)
+    assert bundle.manifest.schema == 1
+    assert update_bundle(bundle, bundle.manifest, {}).manifest.schema == SCHEMA
+    assert open_bundle(folder).manifest.schema == SCHEMA
+
+
+def test_an_update_may_go_elsewhere(folder: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(folder)
+    before = (folder / "manifest.json").read_bytes()
+    written = update_bundle(bundle, bundle.manifest, {"report.html": b"<html>"}, target=tmp_path / "other")
+    assert written.path == (tmp_path / "other").resolve()
+    assert set(open_bundle(tmp_path / "other", verify=True).manifest.files) == {"model.onnx", "report.html"}
+    assert (folder / "manifest.json").read_bytes() == before
+    assert open_bundle(folder, verify=True).manifest == bundle.manifest

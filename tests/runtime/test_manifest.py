@@ -10,7 +10,7 @@ import pytest
 from tiny_bundle import tiny_manifest
 
 from saae_runtime.errors import BundleCorruptError, BundleVersionError
-from saae_runtime.manifest import SCHEMA, Artefact, FileEntry, Manifest, Parity, Profile
+from saae_runtime.manifest import SCHEMA, Artefact, Calibration, FileEntry, Manifest, Parity, Profile
 
 
 def whole_manifest() -> Manifest:
@@ -70,6 +70,8 @@ def edited(path: str, value: object) -> dict:
         ("frame.height", 0, "frame: height: expected 1 or more"),
         ("frame.depth", 3, "frame.depth: unknown key"),
         ("surprise", 3, "surprise: unknown key"),
+        ("calibration.held_out", "yes", "calibration.held_out: expected true or false"),
+        ("calibration.given_later", None, "calibration.given_later: expected true or false"),
         ("model.grid", [1], "grid"),
         ("model.layers", 3, "model.layers: expected a list"),
         ("artefacts.0.precision", "fp8", "artefacts[0]: precision"),
@@ -119,3 +121,14 @@ def test_newer_schema_comes_before_unknown_keys() -> None:
 def test_whole_numbers_are_fine_where_floats_are_expected() -> None:
     manifest = Manifest.from_json(edited("thresholds.fp32.pixel.threshold.0", 1000))
     assert manifest.thresholds["fp32"].pixel.at(0.0) == 1000.0
+
+
+@pytest.mark.parametrize("schema", range(1, SCHEMA + 1))
+def test_a_calibration_of_every_schema_is_read(schema: int) -> None:
+    data = edited("schema", schema)
+    if schema < 3:
+        del data["calibration"]["given_later"]
+    assert Manifest.from_json(data).calibration == Calibration(10, "0" * 64, True, given_later=False)
+    if schema >= 3:
+        data["calibration"].update(held_out=None, given_later=True)
+        assert Manifest.from_json(data).calibration == Calibration(10, "0" * 64, None, given_later=True)

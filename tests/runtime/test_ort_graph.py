@@ -1,16 +1,17 @@
-"""Taking an input's default out of an ONNX file, against the onnx package."""
+"""Taking an input's default out of an ONNX file, or changing it, against the onnx package."""
 
 from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import tiny_graph
 
-from saae_runtime.backends.ort_graph import without_default
+from saae_runtime.backends.ort_graph import with_default, without_default
 
 MODEL = tiny_graph((16, 24))
 
@@ -52,3 +53,44 @@ def test_cut_off(length: int) -> None:
 def test_arbitrary_bytes_are_an_error_or_unchanged(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert without_default(data, "threshold") == data
+
+
+@settings(deadline=None)
+@given(st.floats(width=32, allow_nan=False), st.booleans())
+def test_another_number_as_onnx_would_write_it(value: float, raw: bool) -> None:
+    expected = onnx.load_from_string(MODEL)
+    (default,) = [item for item in expected.graph.initializer if item.name == "threshold"]
+    if not raw:  # the other way to store it
+        default.CopyFrom(onnx.helper.make_tensor("threshold", onnx.TensorProto.FLOAT, [1], [7.0]))
+    changed = with_default(expected.SerializeToString(), "threshold", value)
+    if raw:
+        default.raw_data = np.float32(value).tobytes()
+    else:
+        default.float_data[0] = value
+    assert onnx.load_from_string(changed) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("no such initializer", None),
+        ("threshold", np.zeros(2, np.float32)),
+        ("threshold", np.zeros(0, np.float32)),
+        ("threshold", np.zeros(1, np.int32)),
+        ("threshold", np.zeros(2, np.float16)),
+    ],
+)
+def test_what_is_not_one_number_is_not_changed(name: str, values: np.ndarray | None) -> None:
+    model = onnx.load_from_string(MODEL)
+    if values is not None:
+        (default,) = [item for item in model.graph.initializer if item.name == name]
+        default.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    with pytest.raises(ValueError, match=name):
+        with_default(model.SerializeToString(), name, 1.0)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_a_number_is_never_written_into_arbitrary_bytes(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        with_default(data, "threshold", 1.0)

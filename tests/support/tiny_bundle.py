@@ -119,13 +119,16 @@ def make_tiny_bundle(
         path: the folder to write.
         size: (height, width) of the graph's frame.
         threshold: pixel and image threshold at the default false-positive rate.
-        precisions: `fp32`, `fp16`, or both.
+        precisions: some of `fp32`, `fp16` and `bf16`.
 
     Returns:
         The folder.
     """
     manifest = tiny_manifest(size, threshold, precisions)
-    files = {artefact.file: tiny_graph(size, threshold, artefact.precision) for artefact in manifest.artefacts}
+    types = {"bf16": "fp32"}  # the same file
+    files = {
+        item.file: tiny_graph(size, threshold, types.get(item.precision, item.precision)) for item in manifest.artefacts
+    }
     return write_bundle(path, manifest, files).path
 
 
