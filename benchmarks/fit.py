@@ -1,17 +1,21 @@
 """Time the fitting against plain PyTorch loops of the same model, step by step in turns, in one process.
 
     python benchmarks/fit.py [--preset fast|paper] [--images 64] [--steps 30] [--weights random|packaged|auto|FILE]
-                             [--normal FOLDER] [--device cpu] [--threads 2] [--out FILE]
+                             [--normal FOLDER] [--device cpu|cuda] [--threads 2] [--out FILE]
 
 Three ways, with the same images in the same order, the same first weights, rates and loss:
 
   saae             `saae_train.fit.fit` as it is, from features kept after one pass of the backbone;
-  plain            float32, eager, torch.optim.Adam, from the same features, all in memory;
+  plain            float32, eager, torch.optim.Adam, from the same features, all in memory, PyTorch's defaults;
   plain, backbone  the same, with the frozen backbone run on every batch anew, as a simple script would.
 
-A step holds everything from the choice of the batch to the new weights. `whole fit` adds what comes once: reading the
-images, the backbone and the principal components; it is for `--fit-steps` steps (default: the preset's). Both plain
-loops are given the feature space for nothing. `loss` is the running mean of all after the same steps.
+A step holds everything from the choice of the batch to the new weights; on a GPU it is waited for. `whole fit` adds
+what comes once: reading the images, the backbone and the principal components, and for saae on a GPU the recording of
+the step; it is for `--fit-steps` steps (default: the preset's). Both plain loops are given the feature space for
+nothing. `loss` is the running mean of all after the same steps. `precision` is what products are really computed in: by
+default PyTorch takes TF32 for convolutions on a GPU, of which the backbone's patch projection is one.
+`peak_device_gib` is what PyTorch takes on the GPU: of saae alone, before the plain loops are there, and of the whole
+process with all three.
 Without --normal, images are drawn at random: right for speed, no measure of quality.
 """
 
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +38,8 @@ from benchmarks import common
 from saae_runtime.errors import DataError, SaaeError
 
 WAYS = ("saae", "plain", "plain, backbone")
+WARM_UP = 4
+"""Steps that are not counted; on a GPU the last of them is when saae's is recorded."""
 
 
 class Plain:
@@ -159,10 +166,12 @@ def measure(
     from saae_runtime.geometry import resize_frames
     from saae_runtime.images import read_image
     from saae_train.backbone import build_backbone, choose_layers
+    from saae_train.captured import EAGER_STEPS
     from saae_train.checkpoint import discard_state
     from saae_train.data import Sample
     from saae_train.features import extract, pick_device
     from saae_train.fit import Reporter, fit
+    from saae_train.precision import reached
     from saae_train.presets import preset
 
     config, device = preset(preset_name).replace(**changes), pick_device(device_name)
@@ -170,7 +179,10 @@ def measure(
     backbone = build_backbone(
         config.backbone, config.layers or choose_layers(config.backbone)[0], config.input_size, weights
     )
-    pause = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    on_gpu = device.type == "cuda"
+    pause = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
+    # Alone, up to the first recorded step where there is one: what comes once, and the memory.
+    alone = EAGER_STEPS + 1 if on_gpu else 1
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         source = folder or draw(scratch, images, config.input_size)
@@ -179,8 +191,9 @@ def measure(
             raise DataError(f"{source} holds {len(paths)} images.", f"{images} are to be used.", "give --images")
         samples = [Sample(path, "good", None, False) for path in paths[:images]]
         start = time.perf_counter()
-        first = fit(backbone, samples, config.replace(steps=1), "fit", device=str(device), cache=scratch)
-        once = time.perf_counter() - start - first.facts["seconds_fit"]
+        first = fit(backbone, samples, config.replace(steps=alone), "fit", device=str(device), cache=scratch)
+        spent = time.perf_counter() - start
+        peak = {"saae": _peak_device_gib(device)}
         discard_state(first)
         first.detector.to(device)
         features = extract(backbone, samples, scratch, device, config.precision)
@@ -211,21 +224,27 @@ def measure(
 
         seconds, loss = in_turns(ours, plain, pause)
     loss["saae"] = last[-1]
+    peak["all"] = _peak_device_gib(device)
     # The first steps warm up; the first of saae also holds what comes before it.
-    timings = {name: common.Timing.of(values[min(3, len(values) - 1) :]) for name, values in seconds.items()}
+    timings = {name: common.Timing.of(values[min(WARM_UP, len(values) - 1) :]) for name, values in seconds.items()}
+    once = {
+        "saae": max(0.0, spent - alone * timings["saae"].median_ms / 1000),
+        "plain": spent - first.facts["seconds_fit"],
+    }
+    precision = {"saae": first.facts["precision"], "plain": reached(device, False)}
     rows = []
     for name in WAYS:
         step_s = timings[name].median_ms / 1000
-        total_s = step_s * whole + (0.0 if name == "plain, backbone" else once)
         rows.append(
             {
                 "way": name,
-                "precision": "bf16" if name == "saae" and first.facts["bf16"] else "fp32",
+                "precision": precision.get(name, reached(device, True)),
                 "images_per_second": config.batch / step_s,
                 "ratio": timings["plain"].median_ms / timings[name].median_ms,
-                "once_s": None if name == "plain, backbone" else round(once, 2),
-                "whole_fit_s": round(total_s, 1),
+                "once_s": round(once[name], 2) if name in once else None,
+                "whole_fit_s": round(step_s * whole + once.get(name, 0.0), 1),
                 "loss": loss[name],
+                "peak_device_gib": peak.get(name),
                 "timing": timings[name].to_json(),
             }
         )
@@ -239,19 +258,29 @@ def measure(
         "weights": backbone.weights.source,
         "whole_fit_steps": whole,
         "batch": config.batch,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "captured": first.facts["captured_steps"] > 0,
+        "peak_device_gib": peak["all"],
     }
     return rows, model
+
+
+def _peak_device_gib(device: Any) -> float | None:
+    """The most that PyTorch has taken on a GPU so far, freed memory that it keeps included; None on a CPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_reserved(device) / 2**30, 3) if device.type == "cuda" else None
 
 
 def main(
     preset: Annotated[str, typer.Option(help="fast or paper")] = "fast",
     images: Annotated[int, typer.Option(help="normal images")] = 64,
-    steps: Annotated[int, typer.Option(help="steps of each way; the first three are not counted")] = 30,
+    steps: Annotated[int, typer.Option(help="steps of each way; the first four are not counted")] = 30,
     fit_steps: Annotated[int | None, typer.Option(help="steps of a whole fit; default: the preset's")] = None,
     weights: Annotated[str, typer.Option(help="of the backbone: random, auto, packaged or a file")] = "random",
     normal: Annotated[Path | None, typer.Option(help="folder of normal images; default: drawn")] = None,
     latent: Annotated[int | None, typer.Option(help="V; default: from the features")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32; default: the preset's")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, tf32 or fp32; default: the preset's")] = None,
     device: Annotated[str | None, typer.Option(help="torch device")] = None,
     threads: Annotated[int | None, typer.Option(help="processor cores")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
@@ -268,7 +297,7 @@ def main(
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     data = common.result(
-        "fit-cpu" if device in (None, "cpu") else "fit",
+        "fit-cpu" if model["device"] == "cpu" else "fit",
         rows,
         settings={"preset": preset, "images": images, "steps": steps, "threads": threads},
         inside="a step: from the choice of the batch to the new weights; whole fit: steps and what comes once",
@@ -276,13 +305,14 @@ def main(
     )
     common.print_table(
         f"Fitting, preset {preset}, {images} images, batches of {model['batch']}",
-        ["way", "precision", "images/s", "times plain", "ms a step", "whole fit, s", "loss"],
+        ["way", "precision", "images/s", "times plain", "ms a step", "whole fit, s", "loss", "GPU, GiB"],
         [
             (
                 *(row[key] for key in ("way", "precision", "images_per_second", "ratio")),
                 row["timing"]["median_ms"],
                 row["whole_fit_s"],
                 row["loss"],
+                row["peak_device_gib"],
             )
             for row in rows
         ],

@@ -1,6 +1,6 @@
 """Everything that is to be measured once an NVIDIA GPU is at hand, part by part; ends with a word where there is none.
 
-    python benchmarks/gpu.py BUNDLE [--parts engine,parity,fps,split,soak,threads] [--backend auto] [--batch 1,8,32]
+    python benchmarks/gpu.py BUNDLE [--parts engine,parity,fps,split,soak,threads,fit] [--backend auto] [--batch 1,8,32]
                              [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 10] [--out FOLDER]
 
   engine    compiles the bundle's FP16 graph with each TensorRT that is installed, and records what each says of this
@@ -11,9 +11,12 @@
   split     where a batch's time goes by CUDA events, one batch at a time (TensorRT only): copy in, compute, copy out
   soak      so many frames through one engine: memory of the host and of the GPU, read twenty times
   threads   four threads on one engine: every answer is compared with the answer of one thread alone, bit for bit
+  fit       benchmarks/fit.py on this GPU for the presets fast and paper with random weights and drawn images, which the
+            bundle has no part in (gpu-fit-fast.json, gpu-fit-paper.json; gpu-fit.json has what matters of both)
 
 Each part writes gpu-PART.json into the folder (default benchmarks/results). The exit code is 1 where a part found
-something wrong: parity beyond its bound, memory that grows, answers that differ between threads.
+something wrong: parity beyond its bound, memory that grows, answers that differ between threads, a fit that was not
+recorded as a CUDA graph or whose loss is not that of the plain loop.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from saae_runtime.bundle import open_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, ParityError, SaaeError
 
-PARTS = ("engine", "parity", "fps", "split", "soak", "threads")
+PARTS = ("engine", "parity", "fps", "split", "soak", "threads", "fit")
 HOST_GROWTH = 0.02
 """Flat: resident memory after the first reading grows by no more than this share."""
 DEVICE_GROWTH = 8.0
@@ -48,6 +51,10 @@ DEVICE_GROWTH = 8.0
 AIM = 0.6
 """Share of the matrix rate that the graph should reach at batch 32."""
 THREADS = 4
+FITS = {"fast": ("--images", "64"), "paper": ("--images", "204", "--latent", "300")}
+"""204: what a category of 240 has left for fitting; V on real images is about 300."""
+LOSS = 0.05
+"""The losses of the fits that are compared differ by no more than this share."""
 
 Answer = tuple[float, bytes, bytes]
 
@@ -109,6 +116,21 @@ def matrix_share(data: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def fit_rows(preset: str, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What matters of a result of benchmarks/fit.py."""
+    names = ("way", "precision", "images_per_second", "ratio", "once_s", "whole_fit_s", "loss", "peak_device_gib")
+    return [
+        {"preset": preset, **{name: row[name] for name in names}, "step_ms": row["timing"]["median_ms"]}
+        for row in data["rows"]
+    ]
+
+
+def fit_is_well(data: Mapping[str, Any]) -> bool:
+    """Whether a fit was recorded and came to the loss of the plain loop."""
+    loss = {row["way"]: row["loss"] for row in data["rows"]}
+    return bool(data["model"]["captured"] and abs(loss["saae"] / loss["plain"] - 1) <= LOSS)
 
 
 def in_threads(
@@ -209,9 +231,7 @@ def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path 
     command += ["--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--out", str(out / "gpu-fps.json")]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
-    done = subprocess.run(command, check=False)  # in a process of its own: torch stays out of the other parts
-    if done.returncode != 0:
-        raise ConfigError("benchmarks/fps.py ended with an error.", "It is printed above.", "")
+    _run(command)
     data = json.loads((out / "gpu-fps.json").read_text(encoding="utf-8"))
     inside = "rate of FP16 rows of gpu-fps.json: frames a second times the graph's matrix work"
     return matrix_share(data), {"matmul_fp16_tflops": data["matmul_fp16_tflops"], "aim": AIM, "inside": inside}, True
@@ -268,6 +288,26 @@ def _threads(bundle: Path, backend: str, rounds: int) -> Found:
         return [found], more, found["different"] == 0
 
 
+def _fit(steps: int, out: Path) -> Found:
+    rows: list[dict[str, Any]] = []
+    well = True
+    for preset, words in FITS.items():
+        target = out / f"gpu-fit-{preset}.json"
+        command = [sys.executable, str(Path(__file__).with_name("fit.py")), "--preset", preset, *words]
+        command += ["--steps", str(steps), "--weights", "random", "--device", "cuda", "--out", str(target)]
+        _run(command)
+        data = json.loads(target.read_text(encoding="utf-8"))
+        rows += fit_rows(preset, data)
+        well = well and fit_is_well(data)
+    return rows, {"inside": "a step from the choice of the batch to the new weights; see benchmarks/fit.py"}, well
+
+
+def _run(command: Sequence[str]) -> None:
+    """In a process of its own: torch stays out of the other parts."""
+    if subprocess.run(command, check=False).returncode != 0:
+        raise ConfigError(f"benchmarks/{Path(command[1]).name} ended with an error.", "It is printed above.", "")
+
+
 def _noise(engine: Engine, count: int) -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*engine.backend.frame_size, 3), np.uint8) for _ in range(count)]
@@ -292,6 +332,7 @@ def main(
     frames: Annotated[int, typer.Option(min=100, help="frames of the soak")] = 20000,
     runs: Annotated[int, typer.Option(min=1, help="timed batches of the split")] = 200,
     seconds: Annotated[float, typer.Option(help="for each timing of fps")] = 10.0,
+    fit_steps: Annotated[int, typer.Option(min=8, help="steps of each way of fitting")] = 40,
     data: Annotated[Path | None, typer.Option(help="real images for parity")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="the fitted model, for parity and PyTorch's side")] = None,
     out: Annotated[Path, typer.Option(help="folder of the result files")] = common.RESULTS,
@@ -311,6 +352,7 @@ def main(
             "split": lambda: _split(bundle, backend, batches, runs),
             "soak": lambda: _soak(bundle, backend, frames),
             "threads": lambda: _threads(bundle, backend, 50),
+            "fit": lambda: _fit(fit_steps, out),
         }
         for part in wanted:
             rows, more, good = jobs[part]()

@@ -1,4 +1,4 @@
-"""A training step recorded once and played back: on a GPU a CUDA graph, one launch in place of some hundred."""
+"""A training step recorded once and played back: on a GPU a CUDA graph, one launch in place of a few hundred."""
 
 from __future__ import annotations
 

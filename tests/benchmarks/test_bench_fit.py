@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="needs the extra `train`")
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from typer import Typer
-from typer.testing import CliRunner
+from typer import Typer  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
-from benchmarks import fit as bench
-from saae_train import presets
+from benchmarks import fit as bench  # noqa: E402
+from saae_train import presets  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_all_ways_come_to_the_same_loss(tmp_path: Path) -> None:
     app = Typer()
     app.command()(bench.main)
     out = tmp_path / "fit.json"
-    words = ["--preset", "tiny", "--images", "5", "--steps", "7", "--device", "cpu", "--out", str(out)]
+    words = ["--preset", "tiny", "--images", "5", "--steps", "8", "--device", "cpu", "--out", str(out)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     data = json.loads(out.read_text())
@@ -49,6 +49,39 @@ def test_all_ways_come_to_the_same_loss(tmp_path: Path) -> None:
     assert rows["plain, backbone"]["loss"] == pytest.approx(rows["saae"]["loss"], rel=1e-3)
     assert data["model"]["whole_fit_steps"] == 9
     assert rows["plain"]["ratio"] == 1.0
+    assert {row["precision"] for row in rows.values()} == {"fp32"}
+    assert (data["benchmark"], data["model"]["device"], data["model"]["captured"]) == ("fit-cpu", "cpu", False)
+    assert {row["peak_device_gib"] for row in rows.values()} == {None}
+    assert rows["plain, backbone"]["once_s"] is None
+
+
+def test_the_precision_of_a_row_is_what_was_computed_in(tmp_path: Path) -> None:
+    app = Typer()
+    app.command()(bench.main)
+    out = tmp_path / "fit.json"
+    words = ["--preset", "tiny", "--images", "3", "--steps", "2", "--device", "cpu", "--out", str(out)]
+    for asked, saae in (("tf32", "fp32"), ("bf16", "bf16")):
+        assert CliRunner().invoke(app, [*words, "--precision", asked]).exit_code == 0
+        rows = {row["way"]: row["precision"] for row in json.loads(out.read_text())["rows"]}
+        assert rows == {"saae": saae, "plain": "fp32", "plain, backbone": "fp32"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu(tmp_path: Path) -> None:
+    app = Typer()
+    app.command()(bench.main)
+    out = tmp_path / "fit.json"
+    words = ["--preset", "tiny", "--images", "5", "--steps", "12", "--device", "cuda", "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    data = json.loads(out.read_text())
+    rows = {row["way"]: row for row in data["rows"]}
+    assert data["model"]["captured"] is True
+    assert data["benchmark"] == "fit"
+    assert rows["plain"]["loss"] == pytest.approx(rows["saae"]["loss"], rel=1e-2)
+    assert 0 < rows["saae"]["peak_device_gib"] <= data["model"]["peak_device_gib"]
+    assert rows["saae"]["precision"] == rows["plain"]["precision"] == "fp32"
 
 
 def test_too_few_images(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,69 @@ def test_the_share_of_the_matrix_rate():
     assert found["tflops"] == 315.0  # 5000 frames of 63 GFLOP a second
     assert found["share"] == 0.63
     assert gpu.matrix_share({**data, "matmul_fp16_tflops": None}) == []
+
+
+def test_a_fit_is_well_if_it_was_recorded_and_came_to_the_same_loss():
+    def data(captured, loss):
+        row = dict.fromkeys(
+            ("precision", "images_per_second", "ratio", "once_s", "whole_fit_s", "peak_device_gib"), 1.0
+        )
+        rows = [
+            {**row, "way": way, "loss": value, "timing": {"median_ms": 2.0}}
+            for way, value in (("saae", loss), ("plain", 2.0), ("plain, backbone", 9.0))
+        ]
+        return {"model": {"captured": captured}, "rows": rows}
+
+    assert gpu.fit_is_well(data(True, 2.05))
+    assert not gpu.fit_is_well(data(False, 2.0))
+    for loss in (1.8, 2.2, float("nan")):
+        assert not gpu.fit_is_well(data(True, loss))
+    rows = gpu.fit_rows("fast", data(True, 2.0))
+    assert [(row["preset"], row["way"], row["step_ms"]) for row in rows[:2]] == [
+        ("fast", "saae", 2.0),
+        ("fast", "plain", 2.0),
+    ]
+
+
+def test_the_fit_is_run_for_both_presets_and_written(command, bundle, tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="needs the extra `train`")
+    from benchmarks import fit as bench
+
+    asked = []
+
+    def run(words, check):
+        """benchmarks/fit.py itself, in this process, on the CPU, with a model that takes no time."""
+        app = Typer()
+        app.command()(bench.main)
+        given = list(words[2:])
+        asked.append(given[given.index("--preset") + 1])
+        assert given[given.index("--device") + 1] == "cuda"
+        assert given[given.index("--weights") + 1] == "random"
+        for name, value in (("--device", "cpu"), ("--images", "3"), ("--steps", "2")):
+            given[given.index(name) + 1] = value
+        done = CliRunner().invoke(app, given)
+        assert done.exit_code == 0, done.output
+        return SimpleNamespace(returncode=done.exit_code)
+
+    from saae_train import presets
+
+    tiny = presets.FitConfig(
+        backbone="test_vit2", layers=(1, 2), input_size=(48, 48), components=24, latent_limit=6, batch=2, steps=3
+    )
+    monkeypatch.setattr(presets, "PRESETS", {"fast": tiny, "paper": tiny})
+    monkeypatch.setattr(gpu, "FITS", {"fast": ("--images", "64"), "paper": ("--images", "64", "--latent", "6")})
+    monkeypatch.setattr(gpu, "CudaApi", FakeCuda)
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    out = tmp_path / "results"
+    done = command(bundle, "--parts", "fit", "--out", out)
+    assert asked == ["fast", "paper"]
+    assert done.exit_code == 1, done.output  # nothing is recorded on a CPU, and that is found
+    assert sorted(path.name for path in out.iterdir()) == ["gpu-fit-fast.json", "gpu-fit-paper.json", "gpu-fit.json"]
+    written = json.loads((out / "gpu-fit.json").read_text())
+    assert written["passed"] is False
+    assert [(row["preset"], row["way"]) for row in written["rows"]] == [
+        (name, way) for name in ("fast", "paper") for way in bench.WAYS
+    ]
 
 
 def test_answers_that_differ_between_threads_are_counted():
