@@ -61,12 +61,17 @@ class CudaRecorder:
 
     def record(self, step: Step) -> Tensor:
         """See `Recorder`."""
-        # `thread_local`: what other threads of the program do meanwhile does not spoil it.
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            return step()
+        try:
+            # The outer block puts the stream back where a failed capture does not. `thread_local`: what other threads
+            # of the program do meanwhile does not spoil it.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),
+                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                return step()
+        except BaseException:
+            self._graph = torch.cuda.CUDAGraph()  # lets go of the memory of the one that came to nothing
+            raise
 
     def replay(self) -> None:
         """See `Recorder`."""
@@ -103,10 +108,18 @@ class Captured:
                 self._result = self._recorder.record(self._step)
             except RuntimeError as error:  # every refusal of CUDA's, too little memory included
                 self._recorder = None
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._say(f"the step cannot be captured as a CUDA graph, so it goes on without: {reason}")
+                self._say(f"the step cannot be captured as a CUDA graph, so it goes on without: {_reason(error)}")
         if self._recorder is None or self._result is None:
             return self._step()
         self._recorder.replay()
         self.replayed += 1
         return self._result.clone()  # the next replay writes over it
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what ended a recording, not of what ending it led to. Raises it where it is a Ctrl-C."""
+    while error.__context__ is not None:
+        error = error.__context__
+    if not isinstance(error, Exception):
+        raise error
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -63,8 +63,9 @@ def fit(
     """Fits one category.
 
     The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
-    order of images follows from the seed and the step, and a stopped run resumes from its last saved state. The state
-    stays until the checkpoint is saved (`save_checkpoint`) or given up (`discard_state`).
+    order of images follows from the seed and the step, and a stopped run resumes from its last saved state. (On a GPU
+    up to rounding, where sums have no fixed order.) The state stays until the checkpoint is saved (`save_checkpoint`)
+    or given up (`discard_state`).
 
     Args:
         backbone: frozen features; its layers and input size override the configuration's.
@@ -162,17 +163,20 @@ def _space(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
     standard = (rows - mean) * scale
     centred = standard - standard.mean(dim=0)
     covariance = (centred.T @ centred / max(1, len(rows) - 1)).double()
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
+    if config.components is None:  # the vectors are not needed, and would take most of the time
+        eigenvalues, vectors = torch.linalg.eigvalsh(covariance), None
+    else:
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+    eigenvalues = eigenvalues.flip(0).clamp_min(0)
     latent = config.latent or latent_width(eigenvalues, config.keep)
     if config.latent_limit is not None and config.latent is None:
         latent = min(latent, config.latent_limit // 3 * 3)
-    if config.components is None:
+    if vectors is None:
         return FeatureSpace(mean, scale), latent
     k = min(config.components, channels // 2)  # something must be left outside
     leading = eigenvalues[:k].clamp_min(float(eigenvalues[0]) * 1e-9)
     weights = leading**-config.component_power
-    return FeatureSpace(mean, scale, vectors[:, :k].float(), (weights / weights.mean()).float()), latent
+    return FeatureSpace(mean, scale, vectors.flip(1)[:, :k].float(), (weights / weights.mean()).float()), latent
 
 
 def _strided(features: FeatureSet, stride: int) -> Tensor:

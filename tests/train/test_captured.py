@@ -228,7 +228,7 @@ def test_losses_read_now_and_then_are_not_written_over(fits: Fits, monkeypatch: 
     assert_same(every, fits(TINY, FakeRecorder()))
 
 
-@pytest.mark.parametrize("refuse_at", [0, 1, 40, 200])
+@pytest.mark.parametrize("refuse_at", [0, 40, 200])
 def test_a_refused_recording_leaves_no_trace(fits: Fits, refuse_at: int) -> None:
     whole, recorder = fits(TINY, FakeRecorder()), FakeRecorder(refuse_at)
     found = fits(TINY, recorder)
@@ -238,8 +238,9 @@ def test_a_refused_recording_leaves_no_trace(fits: Fits, refuse_at: int) -> None
     assert_same(whole, found)
 
 
-@pytest.mark.parametrize("after", [EAGER_STEPS - 1, EAGER_STEPS, EAGER_STEPS + 1, 9])
-@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize(
+    ("after", "captured"), [(EAGER_STEPS - 1, True), (EAGER_STEPS, True), (9, True), (EAGER_STEPS + 1, False)]
+)
 def test_a_captured_fit_that_was_stopped_goes_on(fits: Fits, after: int, captured: bool) -> None:
     whole = fits(TINY, FakeRecorder())
     with pytest.raises(KeyboardInterrupt):
@@ -293,6 +294,35 @@ def test_an_error_that_is_no_refusal_is_not_swallowed() -> None:
     state.fill_(1)
     with pytest.raises(ValueError, match="a mistake"):
         step()
+
+
+class Ending(FakeRecorder):
+    """Ends as a spoilt capture does: with a complaint of its own on top of the reason."""
+
+    def record(self, step: Any) -> Any:
+        try:
+            return super().record(step)
+        finally:
+            raise RuntimeError("capture was invalidated")
+
+
+def test_the_reason_is_said_and_a_ctrl_c_is_no_refusal() -> None:
+    def interrupted() -> torch.Tensor:
+        if asked:
+            raise asked[0]
+        return state * 1
+
+    state, said, asked = torch.zeros(()), [], []
+    for error in (RuntimeError("out of memory\nand more"), KeyboardInterrupt()):
+        asked.clear()
+        step = Captured(interrupted, Ending(), said.append)
+        for _ in range(EAGER_STEPS):
+            step()
+        asked.append(error)
+        with pytest.raises(type(error)):  # of the recording, and of the step that is run instead
+            step()
+    assert len(said) == 1
+    assert said[0].endswith("goes on without: out of memory")
 
 
 def test_no_recorder_on_a_cpu() -> None:

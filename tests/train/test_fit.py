@@ -441,7 +441,12 @@ def test_space_is_pca_of_the_standardised_features(samples: list[Sample], shared
 
 
 def test_raw_space_changes_nothing(samples: list[Sample], shared_cache: Path) -> None:
-    space = run(samples, shared_cache, CONFIGS["paper: raw, l2, no schedule"]).detector.space
+    config = dataclasses.replace(CONFIGS["paper: raw, l2, no schedule"], latent=None, latent_limit=None)
+    checkpoint = run(samples, shared_cache, config)
+    features = np.load(next((shared_cache / "features").glob("*.npy"))).astype(np.float64).reshape(-1, 128)
+    eigenvalues = np.linalg.eigvalsh(np.cov(features.T))  # V is that of the principal components all the same
+    assert checkpoint.config.latent == latent_width(torch.from_numpy(eigenvalues), 0.8)
+    space = checkpoint.detector.space
     assert space.basis is None
     assert not space.mean.any()
     assert (space.scale == 1).all()
