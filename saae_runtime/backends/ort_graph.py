@@ -1,4 +1,4 @@
-"""Changes to an ONNX file without the onnx package: an input's default value is taken out, or is another number."""
+"""An ONNX file without the onnx package: an input's default is taken out or changed, a free batch size is found."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["with_default", "without_default"]
+__all__ = ["free_batch", "with_default", "without_default"]
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_GRAPH_INPUT, _INPUT_NAME, _INPUT_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_NAME = 11, 1, 2, 1, 2, 1, 2
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW = 2, 4, 8, 9
 _FLOAT = 1  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -70,6 +71,35 @@ def with_default(model: bytes, name: str, value: float) -> bytes:
     return b"".join([view[: numbers[0][0]], struct.pack("<f", value), view[numbers[0][1] :]])
 
 
+def free_batch(model: bytes, name: str) -> str | None:
+    """What the graph calls the first dimension of its input `name`; None where that is a fixed number.
+
+    Args:
+        model: a serialized ONNX ModelProto.
+        name: the input's name.
+
+    Raises:
+        ValueError: the bytes are no ModelProto.
+    """
+    view = memoryview(model)
+    for _, start, stop in _all(view, (0, len(view)), _MODEL_GRAPH, _GRAPH_INPUT):
+        if _name(view, start, stop, _INPUT_NAME) == name:
+            path = (_INPUT_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM)
+            first = next(iter(_all(view, (start, stop), *path)), None)
+            return first and (_name(view, first[1], first[2], _DIM_NAME) or None)
+    return None
+
+
+def _all(view: memoryview, within: tuple[int, int], *path: int) -> Iterator[tuple[int, int, int]]:
+    """(start of the field, start of its value, end) of the messages at a path of field numbers, in order."""
+    for number, start, value, stop in _fields(view, *within):
+        if number == path[0]:
+            if len(path) == 1:
+                yield start, value, stop
+            else:
+                yield from _all(view, (value, stop), *path[1:])
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where an initializer lies: its field in the graph, and the graph's field in the model."""
@@ -115,9 +145,9 @@ def _fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, in
         yield tag >> 3, start, value, position
 
 
-def _name(view: memoryview, position: int, end: int) -> str:
+def _name(view: memoryview, position: int, end: int, field: int = _TENSOR_NAME) -> str:
     for number, _, value, stop in _fields(view, position, end):
-        if number == _TENSOR_NAME:
+        if number == field:
             return bytes(view[value:stop]).decode("utf-8", "replace")
     return ""
 

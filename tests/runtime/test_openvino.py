@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,10 @@ from tiny_bundle import expected_map, make_tiny_bundle, tiny_graph, tiny_manifes
 
 from saae_runtime import Engine
 from saae_runtime.backends import BackendOptions, ort_openvino
+from saae_runtime.backends.onnxruntime import OrtBackend
 from saae_runtime.backends.ort_openvino import PROVIDER, add_device, missing, plugin_config
 from saae_runtime.bundle import write_bundle
-from saae_runtime.errors import BackendUnavailableError
+from saae_runtime.errors import BackendError, BackendUnavailableError
 from saae_runtime.manifest import Thresholds
 from saae_runtime.thresholds import ThresholdTable
 
@@ -171,6 +173,40 @@ def test_openvino_equals_numpy(folder: Path, hint: str) -> None:
             for frame, result in zip(frames, engine(frames, threshold=62.0), strict=True):
                 np.testing.assert_allclose(result.anomaly_map, expected_map(frame), rtol=1e-5, atol=1e-3)
                 np.testing.assert_array_equal(result.mask, result.anomaly_map > 62.0)
+
+
+def test_single_frames_have_a_session_of_fixed_shape_and_batches_one_of_their_own(folder: Path) -> None:
+    frames = noise(3, 5, *SIZE, 3)
+    with Engine(folder, backend=NAME, precision="fp32", threads=1) as engine:
+        backend = engine.backend
+        assert isinstance(backend, OrtBackend)
+        assert backend._session.get_inputs()[0].shape[0] == 1
+        assert backend._batches is not None
+        alone = [engine(frame).score for frame in frames]
+        assert backend._batches._session is None  # no memory for what nobody uses
+        assert [result.score for result in engine(frames)] == pytest.approx(alone, rel=1e-6)
+        assert backend._batches._session is not None
+    with Engine(folder, backend=NAME, precision="fp32", threads=1, max_batch=3) as engine:
+        assert isinstance(engine.backend, OrtBackend)
+        assert engine.backend._batches is not None
+        assert engine.backend._batches._session is not None  # batches were announced: nobody waits for it later
+    with Engine(folder, backend=NAME, precision="fp32", threads=1, max_batch=1) as engine:
+        assert [result.score for result in engine(frames)] == alone
+
+
+def test_a_bundle_that_was_replaced_while_it_was_in_use(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "line"
+    shutil.copytree(folder, place)
+    with Engine(place, backend=NAME, precision="fp32", threads=1) as engine:
+        frames = noise(3, 2, *SIZE, 3)
+        score = engine(frames[0]).score
+        model = place / "model.onnx"
+        model.write_bytes(model.read_bytes() + b"\x00")
+        for _ in range(2):
+            with pytest.raises(BackendError, match="another file than when") as caught:
+                engine(frames)
+            assert "open the new bundle" in caught.value.cure
+        assert engine(frames[0]).score == score
 
 
 def test_openvino_from_threads_and_in_a_stream(folder: Path) -> None:
