@@ -15,8 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from saae_runtime.bundle import Bundle, is_bundle, write_bundle
-from saae_runtime.errors import ConfigError
+from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
 from saae_runtime.manifest import IN_BF16, Calibration
 from saae_runtime.stages import Stages
 from saae_train.data import Category, content_digest, split_held_out
@@ -80,7 +79,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     check_options(options)
     category, source = _find(options, stages)
     target = options.out or Path("bundles") / category.name
-    _refuse_foreign(target)
+    refuse_foreign(target)  # before the work, not after it
     _validate(category, stages)
     if options.int8:
         fitting, _ = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
@@ -128,16 +127,6 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         for folder in (staged, graphs):
             shutil.rmtree(folder, ignore_errors=True)
     return BuildResult(final, evaluation, self_test, tuple(reports), tuple(latency), category, target)
-
-
-def _refuse_foreign(target: Path) -> None:
-    """Says before the work, not after it, that the bundle has no place to go."""
-    if target.exists() and not is_bundle(target) and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            f"{target} is there and is not a bundle.",
-            "Writing a bundle replaces the whole folder.",
-            "choose another folder with --out, or remove this one yourself",
-        )
 
 
 def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:

@@ -12,7 +12,7 @@ from saae_runtime.manifest import Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
 from saae_train.calibrate import calibrate, default_fpr
 from saae_train.checkpoint import Checkpoint
-from saae_train.data import Category, Sample
+from saae_train.data import Category, Sample, spread
 
 from .artefacts import open_artefact
 from .build_int8 import Int8Images, add_int8
@@ -207,11 +207,5 @@ def compared(
 def mixed(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
     """Half normal, half defective images where there are both, evenly spread."""
     defective = [sample for sample in category.test if sample.is_anomalous]
-    bad = _spread(defective, count // 2)
-    return [*_spread(held_out, count - len(bad)), *bad]
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    if count >= len(samples):
-        return list(samples)
-    return [samples[index * len(samples) // count] for index in range(count)]
+    bad = spread(defective, count // 2)
+    return [*spread(held_out, count - len(bad)), *bad]

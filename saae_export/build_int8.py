@@ -17,7 +17,7 @@ from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Thresholds
 from saae_runtime.stages import Stage
 from saae_train.calibrate import Calibration, calibrate
-from saae_train.data import Category, Sample
+from saae_train.data import Category, Sample, spread
 
 from .artefacts import CPU, open_artefact, set_threshold
 from .int8 import LIMITS, Product, Quantiser
@@ -77,7 +77,7 @@ def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stage:
         ConfigError: nothing in the graph can be quantised.
     """
     size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
-    frames = [resize_frames(read_image(sample.path), size) for sample in _spread(images.fitting, _FRAMES)]
+    frames = [resize_frames(read_image(sample.path), size) for sample in spread(images.fitting, _FRAMES)]
     quantiser = Quantiser(graph, frames, size, stage)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -184,9 +184,3 @@ def _shipped(bundle: Bundle, file: Path, found: Sequence[_Candidate], options: d
     )
     set_threshold(file, changed.thresholds["int8"].pixel.at())
     return update_bundle(bundle, changed, {onnx_file("int8"): file})
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    if count >= len(samples):
-        return list(samples)
-    return [samples[index * len(samples) // count] for index in range(count)]

@@ -16,7 +16,7 @@ from saae_runtime.manifest import Manifest
 from saae_runtime.render import save_png, sheet
 from saae_train.data import GOOD, Category, Sample
 from saae_train.evaluate import Evaluation
-from saae_train.ranking import Metric
+from saae_train.ranking import METRIC_NAMES, Metric
 from saae_train.selftest_chart import chart
 from saae_train.selftest_result import SelfTest
 from saae_train.simulate import CONTRASTS, SIZES
@@ -38,16 +38,16 @@ from .report_data import (
 
 __all__ = ["Findings", "examples", "manifest_metrics", "report_data", "write_heatmaps"]
 
-_TITLES = {
-    "pixel_roc_auc": "pixel ROC-AUC",
-    "pro_auc": "PRO-AUC",
-    "image_roc_auc": "image ROC-AUC",
-    "pixel_average_precision": "pixel AP",
-    "pixel_fpr": "pixel FPR at T",
-    "pixel_tpr": "pixel TPR at T",
-    "image_fpr": "image FPR at T",
-    "image_tpr": "image TPR at T",
-}
+_SHOWN = (
+    "pixel_roc_auc",
+    "pro_auc",
+    "image_roc_auc",
+    "pixel_average_precision",
+    "pixel_fpr",
+    "pixel_tpr",
+    "image_fpr",
+    "image_tpr",
+)
 _MOST_EXAMPLES = 12
 
 
@@ -241,7 +241,7 @@ def _facts(manifest: Manifest, findings: Findings) -> list[Facts]:
 def _metric_rows(evaluation: Evaluation) -> list[MetricRow]:
     rows = []
     for subset in (evaluation.overall, *evaluation.by_type):
-        shown = {title: subset.metrics[name] for name, title in _TITLES.items() if name in subset.metrics}
+        shown = {METRIC_NAMES[name]: subset.metrics[name] for name in _SHOWN if name in subset.metrics}
         rows.append(
             MetricRow(
                 subset.label,

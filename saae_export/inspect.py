@@ -12,18 +12,14 @@ from rich.text import Text
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
+from saae_train.ranking import METRIC_NAMES
 
 from .parity import stores_half
 
 __all__ = ["bundle_view", "print_bundle"]
 
 _RATES = (0.0, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2)
-_HEADLINES = (
-    ("pixel_roc_auc", "pixel ROC-AUC"),
-    ("pro_auc", "PRO-AUC"),
-    ("image_roc_auc", "image ROC-AUC"),
-    ("pixel_average_precision", "pixel AP"),
-)
+_COUNTS = {"images": "test images", "defective": "of them defective"}
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
@@ -125,14 +121,13 @@ def _rate(rate: float) -> str:
 def _metrics(manifest: Manifest) -> Table:
     metrics: Mapping[str, Any] = manifest.metrics
     label = f" ({metrics['label']})" if "label" in metrics else ""
-    table = _table(f"Metrics{label}", "metric", "percent")
-    known = dict(_HEADLINES)
-    for name, title in _HEADLINES:
+    table = _table(f"Metrics{label}", "", "")
+    for name, title in METRIC_NAMES.items():
         if isinstance(metrics.get(name), (int, float)):
-            table.add_row(title, f"{100 * metrics[name]:.1f}")
-    for name, value in metrics.items():
-        if name not in known and name != "label" and isinstance(value, (str, int, float)):
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(title, f"{100 * metrics[name]:.2f} %")
+    for name, value in metrics.items():  # counts, and what another version wrote
+        if name not in METRIC_NAMES and name != "label" and isinstance(value, (str, int, float)):
+            table.add_row(_COUNTS.get(name, name), f"{value:.4g}" if isinstance(value, float) else str(value))
     simulated = metrics.get("self_test")
     if isinstance(simulated, Mapping):
         for name, title in (("large_strong", "large, strong SIMULATED defects"), ("found", "all SIMULATED defects")):

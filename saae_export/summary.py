@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from saae_train.ranking import METRIC_NAMES
+
 from .reference import SAMPLES
 
 if TYPE_CHECKING:
@@ -41,11 +43,10 @@ def _quality(result: BuildResult) -> str:
     evaluation = result.evaluation
     if evaluation is None:
         return "not measured: no defect images were given"
-    names = {"pixel_roc_auc": "pixel ROC-AUC", "pro_auc": "PRO-AUC", "image_roc_auc": "image ROC-AUC"}
     parts = []
-    for name, title in names.items():
+    for name in ("pixel_roc_auc", "pro_auc", "image_roc_auc"):
         metric = evaluation.metric(name)
-        parts.append(f"{title} {metric.percent}" + ("" if metric.value is None else " %"))
+        parts.append(f"{METRIC_NAMES[name]} {metric.percent}" + ("" if metric.value is None else " %"))
     where = "synthetic test set" if evaluation.synthetic else "test set"
     return f"{', '.join(parts)} on the {where} ({evaluation.overall.images} images)"
 

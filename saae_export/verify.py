@@ -125,8 +125,14 @@ def verify(
             if artefact.kind == "engine" and artefact.parity is None:
                 parity[artefact.file] = report.summary()
     skipped += failed
-    if len(failed) == len(runs):
+    if failed and not reports:
         raise _nothing_runs(bundle, skipped)
+    if not reports:
+        raise ConfigError(
+            "Nothing was compared: what runs here is the reference itself.",
+            "Without a checkpoint, images are compared with model.onnx on the CPU. The hashes are right.",
+            "leave --data out for the frames in the bundle, or give the fitted model: --checkpoint FOLDER",
+        )
     recorded: tuple[str, ...] = ()
     if parity:
         try:

@@ -24,6 +24,7 @@ from .cells import Cell, tools
 from .data import find_category, list_categories
 from .options import make_config, parse_changes, parse_seeds
 from .presets import FitConfig, preset
+from .ranking import METRIC_NAMES
 from .tables import COLUMNS, TABLES, Outcome, Plan, Planned, Results, known_categories, resolved, run_plan
 from .tables_report import MadeTable, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
 
@@ -141,9 +142,9 @@ def _run(plan: Plan, results: Results, outcomes: dict[tuple[str, str, int], Outc
 
 def _figures(row: Any) -> str:
     found = []
-    for key, name in (("pixel_roc_auc", "pixel ROC-AUC"), ("pro_auc", "PRO-AUC")):
+    for key in ("pixel_roc_auc", "pro_auc"):
         value = row["overall"]["metrics"][key]["value"]
-        found.append(f"{name} {'-' if value is None else f'{100 * value:.2f}'}")
+        found.append(f"{METRIC_NAMES[key]} {'-' if value is None else f'{100 * value:.2f}'}")
     return f"{', '.join(found)} ({row['fit_seconds'] + row['evaluate_seconds']:.0f} s)"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from saae_runtime.errors import DataError
 from saae_runtime.files import sha256_file
@@ -28,6 +29,7 @@ __all__ = [
     "from_folders",
     "list_categories",
     "split_held_out",
+    "spread",
 ]
 
 GOOD = "good"
@@ -41,6 +43,8 @@ MIN_FIT = 4
 
 MIN_HELD_OUT = 2
 """Fewest different normal images that the thresholds are calibrated on."""
+
+T = TypeVar("T")
 
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
@@ -266,6 +270,13 @@ def split_held_out(
         groups[key].sort(key=lambda sample: sample.path.as_posix())
     held_out = tuple(sample for key in order[:count] for sample in groups[key])
     return tuple(sample for key in order[count:] for sample in groups[key]), held_out
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, the first one and then at even distances, in their order."""
+    if count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def content_digest(samples: Sequence[Sample]) -> str:

@@ -19,6 +19,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from saae_runtime.errors import DataError
 
+METRIC_NAMES = {
+    "pixel_roc_auc": "pixel ROC-AUC",
+    "pro_auc": "PRO-AUC",
+    "image_roc_auc": "image ROC-AUC",
+    "pixel_average_precision": "pixel AP",
+    "image_average_precision": "image AP",
+    "pixel_best_f1": "pixel best F1",
+    "image_best_f1": "image best F1",
+    "pixel_fpr": "pixel FPR at T",
+    "pixel_tpr": "pixel TPR at T",
+    "image_fpr": "image FPR at T",
+    "image_tpr": "image TPR at T",
+}
+"""What an evaluation's metrics are called for a person, by their keys, the headlines first."""
+
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from saae_runtime.geometry import upsample_map
 from saae_runtime.images import read_image
 
 from .curves import Shown
-from .data import GOOD, Sample
+from .data import GOOD, Sample, spread
 from .evaluate import Scorer, unpack
 from .metrics import pool_metrics
 from .pixel_pool import PixelPool
@@ -76,7 +76,7 @@ def selftest(
         )
     plan = _plan(frames, kinds, seed)
     read = lru_cache(maxsize=8)(lambda index: read_image(chosen[index].path))
-    untouched = _spread(len(chosen), max(1, frames // 2))
+    untouched = spread(range(len(chosen)), max(1, frames // 2))
     total = len(plan) + len(untouched)
     pool = PixelPool()
     alarms = 0
@@ -91,7 +91,7 @@ def selftest(
     not_drawn: dict[str, int] = {}
     for number, (kind, size, contrast) in enumerate(plan):
         _tell(progress, len(untouched) + number, total)
-        # Offset, so that with few frames those left untouched are not the only ones drawn on.
+        # With few frames, spread over all images: not only onto those that are scored untouched.
         index = number % len(chosen) if frames >= len(chosen) else number * len(chosen) // frames
         recipe = (index, (index + 1) % len(chosen), kind, size, contrast, seed * 1_000_003 + number)
         found = _draw(read, recipe)
@@ -210,10 +210,6 @@ def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, 
     rest = [every[i] for i in rng.permutation(len(every))]
     planned = first + list(itertools.islice(itertools.cycle(rest), frames - number))
     return [planned[i] for i in rng.permutation(len(planned))]
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return list(range(total)) if count >= total else [index * total // count for index in range(count)]
 
 
 def _draw(read: Callable[[int], NDArray[np.uint8]], recipe: tuple[int, int, str, str, str, int]) -> Simulated | None:

@@ -46,6 +46,7 @@ from saae_runtime.errors import (  # noqa: E402
     ParityError,
 )
 from saae_runtime.images import read_image  # noqa: E402
+from saae_train.ranking import METRIC_NAMES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -380,3 +381,26 @@ def test_the_manifest_survives_json(bundle: Bundle) -> None:
     from saae_runtime.manifest import Manifest
 
     assert Manifest.from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
+
+
+def test_inspect_names_every_metric_and_gives_rates_in_percent(bundle: Bundle) -> None:
+    metrics = {"label": "test set", "pixel_best_f1": 0.5, "image_average_precision": 0.25, "image_fpr": 0.0625}
+    changed = dataclasses.replace(bundle.manifest, metrics={**metrics, "images": 7, "defective": 3})
+    console = Console(file=io.StringIO(), width=160)
+    console.print(bundle_view(dataclasses.replace(bundle, manifest=changed)))
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.replace("\u2502", "|") for line in console.file.getvalue().splitlines()]
+    rows = {cells[1].strip(): cells[2].strip() for line in lines if len(cells := line.split("|")) == 4}
+    expected = {"pixel best F1": "50.00 %", "image AP": "25.00 %", "image FPR at T": "6.25 %", "test images": "7"}
+    assert expected.items() <= rows.items()
+    assert not set(metrics) & set(rows)
+    assert set(bundle.manifest.metrics) - {"label", "images", "defective", "self_test"} <= set(METRIC_NAMES)
+
+
+def test_a_verification_that_compared_nothing_is_no_success(bundle: Bundle, data: Path) -> None:
+    alone = bundle.artefacts(kind="onnx", precision="fp32")
+    drop = tuple({item.file for item in bundle.manifest.artefacts} - {alone[0].file})
+    update_bundle(bundle, dataclasses.replace(bundle.manifest, artefacts=alone), {}, drop)
+    with pytest.raises(ConfigError, match="Nothing was compared") as caught:
+        verify(bundle.path, data=data, backend="onnxruntime:cpu")
+    assert "--checkpoint" in caught.value.cure
