@@ -1,14 +1,19 @@
-"""Video files through PyAV and OpenCV, whole and damaged; cameras as far as there is none."""
+"""Video files through PyAV and OpenCV, whole and damaged; cameras through a stand-in for OpenCV."""
 
 from __future__ import annotations
 
+import json
 import struct
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_bundle import gray_frame, make_tiny_bundle
+from typer.testing import CliRunner
 
-from saae_runtime import video
+from saae_runtime import cli, video
 from saae_runtime.errors import ConfigError, DataError, DeviceError
 from saae_runtime.sources import find_sources, read_frames
 
@@ -110,30 +115,49 @@ def test_camera_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.cure
 
 
-def test_camera_that_fails_is_reported_once_and_then_given_up(monkeypatch) -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
-    good = np.zeros((4, 4, 3), np.uint8)
-    good[..., 0] = 200  # blue, as OpenCV orders channels
+class FakeCamera:
+    """OpenCV's VideoCapture as far as it is used: `script` says which reads give a frame; after it, none does."""
 
-    class Capture:
-        def __init__(self, index: int) -> None:
-            self.reads = 0
+    script: tuple[bool, ...] = ()
+    there = True
+    picture = np.zeros((4, 4, 3), np.uint8)
 
-        def isOpened(self) -> bool:
-            return True
+    def __init__(self, index: int) -> None:
+        self.reads = iter(self.script)
+        self.opened.append(index)
 
-        def set(self, *_: object) -> bool:
-            return True
+    def isOpened(self) -> bool:
+        return self.there
 
-        def read(self) -> tuple[bool, np.ndarray | None]:
-            self.reads += 1
-            return (True, good) if self.reads in (1, 3) else (False, None)
+    def set(self, *_: object) -> bool:
+        return True
 
-        def release(self) -> None:
-            released.append(True)
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        good = next(self.reads, False)
+        return good, self.picture if good else None
 
-    released: list[bool] = []
-    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    def release(self) -> None:
+        self.released.append(True)
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> type[FakeCamera]:
+    """A cv2 module with one camera, whether or not the real one is installed."""
+    kind = type("Capture", (FakeCamera,), {"opened": [], "released": []})
+    module = types.ModuleType("cv2")
+    module.VideoCapture = kind  # type: ignore[attr-defined]
+    module.CAP_PROP_BUFFERSIZE, module.COLOR_BGR2RGB = 38, 4  # type: ignore[attr-defined]
+    module.cvtColor = lambda picture, _: np.ascontiguousarray(picture[..., ::-1])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cv2", module)
+    found = video.find_spec
+    monkeypatch.setattr(video, "find_spec", lambda name: object() if name == "cv2" else found(name))
+    return kind
+
+
+def test_camera_that_fails_is_reported_once_and_then_given_up(camera: type[FakeCamera]) -> None:
+    camera.picture = np.zeros((4, 4, 3), np.uint8)
+    camera.picture[..., 0] = 200  # blue, as OpenCV orders channels
+    camera.script = (True, False, True)
     frames = video.camera_frames(0)
     first = next(frames)
     assert isinstance(first, np.ndarray)
@@ -143,7 +167,26 @@ def test_camera_that_fails_is_reported_once_and_then_given_up(monkeypatch) -> No
     assert isinstance(next(frames), DeviceError)
     with pytest.raises(DeviceError, match="stopped giving frames"):
         next(frames)
-    assert released == [True]
+    assert camera.released == [True]  # type: ignore[attr-defined]
+
+
+def test_a_camera_on_the_command_line(camera: type[FakeCamera], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    camera.picture = gray_frame(spot=(10, 20, 9, 14))
+    camera.script = (True, False, *[True] * 100)
+    done = CliRunner().invoke(cli.app, [str(bundle), "camera:3", "--json", "-", "--limit", "4"])
+    assert done.exit_code == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(record["source"], record["frame"]) for record in records] == [("camera:3", index) for index in range(4)]
+    assert [record.get("is_anomalous") for record in records] == [True, None, True, True]
+    assert "camera:3 gave no frame" in done.stderr
+    assert camera.opened == [3]  # type: ignore[attr-defined]
+    assert camera.released == [True]  # type: ignore[attr-defined]
+    camera.there = False
+    done = CliRunner().invoke(cli.app, [str(bundle), "camera:3"])
+    assert done.exit_code == 2
+    assert "camera:3 cannot be opened" in done.stderr
 
 
 def test_film_held_sideways_comes_upright(tmp_path: Path, library: str) -> None:
