@@ -189,7 +189,7 @@ def _chosen(bundle: Bundle, precisions: Sequence[str] | None) -> tuple[str, ...]
 def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[str, Artefact]:
     """The artefact that each precision is calibrated with; every one was opened once."""
     found: dict[str, Artefact] = {}
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for number, precision in enumerate(precisions):
         stage(number, len(precisions), precision)
         why = ""
@@ -206,7 +206,7 @@ def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[st
             found[precision] = artefact
             break
         else:
-            reasons.append(f"{precision}: {why}")
+            reasons.setdefault(why, []).append(precision)
     if not reasons:
         return found
     if found:
@@ -214,7 +214,9 @@ def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[st
     else:
         cure = "pip install 'saae[cpu]'; saae-export doctor shows what this machine can run"
     raise BackendUnavailableError(
-        f"Not every precision of {bundle.path} can be calibrated on this machine.", "; ".join(reasons), cure
+        f"Not every precision of {bundle.path} can be calibrated on this machine.",
+        "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items()),
+        cure,
     )
 
 

@@ -23,6 +23,7 @@ from tiny_bundle import expected_map, make_tiny_bundle
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
 
+import saae_export.recalibrate as recalibrate_module  # noqa: E402
 from saae_export.good_pictures import find_pictures  # noqa: E402
 from saae_export.inspect import bundle_view  # noqa: E402
 from saae_export.recalibrate import Recalibration, recalibrate  # noqa: E402
@@ -322,6 +323,33 @@ def test_a_file_of_bf16_alone_keeps_its_own_t(tmp_path: Path, pictures: Path) ->
     assert default_in(bundle / "model.onnx") == np.float32(tables["bf16"].pixel.at())
 
 
+def test_where_no_graph_runs_an_engine_of_the_precision_does(
+    bundle: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Jetson: TensorRT and no ONNX Runtime. Its engine is played by the graph that it would be compiled from."""
+    opened = open_bundle(bundle)
+    with_artefacts(with_reference(opened), PARITY, engine_of(opened, "model.fp16.onnx", None))
+
+    def on_a_jetson(found: Bundle, artefact: Artefact) -> Engine:
+        if artefact.kind == "onnx":
+            raise BackendUnavailableError("The backend cannot be used here.", "ONNX Runtime is not installed")
+        played = Artefact("model.fp16.onnx", "onnx", artefact.precision)
+        return Engine(found.only(played), backend="onnxruntime:cpu", precision="fp16", verify=False)
+
+    monkeypatch.setattr(recalibrate_module, "open_artefact", on_a_jetson)
+    with pytest.raises(BackendUnavailableError) as caught:
+        again(bundle, pictures)
+    assert caught.value.why == "fp32: ONNX Runtime is not installed"
+    found = again(bundle, pictures, precisions=["fp16"])
+    assert [item.precision for item in found.changes] == ["fp16"]
+    assert [report.artefact for report in found.parity] == ["tensorrt-fp16.engine"]
+    after = open_bundle(bundle, verify=True)
+    (engine,) = after.artefacts(kind="engine")
+    assert engine.parity is not None
+    assert engine.parity.passed
+    assert default_in(bundle / "model.fp16.onnx") == np.float32(after.manifest.thresholds["fp16"].pixel.at())
+
+
 def _has_bf16() -> bool:
     return not ort_openvino.missing(ort)[0] and ort_openvino.has_bf16(ort)
 
@@ -338,12 +366,15 @@ def test_a_dry_run_finds_the_same_and_writes_nothing(bundle: Path, pictures: Pat
     assert again(bundle, pictures).changes == shown.changes
 
 
-def test_another_folder_leaves_the_bundle_as_it_is(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+def test_another_folder_leaves_the_bundle_as_it_is(
+    bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = fingerprint(bundle)
     found = again(bundle, pictures, target=tmp_path / "new")
     assert fingerprint(bundle) == before
     assert found.bundle.path == (tmp_path / "new").resolve()
     assert open_bundle(tmp_path / "new", verify=True).manifest.thresholds["fp32"] == found.changes[0].after
+    monkeypatch.setattr(recalibrate_module, "open_artefact", lambda *_: pytest.fail("it was started"))
     with pytest.raises(ConfigError, match="not a bundle"):
         again(bundle, pictures, target=pictures)
 
@@ -371,7 +402,7 @@ def test_unreadable_pictures_are_all_named_before_anything_runs(
 ) -> None:
     (pictures / "3.png").write_bytes(b"")
     (pictures / "5.png").write_bytes((pictures / "6.png").read_bytes()[:200])
-    monkeypatch.setattr("saae_export.recalibrate.open_artefact", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setattr(recalibrate_module, "open_artefact", lambda *_: pytest.fail("it was started"))
     with pytest.raises(DataError) as caught:
         again(bundle, pictures)
     assert [Path(line.partition(": ")[0]).name for line in caught.value.problems] == ["3.png", "5.png"]
@@ -402,7 +433,7 @@ def test_notes_say_what_few_pictures_mean_and_where_t_comes_from(bundle: Path, p
 
 def test_pictures_by_file_folder_and_pattern_each_once(pictures: Path) -> None:
     draw(pictures / "deeper", 2)
-    names = [str(pictures / "1.png"), str(pictures), str(pictures / "*.png")]
+    names = [str(pictures / "1.png"), str(pictures), str(pictures / "deeper" / ".." / "*.png")]
     found = [str(sample.path.relative_to(pictures)) for sample in find_pictures(names)]
     assert sorted(found) == [f"{n}.png" for n in range(9)] + ["deeper/0.png", "deeper/1.png"]
     assert found[0] == "1.png"
