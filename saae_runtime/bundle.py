@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .errors import (
     BundlePathError,
     ConfigError,
 )
-from .files import atomic_directory, sha256_file, write_json
+from .files import atomic_directory, put_back, sha256_file, write_json
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest
 
 __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "update_bundle", "write_bundle"]
@@ -84,7 +85,8 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
     """Opens a bundle and checks it.
 
     The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
-    every hash too (sizes first: a truncated file is found without reading gigabytes).
+    every hash too (sizes first: a truncated file is found without reading gigabytes). A bundle that a killed writer
+    has moved aside is put back.
 
     Args:
         path: the folder.
@@ -182,6 +184,14 @@ def update_bundle(
 
 
 def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        aside = put_back(folder)
+        if aside is not None:
+            raise BundleNotFoundError(
+                f"No bundle at {folder}.",
+                f"Replacing it was cut short; the one before lies in {aside}, and this user may not rename it.",
+                f"mv {shlex.quote(str(aside))} {shlex.quote(str(folder))}",
+            )
     if not folder.exists():
         near = _bundles_near(folder)
         raise BundleNotFoundError(

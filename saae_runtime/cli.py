@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,7 +22,17 @@ from rich.text import Text
 from .engine import Engine
 from .errors import ConfigError, SaaeError
 from .images import IMAGE_SUFFIXES
-from .outputs import PICTURES, JsonLines, Pictures, describe, printable, printable_lines, to_record
+from .outputs import (
+    PICTURES,
+    JsonLines,
+    Pictures,
+    describe,
+    printable,
+    printable_lines,
+    silence_stdout,
+    to_record,
+    whole_output,
+)
 from .scoring import Outcome, Summary, score_frames
 from .sources import Frame, find_sources, read_frames
 from .video import VIDEO_SUFFIXES
@@ -204,7 +213,7 @@ def _score(engine: Engine, given: _Given, sink: _Sink, batch: int, limit: int | 
                     break
         except BrokenPipeError:
             failed = BROKEN_PIPE
-            _silence_stdout()
+            silence_stdout()
         except SaaeError as error:
             failed = error.exit_code
             _report(sink.log, error)
@@ -325,8 +334,9 @@ def _say(log: Console, outcome: Outcome) -> None:
         log.print(Text(line, style="bold red" if outcome.result and outcome.result.is_anomalous else ""))
         return
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    with whole_output():
+        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
 
 
 def _report(log: Console, error: SaaeError) -> None:
@@ -356,14 +366,6 @@ def _summarize(log: Console, summary: Summary, engine: Engine, auto: bool, live:
     log.print(f"image threshold {engine.image_threshold:.4g}, pixel threshold T {engine.threshold:.4g}")
     why = "auto: the fastest that works here, --explain says why the others do not" if auto else "as asked"
     log.print(Text(printable(f"{engine.backend.name} ({why}): {engine.backend.description}")))
-
-
-def _silence_stdout() -> None:
-    """Points standard output nowhere, so that the interpreter's last flush does not complain about the pipe."""
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
 
 
 def _version(wanted: bool) -> None:

@@ -244,7 +244,11 @@ class Engine:
                 "A stream takes single frames; it batches them itself.",
                 "engine.stream(frame for batch in batches for frame in batch)",
             )
-        return _size(checked.items[0]), to_batch(checked.items, self._backend.frame_size)[0]
+        frame = to_batch(checked.items, self._backend.frame_size)[0]
+        if np.may_share_memory(frame, checked.items[0]):
+            # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
+            frame = frame.copy()
+        return _size(checked.items[0]), frame
 
     def close(self) -> None:
         """Waits for calls in flight, ends streams, releases the backend. May be called twice."""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "canonical_json",
+    "put_back",
     "sha256_bytes",
     "sha256_file",
     "write_bytes",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 20
+_SWAPS = 3  # tries, should a reader put the old folder back in the middle of one
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -79,8 +82,39 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+def _temporary(target: Path, suffix: str = "tmp") -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+def _moved_aside(target: Path) -> list[Path]:
+    """What a writer that was killed has left of the folders that it replaced, the latest last."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.old")
+    try:
+        found = [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name)]
+        return sorted(found, key=lambda entry: entry.lstat().st_ctime_ns)
+    except OSError:
+        return []
+
+
+def put_back(target: str | os.PathLike[str]) -> Path | None:
+    """Undoes a replacement that was killed between its two renames: the folder that was there is there again.
+
+    Args:
+        target: a folder that `atomic_directory` writes.
+
+    Returns:
+        None where there is nothing to put back (or nothing any more); else where the old folder still lies, because
+        it may not be renamed.
+    """
+    folder = Path(target)
+    aside = _moved_aside(folder)
+    if not aside or os.path.lexists(folder):
+        return None
+    try:
+        aside[-1].rename(folder)
+    except OSError:
+        return None if os.path.lexists(folder) else aside[-1]
+    return None
 
 
 @contextmanager
@@ -133,7 +167,8 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
     """Gives a temporary folder beside `target`; on success it takes the place of `target`.
 
     An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
-    On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was.
+    On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was. What an earlier
+    call left that was killed in the middle of its swap is put back or removed first.
 
     Args:
         target: the folder to write.
@@ -147,6 +182,10 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
     temporary = _temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        put_back(folder)
+        if os.path.lexists(folder):
+            for left in _moved_aside(folder):
+                _remove(left)
         if folder.exists() and not replace:
             raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
         if folder.exists() and not folder.is_dir():
@@ -173,17 +212,35 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _swap(new: Path, target: Path) -> None:
-    old = _temporary(target)
+    old = _temporary(target, "old")
     try:
-        with suppress(FileNotFoundError):
-            target.rename(old)
-        new.rename(target)
+        for last in (*[False] * (_SWAPS - 1), True):
+            with suppress(FileNotFoundError):
+                target.rename(old)
+            if _moved_in(new, target, last):
+                break
         _sync_directory(target.parent)
     finally:
         # Stopped between the two renames (an error, Ctrl-C): what was there goes back.
         if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
-        elif old.is_symlink():
-            old.unlink()
         else:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
+
+
+def _moved_in(new: Path, target: Path, last: bool) -> bool:
+    """Renames `new`; False where a reader has found nothing at `target` and put the old one back meanwhile."""
+    try:
+        new.rename(target)
+    except OSError as error:
+        if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,10 +18,45 @@ from .errors import SaaeError
 from .files import storage_error
 from .scoring import Outcome
 
-__all__ = ["PICTURES", "JsonLines", "Pictures", "describe", "printable", "printable_lines", "to_record"]
+__all__ = [
+    "PICTURES",
+    "JsonLines",
+    "Pictures",
+    "describe",
+    "printable",
+    "printable_lines",
+    "silence_stdout",
+    "to_record",
+    "whole_output",
+]
 
 PICTURES = ("heatmap", "overlay", "mask", "sheet")
 """Kinds of pictures; each file is named <frame>.<kind>.png."""
+
+
+def silence_stdout() -> None:
+    """Points standard output nowhere, so that the interpreter's last flush does not complain about it."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+@contextmanager
+def whole_output() -> Iterator[None]:
+    """Around writes to standard output: a full disk behind `> FILE` is a StorageError like any other.
+
+    Raises:
+        StorageError: the write failed.
+        BrokenPipeError: whoever read it has gone.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise storage_error(Path("standard output"), error) from error
 
 
 class JsonLines:
@@ -51,8 +89,9 @@ class JsonLines:
         """
         line = (json.dumps(record, allow_nan=False) + "\n").encode("ascii")
         if self._file is None or self._path is None:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            with whole_output():
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
             return
         try:
             rest = memoryview(line)
@@ -62,7 +101,8 @@ class JsonLines:
         except BrokenPipeError:
             raise
         except OSError as error:
-            self._file.truncate(self._end)
+            with suppress(OSError):  # a device or pipe cannot be cut
+                self._file.truncate(self._end)
             raise storage_error(self._path, error) from error
 
     def close(self) -> None:

@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saae_runtime.errors import CheckpointError, SaaeError, StorageError
-from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes, sha256_file, storage_error, write_json
+from saae_runtime.files import (
+    atomic_directory,
+    canonical_json,
+    put_back,
+    sha256_bytes,
+    sha256_file,
+    storage_error,
+    write_json,
+)
 from saae_runtime.version import saae_version
 
 from .backbone import bare_backbone
@@ -102,6 +110,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: missing, damaged, of a newer version, or holding NaN.
     """
     folder = Path(path)
+    put_back(folder)
     record = _read_config(folder)
     weights = folder / _WEIGHTS
     if not weights.is_file() or sha256_file(weights) != record.get("sha256"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ..bundle import Bundle
@@ -27,8 +28,9 @@ def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None
     files = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
     identity = sha256_bytes(canonical_json(files).encode())[:16]
     if cache is True or cache is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        places = [bundle.path.with_name(f"{bundle.path.name}.cache"), Path(base) / "saae"]
+        places = [bundle.path.with_name(f"{bundle.path.name}.cache")]
+        with suppress(RuntimeError):  # a service's user may have no home
+            places.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saae")
     else:
         places = [Path(cache)]
     for place in places:

@@ -222,3 +222,16 @@ def test_options_know_their_names() -> None:
     assert BackendOptions.from_mapping({"threads": 2, "hint": "throughput"}).threads == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         BackendOptions().threads = 3  # type: ignore[misc]
+
+
+def test_a_user_without_a_home_keeps_the_cache_beside_the_bundle(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    folder = cache_folder(bundle, None)
+    assert folder is not None
+    assert folder.parent == bundle.path.with_name(f"{bundle.path.name}.cache")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_bundle import make_tiny_bundle, tiny_graph, tiny_manifest
+from tiny_bundle import CATEGORY, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime.bundle import is_bundle, open_bundle, update_bundle, write_bundle
 from saae_runtime.errors import (
@@ -270,3 +270,22 @@ def test_an_update_may_go_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert set(open_bundle(tmp_path / "other", verify=True).manifest.files) == {"model.onnx", "report.html"}
     assert (folder / "manifest.json").read_bytes() == before
     assert open_bundle(folder, verify=True).manifest == bundle.manifest
+
+
+def test_a_bundle_whose_replacement_was_killed_opens(folder: Path) -> None:
+    folder.rename(folder.with_name(f".{folder.name}.0123abcd.old"))
+    assert open_bundle(folder).manifest.category == CATEGORY
+    assert folder.is_dir()
+
+
+def test_a_bundle_that_may_not_be_put_back_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = folder.with_name(f".{folder.name}.0123abcd.old")
+    folder.rename(aside)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BundleNotFoundError, match=r"0123abcd\.old") as caught:
+        open_bundle(folder)
+    assert caught.value.cure.startswith("mv ")

@@ -282,6 +282,20 @@ def test_stream_keeps_order_and_equals_calls(engine: Engine) -> None:
             np.testing.assert_allclose(result.anomaly_map, single.anomaly_map, rtol=1e-5, atol=1e-4)
 
 
+def test_stream_takes_frames_from_a_camera_that_reuses_its_memory(engine: Engine) -> None:
+    frames = [noise(seed, *SIZE, 3) for seed in range(12)]
+    memory = np.empty((*SIZE, 3), np.uint8)
+
+    def camera() -> Iterator[np.ndarray]:
+        for frame in frames:
+            memory[:] = frame
+            yield memory
+
+    for batch_size in (1, 3):
+        scores = [result.score for result in engine.stream(camera(), batch_size=batch_size)]
+        assert scores == pytest.approx([engine(frame).score for frame in frames], rel=1e-6)
+
+
 def test_stream_raises_frame_errors_in_their_place(engine: Engine) -> None:
     source = [gray_frame(SIZE), gray_frame(SIZE), np.zeros(SIZE, np.float32), gray_frame(SIZE)]
     seen: list = []

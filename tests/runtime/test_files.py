@@ -20,6 +20,7 @@ from saae_runtime.files import (
     atomic_directory,
     atomic_file,
     canonical_json,
+    put_back,
     sha256_bytes,
     sha256_file,
     write_bytes,
@@ -386,3 +387,76 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
         first.write_text("first")
         second.write_text("second")
     assert tree(tmp_path) == {"a": "first"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from saae_runtime.files import atomic_directory
+rename, calls = Path.rename, []
+def once(self, target):
+    calls.append(target)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = once
+with atomic_directory(sys.argv[1]) as folder:
+    (folder / "b.txt").write_text("new")
+"""
+
+
+def killed_while_swapping(target: Path, repo_root: Path) -> None:
+    """Leaves what `kill -9` between the two renames of a replacement leaves."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], cwd=repo_root, check=False)
+    assert done.returncode == -9
+    assert not target.exists()
+
+
+def test_a_replacement_that_was_killed_is_put_back(tmp_path: Path, repo_root: Path) -> None:
+    target = tmp_path / "d"
+    fill(target, OLD)
+    killed_while_swapping(target, repo_root)
+    assert put_back(target) is None
+    assert tree(target) == OLD
+    assert put_back(target) is None  # nothing more to do
+
+
+def test_the_next_write_finds_what_a_killed_one_moved_aside(tmp_path: Path, repo_root: Path) -> None:
+    target = tmp_path / "d"
+    fill(target, OLD)
+    killed_while_swapping(target, repo_root)
+    with pytest.raises(RuntimeError), atomic_directory(target):
+        raise RuntimeError
+    assert tree(target) == OLD
+    (tmp_path / ".d.0123abcd.old").mkdir()  # killed after the second rename
+    (tmp_path / ".d.notes.old").mkdir()  # somebody's own
+    replace_directory(target)
+    assert tree(target) == NEW
+    assert [name for name in names(tmp_path) if name.endswith(".old")] == [".d.notes.old"]
+
+
+def test_a_replacement_goes_on_where_a_reader_has_put_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "d"
+    fill(target, OLD)
+    real, calls = Path.rename, [0]
+
+    def rename(self: Path, to: Path) -> Path:
+        calls[0] += 1
+        if calls[0] == 2:
+            assert put_back(target) is None  # calls rename itself
+            assert tree(target) == OLD
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    replace_directory(target)
+    assert tree(target) == NEW
+    assert names(tmp_path) == ["d"]
+
+
+def test_what_may_not_be_put_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = tmp_path / ".d.0123abcd.old"
+    aside.mkdir()
+    failing(monkeypatch, Path, "rename", errno.EACCES)
+    assert put_back(tmp_path / "d") == aside

@@ -424,3 +424,17 @@ def test_defect_of_saae_itself_is_not_taken_for_a_defective_product(bundle: Path
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("extra", [[], ["--json", "-"], ["--json", "/dev/full"]])
+def test_a_full_disk_under_the_results_is_an_error_with_a_cure(bundle: Path, clean: Path, extra: list[str]) -> None:
+    command = [*COMMAND, str(bundle), str(clean), "--backend", "onnxruntime:cpu", *extra]
+    root = str(Path(__file__).resolve().parents[2])
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=root)
+    assert done.returncode == 2
+    assert "disk is full" in done.stderr
+    assert "free space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
