@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saae_runtime.bundle import Bundle
-from saae_runtime.errors import BackendError, CalibrationError, ConfigError
+from saae_runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CalibrationError,
+    ConfigError,
+    DeviceError,
+    EngineIncompatibleError,
+)
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
 from saae_runtime.stages import Stages
 from saae_train.calibrate import calibrate, default_fpr
@@ -36,6 +43,7 @@ from .verify import engine_scorer
 __all__ = ["calibrated", "compared", "compiled", "default_pixel_fpr", "exported", "mixed", "quantised"]
 
 _AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
+_NOT_HERE = (BackendUnavailableError, EngineIncompatibleError, DeviceError)
 
 
 def exported(
@@ -170,7 +178,8 @@ def compared(
 ) -> tuple[Bundle, list[ParityReport], dict[str, str]]:
     """The gate: every artefact that runs here against PyTorch, on normal and defective images.
 
-    bf16 that was not asked for, and INT8, leave the bundle where they disagree; anything else ends the build.
+    bf16 that was not asked for, and INT8, leave the bundle where they disagree or give no finite values; anything else
+    ends the build.
     """
     reports: list[ParityReport] = []
     dropped: list[ParityReport] = []
@@ -193,8 +202,8 @@ def compared(
                     bundle = without_artefact(bundle, artefact)
                     stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
                     continue
-                if artefact.kind == "onnx":
-                    raise
+                if artefact.kind == "onnx" or not isinstance(error, _NOT_HERE):
+                    raise  # of an engine that runs here: values that are not finite are a fault like any other
                 not_compared[artefact.file] = error.what
         stage.note(f"{len(frames)} images against PyTorch FP32")
     stages.console.print(parity_table([*reports, *dropped]))

@@ -15,6 +15,8 @@ from .staging import bf16_missing, parse_frame_size
 
 __all__ = ["BuildOptions", "check_options"]
 
+_ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -102,4 +104,10 @@ def check_options(options: BuildOptions) -> None:
         raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
     if options.self_test and options.self_test_frames < 1:
         raise ConfigError("A self-test needs at least one frame.", "", "--selftest-frames 60, or --no-selftest")
+    for option, rate in (("--fpr", options.pixel_fpr), ("--image-fpr", options.image_fpr)):
+        if rate is not None and not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"{option} {rate} is not possible.", "It is a share.", f"{option} 0.001")
+    strange = [name for name in options.engines if name.replace("_", "-") not in _ENGINES]
+    if strange:
+        raise ConfigError(f"There is no engine {', '.join(strange)}.", "", f"--engine, of: {', '.join(_ENGINES)}")
     parse_frame_size(options.frame_size, None)

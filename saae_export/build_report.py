@@ -22,6 +22,7 @@ from saae_train.selftest_result import SelfTest
 from saae_train.simulate import CONTRASTS, SIZES
 
 from .parity import ParityReport
+from .reference import plain_name
 from .report_data import (
     Curve,
     Example,
@@ -174,8 +175,7 @@ def write_heatmaps(folder: Path, shown: Iterable[Example]) -> list[str]:
     names = []
     folder.mkdir(exist_ok=True)
     for number, item in enumerate(shown):
-        safe = "".join(letter if letter.isalnum() else "-" for letter in f"{item.label}-{Path(item.name).stem}")
-        name = f"{number:02d}-{safe}.png"
+        name = f"{number:02d}-{plain_name(f'{item.label}-{Path(item.name).stem}')}.png"
         save_png(folder / name, _sheet(item))
         names.append(name)
     return names

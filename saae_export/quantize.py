@@ -7,6 +7,7 @@ norms, the resize and the upsample stay as they are. Which of the products are i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,14 +58,18 @@ class Observed:
 
 
 def weighted_products(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """The products that can be quantised: node name -> (activation, weight), in the order of the graph."""
+    """The products that can be quantised: node name -> (activation, weight), in the order of the graph.
+
+    A weight that two nodes share is left alone: its rows are scaled, and its name is used up, by one of them.
+    """
     weights = {item.name: item for item in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
     found = {}
     for node in model.graph.node:
         if node.op_type != "MatMul" or node.input[1] not in weights or node.name.startswith(_NOT_WEIGHTS):
             continue
         shape = weights[node.input[1]].dims
-        if len(shape) == 2 and int(np.prod(shape)) >= _SMALLEST:
+        if len(shape) == 2 and int(np.prod(shape)) >= _SMALLEST and readers[node.input[1]] == 1:
             found[node.name] = (node.input[0], node.input[1])
     return found
 
@@ -124,10 +129,7 @@ def smooth(model: onnx.ModelProto, observed: Mapping[str, Observed], alpha: floa
     changed.CopyFrom(model)
     weights = {item.name: item for item in changed.graph.initializer}
     makers = {output: node for node in changed.graph.node for output in node.output}
-    readers: dict[str, int] = {}
-    for node in changed.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
+    readers = Counter(name for node in changed.graph.node for name in node.input)
     for activation, weight in weighted_products(changed).values():
         maker = makers.get(activation)
         if maker is None or maker.op_type != "LayerNormalization" or readers[activation] != 1:

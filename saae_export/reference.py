@@ -21,12 +21,13 @@ from saae_runtime.errors import BundleCorruptError
 from saae_runtime.files import write_json
 from saae_runtime.images import read_image
 
-__all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "read_reference", "write_reference"]
+__all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "plain_name", "read_reference", "write_reference"]
 
 FOLDER = "reference"
 SAMPLES = "samples"
 _INDEX = "reference.json"
 _LEVELS = 65535
+_LONGEST = 80  # letters of an image's name that go into a file's name: systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class ReferenceFrame:
     frame: NDArray[np.uint8]
     anomaly_map: NDArray[np.float32]
     score: float
+
+
+def plain_name(text: str) -> str:
+    """Text as part of a file's name that every system takes: letters and digits, no longer than it may be."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)[:_LONGEST]
 
 
 def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str) -> None:
@@ -66,7 +72,7 @@ def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str
         low, high = float(item.anomaly_map.min()), float(item.anomaly_map.max())
         span = (high - low) or 1.0
         levels = np.rint((item.anomaly_map.astype(np.float64) - low) * (_LEVELS / span)).astype(np.uint16)
-        plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in Path(item.name).stem)
+        plain = plain_name(Path(item.name).stem)
         frame, anomaly_map = f"{SAMPLES}/{number}-{plain}.png", f"{FOLDER}/{number}-{plain}.map.png"
         Image.fromarray(item.frame).save(folder / frame, optimize=False)
         Image.fromarray(levels).save(folder / anomaly_map, optimize=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,11 +69,20 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another with --out")
-    if folder.is_dir() and not (folder / _CONFIG).is_file() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
         raise StorageError(
             f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another with --out"
         )
     return folder
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder may be replaced by a checkpoint: its config.json is ours, not another library's of that name."""
+    try:
+        record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # a damaged one is ours if nothing else is there
+        return {entry.name for entry in folder.iterdir()} <= {_CONFIG, _WEIGHTS}
+    return isinstance(record, Mapping) and "saae_version" in record
 
 
 def discard_state(checkpoint: Checkpoint) -> None:
@@ -95,7 +106,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         try:
             save_file(tensors, temporary / _WEIGHTS)
         except SafetensorError as error:
-            raise storage_error(folder, OSError(28, str(error))) from error
+            told = re.search(r"os error (\d+)", str(error))  # the system's number, in the words of safetensors
+            code = int(told[1]) if told else errno.EIO
+            raise storage_error(folder, OSError(code, str(error))) from error
         record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
         record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
         write_json(temporary / _CONFIG, record | {"digest": _digest(record)})

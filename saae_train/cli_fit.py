@@ -5,30 +5,21 @@ from __future__ import annotations
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.errors import DataError
 from saae_runtime.files import write_json
 from saae_runtime.stages import Stages
 from saae_runtime.terminal import log
 
-from .data import Category, find_category, from_folders, split_held_out
+from .cli_model import OpenModel, named_images, open_model, thresholds
+from .data import Category, find_category, split_held_out
 from .options import make_config, parse_layers, parse_size
 
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
-
-
-def _images(category: str | None, data: Path | None, normal: Path | None) -> Category:
-    if normal is not None:
-        return from_folders(normal, name=category)
-    if category is None or data is None:
-        raise ConfigError(
-            "Which images?", "Neither --category with --data nor --normal was given.", "--category zipper --data data"
-        )
-    return find_category(data, category)
 
 
 @app.command()
@@ -96,7 +87,7 @@ def fit(
     )
     stages = Stages(log(), 4)
     with stages.stage("check the images") as stage:
-        found = _images(category, data, normal)
+        found = named_images(category, data, normal)
         target = check_target(out or Path("runs") / found.name / "checkpoint")
         check(found, progress=stage).raise_if_bad()
         stage.note(f"{len(found.train)} normal images")
@@ -155,9 +146,10 @@ def evaluate(
     from .evaluate import representatives, shown
 
     with ExitStack() as stack:
-        scorer, name = _scorer(model, backend, stack)
-        found = find_category(data, category or name)
-        threshold, image_threshold, source = _thresholds(model, scorer, found)
+        opened = open_model(model, backend, stack)
+        scorer = opened.scorer
+        found = find_category(data, category or opened.category)
+        threshold, image_threshold, source = _thresholds(opened, found)
         result = measure(scorer, found, threshold=threshold, image_threshold=image_threshold)
         Console().print(result.table(intervals=True))
         Console().print(f"T: {source}", style="dim", markup=False, highlight=False)
@@ -175,40 +167,16 @@ def evaluate(
                 log().print(f"Written: {out}/sheet.png", soft_wrap=True, markup=False)
 
 
-def _thresholds(model: Path, scorer: Any, found: Category) -> tuple[float | None, float | None, str]:
-    """Pixel and image T, and where they are from. A bundle's results carry its own; a checkpoint has none, so they are
-    calibrated on the category's normal images that it was not fitted on, at the paper's rates (section 4.1.2)."""
-    if (model / "manifest.json").is_file():
-        return None, None, "the bundle's own"
-    from .calibrate import calibrate, default_fpr
-    from .checkpoint import load_checkpoint
+def _thresholds(model: OpenModel, found: Category) -> tuple[float | None, float | None, str]:
+    """Pixel and image T, and where they are from; none for a checkpoint without images that it has not seen."""
+    if model.checkpoint is None:
+        return thresholds(model, None, found.name)
     from .unseen import unseen_images
 
-    checkpoint = load_checkpoint(model)
     try:
-        unseen = unseen_images(checkpoint.facts, checkpoint.config, found)
+        unseen = unseen_images(model.checkpoint.facts, model.checkpoint.config, found)
     except DataError as error:
         return None, None, f"none, {error.what} {error.why}".strip()
-    fpr = default_fpr(checkpoint.facts, found.name)
     with Stages(log(), 1).stage("calibrate T") as stage:
-        tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, progress=stage)
-    source = f"calibrated on {len(unseen.samples)} normal images at a pixel FPR of {fpr:g}. {unseen.note}".strip()
-    return tables.pixel.at(None), tables.image.at(None), source
-
-
-def _scorer(model: Path, backend: str, stack: ExitStack) -> tuple[Any, str]:
-    from .weights import refuse_random
-
-    if (model / "manifest.json").is_file():
-        from saae_runtime.engine import Engine
-
-        engine = stack.enter_context(Engine(model, backend=backend))
-        refuse_random(engine.manifest.backbone.weights_source, engine.manifest.backbone.name)
-        return engine, engine.manifest.category
-    from .checkpoint import load_checkpoint
-    from .scorer import TorchScorer
-
-    checkpoint = load_checkpoint(model)
-    refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
-    score = TorchScorer(checkpoint.detector)
-    return (lambda frame: score(frame)[::-1]), checkpoint.category
+        pixel, image, source = thresholds(model, unseen, found.name, progress=stage)
+    return pixel, image, f"{source}. {unseen.note}".strip()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_json
-from saae_runtime.stages import Stage, Stages
+from saae_runtime.stages import Stages
 from saae_runtime.terminal import log
 
-from .cli_fit import _images, _scorer
+from .cli_model import OpenModel, named_images, open_model, thresholds
 
 if TYPE_CHECKING:
     from .data import Category
@@ -59,14 +59,16 @@ def selftest(
     stages = Stages(log(), 3)
     with ExitStack() as stack:
         with stages.stage("model and images") as stage:
-            scorer, name = _scorer(model, backend, stack)
-            found = _images(category or name, data, normal)
-            unseen = _unseen(model, found)
+            opened = open_model(model, backend, stack)
+            scorer = opened.scorer
+            found = named_images(category or opened.category, data, normal)
+            unseen = _unseen(opened, found)
             stage.note(f"{len(unseen.samples)} normal images")
         if unseen.note:
             stages.say(f"  {unseen.note}", "yellow")
         with stages.stage("thresholds") as stage:
-            threshold, image_threshold = _thresholds(model, scorer, found, unseen, fpr, image_fpr, stage)
+            threshold, image_threshold, source = thresholds(opened, unseen, found.name, fpr, image_fpr, stage)
+            stage.note(source)
         with stages.stage("simulated defects") as stage:
             result = run(
                 scorer,
@@ -89,20 +91,16 @@ def selftest(
             log().print(f"Written: {out}/selftest.json, chart.png, sheet.png", soft_wrap=True, markup=False)
 
 
-def _unseen(model: Path, found: Category) -> Unseen:
+def _unseen(model: OpenModel, found: Category) -> Unseen:
     """Images that the model was not fitted on; of a bundle's, those that its thresholds came from."""
     from .data import content_digest, split_held_out
     from .presets import FitConfig
     from .unseen import Unseen, unseen_images
 
-    if not (model / "manifest.json").is_file():
-        from .checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(model)
-        return unseen_images(checkpoint.facts, checkpoint.config, found)
-    from saae_runtime.bundle import open_bundle
-
-    manifest = open_bundle(model, verify=False).manifest
+    if model.checkpoint is not None:
+        return unseen_images(model.checkpoint.facts, model.checkpoint.config, found)
+    assert model.engine is not None
+    manifest = model.engine.manifest
     with suppress(ConfigError, DataError):  # a bundle of another version; a few images that are not the fit's
         config = FitConfig.from_json(manifest.model.config)
         _, held_out = split_held_out(found.train, config.held_out, seed=config.seed)
@@ -114,27 +112,3 @@ def _unseen(model: Path, found: Category) -> Unseen:
         "These are not the images that the bundle was built from: all of them are taken. Where it was fitted on some, "
         "the numbers flatter it.",
     )
-
-
-def _thresholds(
-    model: Path,
-    scorer: Any,
-    found: Category,
-    unseen: Unseen,
-    fpr: float | None,
-    image_fpr: float | None,
-    stage: Stage,
-) -> tuple[float, float]:
-    """The bundle's thresholds at the rates asked for; a checkpoint has none, so they are calibrated here."""
-    if (model / "manifest.json").is_file():
-        pair = scorer.manifest.thresholds[scorer.backend.precision]
-        stage.note("the bundle's")
-        return pair.pixel.at(fpr), pair.image.at(image_fpr)
-    from .calibrate import calibrate, default_fpr
-    from .checkpoint import load_checkpoint
-
-    if fpr is None:
-        fpr = default_fpr(load_checkpoint(model).facts, found.name)
-    tables = calibrate(lambda frame: scorer(frame)[::-1], unseen.samples, fpr, image_fpr or 0.0, stage)
-    stage.note(f"calibrated on {len(unseen.samples)} images")
-    return tables.pixel.at(), tables.image.at()

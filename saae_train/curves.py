@@ -30,6 +30,8 @@ from saae_train.ranking import (
 
 Array = NDArray[np.float64]
 
+_UNKNOWN = 128  # gray of a ground truth that nobody gave
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -154,7 +156,8 @@ def curves(ranking: Ranking, limit: float = 0.3, points: int = 400) -> list[Curv
 
 @dataclass(frozen=True)
 class Shown:
-    """One column of the sheet: frame uint8 [H, W, 3] RGB; truth bool [H, W] or None; anomaly_map float32 [H, W]."""
+    """One column of the sheet: frame uint8 [H, W, 3] RGB; truth bool [H, W], None where it is not known; anomaly_map
+    float32 [H, W]."""
 
     title: str
     frame: NDArray[np.uint8]
@@ -165,7 +168,8 @@ class Shown:
 def qualitative_sheet(columns: Sequence[Shown], threshold: float, cell: int = 256) -> NDArray[np.uint8]:
     """Figure 3 of the paper: one column an image; rows input, ground truth, map, segmentation at T.
 
-    Each picture keeps its proportions inside a cell x cell square. T has the same colour in every map.
+    Each picture keeps its proportions inside a cell x cell square. T has the same colour in every map. A truth that is
+    not known is gray: black would say that there is no defect.
 
     Returns:
         uint8 [height, width, 3] RGB, for `saae_runtime.render.save_png`.
@@ -179,10 +183,10 @@ def qualitative_sheet(columns: Sequence[Shown], threshold: float, cell: int = 25
     height, width = top + 4 * (cell + gap), left + len(columns) * (cell + gap)
     page = np.full((height, width, 3), 255, np.uint8)
     for i, shown in enumerate(columns):
-        nothing = np.zeros(shown.frame.shape[:2], bool)
+        unknown = np.full_like(shown.frame, _UNKNOWN)
         rows = (
             shown.frame,
-            _black_and_white(nothing if shown.truth is None else shown.truth),
+            unknown if shown.truth is None else _black_and_white(shown.truth),
             render.heatmap(shown.anomaly_map, threshold),
             _black_and_white(shown.anomaly_map > threshold),
         )

@@ -279,6 +279,8 @@ def shown(scorer: Scorer, category: Category, chosen: Iterable[ImageScore]) -> l
         frame = read_image(sample.path)
         _, anomaly_map = unpack(scorer(frame))
         truth = None if sample.mask is None else read_mask(sample.mask)
+        if not sample.is_anomalous:
+            truth = np.zeros(frame.shape[:2], np.bool_)
         columns.append(Shown(image.label, frame, truth, upsample_map(anomaly_map, frame.shape[:2])))
     return columns
 

@@ -556,8 +556,12 @@ def test_a_checkpoint_with_nan_is_refused(built: tuple[BuildResult, str, Path], 
         ({"frame_size": "0x10"}, "0x10"),
         ({"parity_images": 0}, "at least one"),
         ({"self_test": True, "self_test_frames": 0}, "at least one frame"),
+        ({"pixel_fpr": 1.5}, r"--fpr 1\.5"),
+        ({"image_fpr": -0.1}, r"--image-fpr -0\.1"),
+        ({"engines": ("tensort",)}, "no engine tensort"),
     ],
 )
 def test_options_that_cannot_work(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         quiet_build(options(data, tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()  # said before the work

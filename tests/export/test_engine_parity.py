@@ -285,3 +285,35 @@ def test_build_compares_its_engine_with_pytorch_and_keeps_the_parity(tmp_path, g
     assert engine.parity.map_rel_error > 0  # another computation than the reference's
     report = (result.bundle.path / "report.html").read_text(encoding="utf-8")
     assert engine.file in report
+
+
+# -- saae-export build
+
+
+def test_a_build_ends_where_its_engine_gives_no_numbers(bundle, monkeypatch):
+    """And goes on where the engine is for another machine."""
+    pytest.importorskip("torch", reason="needs the extra `export`")
+    from rich.console import Console
+
+    from saae_export import build_graphs
+    from saae_export.build_options import BuildOptions
+    from saae_export.sources import Request
+    from saae_runtime.errors import EngineIncompatibleError
+    from saae_runtime.stages import Stages
+    from saae_train.data import Category
+
+    made = with_engine(bundle, artefact())
+    images = Category("tiny", made.path, (), ())
+    stages = Stages(Console(quiet=True), 1)
+
+    def compared():
+        return build_graphs.compared(BuildOptions(Request()), made, None, images, (), stages)
+
+    def elsewhere(*_):
+        raise EngineIncompatibleError("It is for another GPU.")
+
+    monkeypatch.setattr(build_graphs, "artefact_parity", elsewhere)
+    assert compared()[2] == {artefact().file: "It is for another GPU."}
+    monkeypatch.setattr(build_graphs, "artefact_parity", _no_numbers)
+    with pytest.raises(BackendError, match="not finite"):
+        compared()

@@ -158,3 +158,14 @@ def test_too_few_frames_and_nothing_to_quantise(graph: Path, frames: list[np.nda
     onnx.save(model, tmp_path / "empty.onnx")
     with pytest.raises(ConfigError, match="no product"):
         Quantiser(tmp_path / "empty.onnx", frames, SIZE)
+
+
+def test_a_weight_that_two_products_share_is_left_alone(model: onnx.ModelProto) -> None:
+    """Smoothing would scale it twice, and its INT8 form would be there twice under one name."""
+    shared = onnx.ModelProto()
+    shared.CopyFrom(model)
+    name, (activation, weight) = next(iter(weighted_products(model).items()))
+    shared.graph.node.append(onnx.helper.make_node("MatMul", [activation, weight], ["twin"], f"{name}_twin"))
+    found = weighted_products(shared)
+    assert weight not in {used for _, used in found.values()}
+    assert set(found) == set(weighted_products(model)) - {name}

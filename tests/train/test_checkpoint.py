@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
+from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny_models import noise_frames, tiny_detector  # noqa: E402
 
@@ -237,3 +238,44 @@ def test_distilled_and_other_prefixes_survive(tmp_path: Path) -> None:
     x = torch.rand(1, 3, 32, 32) * 255
     with torch.inference_mode():
         assert torch.equal(load_checkpoint(tmp_path / "c").detector(x), before(x))
+
+
+def test_another_librarys_model_folder_is_not_replaced(tmp_path: Path) -> None:
+    """Theirs have a config.json and a model.safetensors, too."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["ViTModel"], "hidden_size": 768}')
+    (folder / "model.safetensors").write_bytes(b"days of training")
+    with pytest.raises(StorageError, match="no checkpoint"):
+        save_checkpoint(folder, make())
+    assert (folder / "model.safetensors").read_bytes() == b"days of training"
+
+
+def test_a_damaged_checkpoint_may_be_replaced(folder: Path) -> None:
+    (folder / "config.json").write_text('{"schema": 1, "conf')
+    save_checkpoint(folder, make())
+    assert load_checkpoint(folder).category == "zipper"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("I/O error: No space left on device (os error 28)", "disk is full"),
+        ("I/O error: Permission denied (os error 13)", "Permission denied"),
+        ("something else", "something else"),
+    ],
+)
+def test_a_failed_write_of_weights_gives_its_own_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, word: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise SafetensorError(said)
+
+    monkeypatch.setattr(module, "save_file", fail)
+    with pytest.raises(StorageError, match=word):
+        save_checkpoint(tmp_path / "c", make())
+
+
+def test_a_checkpoint_whose_replacement_was_killed_loads(folder: Path) -> None:
+    folder.rename(folder.with_name(f".{folder.name}.0123abcd.old"))
+    assert load_checkpoint(folder).category == "zipper"

@@ -79,7 +79,7 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     done = runner.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "calibrated on 4 images" in done.output
+    assert "calibrated on 4 normal images" in " ".join(done.output.split())
     record = json.loads((tmp_path / "out" / "selftest.json").read_text())
     assert record["synthetic"] is True
     assert record["false_alarms"]["count"] == 4

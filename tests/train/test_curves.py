@@ -77,6 +77,8 @@ def test_sheet_shows_the_segmentation_at_t() -> None:
     expected = np.repeat(truth[:, :, None], 3, axis=2) * 255
     np.testing.assert_array_equal(cells[1][20:60], expected)
     np.testing.assert_array_equal(cells[3][20:60], expected)
+    unknown = page[top + step : top + step + 80, left + step : left + step + 80]
+    assert (unknown[:, 20:60] == 128).all()  # not black: that would be "no defect"
     assert (cells[2][20 + 20, 30] != cells[2][20 + 2, 2]).any()
     empty = page[top + 3 * step : top + 3 * step + 80, left + step + 20 : left + step + 60]
     assert (empty == 0).all()
