@@ -21,6 +21,7 @@ from tiny_builds import draw, options, quiet_build  # noqa: E402
 from tiny_models import tiny_detector  # noqa: E402
 
 import saae_export.verify as verify_module  # noqa: E402
+from saae_export.build_report import write_heatmaps  # noqa: E402
 from saae_export.cli import app  # noqa: E402
 from saae_export.good_pictures import find_pictures  # noqa: E402
 from saae_export.graph import FusedGraph  # noqa: E402
@@ -30,6 +31,7 @@ from saae_export.onnx_export import export_onnx  # noqa: E402
 from saae_export.parity import require  # noqa: E402
 from saae_export.recalibrate import recalibrate  # noqa: E402
 from saae_export.reference import ReferenceFrame, read_reference, write_reference  # noqa: E402
+from saae_export.report_data import Example  # noqa: E402
 from saae_export.verify import verify  # noqa: E402
 from saae_runtime import Engine, backends  # noqa: E402
 from saae_runtime.backends import onnxruntime as ort_backend  # noqa: E402
@@ -404,3 +406,14 @@ def test_a_verification_that_compared_nothing_is_no_success(bundle: Bundle, data
     with pytest.raises(ConfigError, match="Nothing was compared") as caught:
         verify(bundle.path, data=data, backend="onnxruntime:cpu")
     assert "--checkpoint" in caught.value.cure
+
+
+def test_names_as_long_as_a_system_takes_fit_beside_what_is_added(tmp_path: Path) -> None:
+    name = f"{'long' * 62}.png"  # 252 of 255 letters
+    frame, empty = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32)
+    write_reference(tmp_path, [ReferenceFrame(name, frame, empty, 0.0)] * 2, "me")
+    entries = json.loads((tmp_path / "reference" / "reference.json").read_text())["frames"]
+    assert [entry["name"] for entry in entries] == [name, name]
+    assert len({entry["frame"] for entry in entries}) == 2
+    shown = Example(name, np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.float32), 1.0, 0.0, label="good")
+    assert [(tmp_path / "h" / file).is_file() for file in write_heatmaps(tmp_path / "h", [shown])] == [True]
