@@ -49,7 +49,7 @@ def measure(
             if artefact is None or artefact.precision != precision:
                 continue
             try:
-                with Engine(bundle, backend=candidate.name, precision=precision, verify=False) as engine:
+                with Engine(bundle, backend=candidate.name, precision=precision, verify=False, cache=False) as engine:
                     times = _times(engine, frames, runs, seconds)
             except BackendError as error:  # a provider's libraries are only loaded when it is opened
                 skipped(f"{candidate.name} {precision}: {error.what} {error.why}".strip())

@@ -309,7 +309,7 @@ def _images(folder: Path, most: int) -> list[Path]:
     if folder.is_file():
         return [folder]
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    found = [path for path in found if "ground_truth" not in path.parts]
+    found = [path for path in found if "ground_truth" not in path.relative_to(folder).parts]
     if not found:
         raise ConfigError(f"{folder} holds no images.", "", "give a folder of images: --data FOLDER")
     if len(found) <= most:

@@ -231,8 +231,9 @@ class Engine:
         return self._results(pipeline, limits)
 
     def _results(self, pipeline: Pipeline[_Size], limits: _Limits) -> Iterator[Result]:
-        self._check_open()
-        self._streams.add(pipeline)
+        with self._idle:  # close() ends every stream that it finds here
+            self._check_open()
+            self._streams.add(pipeline)
         for sizes, outputs in pipeline:
             yield from self._finish(sizes, outputs, limits)
 
@@ -257,7 +258,8 @@ class Engine:
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._calls == 0)
-        for pipeline in list(self._streams):
+            streams = list(self._streams)
+        for pipeline in streams:
             pipeline.stop(_closed_error())
         if self._resizers is not None:
             self._resizers.shutdown()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saae_runtime.errors import ConfigError
+from saae_runtime.files import put_back
 
 from .data import Category, find_category, from_folders
 
@@ -62,6 +63,7 @@ def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
     """
     from .weights import refuse_random
 
+    put_back(path)  # whichever of the two a killed writer has moved aside
     if (path / "manifest.json").is_file():
         from saae_runtime.engine import Engine
 

@@ -417,3 +417,25 @@ def test_names_as_long_as_a_system_takes_fit_beside_what_is_added(tmp_path: Path
     assert len({entry["frame"] for entry in entries}) == 2
     shown = Example(name, np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.float32), 1.0, 0.0, label="good")
     assert [(tmp_path / "h" / file).is_file() for file in write_heatmaps(tmp_path / "h", [shown])] == [True]
+
+
+def test_images_below_a_folder_named_ground_truth_count(tmp_path: Path) -> None:
+    folder = tmp_path / "ground_truth" / "good"
+    (folder / "ground_truth").mkdir(parents=True)
+    for place in (folder / "a.png", folder / "ground_truth" / "b.png"):
+        place.write_bytes(b"")
+    assert verify_module._images(folder, 8) == [folder / "a.png"]
+
+
+def test_timing_leaves_nothing_beside_the_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an accelerator compiles is kept beside a bundle; this one is on its way and goes elsewhere."""
+    real, asked = backends.open_backend, []
+
+    def record(*arguments: object, **options: object) -> object:
+        asked.append(options["cache"])
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backends, "open_backend", record)
+    assert list(measure(bundle, [np.zeros((96, 80, 3), np.uint8)], runs=1, seconds=0.0))
+    assert asked
+    assert set(asked) == {False}

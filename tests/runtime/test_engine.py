@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -280,6 +281,21 @@ def test_stream_keeps_order_and_equals_calls(engine: Engine) -> None:
             assert result.score == pytest.approx(single.score, rel=1e-6)
             assert result.threshold == 20.0
             np.testing.assert_allclose(result.anomaly_map, single.anomaly_map, rtol=1e-5, atol=1e-4)
+
+
+def test_closing_while_a_stream_begins_ends_the_stream(folder: Path) -> None:
+    engine = Engine(folder, backend=CPU, threads=1)
+
+    class Slow(weakref.WeakSet):
+        def add(self, item: object) -> None:
+            closing = threading.Thread(target=engine.close)
+            closing.start()
+            closing.join(timeout=0.3)  # as if this thread had been put to sleep here
+            super().add(item)
+
+    engine._streams = Slow()
+    with pytest.raises(ConfigError, match="closed"):
+        exhaust(engine.stream([gray_frame(SIZE)] * 3))
 
 
 def test_stream_takes_frames_from_a_camera_that_reuses_its_memory(engine: Engine) -> None:

@@ -36,6 +36,7 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle(normal: Path, tmp_path: Path) -> None:
     bundle = make_tiny_bundle(tmp_path / "bundle")
+    bundle.rename(tmp_path / ".bundle.0123abcd.old")  # its replacement was killed
     arguments = ["selftest", str(bundle), "--normal", str(normal), "--frames", "24", "--backend", "onnxruntime:cpu"]
     done = runner.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
