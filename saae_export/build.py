@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
+from saae_runtime.files import alone
 from saae_runtime.manifest import IN_BF16, Calibration
 from saae_runtime.stages import Stages
 from saae_train.data import Category, content_digest, split_held_out
@@ -73,6 +74,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         SaaeError: of the kind that the failing stage raises; ParityError where an artefact disagrees with PyTorch,
             SelfTestError where the model misses what nobody could.
             What was done before is kept for the next run, and an earlier bundle is untouched.
+        ConfigError: another build of the same product is going on in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
     stages = Stages(console, _STAGES + options.int8)
@@ -85,6 +87,15 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         fitting, _ = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
         require_frames(len(fitting))
     work = options.work / category.name
+    lock = options.work / f".{category.name}.lock"
+    with alone(lock, f"A build of {category.name}", "wait for it, or give this one a place of its own: --work FOLDER"):
+        return _built(options, category, source, target, work, stages)
+
+
+def _built(
+    options: BuildOptions, category: Category, source: str, target: Path, work: Path, stages: Stages
+) -> BuildResult:
+    """From the fit on; nobody else is in the work folder."""
     checkpoint, held_out, unseen = fitted(options, category, work, stages)
     frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
     staged, graphs = work / "staged", work / "onnx"

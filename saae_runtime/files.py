@@ -14,9 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import StorageError
+from .errors import ConfigError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "alone",
     "atomic_directory",
     "atomic_file",
     "canonical_json",
@@ -160,6 +166,40 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON atomically; NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
+    """Makes sure that no other process is in a block with the same lock.
+
+    The system lets go of the lock when a process ends, however it ends. Where there are no locks (Windows, some network
+    shares) nobody is kept out.
+
+    Args:
+        lock: an empty file, made where it is missing, and left.
+        what: what is going on in the block, for the other one's error.
+        cure: what that one can do.
+
+    Raises:
+        ConfigError: another process is in there.
+        StorageError: the place may not be written to.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("wb")
+    except OSError as error:
+        raise storage_error(lock, error) from error
+    with handle:
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{what} is going on already.", f"It holds {lock}; both would write the same files.", cure
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from saae_runtime.errors import (  # noqa: E402
     StorageError,
     WeightsError,
 )
+from saae_runtime.files import alone  # noqa: E402
 from saae_runtime.geometry import gaussian_matrix, upsample_map  # noqa: E402
 from saae_runtime.images import read_image  # noqa: E402
 from saae_runtime.thresholds import MARGIN  # noqa: E402
@@ -480,6 +481,16 @@ def test_a_folder_that_is_no_bundle_is_refused_before_the_work(data: Path, tmp_p
         quiet_build(options(data, tmp_path))
     assert not (tmp_path / "runs" / "weave").exists()
     assert (tmp_path / "bundle" / "holiday.txt").read_text() == "mine"
+
+
+def test_two_builds_do_not_share_a_work_folder(again: Path, data: Path) -> None:
+    """Their graphs and thresholds would be mixed without a word."""
+    before = (again / "bundle" / "manifest.json").read_bytes()
+    lock = again / "runs" / ".weave.lock"
+    with alone(lock, "A build", ""), pytest.raises(ConfigError, match="A build of weave is going on") as caught:
+        quiet_build(options(data, again))
+    assert "--work" in caught.value.cure
+    assert (again / "bundle" / "manifest.json").read_bytes() == before
 
 
 def test_bad_images_are_listed_before_any_fitting(data: Path, tmp_path: Path) -> None:

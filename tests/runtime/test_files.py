@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from saae_runtime import files
-from saae_runtime.errors import StorageError
+from saae_runtime.errors import ConfigError, StorageError
 from saae_runtime.files import (
+    alone,
     atomic_directory,
     atomic_file,
     canonical_json,
@@ -460,3 +461,29 @@ def test_what_may_not_be_put_back_is_named(tmp_path: Path, monkeypatch: pytest.M
     aside.mkdir()
     failing(monkeypatch, Path, "rename", errno.EACCES)
     assert put_back(tmp_path / "d") == aside
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from saae_runtime.files import alone
+with alone(Path(sys.argv[1]), "A build", "wait"):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, repo_root: Path) -> None:
+    pytest.importorskip("fcntl", reason="needs POSIX locks")
+    lock = tmp_path / "work" / ".lock"
+    command = [sys.executable, "-c", HOLDING, str(lock)]
+    with subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(ConfigError, match="A fit is going on") as caught, alone(lock, "A fit", "wait"):
+            pass
+        assert caught.value.cure == "wait"
+        other.kill()
+    for _ in range(2):
+        with alone(lock, "A fit", "wait"):
+            pass
