@@ -122,6 +122,8 @@ def run(
                 verify=verify,
                 threads=threads,
                 arithmetic=arithmetic,
+                # Announced, so that what batches need is made now and not when the first one is full.
+                max_batch=batch if batch > 1 else None,
             )
             stack.enter_context(engine)
             if explain:

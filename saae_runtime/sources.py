@@ -193,7 +193,9 @@ def _matches(pattern: str) -> list[tuple[Path | None, PurePath, int | None]]:
             break
         fixed.append(part)
     root = Path(*fixed) if fixed else Path()
-    return [(file, file.relative_to(root).with_suffix(""), None) for file in files]
+    # A pattern may climb (`a/*/../b.png`); where its pictures are filed must not.
+    stems = [[part for part in file.relative_to(root).with_suffix("").parts if part != ".."] for file in files]
+    return [(file, PurePath(*stem), None) for file, stem in zip(files, stems, strict=True)]
 
 
 def _near_names(path: Path) -> str:

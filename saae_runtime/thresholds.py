@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,8 +74,8 @@ class ThresholdTable:
     def at(self, fpr: float | None = None) -> float:
         """The threshold for an acceptable false-positive rate.
 
-        Linear between the table's rates. A rate below 1/count cannot be told from 0 with the samples at hand and
-        gives the threshold for 0; a rate above the table's last gives the last threshold.
+        That of the table's next lower rate, so that no more than the share asked for lies above it. A rate below
+        1/count cannot be told from 0 with the samples at hand and gives the threshold for 0.
 
         Args:
             fpr: rate in 0..1; None for the default rate.
@@ -91,7 +92,7 @@ class ThresholdTable:
             )
         if rate * self.count < 1.0 - 1e-9:
             return self.threshold[0]
-        return float(np.interp(float(rate), self.fpr, self.threshold))
+        return self.threshold[bisect.bisect_right(self.fpr, float(rate) * (1 + 1e-9)) - 1]
 
     @classmethod
     def from_samples(

@@ -50,12 +50,13 @@ def selftest(
     from saae_runtime.render import save_png
 
     from .curves import qualitative_sheet
-    from .selftest import examples
+    from .selftest import check_request, examples
     from .selftest import selftest as run
     from .selftest_chart import chart
     from .simulate import KINDS
 
     chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(",") if part.strip())
+    check_request(frames, chosen)
     stages = Stages(log(), 3)
     with ExitStack() as stack:
         with stages.stage("model and images") as stage:

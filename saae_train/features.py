@@ -53,9 +53,10 @@ class FeatureSet:
 
 def cache_root() -> Path:
     """Where features are kept: $SAAE_CACHE, else saae below the user's cache folder."""
-    if "SAAE_CACHE" in os.environ:
-        return Path(os.environ["SAAE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "saae"
+    for name, below in (("SAAE_CACHE", ""), ("XDG_CACHE_HOME", "saae")):
+        if os.environ.get(name):
+            return Path(os.environ[name], below)
+    return Path.home() / ".cache" / "saae"
 
 
 def pick_device(name: str | None = None) -> torch.device:

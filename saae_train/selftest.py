@@ -27,7 +27,7 @@ from .pixel_pool import PixelPool
 from .selftest_result import LEAST_FOUND, LEAST_JUDGED, Defect, SelfTest, Share
 from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 
-__all__ = ["DEFAULT_FRAMES", "examples", "require_sight", "selftest"]
+__all__ = ["DEFAULT_FRAMES", "check_request", "examples", "require_sight", "selftest"]
 
 DEFAULT_FRAMES = 60
 _PLAIN_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
@@ -191,8 +191,12 @@ def examples(
     return columns
 
 
-def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, str]]:
-    """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
+def check_request(frames: int, kinds: Sequence[str]) -> None:
+    """Finds before anything slow what a self-test cannot draw.
+
+    Raises:
+        ConfigError: no frames, no kinds, or a kind that there is not.
+    """
     if frames < 1:
         raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -202,6 +206,11 @@ def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, 
             f"There are: {', '.join(KINDS)}.",
             "name some of these, or leave it out for all",
         )
+
+
+def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, str]]:
+    """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
+    check_request(frames, kinds)
     rng = np.random.default_rng([seed, 20])
     plain = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
     number = min(frames, max(LEAST_JUDGED, math.ceil(_PLAIN_SHARE * frames))) if plain else 0

@@ -239,7 +239,7 @@ class OrtBackend(Backend):
             return self._open_cpu(artefact, options)
         if self.name == "onnxruntime:openvino":
             return self._open_openvino(bundle, options)
-        return self._open_gpu(bundle, artefact, device, options)
+        return self._open_gpu(bundle, device, options)
 
     def _open_cpu(self, artefact: Artefact, options: BackendOptions) -> tuple[Any, str]:
         # The optimised graph is not kept on disk: for 44 MB that saves 0.05 s of 0.15 s at the start, and as much is
@@ -284,13 +284,13 @@ class OrtBackend(Backend):
             )
         return model
 
-    def _open_gpu(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:
+    def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
         if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
             self._ort.preload_dlls()
         tensorrt = self.name == "onnxruntime:tensorrt"
         cache = cache_folder(bundle, options.cache) if tensorrt else None
         batch = options.max_batch or _MAX_BATCH[self.name]
-        providers = gpu_providers(tensorrt, device, artefact.precision, self.frame_size, batch, cache)
+        providers = gpu_providers(tensorrt, device, self.frame_size, batch, cache)
         label = "TensorRT" if tensorrt else "CUDA"
         # TensorRT would take T's default for a constant.
         model = self._without_default() if tensorrt else str(self._file)

@@ -9,14 +9,13 @@ __all__ = ["gpu_providers"]
 
 
 def gpu_providers(
-    tensorrt: bool, device: int, precision: str, size: tuple[int, int], max_batch: int, cache: Path | None
+    tensorrt: bool, device: int, size: tuple[int, int], max_batch: int, cache: Path | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """Providers in order of preference, with their options.
 
     Args:
         tensorrt: TensorRT first, CUDA for what it does not take; else CUDA alone.
         device: GPU number.
-        precision: of the graph.
         size: (height, width) of the graph's frame.
         max_batch: largest batch.
         cache: folder for compiled engines, or None.
@@ -42,8 +41,8 @@ def gpu_providers(
             "trt_profile_opt_shapes": shape(1),
             "trt_profile_max_shapes": shape(max_batch),
         }
-        if precision == "fp16":
-            engine["trt_fp16_enable"] = "1"
+        # `trt_fp16_enable` stays off, for an FP16 graph too: without it the provider builds strongly typed networks
+        # (onnxruntime pull request 18707), which obey the graph's own types, sums in FP32 among them.
         if cache is not None:
             engine.update(
                 trt_engine_cache_enable="1",

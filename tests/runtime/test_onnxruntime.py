@@ -219,14 +219,14 @@ def test_a_failure_in_flight_is_raised_at_collect(tmp_path: Path) -> None:
 
 
 def test_options_of_the_gpu_providers(tmp_path: Path) -> None:
-    ((name, cuda),) = gpu_providers(False, 1, "fp32", SIZE, 32, None)
+    ((name, cuda),) = gpu_providers(False, 1, SIZE, 32, None)
     assert name == "CUDAExecutionProvider"
     assert cuda["device_id"] == "1"
     assert cuda["use_tf32"] == "0"
-    (name, engine), (fallback, _) = gpu_providers(True, 0, "fp16", SIZE, 16, tmp_path)
+    (name, engine), (fallback, _) = gpu_providers(True, 0, SIZE, 16, tmp_path)
     assert (name, fallback) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert engine["trt_profile_max_shapes"] == "frame:16x24x40x3"
     assert engine["trt_engine_cache_path"] == str(tmp_path)
-    assert engine["trt_fp16_enable"] == "1"
-    (_, engine), _ = gpu_providers(True, 0, "fp32", SIZE, 16, None)
-    assert not [key for key in engine if "cache" in key or "fp16" in key]
+    assert not [key for key in engine if "fp16" in key or "int8" in key]  # the graph's own types are obeyed
+    (_, engine), _ = gpu_providers(True, 0, SIZE, 16, None)
+    assert not [key for key in engine if "cache" in key]

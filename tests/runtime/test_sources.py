@@ -53,6 +53,17 @@ def test_pattern_crosses_folders_and_keeps_them_apart(tmp_path: Path) -> None:
     assert [str(source.stem) for source in found] == ["x/1", "y/1"]
 
 
+def test_a_pattern_that_climbs_files_its_pictures_below_the_folder_all_the_same(tmp_path: Path) -> None:
+    for name in ("in/a/0.png", "in/b/0.png", "in/top.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image(tmp_path / name)
+    for pattern in ("in/*/../top.png", "in/a/../*/0.png", "in/*/../../*/*/0.png"):
+        stems = [source.stem for source in find_sources([str(tmp_path / pattern)])]
+        assert stems
+        assert not any(".." in stem.parts or stem.is_absolute() for stem in stems)
+        assert len(set(stems)) == len(stems)
+
+
 def test_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path: Path) -> None:
     path = image(tmp_path / "part[1].png")
     assert [source.path for source in find_sources([str(path)])] == [path]

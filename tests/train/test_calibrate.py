@@ -48,8 +48,8 @@ def test_the_rate_asked_for_holds_on_the_images(samples: list[Sample], fpr: floa
     assert above <= fpr
     assert above >= fpr - 3 / values.size  # and no higher than it has to be
     for other in (0.0, 0.01, 0.1, 0.5):  # chosen later, at run time
-        # Between two levels of the table a threshold is interpolated.
-        assert (values > found.pixel.at(other)).mean() == pytest.approx(other, abs=0.002)
+        # Between two levels of the table the safer threshold is taken: up to a quarter fewer.
+        assert 0.79 * other - 0.002 <= (values > found.pixel.at(other)).mean() <= other
 
 
 def test_zero_is_the_largest_value_seen(samples: list[Sample]) -> None:

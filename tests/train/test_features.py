@@ -201,6 +201,7 @@ def test_where_the_cache_is(
     assert cache_root() == tmp_path / "xdg" / "saae"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SAAE_CACHE", "")
     assert cache_root() == tmp_path / "home" / ".cache" / "saae"
     monkeypatch.setenv("SAAE_CACHE", str(tmp_path / "mine"))
     assert cache_root() == tmp_path / "mine"
