@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 from saae_train.backbone import build_backbone
+from saae_train.data import Sample
 from saae_train.detector import Detector, FeatureSpace
 from saae_train.model import SAAE
 
@@ -65,3 +69,12 @@ def noise_frames(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray
         field = 128 + a * rows + b * columns + c * np.sin(6 * rows * columns) + rng.normal(0, 12, (height, width, 3))
         frames.append(np.clip(np.rint(field), 0, 255).astype(np.uint8))
     return np.stack(frames)
+
+
+def noise_samples(folder: Path, count: int, size: tuple[int, int]) -> list[Sample]:
+    """The same frames as normal images in files, `folder`/0.png and on."""
+    found = []
+    for index, frame in enumerate(noise_frames(count, size)):
+        Image.fromarray(frame).save(folder / f"{index}.png")
+        found.append(Sample(folder / f"{index}.png", "good", None, False))
+    return found

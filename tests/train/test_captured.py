@@ -14,8 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from fake_recorder import FakeRecorder  # noqa: E402
-from PIL import Image  # noqa: E402
-from tiny_models import noise_frames  # noqa: E402
+from tiny_models import noise_samples  # noqa: E402
 
 from saae_train import fit as module  # noqa: E402
 from saae_train.backbone import build_backbone  # noqa: E402
@@ -56,12 +55,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    folder = tmp_path_factory.mktemp("images")
-    found = []
-    for index, frame in enumerate(noise_frames(7, SIZE)):
-        Image.fromarray(frame).save(folder / f"{index}.png")
-        found.append(Sample(folder / f"{index}.png", "good", None, False))
-    return found
+    return noise_samples(tmp_path_factory.mktemp("images"), 7, SIZE)
 
 
 @pytest.fixture(scope="module")
