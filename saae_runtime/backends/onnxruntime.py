@@ -95,7 +95,7 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
 def _candidate(
     bundle: Bundle, name: str, precision: str | None, device_type: str | None = None, arithmetic: str | None = None
 ) -> Candidate:
-    why, cure = _missing(name)
+    why, cure = _missing(name, device_type)
     able, note = _PREFERENCE[name], ""
     asks = name == "onnxruntime:openvino" and not why and set(IN_BF16) & set(bundle.manifest.precisions())
     if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
@@ -131,7 +131,7 @@ def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str
     return why, f"rebuild the bundle, or name the precision: precision={(held or ['fp32'])[0]!r}"
 
 
-def _missing(name: str) -> tuple[str, str]:
+def _missing(name: str, device_type: str | None = None) -> tuple[str, str]:
     """Why a provider is not there, and what to install; empty where it seems to be there."""
     if find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed", _INSTALL[name]
@@ -141,7 +141,7 @@ def _missing(name: str) -> tuple[str, str]:
         why = f"ONNX Runtime is installed but cannot be imported ({error})"
         return why, "pip install --force-reinstall onnxruntime"
     if name == "onnxruntime:openvino":
-        return ort_openvino.missing(ort)
+        return ort_openvino.missing(ort, device_type)
     if _PROVIDERS[name] not in ort.get_available_providers():
         why = f"this ONNX Runtime {ort.__version__} was built without {_PROVIDERS[name]}"
         # Both wheels install the same package; the one that came last would win.

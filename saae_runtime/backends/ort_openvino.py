@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,15 +25,24 @@ _CAPABILITY = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 # and an NPU are made for. A CPU is slower in f16.
 _CALIBRATED = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 _lock = threading.Lock()
+# ONNX Runtime refuses to register a library twice, also one that offered no device or failed.
+_registered: weakref.WeakKeyDictionary[Any, BackendUnavailableError | None] = weakref.WeakKeyDictionary()
 
 
-def missing(ort: Any) -> tuple[str, str]:
-    """Why the plug-in cannot be used, and the cure; empty where it seems to be there."""
+def missing(ort: Any, device_type: str | None = None) -> tuple[str, str]:
+    """Why the plug-in cannot be used on a device (default: the CPU), and the cure; empty where it seems to be there.
+
+    A plug-in that is there and does not load is for `add_device` to report.
+    """
     if find_spec(_PACKAGE) is None:
         return "the OpenVINO plug-in onnxruntime-ep-openvino is not installed", _INSTALL
     if not hasattr(ort, "register_execution_provider_library") or not hasattr(ort, "get_ep_devices"):
         return f"ONNX Runtime {ort.__version__} takes no plug-in providers", "pip install --upgrade onnxruntime"
-    return "", ""
+    try:
+        _register(ort)
+    except BackendUnavailableError:
+        return "", ""
+    return _no_device(device_type or "CPU", _devices(ort))
 
 
 def has_bf16(ort: Any, device_type: str | None = None) -> bool:
@@ -75,12 +85,9 @@ def add_device(ort: Any, settings: Any, options: BackendOptions, precision: str,
     _register(ort)
     wanted = options.device_type or "CPU"
     found = _devices(ort)
-    if wanted not in found:
-        raise BackendUnavailableError(
-            f"OpenVINO has no {wanted} device here.",
-            f"It reports: {', '.join(sorted(found)) or 'none'}.",
-            "leave device_type out for the CPU; a GPU or NPU needs Intel's driver",
-        )
+    why, cure = _no_device(wanted, found)
+    if why:
+        raise BackendUnavailableError(f"OpenVINO has no {wanted} device here.", why, cure)
     device, facts = found[wanted]
     name = facts.get("FULL_DEVICE_NAME", wanted)
     able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in facts.get("OPTIMIZATION_CAPABILITIES", "").split()]
@@ -117,6 +124,15 @@ def _devices(ort: Any) -> dict[str, tuple[Any, Mapping[str, str]]]:
     return found
 
 
+def _no_device(wanted: str, found: Mapping[str, Any]) -> tuple[str, str]:
+    if wanted in found:
+        return "", ""
+    reports = f"the plug-in offers {', '.join(sorted(found)) or 'no device'} on this machine"
+    if wanted == "CPU":
+        return f"{reports}; it has a CPU device on Intel processors alone", "backend='onnxruntime:cpu'"
+    return reports, "leave device_type out for the CPU; a GPU or NPU needs Intel's driver"
+
+
 def _calibrated(precision: str, device_type: str) -> str:
     return "f16" if precision == "fp16" and device_type != "CPU" else _CALIBRATED[precision]
 
@@ -137,15 +153,25 @@ def _arithmetic(asked: str | None, calibrated: str, able: list[str], name: str) 
 
 
 def _register(ort: Any) -> None:
+    """Registers the plug-in once; every later call ends as the first did."""
     with _lock:
-        if any(device.ep_name == PROVIDER for device in ort.get_ep_devices()):
-            return
-        try:
-            package = importlib.import_module(_PACKAGE)
-            ort.register_execution_provider_library(PROVIDER, package.get_library_path())
-        except Exception as error:  # a plug-in for another ONNX Runtime fails in many ways
-            raise BackendUnavailableError(
-                "The OpenVINO plug-in does not load.",
-                f"{type(error).__name__}: {str(error).strip()[:300]} (ONNX Runtime {ort.__version__})",
-                "pip install --upgrade onnxruntime onnxruntime-ep-openvino",
-            ) from error
+        if ort not in _registered:
+            _registered[ort] = _load(ort)
+        failure = _registered[ort]
+    if failure is not None:
+        raise failure
+
+
+def _load(ort: Any) -> BackendUnavailableError | None:
+    if any(device.ep_name == PROVIDER for device in ort.get_ep_devices()):
+        return None
+    try:
+        package = importlib.import_module(_PACKAGE)
+        ort.register_execution_provider_library(PROVIDER, package.get_library_path())
+    except Exception as error:  # a plug-in for another ONNX Runtime fails in many ways
+        return BackendUnavailableError(
+            "The OpenVINO plug-in does not load.",
+            f"{type(error).__name__}: {str(error).strip()[:300]} (ONNX Runtime {ort.__version__})",
+            "pip install --upgrade onnxruntime onnxruntime-ep-openvino",
+        )
+    return None

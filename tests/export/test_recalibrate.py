@@ -277,7 +277,7 @@ def test_engines_share_the_thresholds_and_keep_their_bytes(bundle: Path, picture
 
 
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda _: ("the OpenVINO plug-in is not installed", "pip install it"))
+    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("the OpenVINO plug-in is not installed", "pip install it"))
 
 
 def test_a_precision_that_cannot_run_here_is_an_error_with_its_reason(

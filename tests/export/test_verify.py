@@ -154,8 +154,8 @@ def test_a_read_only_bundle_opens_scores_and_verifies(bundle: Bundle) -> None:
 def test_what_no_processor_feature_lets_run_is_said(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, only: str | None
 ) -> None:
-    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
-
+    if why := ort_openvino.missing(onnxruntime)[0]:
+        pytest.skip(why)
     monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: False)
     manifest = bundle.manifest
     bf16 = dataclasses.replace(bundle.artefacts(precision="fp32")[0], precision="bf16", parity=None)
@@ -246,7 +246,7 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: True)
-    monkeypatch.setattr(ort_openvino, "missing", lambda _: ("not installed", "install it"))
+    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("not installed", "install it"))
     opened = ort_backend.OrtBackend._open
 
     def fails(self: ort_backend.OrtBackend, *arguments: object) -> object:

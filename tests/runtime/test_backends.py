@@ -25,7 +25,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda _: ("the OpenVINO plug-in is not installed", "pip install it"))
+    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("the OpenVINO plug-in is not installed", "pip install it"))
 
 
 def test_every_name_has_one_candidate(bundle: Bundle) -> None:
@@ -52,7 +52,7 @@ def test_auto_takes_what_is_there_and_says_why(bundle: Bundle, name: str) -> Non
 
 @pytest.mark.usefixtures("no_openvino")
 def test_auto_passes_over_what_fails_with_a_word(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda _: ("", ""))
+    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("", ""))
 
     def fail(*_: object) -> None:
         raise BackendUnavailableError("The OpenVINO plug-in does not load.", "built for another ONNX Runtime")

@@ -128,6 +128,29 @@ def test_plug_in_for_another_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> No
     assert "pip install --upgrade" in caught.value.cure
 
 
+def test_the_second_open_says_what_the_first_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime refuses a library that it has registered before, with an error that is beside the point."""
+
+    class RegistersOnce(FakeRuntime):
+        def register_execution_provider_library(self, name: str, path: str) -> None:
+            if hasattr(self, "name"):
+                raise RuntimeError("EP library is already registered")
+            self.name = name
+
+    package = SimpleNamespace(get_library_path=lambda: "/somewhere/plugin.so")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime_ep_openvino", package)
+    monkeypatch.setattr("saae_runtime.backends.ort_openvino.find_spec", lambda _: object())
+    runtime = RegistersOnce({})
+    said = []
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError, match="no CPU device here") as caught:
+            add_device(runtime, FakeSettings(), BackendOptions(), "fp32", None)
+        said.append(str(caught.value))
+        assert "Intel processors alone" in missing(runtime)[0]
+    assert said[0] == said[1]
+    assert not ort_openvino.has_bf16(runtime)
+
+
 def test_too_old_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saae_runtime.backends.ort_openvino.find_spec", lambda _: object())
     why, cure = missing(SimpleNamespace(__version__="1.18.0"))
@@ -145,9 +168,17 @@ def test_plugin_config() -> None:
     }
 
 
+def need_openvino() -> None:
+    """Skips where OpenVINO has no CPU device, and says why: asked of the library, not of what is installed."""
+    ort = pytest.importorskip("onnxruntime", reason="pip install 'saae[cpu]'")
+    why, _ = missing(ort)
+    if why:
+        pytest.skip(why)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    need_openvino()
     return make_tiny_bundle(tmp_path_factory.mktemp("openvino") / "tiny", SIZE, precisions=("fp32", "fp16"))
 
 
@@ -229,7 +260,7 @@ def test_openvino_computes_the_fp16_graph_in_f32(folder: Path) -> None:
 
 def test_what_auto_computes_is_what_was_calibrated(tmp_path: Path) -> None:
     """A network of the real shape, whose maps bf16 moves by several times this bound."""
-    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    need_openvino()
     pytest.importorskip("torch", reason="needs the extra `export`")
     from tiny_models import tiny_detector
 
@@ -269,7 +300,7 @@ def test_openvino_keeps_its_compiled_form_where_told(folder: Path, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def bf16_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime_ep_openvino", reason="pip install 'saae[openvino]' for OpenVINO's tests")
+    need_openvino()
     folder = tmp_path_factory.mktemp("bf16") / "tiny"
     manifest = tiny_manifest(SIZE, precisions=("fp32", "bf16"))
     low = ThresholdTable(fpr=(0.0, 1.0), threshold=(7.0, 0.0), default_fpr=0.0, count=1000)
