@@ -154,6 +154,8 @@ def test_a_read_only_bundle_opens_scores_and_verifies(bundle: Bundle) -> None:
 def test_what_no_processor_feature_lets_run_is_said(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, only: str | None
 ) -> None:
+    import onnxruntime
+
     if why := ort_openvino.missing(onnxruntime)[0]:
         pytest.skip(why)
     monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: False)
