@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.random_model import random_checkpoint, random_config
 from benchmarks.torch_variants import Deployed
-from saae_train.presets import VGG_BACKBONE
+from saae_train.config import VGG_BACKBONE
 
 __all__ = ["INPUT", "dfr"]
 

@@ -5,7 +5,7 @@
 
 Three ways, with the same images in the same order, the same first weights, rates and loss:
 
-  saae             `saae_train.fit.fit` as it is, from features kept after one pass of the backbone;
+  saae             `saae_train.fitting.fit.fit` as it is, from features kept after one pass of the backbone;
   plain            float32, eager, torch.optim.Adam, from the same features, all in memory, PyTorch's defaults;
   plain, backbone  the same, with the frozen backbone run on every batch anew, as a simple script would.
 
@@ -48,7 +48,7 @@ class Plain:
     def __init__(self, checkpoint: Any, features: Any, steps: int, device: Any, pixels: Any = None) -> None:
         import torch
 
-        from saae_train.model import SAAE
+        from saae_train.model.saae import SAAE
 
         old = checkpoint.detector.saae
         self.config, self.device, self.total, self.step = checkpoint.config, device, steps, 0
@@ -165,14 +165,14 @@ def measure(
 
     from saae_runtime.geometry import resize_frames
     from saae_runtime.images import read_image
-    from saae_train.backbone import build_backbone, choose_layers
-    from saae_train.captured import EAGER_STEPS
-    from saae_train.checkpoint import discard_state
-    from saae_train.data import Sample
-    from saae_train.features import extract, pick_device
-    from saae_train.fit import Reporter, fit
-    from saae_train.precision import reached
-    from saae_train.presets import preset
+    from saae_train.config import preset
+    from saae_train.data.category import Sample
+    from saae_train.fitting.cuda_graph import EAGER_STEPS
+    from saae_train.fitting.features import extract, pick_device
+    from saae_train.fitting.fit import Reporter, fit
+    from saae_train.fitting.precision import reached
+    from saae_train.model.checkpoint import discard_state
+    from saae_train.model.vit import build_backbone, choose_layers
 
     config, device = preset(preset_name).replace(**changes), pick_device(device_name)
     whole = fit_steps or config.steps or int(config.epochs or 1) * math.ceil(images / config.batch)

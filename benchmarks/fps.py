@@ -48,7 +48,7 @@ from saae_runtime.manifest import PRECISIONS
 
 if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
-    from saae_train.detector import Detector
+    from saae_train.model.detector import Detector
 
 KINDS = ("compute", "frame", "stream", "stream graph", "device")
 INSIDE = {
@@ -307,7 +307,7 @@ def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
-    from saae_export.staging import parse_frame_size
+    from saae_export.pipeline.bundle import parse_frame_size
 
     console = Console(stderr=True)
     checkpoint = random_checkpoint(random_config(**options["model"]))
@@ -322,7 +322,7 @@ def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence
 def _with_engines(
     bundle: Bundle, settings: Settings, precisions: Sequence[str], opt_batch: int | None, console: Any
 ) -> Bundle:
-    from saae_export.engines import EngineOptions, build_engine
+    from saae_export.tensorrt.compile import EngineOptions, build_engine
 
     most = max(settings.batches)
     options = EngineOptions(1, min(opt_batch or most, most), most)
@@ -340,7 +340,7 @@ def _with_engines(
 @contextmanager
 def _given(path: Path, checkpoint: Path | None) -> Iterator[tuple[Any, ...]]:
     from benchmarks.random_model import like
-    from saae_export.torch_reference import load_reference
+    from saae_export.parity.pytorch import load_reference
 
     bundle = open_bundle(path)
     if checkpoint is not None:
@@ -462,7 +462,7 @@ def _graphs(settings: Settings) -> tuple[str, ...]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    from saae_export.staging import parse_frame_size
+    from saae_export.pipeline.bundle import parse_frame_size
 
     size = parse_frame_size(text, None)
     if size is None:

@@ -21,7 +21,7 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.manifest import PRECISIONS
-from saae_train.detector import Detector
+from saae_train.model.detector import Detector
 
 __all__ = [
     "REFERENCE",

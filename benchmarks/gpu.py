@@ -38,7 +38,7 @@ from benchmarks import common, memory
 from benchmarks.gpu_split import PARTS as SPLIT
 from benchmarks.gpu_split import TimedCuda, split
 from saae_runtime.backends.base import BackendOptions
-from saae_runtime.backends.cuda import CudaApi, GpuInfo
+from saae_runtime.backends.cuda.api import CudaApi, GpuInfo
 from saae_runtime.bundle import open_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, ParityError, SaaeError
@@ -180,8 +180,8 @@ Found = tuple[list[dict[str, Any]], dict[str, Any], bool]
 
 
 def _engine(bundle: Path, largest: int) -> Found:
-    from saae_export.engine_parity import gate
-    from saae_export.engines import EngineOptions, build_engine
+    from saae_export.tensorrt.compile import EngineOptions, build_engine
+    from saae_export.tensorrt.gate import gate
 
     rows: list[dict[str, Any]] = []
     well = True
@@ -202,7 +202,7 @@ def _engine(bundle: Path, largest: int) -> Found:
 
 
 def _parity(bundle: Path, data: Path | None, checkpoint: Path | None) -> Found:
-    from saae_export.verify import verify
+    from saae_export.parity.verify import verify
 
     found = verify(bundle, data=data, checkpoint=checkpoint)
     rows = [
@@ -239,7 +239,7 @@ def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path 
 
 def _split(bundle: Path, backend: str, batches: Sequence[int], runs: int) -> Found:
     from saae_runtime.backends import candidates
-    from saae_runtime.backends import tensorrt as trt
+    from saae_runtime.backends.tensorrt import choose as trt
 
     opened = open_bundle(bundle)
     usable = [item for item in candidates(opened) if item.name.startswith("tensorrt")]

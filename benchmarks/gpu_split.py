@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from saae_runtime.backends.cuda import CudaApi
+from saae_runtime.backends.cuda.api import CudaApi
 
 if TYPE_CHECKING:
     from saae_runtime.backends.base import Backend

@@ -26,7 +26,7 @@ from saae_runtime.errors import SaaeError
 if TYPE_CHECKING:
     import onnx
 
-    from saae_train.checkpoint import Checkpoint
+    from saae_train.model.checkpoint import Checkpoint
 
 _SHOWN = ("MatMul", "Transpose", "Add", "Mul", "LayerNormalization", "Cast")
 
@@ -37,8 +37,8 @@ def rows_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
     from benchmarks.random_model import random_bundle
     from benchmarks.torch_variants import Deployed, gflop
-    from saae_export.graph import FusedGraph
-    from saae_export.onnx_export import trace
+    from saae_export.graph.fused import FusedGraph
+    from saae_export.graph.onnx_file import trace
 
     detector = checkpoint.detector
     size = detector.backbone.input_size

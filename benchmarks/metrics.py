@@ -4,7 +4,7 @@
 
 Three ways, on the same maps and masks, in one process:
 
-  saae        exact ROC-AUC, PRO-AUC, average precision and best F1, together (saae_train.metrics);
+  saae        exact ROC-AUC, PRO-AUC, average precision and best F1, together (saae_train.evaluation.metrics);
   one sort    exact PRO-AUC alone: all pixels concatenated, one index sort, cumulative sums of false
               positives and of each pixel's share in its region (the MVTec AD evaluation's approach);
   thresholds  PRO-AUC alone, approximate: thresholds sorted and tried one after another, each region's overlap
@@ -28,7 +28,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
-from saae_train.metrics import pixel_metrics
+from saae_train.evaluation.metrics import pixel_metrics
 
 Floats = NDArray[np.float32]
 Masks = list[NDArray[np.bool_]]

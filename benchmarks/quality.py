@@ -4,10 +4,10 @@
                                  [--baseline pca,pca-raw,padim,knn] [--seeds 0,1,2] [--set KEY=VALUE]
                                  [--out FILE] [--again]
 
-Each cell (category, method and seed) runs in a fresh process (saae_train/cells.py): split off the held-out normal
-images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images' own resolution.
-What is in the result file already, with the same settings on the same images, is not run again. A seed is that of
-weights, order and split; of several seeds the table shows the mean and the standard deviation.
+Each cell (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): split off the
+held-out normal images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images'
+own resolution. What is in the result file already, with the same settings on the same images, is not run again. A
+seed is that of weights, order and split; of several seeds the table shows the mean and the standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
              features between cells; fit times then hold no backbone where the row says so)
@@ -34,12 +34,12 @@ from benchmarks import common
 from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
-from saae_train.cells import SAAE_METHOD, Cell, Fitted, Report, fit_saae, is_same, run_fresh
-from saae_train.paper import CLASSES, paper_table
+from saae_train.experiments.experiment import SAAE_METHOD, Cell, Fitted, Report, fit_saae, is_same, run_fresh
+from saae_train.experiments.paper import CLASSES, paper_table
 
 if TYPE_CHECKING:
-    from saae_train.backbone import Features
-    from saae_train.data import Sample
+    from saae_train.data.category import Sample
+    from saae_train.model.vit import Features
 
 PAPER = {name: tuple(paper_table(table).figures[name]["Ours"] for table in ("2", "3")) for name in CLASSES}
 """Pixel ROC-AUC and PRO-AUC in percent, the paper's Tables 2 and 3, column "Ours"."""
@@ -54,7 +54,7 @@ def fit_method(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cach
 def _fit_baseline(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
     import torch
 
-    from saae_train.features import extract
+    from saae_train.fitting.features import extract
 
     config = cell.config
     features = extract(
@@ -171,8 +171,8 @@ def main(
     seeds: Annotated[str, typer.Option(help="comma-separated, e.g. 0,1,2; default: the configuration's own")] = "",
 ) -> None:
     """Measure quality; print and write the table after every cell."""
-    from saae_train.data import list_categories
-    from saae_train.options import make_config, parse_changes, parse_seeds
+    from saae_train.cli.options import make_config, parse_changes, parse_seeds
+    from saae_train.data.category import list_categories
 
     common.print_machine()
     target = out or common.RESULTS / "quality.json"

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 import torch
 
-from saae_export.graph import GRAPH_PRECISIONS
-from saae_export.quantize import insert_qdq, observe, weighted_products
-from saae_export.staging import bf16_missing, describe, export_graphs, onnx_file, provisional_bundle
+from saae_export.graph.fused import GRAPH_PRECISIONS
+from saae_export.int8.qdq import insert_qdq, observe, weighted_products
+from saae_export.pipeline.bundle import bf16_missing, describe, export_graphs, onnx_file, provisional_bundle
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
-from saae_train.backbone import build_backbone
-from saae_train.checkpoint import Checkpoint
-from saae_train.detector import Detector, FeatureSpace
-from saae_train.model import SAAE
-from saae_train.presets import PAPER_BACKBONE, TEXTURES, FitConfig, default_layers, preset
+from saae_train.config import PAPER_BACKBONE, TEXTURES, FitConfig, default_layers, preset
+from saae_train.model.checkpoint import Checkpoint
+from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.saae import SAAE
+from saae_train.model.vit import build_backbone
 
 __all__ = ["CATEGORY", "like", "random_bundle", "random_checkpoint", "random_config", "without_components"]
 

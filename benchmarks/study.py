@@ -3,11 +3,11 @@
     python benchmarks/study.py --data MVTEC_TREE [--categories cookie] [--seeds 0,1,2] [--variants default,...]
                                [--set KEY=VALUE] [--cache DIR] [--out FILE] [--list]
 
-Every cell is one fit in a fresh process (saae_train/cells.py) with the `fast` preset and one change. `--set` changes
-what all variants start from, the default among them (a shorter schedule, where time is short). All variants of
-one seed are run before the next seed, and what is in the result file already is not run again, so the study can be
-stopped and gone on with. The table gives mean and standard deviation over seeds, and the difference from the default
-over the seeds that both have, with the standard error of that difference.
+Every cell is one fit in a fresh process (saae_train/experiments/experiment.py) with the `fast` preset and one change.
+`--set` changes what all variants start from, the default among them (a shorter schedule, where time is short). All
+variants of one seed are run before the next seed, and what is in the result file already is not run again, so the
+study can be stopped and gone on with. The table gives mean and standard deviation over seeds, and the difference from
+the default over the seeds that both have, with the standard error of that difference.
 
 Choosing by these numbers is choosing on test images: a variant taken over because of a table is flattered in it.
 """
@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from benchmarks.quality import finished
 from saae_runtime.errors import ConfigError, SaaeError
-from saae_train.cells import Cell, is_same, run_fresh
-from saae_train.options import make_config, parse_changes, parse_seeds
+from saae_train.cli.options import make_config, parse_changes, parse_seeds
+from saae_train.experiments.experiment import Cell, is_same, run_fresh
 
 DEFAULT = "default"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saae_export.graph import FusedGraph
+from saae_export.graph.fused import FusedGraph
 from saae_runtime.backends.base import Backend, RawOutputs
 from saae_runtime.errors import ConfigError
 from saae_runtime.frames import to_batch
 from saae_runtime.geometry import gaussian_matrix, resize_matrix, upsample_map
 from saae_runtime.result import Result
-from saae_train.detector import Detector
+from saae_train.model.detector import Detector
 
 __all__ = ["Deployed", "TorchBackend", "gflop", "matmul_tflops", "score_frames", "torch_backend", "torch_variants"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from saae_runtime.backends.ort_graph import with_default
+from saae_runtime.backends.onnxruntime.graph import with_default
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError

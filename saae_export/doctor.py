@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import saae_runtime
-from saae_runtime.backends.cuda import cuda_install_hint
-from saae_runtime.backends.jetson import Jetson, find_jetson
-from saae_runtime.backends.tensorrt import engine_problem
-from saae_runtime.backends.trt_library import (
+from saae_runtime.backends.cuda.api import cuda_install_hint
+from saae_runtime.backends.cuda.jetson import Jetson, find_jetson
+from saae_runtime.backends.tensorrt.choose import engine_problem
+from saae_runtime.backends.tensorrt.library import (
     FLAVOURS,
     engine_library,
     install_hint,
@@ -47,7 +47,7 @@ _PROBES = {
     "print(version('onnxruntime-ep-openvino'))",
     "gpus": """
 import dataclasses, json
-from saae_runtime.backends.cuda import CudaApi
+from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.errors import SaaeError
 said = {"gpus": [], "driver": [0, 0], "problem": "", "cure": ""}
 try:

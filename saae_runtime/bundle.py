@@ -243,7 +243,7 @@ def _without(manifest: Manifest, names: set[str]) -> Manifest:
 
 
 def _compile_again(engine: Artefact, folder: Path) -> str:
-    from .backends.trt_library import rebuild_command  # which reads manifests: not at the top
+    from .backends.tensorrt.library import rebuild_command  # which reads manifests: not at the top
 
     command = rebuild_command(str(engine.library), engine.sm, engine.precision, str(folder))
     return f"copy the bundle again, or compile the engine again: {command}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import backends, geometry
 from .backends.base import Backend, RawOutputs
-from .backends.device_arrays import device_rank, is_device_array
+from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
 from .errors import BackendError, ConfigError, FrameError
 from .frames import Resize, as_frames, to_batch

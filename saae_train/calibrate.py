@@ -13,8 +13,8 @@ from saae_runtime.errors import CalibrationError
 from saae_runtime.images import read_image
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
 
-from .data import Sample, content_digest
-from .presets import TEXTURES
+from .config import TEXTURES
+from .data.category import Sample, content_digest
 
 __all__ = ["OBJECT_FPR", "TEXTURE_FPR", "Calibration", "calibrate", "default_fpr"]
 
@@ -46,7 +46,7 @@ def default_fpr(facts: Mapping[str, Any], name: str) -> float:
     """The paper's acceptable pixel FPR (section 4.1.2) of what a model was fitted as.
 
     Args:
-        facts: of the fit, see `saae_train.checkpoint.Checkpoint`; `texture` in it counts.
+        facts: of the fit, see `saae_train.model.checkpoint.Checkpoint`; `texture` in it counts.
         name: of the category, which counts where the facts do not say.
     """
     return TEXTURE_FPR if facts.get("texture", name in TEXTURES) else OBJECT_FPR

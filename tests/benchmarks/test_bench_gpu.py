@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.gpu_split import PARTS, Stamps, TimedCuda, split
-from saae_runtime.backends.cuda import CudaApi
+from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError, ParityError
 from saae_runtime.manifest import Artefact
 
@@ -142,7 +142,7 @@ def test_the_fit_is_run_for_both_presets_and_written(command, bundle, tmp_path, 
         assert done.exit_code == 0, done.output
         return SimpleNamespace(returncode=done.exit_code)
 
-    from saae_train import presets
+    from saae_train import config as presets
 
     tiny = presets.FitConfig(
         backbone="test_vit2", layers=(1, 2), input_size=(48, 48), components=24, latent_limit=6, batch=2, steps=3
@@ -257,7 +257,8 @@ def test_the_real_clock_calls_what_the_installed_wheel_has():
 
 def test_an_engine_that_disagrees_is_not_well_and_a_missing_library_is_no_fault(command, bundle, tmp_path, monkeypatch):
     pytest.importorskip("onnx", reason="needs the extra `export`")
-    from saae_export import engine_parity, engines
+    from saae_export.tensorrt import compile as engines
+    from saae_export.tensorrt import gate as engine_parity
 
     installed = set()
 

@@ -11,7 +11,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import metrics as bench
-from saae_train.metrics import pro_auc
+from saae_train.evaluation.metrics import pro_auc
 
 
 def test_the_compared_ways_agree() -> None:

@@ -16,8 +16,8 @@ from tiny_sets import TINY_CHANGES, write_square_set
 
 from benchmarks import quality
 from saae_runtime.errors import DataError, SaaeError
-from saae_train.cells import Cell, is_same, run_cell, run_fresh
-from saae_train.options import make_config
+from saae_train.cli.options import make_config
+from saae_train.experiments.experiment import Cell, is_same, run_cell, run_fresh
 
 WORDS = [
     word

@@ -12,9 +12,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import study
-from saae_train.cells import Cell, images_digest
-from saae_train.data import find_category
-from saae_train.options import make_config
+from saae_train.cli.options import make_config
+from saae_train.data.category import find_category
+from saae_train.experiments.experiment import Cell, images_digest
 
 
 def row(

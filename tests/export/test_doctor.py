@@ -199,7 +199,7 @@ def test_a_bundle_that_cannot_be_read_is_explained(engines, tmp_path, damage):
 def test_the_command_on_this_machine(tmp_path):
     import typer
 
-    from saae_export.cli_engine import add_commands
+    from saae_export.cli.engine import add_commands
     from saae_runtime.terminal import GuardedGroup
 
     app = typer.Typer(cls=GuardedGroup, pretty_exceptions_enable=False)

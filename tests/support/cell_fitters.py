@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from saae_train.cells import Cell, Fitted, Report
+from saae_train.experiments.experiment import Cell, Fitted, Report
 
 
 def brightness(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report) -> Fitted:

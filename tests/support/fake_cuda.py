@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from saae_runtime.backends.cuda import CudaFailure, GpuInfo
+from saae_runtime.backends.cuda.api import CudaFailure, GpuInfo
 from saae_runtime.errors import DeviceError
 
 

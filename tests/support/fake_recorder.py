@@ -73,7 +73,7 @@ class Tape(TorchDispatchMode):
 
 
 class FakeRecorder:
-    """A `saae_train.captured.Recorder`.
+    """A `saae_train.fitting.cuda_graph.Recorder`.
 
     Args:
         refuse_at: so many operations into a recording it is refused; None: never.

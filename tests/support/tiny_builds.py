@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from tiny_models import TINY
 
-from saae_export.build import BuildOptions, BuildResult, build
-from saae_export.sources import Request
-from saae_train.demo import write_demo
-from saae_train.presets import FitConfig
+from saae_export.pipeline.build import BuildOptions, BuildResult, build
+from saae_export.pipeline.images import Request
+from saae_train.config import FitConfig
+from saae_train.data.demo import write_demo
 
 CONFIG = FitConfig(
     backbone=TINY, layers=(1, 2), input_size=(64, 64), components=32, latent=12, steps=6, batch=4, precision="fp32"

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saae_train.backbone import build_backbone
-from saae_train.data import Sample
-from saae_train.detector import Detector, FeatureSpace
-from saae_train.model import SAAE
+from saae_train.data.category import Sample
+from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.saae import SAAE
+from saae_train.model.vit import build_backbone
 
 TINY = "vit_tiny_patch16_224"
 

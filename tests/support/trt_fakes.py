@@ -8,9 +8,9 @@ import numpy as np
 from fake_cuda import FakeCuda, expected_map, fake_tensorrt
 
 from saae_runtime.backends.base import BackendOptions
-from saae_runtime.backends.cuda import GpuInfo
-from saae_runtime.backends.trt_backend import TensorRTBackend
-from saae_runtime.backends.trt_library import (
+from saae_runtime.backends.cuda.api import GpuInfo
+from saae_runtime.backends.tensorrt.backend import TensorRTBackend
+from saae_runtime.backends.tensorrt.library import (
     TrtLibrary,
 )
 

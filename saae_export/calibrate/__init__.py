@@ -1,0 +1,1 @@
+"""Calibrating a finished bundle again."""

@@ -1,0 +1,98 @@
+"""Pictures of good parts to calibrate on: found by name, checked, and what their number means for the thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.sources.files import find_sources
+from saae_runtime.sources.video import VIDEO_SUFFIXES
+from saae_runtime.thresholds import ThresholdTable
+from saae_train.data.category import GOOD, MIN_HELD_OUT, Category, Sample, content_hashes
+from saae_train.data.check import check
+
+__all__ = ["about_pictures", "check_pictures", "find_pictures"]
+
+_SHOWN = 1000  # unreadable pictures named in one error
+
+
+def find_pictures(names: Sequence[str]) -> tuple[Sample, ...]:
+    """The pictures that files, folders (with those below them) and glob patterns name, each once.
+
+    Raises:
+        ConfigError: a name that is none of these, or a video or a camera.
+        DataError: a folder or pattern without pictures.
+    """
+    for name in names:
+        if name.startswith("camera:") or Path(name).suffix.lower() in VIDEO_SUFFIXES:
+            raise _no_picture(name)
+    found: dict[Path, Sample] = {}
+    for source in find_sources(names, recursive=True):
+        if source.path is None or source.kind != "image":
+            raise _no_picture(source.name)
+        found.setdefault(source.path.resolve(), Sample(source.path, GOOD, None, False))
+    return tuple(found.values())
+
+
+def check_pictures(
+    category: str, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
+) -> tuple[str, ...]:
+    """Opens every picture; returns what looks odd about them, one line each.
+
+    Args:
+        category: the product's name, for messages.
+        samples: the pictures.
+        progress: called with (done, all).
+
+    Raises:
+        DataError: too few different ones, or some that cannot be used; all of these are named.
+    """
+    root = samples[0].path.parent if samples else Path()
+    report = check(Category(category, root, tuple(samples), ()), progress=progress)
+    report.raise_if_bad(_SHOWN)
+    different = len(set(content_hashes(samples)))
+    if different < MIN_HELD_OUT:
+        raise DataError(
+            f"{different} different picture{'' if different == 1 else 's'} cannot carry thresholds.",
+            f"{MIN_HELD_OUT} are the least; 50 or more are advisable.",
+            "give more pictures of good parts: --normal FOLDER",
+        )
+    return tuple(str(problem) for problem in report.warnings)
+
+
+def about_pictures(samples: Sequence[Sample], scores: Sequence[float], table: ThresholdTable) -> tuple[str, ...]:
+    """What the number of pictures means for the image T, and on which picture it rests; nothing where they are many.
+
+    Args:
+        samples: the pictures, two at least.
+        scores: their image scores, of one precision.
+        table: of these scores.
+    """
+    count, rate = len(samples), table.default_fpr
+    if rate * count >= 1.0:
+        return ()
+    first = int(np.argmax(scores))
+    second = float(np.partition(np.asarray(scores), -2)[-2])
+    notes = []
+    if rate > 0.0:
+        notes.append(
+            f"an image FPR of {rate:g} cannot be told from 0 with {count} pictures (1/{count} is {1.0 / count:.2g}): "
+            "the image T lies just above the largest score"
+        )
+    notes.append(
+        f"the image T rests on {samples[first].path} (score {scores[first]:.4g}, the next {second:.4g}): "
+        "make sure that it shows a good part"
+    )
+    notes.append(
+        f"up to 1 in {count + 1} further good parts like these will lie above it: it is the largest of {count}"
+    )
+    return tuple(notes)
+
+
+def _no_picture(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: thresholds are calibrated on pictures.", "This is a video or a camera.", "save its frames as pictures"
+    )

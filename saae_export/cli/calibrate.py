@@ -1,0 +1,110 @@
+"""The command `saae-export calibrate`: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from saae_runtime.terminal import log
+
+if TYPE_CHECKING:
+    from ..calibrate.recalibrate import Change
+
+__all__ = ["calibrate_command"]
+
+
+def calibrate_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    normal: Annotated[
+        list[str],
+        typer.Option(
+            "--normal",
+            metavar="PICTURES",
+            help="New pictures of good parts: a file, a folder or a quoted pattern. May be repeated.",
+            show_default=False,
+        ),
+    ],
+    pixel_fpr: Annotated[
+        float | None, typer.Option(help="Default acceptable FPR of pixels. Default: the bundle's present one.")
+    ] = None,
+    image_fpr: Annotated[
+        float | None, typer.Option(help="Default acceptable share of good parts rejected. Default: the bundle's.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="X[,Y]", help="Only these precisions; the others LEAVE the bundle. Default: all."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the bundle here, and leave BUNDLE as it is.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show old and new T, write nothing.")] = False,
+) -> None:
+    """Set a bundle's thresholds anew, from pictures of good parts as the line sees them now.
+
+    For a line that drifts: another lamp, lens or camera. Nothing is fitted, and neither PyTorch nor onnx is needed.
+    Tables cannot be merged: to keep what was known, give earlier good pictures along with the new ones.
+    """
+    from ..calibrate.images import find_pictures
+    from ..calibrate.recalibrate import recalibrate
+
+    console = log()
+    found = recalibrate(
+        bundle,
+        find_pictures(normal),
+        precisions=None if precision is None else [part.strip() for part in precision.split(",") if part.strip()],
+        pixel_fpr=pixel_fpr,
+        image_fpr=image_fpr,
+        target=out,
+        dry_run=dry_run,
+        console=console,
+    )
+    Console(highlight=False).print(_table(found.changes))
+    for note in found.notes:
+        console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
+    for item in found.dropped:
+        verb = "would leave" if dry_run else "left"
+        console.print(f"{escape(item)} {verb} the bundle: it was not calibrated", style="yellow", soft_wrap=True)
+    if dry_run:
+        console.print("Nothing was written.")
+        return
+    print(bundle if out is None else out)
+
+
+def _table(changes: tuple[Change, ...]) -> Table:
+    """Old and new T at the default rates, and what the old one makes of the new pictures."""
+    count = len(changes[0].scores)
+    table = Table(title=f"Thresholds at the default rates, on {count} pictures of good parts", title_justify="left")
+    for heading in ("precision", "of", "T before", "T now", "FPR", "above T before", "above T now"):
+        table.add_column(heading, justify="left" if heading in ("precision", "of") else "right")
+    for item in changes:
+        before, after = item.before, item.after
+        table.add_row(
+            item.precision,
+            "images",
+            f"{before.image.at():.5g}",
+            f"{after.image.at():.5g}",
+            _rate(before.image.default_fpr, after.image.default_fpr),
+            f"{item.rejected_before} of {count}",
+            f"{item.rejected_after} of {count}",
+        )
+        table.add_row(
+            "",
+            "pixels",
+            f"{before.pixel.at():.5g}",
+            f"{after.pixel.at():.5g}",
+            _rate(before.pixel.default_fpr, after.pixel.default_fpr),
+            f"{100 * item.marked_before:.3g} %",
+            "",
+        )
+    table.caption = "Images above T are called defective, pixels above T are marked."
+    table.caption_justify = "left"
+    return table
+
+
+def _rate(before: float, after: float) -> str:
+    return f"{after:g}" if before == after else f"{before:g} -> {after:g}"

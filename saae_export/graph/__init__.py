@@ -1,0 +1,1 @@
+"""The fused graph: frame in, anomaly map, score and mask out."""

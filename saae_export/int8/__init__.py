@@ -1,0 +1,1 @@
+"""INT8: QuantizeLinear and DequantizeLinear in the graph, how they are chosen, and the quality gate."""

@@ -1,0 +1,151 @@
+"""Which products of a graph are computed in INT8: found by measuring each on calibration frames, not by guess."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from saae_runtime.errors import CalibrationError, ConfigError
+from saae_runtime.files import write_bytes
+
+from ..graph.half_weights import whole_weights
+from ..graph.onnx_file import check_onnx
+from .qdq import Observed, insert_qdq, observe, run_frames, smooth, weighted_products
+
+__all__ = ["LIMITS", "MIN_FRAMES", "Product", "Quantiser", "require_frames"]
+
+MIN_FRAMES = 16
+"""Calibration frames below which ranges are not to be trusted."""
+
+LIMITS = (0.02, 0.01, 0.005, 0.0025)
+"""Errors that one product alone may bring into the map, tried in turn until the quality gate passes."""
+
+_MEASURED_ON = 3  # frames for each product's own error
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product and what INT8 does to the map if it alone is quantised.
+
+    Attributes:
+        name: node.
+        limit: the activation's range that did best.
+        error: root-mean-square change of the map over its root-mean-square value, after the best common factor (a
+            factor moves thresholds and maps alike).
+        share: of the graph's weights that are products', 0..1.
+    """
+
+    name: str
+    limit: float
+    error: float
+    share: float
+
+
+class Quantiser:
+    """An FP32 graph, observed and measured once; gives INT8 graphs of growing care.
+
+    Args:
+        path: the FP32 graph, written by `onnx_export.export_onnx`.
+        frames: normal images, uint8 H x W x 3 at the graph's frame size, `MIN_FRAMES` or more.
+        frame_size: (H, W).
+        progress: told (done, in all, of what).
+
+    Raises:
+        CalibrationError: too few frames.
+        ConfigError: the graph has nothing to quantise.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        frames: Sequence[NDArray[np.uint8]],
+        frame_size: tuple[int, int],
+        progress: Progress = lambda done, total, what: None,
+    ) -> None:
+        require_frames(len(frames))
+        self.frame_size = frame_size
+        model = onnx.load(os.fspath(path))
+        whole_weights(model)
+        if not weighted_products(model):
+            raise ConfigError(f"{path} has no product that INT8 could compute.", "", "build without --int8")
+        observed = observe(model, frames, lambda done, total: progress(done, 2 * total, "ranges"))
+        self._model = smooth(model, observed)
+        observed = observe(
+            self._model, frames, lambda done, total: progress(total + done, 2 * total, "ranges, smoothed")
+        )
+        spread = np.linspace(0, len(frames) - 1, _MEASURED_ON).round().astype(int)
+        self.products = _measured(self._model, observed, [frames[index] for index in spread], progress)
+
+    def chosen(self, limit: float) -> list[Product]:
+        """The products whose own error is within a limit."""
+        return [product for product in self.products if product.error <= limit]
+
+    def write(self, path: str | os.PathLike[str], products: Sequence[Product]) -> Path:
+        """Writes the graph with these products in INT8 (atomically), and checks it.
+
+        Raises:
+            ConfigError: ONNX Runtime refuses the graph.
+            StorageError: the file could not be written.
+        """
+        model = insert_qdq(self._model, {product.name: product.limit for product in products})
+        properties = {item.key: item.value for item in model.metadata_props}
+        properties["saae.precision"] = "int8"
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {key: properties[key] for key in sorted(properties)})
+        data = model.SerializeToString(deterministic=True)
+        check_onnx(data, self.frame_size)
+        target = Path(path)
+        write_bytes(target, data)
+        return target
+
+
+def require_frames(count: int) -> None:
+    """Raises CalibrationError for fewer than `MIN_FRAMES` images to take ranges from."""
+    if count < MIN_FRAMES:
+        raise CalibrationError(
+            f"INT8 needs {MIN_FRAMES} normal images for its ranges; there are {count}.",
+            "A range from few images clips what the others hold.",
+            "add normal images, or build without --int8",
+        )
+
+
+def _measured(
+    model: onnx.ModelProto,
+    observed: Mapping[str, Observed],
+    frames: Sequence[NDArray[np.uint8]],
+    progress: Progress,
+) -> tuple[Product, ...]:
+    """Each product alone in INT8, with the whole range and with the clipped one, against the graph as it is."""
+    reference = _maps(model, frames)
+    products = weighted_products(model)
+    sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}
+    total = sum(sizes[weight] for _, weight in products.values())
+    found = []
+    for number, (name, (activation, weight)) in enumerate(products.items()):
+        progress(number, len(products), "products measured")
+        ranges = dict.fromkeys((observed[activation].largest, observed[activation].least_squares()))
+        error, limit = min(
+            (_error(reference, _maps(insert_qdq(model, {name: limit}), frames)), limit) for limit in ranges
+        )
+        found.append(Product(name, limit, error, sizes[weight] / total))
+    progress(len(products), len(products), "products measured")
+    return tuple(found)
+
+
+def _maps(model: onnx.ModelProto, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    return np.stack([outputs["anomaly_map"][0] for outputs in run_frames(model, frames)]).astype(np.float64)
+
+
+def _error(reference: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    if not np.isfinite(found).all():
+        return float("inf")
+    factor = float((reference * found).sum() / max(float((found * found).sum()), 1e-30))
+    return float(np.sqrt(np.square(factor * found - reference).mean() / max(np.square(reference).mean(), 1e-30)))

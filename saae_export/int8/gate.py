@@ -1,0 +1,124 @@
+"""The quality gate of INT8: what it costs in ROC-AUC, PRO-AUC and decisions, each precision at its own thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saae_runtime.engine import Engine
+from saae_train.data.category import Category, Sample
+from saae_train.evaluation.evaluate import evaluate
+from saae_train.selftest.run import selftest
+
+__all__ = ["MOST_FALL", "MOST_FLIPS", "Quality", "Verdict", "compare_quality", "quality"]
+
+MOST_FALL = 0.003
+"""Pixel ROC-AUC and PRO-AUC may fall by so much, 0..1."""
+
+MOST_FLIPS = 0.01
+"""Share of images whose decision may differ."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one precision of a bundle reaches.
+
+    Attributes:
+        on: the images, in words.
+        pixel_roc_auc, pro_auc: 0..1.
+        decisions: whether each of these images was called anomalous. The calibration images are not among them: at
+            the default rate, 0, the image threshold is the largest of their own scores, so none could flip.
+    """
+
+    on: str
+    pixel_roc_auc: float
+    pro_auc: float
+    decisions: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's finding.
+
+    Attributes:
+        on: the images, in words.
+        pixel_fall, pro_fall: how far ROC-AUC and PRO-AUC fell, 0..1; negative where they rose.
+        flips: images decided differently.
+        images: images decided.
+    """
+
+    on: str
+    pixel_fall: float
+    pro_fall: float
+    flips: int
+    images: int
+
+    @property
+    def passed(self) -> bool:
+        # Written so that a NaN fails.
+        return max(self.pixel_fall, self.pro_fall) <= MOST_FALL and self.flips <= MOST_FLIPS * self.images
+
+    def __str__(self) -> str:
+        return (
+            f"pixel ROC-AUC {-100 * self.pixel_fall:+.2f}, PRO-AUC {-100 * self.pro_fall:+.2f} points on {self.on}, "
+            f"{self.flips} of {self.images} decisions differ"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "on": self.on,
+            "pixel_roc_auc_fall": round(self.pixel_fall, 6),
+            "pro_auc_fall": round(self.pro_fall, 6),
+            "flips": self.flips,
+            "images": self.images,
+        }
+
+
+def quality(
+    engine: Engine,
+    category: Category,
+    held_out: Sequence[Sample],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Quality:
+    """Measures an engine on the test set where it has defects with masks, else on simulated defects.
+
+    Args:
+        engine: at its own thresholds.
+        category: its test images are used.
+        held_out: the calibration images; simulated defects are drawn onto them.
+        progress: told (images done, images in all).
+
+    Raises:
+        SimulationError: no test set, and nothing can be drawn onto these pictures.
+    """
+    if any(sample.is_anomalous and sample.mask is not None for sample in category.test):
+        found = evaluate(engine, category, progress=progress)
+        pixel, pro = found.metric("pixel_roc_auc").value, found.metric("pro_auc").value
+        if pixel is not None and pro is not None:
+            decisions = tuple(image.score > engine.image_threshold for image in found.images)
+            return Quality(f"{len(found.images)} test images", pixel, pro, decisions)
+    simulated = selftest(engine, held_out, synthetic=category.synthetic, progress=progress)
+    return Quality(
+        f"{len(simulated.defects)} simulated defects",
+        _value(simulated.pixel_roc_auc),
+        _value(simulated.pro_auc),
+        tuple(defect.found for defect in simulated.defects),
+    )
+
+
+def compare_quality(reference: Quality, candidate: Quality) -> Verdict:
+    """What the candidate loses against the reference."""
+    pairs = list(zip(reference.decisions, candidate.decisions, strict=True))
+    return Verdict(
+        candidate.on,
+        reference.pixel_roc_auc - candidate.pixel_roc_auc,
+        reference.pro_auc - candidate.pro_auc,
+        sum(a != b for a, b in pairs),
+        len(pairs),
+    )
+
+
+def _value(metric: Any) -> float:
+    """A metric that is left out has no value: NaN, which fails the gate."""
+    return float("nan") if metric.value is None else float(metric.value)

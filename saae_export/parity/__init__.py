@@ -1,0 +1,1 @@
+"""Parity: what was exported against what was fitted."""

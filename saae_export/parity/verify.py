@@ -1,0 +1,318 @@
+"""`saae-export verify BUNDLE`: hashes, then parity of every artefact that this machine can run.
+
+The reference is, in this order: PyTorch, where images and a checkpoint are given; the FP32 ONNX graph, where only
+images are given; else the frames that the bundle carries with PyTorch's own answers, for which nothing but the runtime
+has to be installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime import backends
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle
+from saae_runtime.engine import Engine
+from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
+from saae_runtime.images import IMAGE_SUFFIXES, read_image
+from saae_runtime.manifest import Artefact, Parity
+
+from .compare import ParityReport, Scorer, bounds_of, compare
+from .reference import read_reference
+
+__all__ = ["Skipped", "Verification", "compare_engine", "compare_stored", "engine_scorer", "record_parity", "verify"]
+
+Note = Callable[[str], None]
+_MOST_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An artefact or backend that could not be run here, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        bundle: as it is now.
+        reports: one for each artefact and backend that ran.
+        skipped: what did not run, and why.
+        recorded: engines whose parity was not known before and is in the manifest now.
+    """
+
+    bundle: Bundle
+    reports: tuple[ParityReport, ...]
+    skipped: tuple[Skipped, ...]
+    recorded: tuple[str, ...] = ()
+
+
+def verify(
+    bundle: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    most_images: int = _MOST_IMAGES,
+    note: Note = lambda text: None,
+) -> Verification:
+    """Checks the hashes of a bundle and compares its artefacts with their reference.
+
+    An engine that was compiled elsewhere, so that its manifest says nothing of parity, gets it here: what was found is
+    written into the manifest, where the bundle can be written to.
+
+    Args:
+        bundle: the folder.
+        data: folder of images, searched with its subfolders; None for the bundle's own reference frames.
+        checkpoint: the fitted model, for a comparison with PyTorch on `data`.
+        backend: only this backend; None for every one that works here and that `auto` would consider.
+        most_images: of `data`, evenly spread.
+        note: told what is being done.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        ConfigError: no images, or nothing that can be run here.
+        CheckpointError: a checkpoint that cannot be loaded or belongs to another bundle.
+    """
+    note("checking hashes")
+    opened = open_bundle(bundle, verify=True)
+    runs, skipped = _runs(opened, backend)
+    if not runs:
+        raise _nothing_runs(bundle, skipped)
+    with ExitStack() as stack:
+        source = _source(opened, data, checkpoint, most_images, stack)
+        reports = []
+        failed: list[Skipped] = []
+        parity: dict[str, Parity] = {}
+        for name, precision, artefact in runs:
+            if source.own_file == (name, precision):
+                skipped.append(Skipped(f"{name} {precision}", "it is the reference itself"))
+                continue
+            note(f"{name}, {precision}")
+            try:
+                engine = Engine(opened.only(artefact), backend=name, precision=precision, verify=False)
+            except BackendError as error:  # it looked usable; libraries are only loaded when it is opened
+                failed.append(_skipped(name, precision, error))
+                continue
+            with engine:
+                try:
+                    report = compare(
+                        source.scorer,
+                        engine_scorer(engine),
+                        source.frames(),
+                        threshold=engine.threshold,
+                        image_threshold=engine.image_threshold,
+                        artefact=f"{artefact.file} ({name})",
+                        precision=precision,
+                        against=source.against,
+                        bounds=bounds_of(opened.manifest, precision),
+                    )
+                except DeviceError as error:  # no other: outputs that are not finite are a fault
+                    failed.append(_skipped(name, precision, error))
+                    continue
+            reports.append(report)
+            if artefact.kind == "engine" and artefact.parity is None:
+                parity[artefact.file] = report.summary()
+    skipped += failed
+    if failed and not reports:
+        raise _nothing_runs(bundle, skipped)
+    if not reports:
+        raise ConfigError(
+            "Nothing was compared: what runs here is the reference itself.",
+            "Without a checkpoint, images are compared with model.onnx on the CPU. The hashes are right.",
+            "leave --data out for the frames in the bundle, or give the fitted model: --checkpoint FOLDER",
+        )
+    recorded: tuple[str, ...] = ()
+    if parity:
+        try:
+            opened, recorded = record_parity(opened, parity), tuple(parity)
+        except StorageError as error:
+            note(f"not recorded: {error.what}")
+    return Verification(opened, tuple(reports), tuple(skipped), recorded)
+
+
+def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
+    """Writes the parity of artefacts, by file, into the manifest.
+
+    Raises:
+        StorageError: the bundle cannot be written to.
+    """
+    artefacts = tuple(
+        dataclasses.replace(item, parity=parity.get(item.file, item.parity)) for item in bundle.manifest.artefacts
+    )
+    return update_bundle(bundle, dataclasses.replace(bundle.manifest, artefacts=artefacts), {})
+
+
+def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> ParityReport | Skipped:
+    """Compares one engine with the frames that the bundle carries, or says why it cannot be run here.
+
+    Raises:
+        BackendError: it looked usable and gave values that are not finite.
+    """
+    name, alone = str(artefact.library), bundle.only(artefact)
+    found = {item.name: item for item in backends.candidates(alone, device, artefact.precision)}[name]
+    if found.why_not is not None:
+        return Skipped(artefact.file, found.why_not)
+    if not read_reference(bundle)[0]:
+        return Skipped(artefact.file, "the bundle carries no reference frames; saae-export verify --data FOLDER")
+    try:
+        engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
+    except BackendError as error:
+        return _skipped(name, artefact.precision, error)
+    with engine:
+        return compare_stored(bundle, artefact, engine)
+
+
+def compare_stored(bundle: Bundle, artefact: Artefact, engine: Engine) -> ParityReport:
+    """Compares an opened artefact with the frames that the bundle carries, at the thresholds in force.
+
+    Raises:
+        ConfigError: the bundle carries none.
+        BackendError: the inference failed, or gave values that are not finite.
+    """
+    source = _stored(bundle, None)
+    return compare(
+        source.scorer,
+        engine_scorer(engine),
+        source.frames(),
+        threshold=engine.threshold,
+        image_threshold=engine.image_threshold,
+        artefact=artefact.file,
+        precision=artefact.precision,
+        against=source.against,
+        bounds=bounds_of(bundle.manifest, artefact.precision),
+    )
+
+
+def engine_scorer(engine: Engine) -> Scorer:
+    """An engine as (map, score) of one frame."""
+
+    def score(frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        result = engine(frame)
+        return result.anomaly_map, result.score
+
+    return score
+
+
+@dataclass(frozen=True)
+class _Source:
+    scorer: Scorer
+    frames: Callable[[], Iterable[tuple[str, NDArray[np.uint8]]]]
+    against: str
+    own_file: tuple[str, str] | None = None
+
+
+def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefact]], list[Skipped]]:
+    """(backend, precision, file) that work here, and those that do not."""
+    runs: list[tuple[str, str, Artefact]] = []
+    skipped: list[Skipped] = []
+    silent: list[Skipped] = []  # no backend has a way to run them
+    for artefact in bundle.manifest.artefacts:
+        precision, told, reason = artefact.precision, False, ""
+        for candidate in backends.candidates(bundle.only(artefact), 0, precision):
+            wanted = candidate.name == only if only is not None else candidate.name in backends.AUTO_ORDER
+            if not wanted or _kind(candidate.name) != artefact.kind:
+                continue
+            if candidate.artefact is None or candidate.artefact.precision != precision:
+                reason = candidate.why_not or reason  # of the last one, which is there on every machine
+                continue
+            told = True
+            if candidate.why_not is None:
+                runs.append((candidate.name, precision, artefact))
+            else:
+                skipped.append(Skipped(f"{candidate.name} {precision}", candidate.why_not))
+        if not told and reason:
+            silent.append(Skipped(f"{artefact.file} {precision}", reason))
+    if only is not None and not runs and not skipped:
+        # Unknown names and names without a file get the backend's own, fuller error.
+        backends.open_backend(bundle, only).close()
+    return runs, skipped + silent
+
+
+def _kind(backend: str) -> str:
+    return "onnx" if backend.startswith("onnxruntime") else "engine"
+
+
+def _skipped(name: str, precision: str, error: BackendError) -> Skipped:
+    return Skipped(f"{name} {precision}", f"{error.what} {error.why}".strip())
+
+
+def _nothing_runs(bundle: str | os.PathLike[str], skipped: Iterable[Skipped]) -> ConfigError:
+    reasons = "; ".join(f"{item.name}: {item.why}" for item in skipped)
+    return ConfigError(f"Nothing in {bundle} can be run on this machine.", reasons, "pip install 'saae[cpu]'")
+
+
+def _source(
+    bundle: Bundle,
+    data: str | os.PathLike[str] | None,
+    checkpoint: str | os.PathLike[str] | None,
+    most_images: int,
+    stack: ExitStack,
+) -> _Source:
+    if data is None:
+        return _stored(bundle, checkpoint)
+    paths = _images(Path(data), most_images)
+
+    def frames() -> Iterable[tuple[str, NDArray[np.uint8]]]:
+        return ((path.name, read_image(path)) for path in paths)
+
+    if checkpoint is not None:
+        return _Source(_torch_reference(bundle, checkpoint), frames, "PyTorch FP32")
+    if "fp32" not in bundle.manifest.precisions():
+        raise ConfigError(
+            f"{bundle.path} has no FP32 graph to compare with.", "", "give the fitted model: --checkpoint FOLDER"
+        )
+    own = ("onnxruntime:cpu", "fp32")
+    engine = stack.enter_context(Engine(bundle, backend=own[0], precision=own[1], verify=False))
+    return _Source(engine_scorer(engine), frames, "model.onnx on the CPU", own)
+
+
+def _stored(bundle: Bundle, checkpoint: str | os.PathLike[str] | None) -> _Source:
+    stored, against = read_reference(bundle)
+    if not stored:
+        raise ConfigError(
+            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
+        )
+    pairs = [(item.name, item.frame) for item in stored]
+    if checkpoint is not None:
+        return _Source(_torch_reference(bundle, checkpoint), lambda: pairs, "PyTorch FP32")
+    answers = {id(item.frame): (item.anomaly_map, item.score) for item in stored}
+    return _Source(lambda frame: answers[id(frame)], lambda: pairs, f"{against}, stored in the bundle")
+
+
+def _torch_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> Scorer:
+    try:
+        import torch  # noqa: F401  (only to tell its absence from a fault)
+    except ImportError as error:
+        raise ConfigError(
+            "A comparison with PyTorch needs PyTorch.",
+            str(error),
+            "pip install 'saae[export]', or leave --checkpoint out",
+        ) from error
+    from .pytorch import load_reference
+
+    return load_reference(bundle, checkpoint)
+
+
+def _images(folder: Path, most: int) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = [path for path in found if "ground_truth" not in path.relative_to(folder).parts]
+    if not found:
+        raise ConfigError(f"{folder} holds no images.", "", "give a folder of images: --data FOLDER")
+    if len(found) <= most:
+        return found
+    chosen = np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))
+    return [found[index] for index in chosen]

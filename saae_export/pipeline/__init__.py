@@ -1,0 +1,1 @@
+"""From images to a verified bundle: the stages of `saae-export build`."""

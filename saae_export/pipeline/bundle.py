@@ -1,0 +1,232 @@
+"""From a fitted model to a complete, calibrated, compared bundle in the work folder; the steps of `build`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.bundle import Bundle, update_bundle, write_bundle
+from saae_runtime.errors import ConfigError
+from saae_runtime.images import read_image
+from saae_runtime.manifest import SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.thresholds import ThresholdTable
+from saae_runtime.version import library_versions, saae_version
+from saae_train.data.category import Sample
+from saae_train.model.checkpoint import Checkpoint
+
+from ..artefacts import open_artefact, set_threshold
+from ..graph.fused import FusedGraph
+from ..graph.half_weights import store_half
+from ..graph.onnx_file import export_onnx
+from ..parity.compare import STORED_HALF, ParityReport, bounds_of, compare
+from ..parity.pytorch import TorchReference
+from ..parity.verify import engine_scorer
+
+__all__ = [
+    "artefact_parity",
+    "bf16_missing",
+    "describe",
+    "export_graphs",
+    "named_frames",
+    "onnx_artefact",
+    "onnx_file",
+    "parse_frame_size",
+    "provisional_bundle",
+    "with_thresholds",
+    "without_artefact",
+]
+
+Progress = Callable[[int, int], None]
+
+_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
+
+
+def onnx_file(precision: str) -> str:
+    """The graph's file name in a bundle: model.onnx, model.fp16.onnx, model.int8.onnx.
+
+    OpenVINO computes the first and the last in bf16, too, from the same file.
+    """
+    graph = {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
+    return "model.onnx" if graph == "fp32" else f"model.{graph}.onnx"
+
+
+def bf16_missing() -> str:
+    """Why nothing can be calibrated in bf16 here; empty where it can."""
+    import onnxruntime as ort
+
+    why, _ = ort_openvino.missing(ort)
+    if why:
+        return why
+    return "" if ort_openvino.has_bf16(ort) else "OpenVINO reports no bf16 for this processor"
+
+
+def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The frame size to bake into the graph, None for the model's own.
+
+    Args:
+        text: `auto` (the images' own size where all share one), `model`, or HEIGHTxWIDTH.
+        shared: the size that all images share, or None.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if text == "auto":
+        return shared
+    if text == "model":
+        return None
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(part.isdecimal() and 1 <= int(part) <= 16384 for part in parts):
+        return int(parts[0]), int(parts[1])
+    raise ConfigError(
+        f"--frame-size {text} is not a size.",
+        "It is the camera's frame, height first.",
+        "--frame-size 1024x1280, or auto, or model",
+    )
+
+
+def export_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    frame_size: tuple[int, int] | None,
+    precisions: Sequence[str],
+    progress: Progress | None = None,
+    half_weights: bool = False,
+) -> dict[str, Path]:
+    """Writes one ONNX file per precision, with thresholds yet to come.
+
+    `half_weights`: the FP32 graph's large weights are stored in FP16 (`half_weights.store_half`).
+
+    Raises:
+        ConfigError: the graph cannot be exported at a precision.
+        StorageError: the disk is full.
+    """
+    files = {}
+    for number, precision in enumerate(precisions):
+        if progress is not None:
+            progress(number, len(precisions))
+        graph = FusedGraph(checkpoint.detector, frame_size, precision)
+        metadata = {
+            "saae.category": checkpoint.category,
+            "saae.schema": str(SCHEMA),
+            "saae.version": saae_version(),
+            "saae.backbone": checkpoint.detector.backbone.name,
+            "saae.weights_sha256": checkpoint.detector.backbone.weights.sha256,
+            "saae.frame": f"{graph.frame_size[0]}x{graph.frame_size[1]}",
+        }
+        # Until calibration, T is so high that the graph finds nothing.
+        path = export_onnx(graph, folder / onnx_file(precision), np.finfo(np.float32).max, metadata)
+        files[precision] = store_half(path, graph.frame_size) if half_weights and precision == "fp32" else path
+    return files
+
+
+def onnx_artefact(precision: str, half_weights: bool = False) -> Artefact:
+    """The manifest's entry for the graph of a precision, not compared yet."""
+    file = onnx_file(precision)
+    return Artefact(file, "onnx", precision, options=STORED_HALF if half_weights and file == onnx_file("fp32") else {})
+
+
+def describe(
+    checkpoint: Checkpoint,
+    *,
+    synthetic: bool,
+    frame_size: tuple[int, int] | None,
+    calibration: Calibration,
+    thresholds: Mapping[str, Thresholds],
+) -> Manifest:
+    """The manifest of a bundle with the ONNX graphs of the precisions in `thresholds`, not compared yet."""
+    detector, config = checkpoint.detector, checkpoint.config
+    backbone = detector.backbone
+    height, width = frame_size or backbone.input_size
+    return Manifest(
+        saae_version=saae_version(),
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        category=checkpoint.category,
+        synthetic=synthetic,
+        frame=Frame(height, width, baked=frame_size is not None and frame_size != backbone.input_size),
+        model=Model(
+            height=backbone.input_size[0],
+            width=backbone.input_size[1],
+            patch=backbone.patch,
+            grid=backbone.grid,
+            latent_dim=detector.saae.latent,
+            layers=tuple(backbone.layers),
+            components=None if detector.space.basis is None else detector.space.channels,
+            loss=config.loss,
+            score=detector.score,
+            preset=config.preset,
+            config=config.to_json(),
+        ),
+        backbone=Backbone(backbone.name, backbone.weights.source, backbone.weights.sha256),
+        thresholds=dict(thresholds),
+        calibration=calibration,
+        artefacts=tuple(onnx_artefact(name) for name in thresholds),
+        tools=library_versions(_TOOLS),
+    )
+
+
+def provisional_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
+    """A bundle with thresholds that nothing exceeds, so that calibration runs on exactly what will be deployed."""
+    top = float(np.finfo(np.float32).max)
+    table = ThresholdTable((0.0,), (top,), 0.0, 1)
+    thresholds = {artefact.precision: Thresholds(table, table) for artefact in manifest.artefacts}
+    return write_bundle(
+        folder,
+        dataclasses.replace(manifest, thresholds=thresholds),
+        {onnx_file(precision): path for precision, path in files.items()},
+    )
+
+
+def with_thresholds(
+    folder: Path, manifest: Manifest, files: Mapping[str, Path], thresholds: Mapping[str, Thresholds]
+) -> Bundle:
+    """The bundle with its real thresholds, in the manifest and as the graphs' defaults."""
+    for precision, path in files.items():
+        set_threshold(path, thresholds[precision].pixel.at())
+    return write_bundle(
+        folder,
+        dataclasses.replace(manifest, thresholds=dict(thresholds)),
+        {onnx_file(precision): path for precision, path in files.items()},
+    )
+
+
+def without_artefact(bundle: Bundle, artefact: Artefact) -> Bundle:
+    """The bundle with one ONNX artefact and its thresholds taken out; its file goes where no other needs it."""
+    manifest = bundle.manifest
+    kept = tuple(item for item in manifest.artefacts if item != artefact)
+    used = {item.precision for item in kept}
+    thresholds = {name: value for name, value in manifest.thresholds.items() if name in used}
+    drop = () if any(item.file == artefact.file for item in kept) else (artefact.file,)
+    changed = dataclasses.replace(manifest, artefacts=kept, thresholds=thresholds)
+    return update_bundle(bundle, changed, {}, drop)
+
+
+def artefact_parity(
+    bundle: Bundle, artefact: Artefact, reference: TorchReference, frames: Iterable[tuple[str, NDArray[np.uint8]]]
+) -> ParityReport:
+    """Compares one artefact with PyTorch.
+
+    Raises:
+        BackendError: it cannot run here.
+    """
+    with open_artefact(bundle, artefact) as engine:
+        return compare(
+            reference,
+            engine_scorer(engine),
+            frames,
+            threshold=engine.threshold,
+            image_threshold=engine.image_threshold,
+            artefact=artefact.file,
+            precision=artefact.precision,
+            bounds=bounds_of(bundle.manifest, artefact.precision),
+        )
+
+
+def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(name, frame) pairs of images."""
+    return [(f"{sample.label}-{sample.path.name}", read_image(sample.path)) for sample in samples]

@@ -1,0 +1,145 @@
+"""Which images a build is made from: folders named by the person, the usual places, or the drawn demo data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from saae_runtime.errors import ConfigError
+from saae_train.data.category import Category, Sample, find_category, from_folders, list_categories
+from saae_train.data.demo import DEMO_CATEGORIES, write_demo
+
+__all__ = ["DATA_VARIABLE", "Request", "find_images", "shared_size"]
+
+DATA_VARIABLE = "SAAE_DATA"
+"""Environment variable that names the folder of categories."""
+
+_USUAL = Path("data")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the person asked for.
+
+    Attributes:
+        category: name of the product; also a name in `data`.
+        data: folder of categories (MVTec AD tree).
+        normal, abnormal, masks, normal_test: folders of one's own, instead of `data`.
+        demo: the drawn images, whatever else is there.
+    """
+
+    category: str | None = None
+    data: Path | None = None
+    normal: Path | None = None
+    abnormal: Path | None = None
+    masks: Path | None = None
+    normal_test: Path | None = None
+    demo: bool = False
+
+
+def find_images(request: Request, demo_root: Path, progress: Progress | None = None) -> tuple[Category, str]:
+    """Lists the images of a build, drawing the demo set where nothing else was named or found.
+
+    The order: folders of one's own, `data`, the folder that SAAE_DATA names, ./data, the demo set.
+
+    Args:
+        request: what was asked for.
+        demo_root: where a demo set is drawn, and reused from.
+        progress: told (pictures drawn, pictures in all).
+
+    Returns:
+        The category, and in words where it was found.
+
+    Raises:
+        ConfigError: options that exclude each other, or no such category anywhere.
+        DataError: the folders named do not hold what they should.
+    """
+    if request.normal is not None:
+        if request.data is not None or request.demo:
+            raise ConfigError(
+                "--normal and --data (or --demo) are both given.",
+                "Each of them says where all the images are.",
+                "leave one of them out",
+            )
+        category = from_folders(request.normal, request.abnormal, request.masks, request.category, request.normal_test)
+        return category, str(request.normal)
+    for name in ("abnormal", "masks", "normal_test"):
+        if getattr(request, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} is given without --normal.",
+                "It belongs to the layout of free folders.",
+                "add --normal FOLDER",
+            )
+    if request.demo:
+        return _demo(request.category or "zipper", demo_root, progress)
+    if request.data is not None:
+        return find_category(request.data, request.category or _only(request.data)), str(request.data)
+    if request.category is None:
+        raise ConfigError(
+            "No product was named.",
+            "A build needs --category NAME, or --normal FOLDER.",
+            "saae-export build --category zipper, or saae-export build --normal FOLDER",
+        )
+    return _usual(request.category, demo_root, progress)
+
+
+def shared_size(samples: tuple[Sample, ...]) -> tuple[int, int] | None:
+    """(height, width) of all images as they are read (EXIF rotation applied), None where they differ."""
+    sizes = set()
+    for sample in samples:
+        with Image.open(sample.path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        sizes.add((width, height) if turned else (height, width))
+        if len(sizes) > 1:
+            return None
+    return sizes.pop() if sizes else None
+
+
+def _usual(name: str, demo_root: Path, progress: Progress | None) -> tuple[Category, str]:
+    places = []
+    named = os.environ.get(DATA_VARIABLE)
+    if named:
+        places.append((Path(named), f"{named}, from {DATA_VARIABLE}"))
+    places.append((_USUAL, f"./{_USUAL}"))
+    known = []
+    for root, words in places:
+        if not root.is_dir():
+            continue
+        there = list_categories(root)
+        if name in there:
+            return find_category(root, name), words
+        known += there
+    if name in DEMO_CATEGORIES:
+        return _demo(name, demo_root, progress)
+    known += DEMO_CATEGORIES
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    looked = ", ".join(words for _, words in places)
+    raise ConfigError(
+        f"There is no category {name!r}.",
+        f"Looked in {looked}, and among the demo sets ({', '.join(DEMO_CATEGORIES)}).",
+        f"did you mean {' or '.join(near)}?" if near else "say where its images are: --data FOLDER or --normal FOLDER",
+    )
+
+
+def _only(root: Path) -> str:
+    there = list_categories(root)
+    if len(there) == 1:
+        return there[0]
+    if (root / "train").is_dir():
+        return root.resolve().name
+    listed = ", ".join(there) or "none (no folder with a `train` folder inside)"
+    raise ConfigError(f"Which category of {root}?", f"There are: {listed}.", "add --category NAME")
+
+
+def _demo(name: str, demo_root: Path, progress: Progress | None) -> tuple[Category, str]:
+    category = write_demo(demo_root, name, progress=progress)
+    return category, f"drawn demo images, in {category.root}"

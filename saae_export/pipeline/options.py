@@ -1,0 +1,113 @@
+"""What a build is asked for, and what cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saae_runtime.errors import ConfigError
+from saae_train.config import FitConfig, preset
+from saae_train.selftest.run import DEFAULT_FRAMES
+
+from ..graph.half_weights import require_blocks
+from .bundle import bf16_missing, parse_frame_size
+from .images import Request
+
+__all__ = ["BuildOptions", "check_options"]
+
+_ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build is asked for.
+
+    Attributes:
+        request: where the images are.
+        out: the bundle's folder; None: bundles/<category>.
+        work: where fitted models and drawn images are kept between runs.
+        config: how to fit.
+        checkpoint: a fitted model to take instead of fitting one.
+        refit: fit again even where a model of the same images and configuration is there.
+        weights: backbone weights, see `saae_train.model.weights.load_state_dict`.
+        texture: whether the product is a texture (MLP size, default pixel FPR); None: what the given checkpoint was
+            fitted as, or by its name.
+        device: torch device for fitting.
+        frame_size: `auto`, `model` or HEIGHTxWIDTH.
+        precisions: graphs to export, `fp32` first.
+        half_weights: store the FP32 graph's large weights in FP16; it computes in FP32 all the same.
+        int8: add an INT8 graph, if it passes its quality gate.
+        engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
+        pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
+        image_fpr: default acceptable share of normal images called anomalous.
+        parity_images: images that every artefact is compared on.
+        samples: frames kept in the bundle with PyTorch's answers, for `verify` on other machines; 0 keeps none.
+        measure_latency: whether to time the backends.
+        self_test: whether to draw simulated defects onto held-out images and count what is found.
+        self_test_frames: how many.
+        allow_blind: write the bundle even where the model misses large, strong simulated defects.
+        cache: feature cache; None: the user's.
+    """
+
+    request: Request
+    out: Path | None = None
+    work: Path = Path("runs")
+    config: FitConfig = field(default_factory=lambda: preset("fast"))
+    checkpoint: Path | None = None
+    refit: bool = False
+    weights: str | None = None
+    texture: bool | None = None
+    device: str | None = None
+    frame_size: str = "auto"
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    half_weights: bool = False
+    int8: bool = False
+    engines: tuple[str, ...] = ("auto",)
+    pixel_fpr: float | None = None
+    image_fpr: float = 0.0
+    parity_images: int = 8
+    samples: int = 4
+    measure_latency: bool = True
+    self_test: bool = True
+    self_test_frames: int = DEFAULT_FRAMES
+    allow_blind: bool = False
+    cache: Path | None = None
+
+
+def check_options(options: BuildOptions) -> None:
+    """Says before the work what cannot work.
+
+    Raises:
+        ConfigError: options that exclude each other, or that this machine cannot serve.
+    """
+    known = ("fp32", "fp16", "bf16")
+    wrong = [name for name in options.precisions if name not in known]
+    if wrong or not options.precisions:
+        raise ConfigError(
+            f"A bundle cannot be built as {', '.join(wrong) or 'nothing'}.", "", f"--precision {','.join(known)}"
+        )
+    if "bf16" in options.precisions:
+        why = bf16_missing()
+        if why or "fp32" not in options.precisions:
+            raise ConfigError(
+                "bf16 cannot be calibrated here.",
+                why or "It is the FP32 graph, computed in bf16.",
+                "pip install 'saae[openvino]' on a processor with bf16, or leave bf16 out" if why else "add fp32",
+            )
+    if options.int8 and "fp32" not in options.precisions:
+        raise ConfigError("INT8 is made from the FP32 graph, which is not built.", "", "add it: --precision fp32")
+    if options.half_weights and "fp32" not in options.precisions:
+        raise ConfigError("--half-weights is for the FP32 graph, which is not built.", "", "add it: --precision fp32")
+    if options.half_weights and options.checkpoint is None:
+        require_blocks(options.config.backbone, options.config.layers)
+    if options.parity_images < 1:
+        raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
+    if options.self_test and options.self_test_frames < 1:
+        raise ConfigError("A self-test needs at least one frame.", "", "--selftest-frames 60, or --no-selftest")
+    for option, rate in (("--fpr", options.pixel_fpr), ("--image-fpr", options.image_fpr)):
+        if rate is not None and not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"{option} {rate} is not possible.", "It is a share.", f"{option} 0.001")
+    strange = [name for name in options.engines if name.replace("_", "-") not in _ENGINES]
+    if strange:
+        raise ConfigError(f"There is no engine {', '.join(strange)}.", "", f"--engine, of: {', '.join(_ENGINES)}")
+    parse_frame_size(options.frame_size, None)

@@ -1,0 +1,68 @@
+"""The last lines of a build: where the bundle is, how good, how fast, and what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from saae_train.evaluation.ranking import METRIC_NAMES
+
+from ..parity.reference import SAMPLES
+
+if TYPE_CHECKING:
+    from .build import BuildResult
+
+__all__ = ["print_summary"]
+
+
+def print_summary(result: BuildResult, console: Console) -> None:
+    """Prints the summary of a build."""
+    bundle, manifest = result.where, result.bundle.manifest
+    size = sum(entry.size for entry in manifest.files.values()) / 1e6
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold")
+    rows.add_column(overflow="fold")
+    rows.add_row("bundle", f"{escape(str(bundle))} ({size:.0f} MB, {', '.join(manifest.precisions())})")
+    rows.add_row("report", escape(str(bundle / "report.html")))
+    rows.add_row("quality", escape(_quality(result)))
+    rows.add_row("self-test", escape(_self_test(result)))
+    for row in sorted(result.latency, key=lambda row: row.median_ms)[:3]:
+        rows.add_row(
+            "latency", f"{row.median_ms:.1f} ms median, {row.p95_ms:.1f} ms p95: {row.backend} {row.precision}"
+        )
+    rows.add_row("next", escape(_next_command(result)))
+    title = f"{manifest.category}{' (SYNTHETIC demo images)' if manifest.synthetic else ''}"
+    console.print(Panel(rows, title=escape(title), title_align="left", border_style="green"))
+
+
+def _quality(result: BuildResult) -> str:
+    evaluation = result.evaluation
+    if evaluation is None:
+        return "not measured: no defect images were given"
+    parts = []
+    for name in ("pixel_roc_auc", "pro_auc", "image_roc_auc"):
+        metric = evaluation.metric(name)
+        parts.append(f"{METRIC_NAMES[name]} {metric.percent}" + ("" if metric.value is None else " %"))
+    where = "synthetic test set" if evaluation.synthetic else "test set"
+    return f"{', '.join(parts)} on the {where} ({evaluation.overall.images} images)"
+
+
+def _self_test(result: BuildResult) -> str:
+    found = result.self_test
+    if found is None:
+        return "no simulated defects were tried"
+    words = "BLIND, " if found.blind else ""
+    return (
+        f"{words}SIMULATED defects found: {found.plain} large and strong, {found.share()} of all sizes and contrasts; "
+        f"{found.false_alarms} calibration images called defective"
+    )
+
+
+def _next_command(result: BuildResult) -> str:
+    has_samples = any(name.startswith(f"{SAMPLES}/") for name in result.bundle.manifest.files)
+    images = result.where / SAMPLES if has_samples else result.category.train[0].path.parent
+    return f"saae-run {result.where} {images} --overlays --out results"

@@ -1,0 +1,1 @@
+"""TensorRT engines: compiled, watched and compared."""

@@ -1,0 +1,50 @@
+"""The gate behind `saae-export engine`: one that disagrees with the bundle's frames goes, and the old one is back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from saae_runtime.bundle import update_bundle
+from saae_runtime.errors import DeviceError, SaaeError
+
+from ..parity.compare import ParityReport, require
+from ..parity.verify import Skipped, compare_engine, record_parity
+from .compile import BuiltEngine
+
+__all__ = ["gate"]
+
+
+def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
+    """Compares a new engine where this machine runs it, and writes what was found into the manifest.
+
+    Args:
+        built: from `build_engine`.
+        device: number of the GPU to run it on.
+
+    Returns:
+        The comparison, or why there is none: the engine is for another machine, or the bundle has no frames.
+
+    Raises:
+        ParityError: it disagrees; it was taken out of the bundle again, and what it had replaced was put back.
+        BackendError: it gives values that are not finite; taken out likewise.
+        StorageError: the disk is full, or the bundle may not be written to.
+    """
+    try:
+        found = compare_engine(built.bundle, built.artefact, device)
+        if isinstance(found, Skipped):
+            return found
+        require([found], "--precision fp32, or another --opt-level; saae-export verify --diagnose looks into the graph")
+    except DeviceError as error:  # no word about the engine's numbers
+        return Skipped(built.artefact.file, f"{error.what} {error.why}".strip())
+    except SaaeError:
+        _take_out(built)
+        raise
+    record_parity(built.bundle, {built.artefact.file: found.summary()})
+    return found
+
+
+def _take_out(built: BuiltEngine) -> None:
+    manifest = built.bundle.manifest
+    others = tuple(item for item in manifest.artefacts if item.file != built.artefact.file)
+    restored = dataclasses.replace(manifest, artefacts=(*others, *built.before))
+    update_bundle(built.bundle, restored, dict(built.files), drop=(built.artefact.file,))

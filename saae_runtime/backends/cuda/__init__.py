@@ -1,0 +1,1 @@
+"""CUDA through cuda-python: driver, arrays on the device, Jetson boards."""

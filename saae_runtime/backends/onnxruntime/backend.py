@@ -1,0 +1,392 @@
+"""ONNX Runtime: the CPU, CUDA, TensorRT and OpenVINO execution providers."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundle import Bundle
+from ...errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleCorruptError,
+    ConfigError,
+    DeviceError,
+)
+from ...files import sha256_bytes
+from ...manifest import IN_BF16, Artefact
+from ..base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
+from ..cache import cache_folder
+from . import openvino as ort_openvino
+from .binding import BindingPool
+from .gpu import gpu_providers
+from .graph import free_batch, without_default
+
+__all__ = ["OrtBackend", "candidates", "open_backend"]
+
+OUTPUTS = ("anomaly_map", "score", "mask")
+
+_PROVIDERS = {
+    "onnxruntime:cpu": "CPUExecutionProvider",
+    "onnxruntime:cuda": "CUDAExecutionProvider",
+    "onnxruntime:tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime:openvino": ort_openvino.PROVIDER,
+}
+_INSTALL = {
+    "onnxruntime:cpu": "pip install 'saae[cpu]'",
+    "onnxruntime:cuda": "pip install 'saae[cuda]'",
+    "onnxruntime:tensorrt": "pip install 'saae[cuda]' tensorrt, in the version that this ONNX Runtime was built for",
+    "onnxruntime:openvino": "pip install 'saae[openvino]'",
+}
+# An INT8 graph is only in a bundle where somebody asked for it and it passed its quality gate, so it comes first.
+# FP16 on a CPU is emulated: last. Only OpenVINO computes in bf16, and only where the device has it.
+_PREFERENCE = {
+    "onnxruntime:cpu": ("int8", "fp32", "fp16"),
+    "onnxruntime:openvino": ("int8-bf16", "bf16", "int8", "fp32", "fp16"),
+    "onnxruntime:cuda": ("fp16", "fp32"),
+    "onnxruntime:tensorrt": ("fp16", "fp32"),
+}
+_BUILT = {
+    "fp32": "--precision fp32",
+    "fp16": "--precision fp32,fp16",
+    "bf16": "--precision fp32,bf16",
+    "int8": "--int8",
+    "int8-bf16": "--int8",
+}
+_MAX_BATCH = {
+    "onnxruntime:cpu": 8,
+    "onnxruntime:openvino": 8,
+    "onnxruntime:cuda": 32,
+    "onnxruntime:tensorrt": 32,
+}
+
+
+def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
+    """What ONNX Runtime could run of this bundle here; see `saae_runtime.backends.candidates`."""
+    return [_candidate(bundle, name, precision) for name in _PROVIDERS]
+
+
+def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> OrtBackend:
+    """Opens `onnxruntime:cpu`, `:cuda`, `:tensorrt` or `:openvino`.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime or its provider is not there, or the bundle has no file for it.
+        DeviceError: the device is there and fails.
+        BackendError: the file cannot be loaded.
+    """
+    candidate = _candidate(bundle, name, precision, options.device_type, options.arithmetic)
+    if candidate.why_not is not None or candidate.artefact is None:
+        raise BackendUnavailableError(
+            f"The backend {name} cannot be used here.", candidate.why_not or "", candidate.cure
+        )
+    return OrtBackend(bundle, name, candidate.artefact, device, options)
+
+
+def _candidate(
+    bundle: Bundle, name: str, precision: str | None, device_type: str | None = None, arithmetic: str | None = None
+) -> Candidate:
+    why, cure = _missing(name, device_type)
+    able, note = _PREFERENCE[name], ""
+    asks = name == "onnxruntime:openvino" and not why and set(IN_BF16) & set(bundle.manifest.precisions())
+    if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
+        able = tuple(item for item in able if item not in IN_BF16)
+        note = "no bf16: the device has none"
+    if name == "onnxruntime:openvino" and arithmetic is not None:
+        able = ort_openvino.calibrated_first(able, arithmetic, device_type)
+    artefact = _pick(bundle, able, precision)
+    if not why and artefact is None:
+        why, cure = _no_file(bundle, name, precision)
+    return Candidate(name, artefact, why or None, note, cure)
+
+
+def _pick(bundle: Bundle, able: Sequence[str], precision: str | None) -> Artefact | None:
+    for wanted in able if precision is None else [item for item in able if item == precision]:
+        for artefact in bundle.artefacts(kind="onnx", precision=wanted):
+            if precision is not None or artefact.parity is None or artefact.parity.passed:
+                return artefact
+    return None
+
+
+def _no_file(bundle: Bundle, name: str, precision: str | None) -> tuple[str, str]:
+    held = [artefact.precision for artefact in bundle.artefacts(kind="onnx")]
+    if precision in IN_BF16 and precision in held:
+        return (
+            f"only OpenVINO computes in {precision}, on a device that has bf16",
+            "leave precision= out, or backend='onnxruntime:openvino' on a processor with bf16",
+        )
+    if precision is not None:
+        why = f"the bundle has no {precision} ONNX file (it has: {', '.join(held) or 'none'})"
+        return why, f"leave precision= out, or build it: saae-export build {_BUILT[precision]}"
+    why = f"the bundle has no ONNX file for it that passed its parity check (it has: {', '.join(held) or 'none'})"
+    return why, f"rebuild the bundle, or name the precision: precision={(held or ['fp32'])[0]!r}"
+
+
+def _missing(name: str, device_type: str | None = None) -> tuple[str, str]:
+    """Why a provider is not there, and what to install; empty where it seems to be there."""
+    if find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed", _INSTALL[name]
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except Exception as error:  # a wheel for another platform fails in many ways
+        why = f"ONNX Runtime is installed but cannot be imported ({error})"
+        return why, "pip install --force-reinstall onnxruntime"
+    if name == "onnxruntime:openvino":
+        return ort_openvino.missing(ort, device_type)
+    if _PROVIDERS[name] not in ort.get_available_providers():
+        why = f"this ONNX Runtime {ort.__version__} was built without {_PROVIDERS[name]}"
+        # Both wheels install the same package; the one that came last would win.
+        return why, f"pip uninstall onnxruntime; {_INSTALL[name]}"
+    if name != "onnxruntime:cpu" and not _has_nvidia_driver():
+        return "there is no NVIDIA driver (libcuda.so.1)", "install the driver; saae-export doctor shows what is there"
+    return "", ""
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+class OrtBackend(Backend):
+    """An ONNX graph of a bundle in an ONNX Runtime session.
+
+    On CUDA and TensorRT, input and outputs live in device buffers that are allocated once per batch size and bound to
+    the session; elsewhere the session reads and writes host arrays.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        artefact: Artefact,
+        device: int,
+        options: BackendOptions,
+    ) -> None:
+        ort = importlib.import_module("onnxruntime")
+        self.name = name
+        self.precision = artefact.precision
+        self.frame_size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
+        self._ort = ort
+        self._file = bundle.file(artefact.file)
+        self._batches: BatchSession | None = None
+        self._session, details = self._open(bundle, artefact, device, options)
+        self._check_graph()
+        self.max_batch = self._largest_batch(options)
+        self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
+        self.slots = options.slots or _slots(name, options)
+        self._workers = ThreadPoolExecutor(self.slots, "saae-infer") if self.slots > 1 else None
+        self._pool: BindingPool | None = None
+        if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
+            self._pool = BindingPool(ort, self._session, "cuda", device, self.frame_size, max(self.slots, 2))
+        if options.warm_up:
+            # The first run allocates arenas and, on a GPU, picks kernels; nobody should wait for that in a frame.
+            self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
+            if self._batches is not None and options.max_batch is not None and self.max_batch > 1:
+                self.infer(np.full((self.max_batch, *self.frame_size, 3), 128, np.uint8), 0.0)
+
+    def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
+        """See `Backend.infer`. Sessions are thread-safe; bound buffers are handed to one call at a time."""
+        limit = np.array([threshold], np.float32)
+        session = self._session if self._batches is None or len(frames) == 1 else self._batches.get()
+        try:
+            if self._pool is not None:
+                anomaly_map, score, mask = self._pool.run(frames, limit)
+            else:
+                anomaly_map, score, mask = session.run(OUTPUTS, {"frame": frames, "threshold": limit})
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise DeviceError(
+                f"{self.description}: the inference of {len(frames)} frames failed.",
+                _first_line(error),
+                "fewer frames at once (max_batch=1); if the device is lost, open a new engine",
+            ) from error
+        return RawOutputs(anomaly_map, score, mask.view(np.bool_))
+
+    def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
+        """See `Backend.submit`. With several slots, each batch in flight has a thread: ONNX Runtime's runs block."""
+        if self._workers is None:
+            return super().submit(frames, threshold)
+        return Ticket(self._workers.submit(self.infer, frames, threshold))
+
+    def collect(self, ticket: Ticket) -> RawOutputs:
+        """See `Backend.collect`."""
+        if isinstance(ticket.payload, Future):
+            outputs: RawOutputs = ticket.payload.result()
+            return outputs
+        return super().collect(ticket)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
+        self._pool = None
+        self._batches = None
+        self._session = None
+
+    def _open(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:
+        if self.name == "onnxruntime:cpu":
+            return self._open_cpu(artefact, options)
+        if self.name == "onnxruntime:openvino":
+            return self._open_openvino(bundle, options)
+        return self._open_gpu(bundle, device, options)
+
+    def _open_cpu(self, artefact: Artefact, options: BackendOptions) -> tuple[Any, str]:
+        # The optimised graph is not kept on disk: for 44 MB that saves 0.05 s of 0.15 s at the start, and as much is
+        # spent on checking a second file of the model's size.
+        settings = self._settings(options)
+        levels = self._ort.GraphOptimizationLevel
+        # Full optimisation of an FP16 graph on the CPU crashes in several releases; basic does not.
+        basic = artefact.precision == "fp16"
+        settings.graph_optimization_level = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
+        threads = f"{options.threads} threads" if options.threads else "all threads"
+        return self._session_of(settings, str(self._file), "CPU", ["CPUExecutionProvider"]), f"CPU, {threads}"
+
+    def _open_openvino(self, bundle: Bundle, options: BackendOptions) -> tuple[Any, str]:
+        # The CPU plug-in compiles in a moment; a GPU or NPU takes seconds, which a cache saves.
+        slow = options.device_type in ("GPU", "NPU")
+        cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
+
+        def open_for(model: bytes, batch: str | None) -> tuple[Any, str]:
+            settings = self._settings(options)
+            settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # OpenVINO has its own
+            if batch is not None:
+                settings.add_free_dimension_override_by_name(batch, 1)
+            details = ort_openvino.add_device(self._ort, settings, options, self.precision, cache)
+            return self._session_of(settings, model, "OpenVINO"), details
+
+        model = self._without_default()
+        batch = free_batch(model, "frame")
+        # An NPU takes fixed shapes only.
+        if batch is not None and options.device_type != "NPU" and options.max_batch != 1:
+            sha256 = sha256_bytes(model)
+            self._batches = BatchSession(lambda: open_for(self._same(sha256), None)[0])
+        return open_for(model, batch)
+
+    def _same(self, sha256: str) -> bytes:
+        """The graph again, as it was when the engine was opened."""
+        model = self._without_default()
+        if sha256_bytes(model) != sha256:
+            raise BackendError(
+                f"{self._file} is another file than when the engine was opened.",
+                "The bundle was replaced while it was in use.",
+                "close the engine and open the new bundle",
+            )
+        return model
+
+    def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
+        if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
+            self._ort.preload_dlls()
+        tensorrt = self.name == "onnxruntime:tensorrt"
+        cache = cache_folder(bundle, options.cache) if tensorrt else None
+        batch = options.max_batch or _MAX_BATCH[self.name]
+        providers = gpu_providers(tensorrt, device, self.frame_size, batch, cache)
+        label = "TensorRT" if tensorrt else "CUDA"
+        # TensorRT would take T's default for a constant.
+        model = self._without_default() if tensorrt else str(self._file)
+        return self._session_of(self._settings(options), model, label, providers), f"{label} device {device}"
+
+    def _without_default(self) -> bytes:
+        try:
+            return without_default(self._file.read_bytes(), "threshold")
+        except (OSError, ValueError) as error:
+            raise BundleCorruptError(f"{self._file} cannot be read.", str(error), "copy the bundle again") from error
+
+    def _settings(self, options: BackendOptions) -> Any:
+        settings = self._ort.SessionOptions()
+        settings.log_severity_level = 3  # errors; its warnings speak of graph details that nobody can act on
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        return settings
+
+    def _session_of(self, settings: Any, model: str | bytes, label: str, providers: list[Any] | None = None) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a missing provider is an error here, see below
+                session = self._ort.InferenceSession(model, sess_options=settings, providers=providers)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime {self._ort.__version__} ({label}) cannot load {self._file}.",
+                _first_line(error),
+                "pip install --upgrade onnxruntime; if that is no help: saae-export verify the bundle",
+            ) from error
+        wanted = _PROVIDERS[self.name]
+        if wanted not in session.get_providers():
+            # ONNX Runtime goes on with the CPU when a provider's libraries do not load.
+            raise BackendUnavailableError(
+                f"The backend {self.name} cannot be used here.",
+                f"{wanted} is there but did not load: a library that it needs (CUDA, cuDNN, TensorRT) is missing or of "
+                "another version",
+                f"{_INSTALL[self.name]}; saae-export doctor shows what is missing",
+            )
+        if hasattr(session, "disable_fallback"):
+            session.disable_fallback()
+        return session
+
+    def _check_graph(self) -> None:
+        inputs = {item.name: item for item in self._session.get_inputs()}
+        inputs.update({item.name: item for item in self._session.get_overridable_initializers()})
+        outputs = {item.name for item in self._session.get_outputs()}
+        frame = inputs.get("frame")
+        height, width = self.frame_size
+        if frame is None or "threshold" not in inputs or not outputs >= set(OUTPUTS):
+            why = f"It has inputs {', '.join(inputs)} and outputs {', '.join(sorted(outputs))}."
+        elif frame.type != "tensor(uint8)" or list(frame.shape[1:]) != [height, width, 3]:
+            why = f"Its frame is {frame.type} {frame.shape}; the manifest says uint8 [N, {height}, {width}, 3]."
+        else:
+            return
+        raise BundleCorruptError(f"{self._file} is not a graph of saae.", why, "rebuild the bundle: saae-export build")
+
+    def _largest_batch(self, options: BackendOptions) -> int:
+        if self._batches is not None:
+            return options.max_batch or _MAX_BATCH[self.name]
+        fixed = next(item for item in self._session.get_inputs() if item.name == "frame").shape[0]
+        if isinstance(fixed, int):
+            if fixed != 1 or (options.max_batch or 1) != 1:
+                raise ConfigError(
+                    f"{self._file} takes batches of exactly {fixed}.", "Its batch is not dynamic.", "max_batch=1"
+                )
+            return 1
+        return options.max_batch or _MAX_BATCH[self.name]
+
+
+class BatchSession:
+    """The session for several frames beside one for single frames, opened when the first batch comes.
+
+    OpenVINO computes a single frame up to a tenth faster where its number is fixed.
+    """
+
+    def __init__(self, open_it: Callable[[], Any]) -> None:
+        self._open_it = open_it
+        self._lock = threading.Lock()
+        self._session: Any = None
+
+    def get(self) -> Any:
+        """The session; the first call opens it, others wait."""
+        with self._lock:
+            if self._session is None:
+                self._session = self._open_it()
+            return self._session
+
+
+def _slots(name: str, options: BackendOptions) -> int:
+    """Batches in flight of a stream: on a GPU copies overlap compute; OpenVINO's throughput hint wants company."""
+    if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
+        return 2
+    if name == "onnxruntime:openvino" and options.hint == "throughput":
+        return min(max(2, os.cpu_count() or 2), 8)
+    return 1
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,106 @@
+"""Outputs left on the GPU: a slot's own memory, lent to the caller until it is given back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from ...errors import BackendError
+from ..cuda.arrays import DeviceArray
+from .slots import Resources, Slot
+
+__all__ = ["DeviceOutputs", "Lease"]
+
+
+class Lease:
+    """A slot that is lent out; goes back once, by `release` or when nothing refers to it any more.
+
+    Args:
+        slot: what is lent.
+        resources: what it belongs to.
+        back: takes the slot back.
+    """
+
+    def __init__(self, slot: Slot, resources: Resources, back: Callable[[Slot], None]) -> None:
+        self._slot, self._resources = slot, resources
+        self._finalizer = weakref.finalize(self, back, slot)
+
+    def check(self) -> None:
+        """Raises where the memory is not lent any more, so that nobody reads another frame's outputs.
+
+        Raises:
+            BackendError: released, or the engine is closed.
+        """
+        if self._resources.released or not self._finalizer.alive:
+            raise BackendError(
+                "These outputs are not there any more.",
+                "The engine is closed." if self._resources.released else "They were released.",
+                "copy what is needed before that",
+            )
+
+    def wait(self) -> None:
+        """Waits until the outputs are written."""
+        self.check()
+        with self._resources.api.on(self._resources.device):
+            self._resources.api.wait_host(self._slot.done)
+        self._slot.ahead, self._slot.source = False, None
+
+    def hold(self, stream: int) -> None:
+        """Makes later work of a stream wait until the outputs are written."""
+        self.check()
+        with self._resources.api.on(self._resources.device):
+            self._resources.api.wait(stream, self._slot.done)
+
+    def release(self, stream: int | None) -> None:
+        """Gives the slot back, once; `stream`: later work of ours waits for what it does now."""
+        if not self._finalizer.alive:
+            return
+        resources = self._resources
+        try:
+            if stream is not None and not resources.released:
+                with resources.api.on(resources.device):
+                    resources.api.record(self._slot.borrowed, stream)
+                    resources.api.wait(resources.compute_stream, self._slot.borrowed)
+        finally:
+            self._finalizer()
+
+
+class DeviceOutputs:
+    """Outputs that stay on the GPU: `anomaly_map`, `score` and `mask` (uint8 0/1), N x H x W and N.
+
+    They are a slot's own memory, lent until `release` (or the end of a `with` block, or collection of this object and
+    of the arrays). They may still be written when they are given out: CuPy and Numba wait for the stream that
+    `__cuda_array_interface__` names; PyTorch does not, so call `hold(torch.cuda.current_stream().cuda_stream)` or
+    `synchronize` first.
+    """
+
+    def __init__(self, arrays: Mapping[str, DeviceArray], lease: Lease) -> None:
+        self._lease = lease
+        self.anomaly_map = arrays["anomaly_map"]
+        self.score = arrays["score"]
+        self.mask = arrays["mask"]
+
+    def synchronize(self) -> None:
+        """Waits until the outputs are written."""
+        self._lease.wait()
+
+    def hold(self, stream: int) -> None:
+        """Makes later work of a stream wait until the outputs are written; the host goes on."""
+        self._lease.hold(stream)
+
+    def release(self, stream: int | None = None) -> None:
+        """Gives the memory back; later calls may overwrite it.
+
+        Args:
+            stream: the stream that still reads it; the memory is not written before that work has ended.
+        """
+        self._lease.release(stream)
+
+    def __enter__(self) -> DeviceOutputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

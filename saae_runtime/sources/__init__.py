@@ -1,0 +1,1 @@
+"""Frames from what a command line names: files, video, cameras, watched folders."""

@@ -1,0 +1,116 @@
+"""A model named on a command line, bundle or checkpoint: its scorer, its thresholds, and the images to try it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saae_runtime.errors import ConfigError
+from saae_runtime.files import put_back
+
+from ..data.category import Category, find_category, from_folders
+
+if TYPE_CHECKING:
+    from saae_runtime.engine import Engine
+
+    from ..data.unseen import Unseen
+    from ..model.checkpoint import Checkpoint
+
+__all__ = ["OpenModel", "named_images", "open_model", "thresholds"]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A bundle's engine or a fitted checkpoint, one of the two, ready to score.
+
+    Attributes:
+        scorer: see `saae_train.evaluation.evaluate.Scorer`.
+        category: the product that it was made for.
+    """
+
+    scorer: Any
+    category: str
+    engine: Engine | None = None
+    checkpoint: Checkpoint | None = None
+
+
+def named_images(category: str | None, data: Path | None, normal: Path | None) -> Category:
+    """The images that `--category` with `--data`, or `--normal`, name.
+
+    Raises:
+        ConfigError: neither was given.
+        DataError: they are not there.
+    """
+    if normal is not None:
+        return from_folders(normal, name=category)
+    if category is None or data is None:
+        raise ConfigError(
+            "Which images?", "Neither --category with --data nor --normal was given.", "--category zipper --data data"
+        )
+    return find_category(data, category)
+
+
+def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
+    """Opens a bundle, or loads a checkpoint; the stack closes it.
+
+    Raises:
+        BundleError, BackendError: of a bundle.
+        CheckpointError: no checkpoint there, or a damaged one.
+        WeightsError: its backbone's weights are random.
+    """
+    from ..model.weights import refuse_random
+
+    put_back(path)  # whichever of the two a killed writer has moved aside
+    if (path / "manifest.json").is_file():
+        from saae_runtime.engine import Engine
+
+        engine = stack.enter_context(Engine(path, backend=backend))
+        refuse_random(engine.manifest.backbone.weights_source, engine.manifest.backbone.name)
+        return OpenModel(engine, engine.manifest.category, engine=engine)
+    from ..model.checkpoint import load_checkpoint
+    from ..model.scorer import TorchScorer
+
+    checkpoint = load_checkpoint(path)
+    refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
+    score = TorchScorer(checkpoint.detector)
+    return OpenModel(lambda frame: score(frame)[::-1], checkpoint.category, checkpoint=checkpoint)
+
+
+def thresholds(
+    model: OpenModel,
+    unseen: Unseen | None,
+    name: str,
+    fpr: float | None = None,
+    image_fpr: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[float, float, str]:
+    """Pixel and image T, and in words where they are from.
+
+    A bundle has its own. A checkpoint has none, so they are calibrated on normal images that it was not fitted on, by
+    default at the paper's rates (section 4.1.2).
+
+    Args:
+        model: from `open_model`.
+        unseen: the images to calibrate a checkpoint on.
+        name: of the category.
+        fpr, image_fpr: acceptable rates of pixels and images; None: the bundle's, or the paper's.
+        progress: told (done, total).
+
+    Raises:
+        ConfigError: a rate outside 0..1.
+        CalibrationError: scores that are not finite.
+    """
+    if model.engine is not None:
+        tables = model.engine.manifest.thresholds[model.engine.backend.precision]
+        return tables.pixel.at(fpr), tables.image.at(image_fpr), "the bundle's own"
+    from ..calibrate import calibrate, default_fpr
+
+    assert model.checkpoint is not None
+    assert unseen is not None
+    rate = default_fpr(model.checkpoint.facts, name) if fpr is None else fpr
+    found = calibrate(lambda frame: model.scorer(frame)[::-1], unseen.samples, rate, image_fpr or 0.0, progress)
+    source = f"calibrated on {len(unseen.samples)} normal images at a pixel FPR of {rate:g}"
+    return found.pixel.at(), found.image.at(), source

@@ -1,0 +1,115 @@
+"""`saae-train selftest`: how many simulated defects a bundle or a checkpoint finds. Parses, calls and prints."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.files import write_json
+from saae_runtime.stages import Stages
+from saae_runtime.terminal import log
+
+from .model import OpenModel, named_images, open_model, thresholds
+
+if TYPE_CHECKING:
+    from ..data.category import Category
+    from ..data.unseen import Unseen
+
+app = typer.Typer(no_args_is_help=True, help="Try a model without defect images.")
+
+
+@app.command()
+def selftest(
+    model: Annotated[Path, typer.Argument(help="A bundle or a checkpoint folder.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Folder of categories in the MVTec AD layout.")] = None,
+    normal: Annotated[Path | None, typer.Option(help="A plain folder of good pictures instead.")] = None,
+    category: Annotated[str | None, typer.Option(help="Default: the model's own.")] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="Some of: cut-paste,scratch,texture,missing part,spot,blur. Default: all.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Pictures with a simulated defect.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of places, shapes and colours.")] = 0,
+    fpr: Annotated[
+        float | None, typer.Option(help="Acceptable pixel FPR. Default: the bundle's, or the paper's.")
+    ] = None,
+    image_fpr: Annotated[
+        float | None, typer.Option(help="Acceptable share of normal images rejected. Default: the bundle's, or 0.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Of a bundle: auto, onnxruntime:cpu, tensorrt ...")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for selftest.json, chart.png and sheet.png.")] = None,
+) -> None:
+    """Draw simulated defects onto good pictures and count those that a model finds, by kind, size and contrast.
+
+    Real defects may be harder to find: the numbers are an estimate where no defect images exist.
+    """
+    from saae_runtime.render import save_png
+
+    from ..evaluation.curves import qualitative_sheet
+    from ..selftest.chart import chart
+    from ..selftest.run import check_request, examples
+    from ..selftest.run import selftest as run
+    from ..selftest.simulate import KINDS
+
+    chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(",") if part.strip())
+    check_request(frames, chosen)
+    stages = Stages(log(), 3)
+    with ExitStack() as stack:
+        with stages.stage("model and images") as stage:
+            opened = open_model(model, backend, stack)
+            scorer = opened.scorer
+            found = named_images(category or opened.category, data, normal)
+            unseen = _unseen(opened, found)
+            stage.note(f"{len(unseen.samples)} normal images")
+        if unseen.note:
+            stages.say(f"  {unseen.note}", "yellow")
+        with stages.stage("thresholds") as stage:
+            threshold, image_threshold, source = thresholds(opened, unseen, found.name, fpr, image_fpr, stage)
+            stage.note(source)
+        with stages.stage("simulated defects") as stage:
+            result = run(
+                scorer,
+                unseen.samples,
+                threshold=threshold,
+                image_threshold=image_threshold,
+                kinds=chosen,
+                frames=frames,
+                seed=seed,
+                synthetic=found.synthetic,
+                progress=stage,
+            )
+            stage.note(f"{result.share()} found")
+        Console().print(result.table())
+        if out is not None:
+            write_json(out / "selftest.json", result.to_json())
+            save_png(out / "chart.png", chart(result))
+            columns = [shown for _, shown in examples(scorer, unseen.samples, result)]
+            save_png(out / "sheet.png", qualitative_sheet(columns, result.threshold))
+            log().print(f"Written: {out}/selftest.json, chart.png, sheet.png", soft_wrap=True, markup=False)
+
+
+def _unseen(model: OpenModel, found: Category) -> Unseen:
+    """Images that the model was not fitted on; of a bundle's, those that its thresholds came from."""
+    from ..config import FitConfig
+    from ..data.category import content_digest, split_held_out
+    from ..data.unseen import Unseen, unseen_images
+
+    if model.checkpoint is not None:
+        return unseen_images(model.checkpoint.facts, model.checkpoint.config, found)
+    assert model.engine is not None
+    manifest = model.engine.manifest
+    with suppress(ConfigError, DataError):  # a bundle of another version; a few images that are not the fit's
+        config = FitConfig.from_json(manifest.model.config)
+        _, held_out = split_held_out(found.train, config.held_out, seed=config.seed)
+        if content_digest(held_out) == manifest.calibration.digest:
+            return Unseen(held_out, manifest.calibration.held_out is True)
+    return Unseen(
+        found.train,
+        False,
+        "These are not the images that the bundle was built from: all of them are taken. Where it was fitted on some, "
+        "the numbers flatter it.",
+    )

@@ -1,0 +1,262 @@
+"""`saae-train tables`: the paper's tables from one command, ours beside the published figures."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import nullcontext
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from saae_runtime.errors import DataError
+from saae_runtime.files import canonical_json, sha256_bytes, write_json, write_text
+from saae_runtime.terminal import log
+from saae_runtime.version import saae_version
+
+from ..config import FitConfig, preset
+from ..data.category import find_category, list_categories
+from ..evaluation.ranking import METRIC_NAMES
+from ..experiments.experiment import Cell, tools
+from ..experiments.plan import COLUMNS, TABLES, Outcome, Plan, Planned, Results, known_categories, resolved, run_plan
+from ..experiments.tables import MadeTable, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
+from .options import make_config, parse_changes, parse_seeds
+
+app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
+
+_FPS = "fps"
+
+
+@app.command()
+def tables(
+    data: Annotated[Path, typer.Option(help="Folder of categories in the MVTec AD layout.")],
+    categories: Annotated[str, typer.Option(help="Comma-separated; default: all that are there.")] = "",
+    table: Annotated[str, typer.Option(help="Comma-separated of 2, 3, 4, 5, fps; default: all.")] = "",
+    columns: Annotated[
+        str,
+        typer.Option(help="Comma-separated columns of the tables, e.g. Ours,DFR or f4,f5; default: the paper's own."),
+    ] = "",
+    preset_name: Annotated[str, typer.Option("--preset", help="Of the column Ours; the others change it.")] = "paper",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, repeatable.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or: cache, hub, packaged.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated; mean and spread of several. Default: one.")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables.md, tables.csv, tables.json and the cells.")] = Path(
+        "runs/tables"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be run, and run nothing.")] = False,
+) -> None:
+    """Run what is missing of the paper's Tables 2 to 5 and of its speed, and print ours beside the paper's figures.
+
+    One result file a cell: a stopped run goes on where it was, and nothing is run twice.
+    """
+    wanted = _words(table) or [*TABLES, _FPS]
+    config = make_config(preset_name, fixed=parse_changes(change or []))
+    names = known_categories(_words(categories) or list_categories(data))
+    if not names:
+        raise DataError(f"{data} holds no category.", "No folder in it has a folder `train`.", "give an MVTec AD tree")
+    for name in _words(categories):
+        find_category(data, name)
+    plan = Plan.make(
+        data,
+        names,
+        config,
+        tables=[name for name in wanted if name != _FPS],
+        columns=_words(columns),
+        seeds=parse_seeds(seeds),
+        weights=weights,
+        device=device,
+    )
+    results = Results(out, data)
+    if dry_run:
+        _list(plan, results, _FPS in wanted)
+        return
+    outcomes: dict[tuple[str, str, int], Outcome] = {}
+    made: list[MadeTable] = []
+    speeds: dict[str, Any] | None = None
+    try:
+        _run(plan, results, outcomes)
+        if _FPS in wanted:
+            made.append(fps_table(speeds := _fps(results, config, data, names, device)))
+    finally:  # Ctrl-C as well: what is finished is shown, what is not says so
+        made = make_tables(plan, outcomes) + made
+        _write(made, out, _measured(outcomes, speeds))
+        _print(made)
+        log().print(f"Written: {out}/tables.md, tables.csv, tables.json", markup=False)
+    if any(entry.ours is None for shown in made for entry in shown.entries.values()):
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _title(planned: Planned) -> str:
+    return f"{planned.cell.category} {planned.column}, seed {planned.cell.config.seed}"
+
+
+def _run(plan: Plan, results: Results, outcomes: dict[tuple[str, str, int], Outcome]) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = log()
+    fields = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*fields, console=console, transient=True)
+    with bar if console.is_terminal else nullcontext():
+        cells = bar.add_task("cells", total=len(plan.cells))
+        now = bar.add_task("", total=None, visible=False)
+        title = [""]
+        there = 0
+
+        def started(planned: Planned) -> None:
+            title[0] = escape(_title(planned))
+            bar.reset(now, description=title[0], total=None, visible=True)
+            if not console.is_terminal:
+                console.print(f"{title[0]} ...")
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(now, description=f"{title[0]}: {escape(what)}", completed=done, total=total)
+
+        def done(planned: Planned, outcome: Outcome, fresh: bool) -> None:
+            nonlocal there
+            bar.advance(cells)
+            bar.update(now, visible=False)
+            if outcome.row is None:
+                console.print(f"[yellow]{escape(_title(planned))}: {escape(outcome.reason)}[/yellow]")
+            elif fresh:
+                console.print(f"{escape(_title(planned))}: {_figures(outcome.row)}")
+            else:
+                there += 1
+
+        run_plan(plan, results, started=started, report=report, done=done, outcomes=outcomes)
+        if there:
+            console.print(f"{there} of {len(plan.cells)} cells were there already.")
+
+
+def _figures(row: Any) -> str:
+    found = []
+    for key in ("pixel_roc_auc", "pro_auc"):
+        value = row["overall"]["metrics"][key]["value"]
+        found.append(f"{METRIC_NAMES[key]} {'-' if value is None else f'{100 * value:.2f}'}")
+    return f"{', '.join(found)} ({row['fit_seconds'] + row['evaluate_seconds']:.0f} s)"
+
+
+def _fps(results: Results, config: FitConfig, data: Path, names: tuple[str, ...], device: str | None) -> dict[str, Any]:
+    """The measured speeds, from their file where they are there for the same models on the same device."""
+    from ..experiments.speed import measure_fps
+    from ..fitting.features import pick_device
+
+    configs = {"SAAE": config, "DFR": preset("paper").replace(**COLUMNS["DFR"])}
+    models = {name: c.to_json() for name, c in configs.items()}
+    settings = {"device": str(pick_device(device)), "models": models, "saae": saae_version()}
+    path = results.folder / "cells" / f"fps-{sha256_bytes(canonical_json(settings).encode())[:16]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        if all("fps" in model for model in kept["models"].values()):
+            return dict(kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    log().print("frames a second of SAAE and DFR ...")
+    measured = {**measure_fps(configs, find_category(data, names[0]).train, device), "tools": tools()}
+    write_json(path, {"settings": settings, "measured": measured})
+    return measured
+
+
+def _list(plan: Plan, results: Results, fps: bool) -> None:
+    """What a run would do, as a table on standard output."""
+    shown = Table(title="Cells to run", title_justify="left")
+    for name in ("column", "model", "schedule", "to run", "there"):
+        shown.add_column(name)
+    outcomes: dict[tuple[str, str, int], Outcome] = {}
+    columns: dict[str, list[Planned]] = {}
+    seconds: list[float] = []
+    waiting: dict[str, list[str]] = {}
+    seen: dict[Cell, str] = {}
+    for planned in plan.cells:
+        config = planned.cell.config
+        if planned.v_from is None and seen.setdefault(planned.cell, planned.column) != planned.column:
+            continue  # the same cell under another name
+        columns.setdefault(planned.column, []).append(planned)
+        cell = resolved(planned, outcomes)
+        found = None if isinstance(cell, str) else results.find(cell)
+        if found is not None:
+            outcomes[planned.cell.category, planned.column, config.seed] = found
+        if found is not None and found.row is not None:
+            seconds.append(found.row["fit_seconds"] + found.row["evaluate_seconds"])
+        else:
+            again = "" if found is None else f" (again; {found.reason})"
+            waiting.setdefault(planned.column, []).append(planned.cell.category + again)
+    for name, cells in columns.items():
+        config = cells[0].cell.config
+        layers = " ".join(map(str, config.layers or ()))
+        model = f"{config.backbone}, layers {layers}, {'SAAE' if config.transformer else 'CAE'}"
+        if cells[0].v_from is not None:
+            model += f", V of {cells[0].v_from}"
+        length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
+        to_run = list(dict.fromkeys(waiting.get(name, ())))
+        there = str(len(cells) - len(waiting.get(name, ())))
+        shown.add_row(name, model, f"{length} of {config.batch}", escape(", ".join(to_run)), there)
+    console = Console()
+    console.print(shown)
+    missing = sum(map(len, waiting.values()))
+    text = f"{missing} of {sum(map(len, columns.values()))} cells to run"
+    if seconds and missing:
+        minutes = missing * sum(seconds) / len(seconds) / 60
+        text += f", about {minutes:.0f} minutes at the pace of the {len(seconds)} that are there"
+    console.print(text + (", and the frames a second." if fps else "."), highlight=False)
+
+
+def _measured(
+    outcomes: dict[tuple[str, str, int], Outcome], speeds: dict[str, Any] | None
+) -> list[tuple[dict[str, str], list[str]]]:
+    """Versions and the cells that were measured with them, the frames a second among these."""
+    found = measured_with(outcomes)
+    if speeds is not None:
+        same = next((cells for versions, cells in found if versions == speeds.get("tools", {})), None)
+        if same is None:
+            found.append((speeds.get("tools", {}), same := []))
+        same.append("frames a second")
+    return found
+
+
+def _write(made: list[MadeTable], out: Path, measured: list[tuple[dict[str, str], list[str]]]) -> None:
+    line = ["saae-train", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    origin = f"{when[:10]}, `{shlex.join(line)}`; measured with {versions_text(measured)}"
+    write_text(out / "tables.md", markdown(made, origin))
+    write_text(out / "tables.csv", csv_text(made))
+    write_json(
+        out / "tables.json",
+        {
+            "created": when,
+            "command": shlex.join(line),
+            "versions": [{"tools": found, "cells": cells} for found, cells in measured],
+            "tables": [table.to_json() for table in made],
+        },
+    )
+
+
+def _print(made: list[MadeTable]) -> None:
+    console = Console()
+    for table in made:
+        heads, rows, notes = table.grid()
+        shown = Table(title=table.title, title_justify="left")
+        for index, head in enumerate(heads):
+            shown.add_column(escape(head), justify="left" if index == 0 else "right")
+        for row in rows:
+            if row[0].startswith("mean"):
+                shown.add_section()
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+        if len(table.columns) > 2:
+            console.print("In brackets: the paper's figure, and the difference.", style="dim")
+        for line in (*(f"[{number}] {note}" for number, note in enumerate(notes, start=1)), *table.setup):
+            console.print(line, style="dim", markup=False, highlight=False)
+        console.print()

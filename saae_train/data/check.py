@@ -1,0 +1,286 @@
+"""Opens every image of a category before any training and reports all that is wrong with them at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from saae_runtime.errors import DataError, ImageError
+from saae_runtime.images import read_image, read_mask
+
+from .category import Category, Sample
+
+__all__ = ["Problem", "Report", "check"]
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+SMALLEST_SIDE = 32
+"""Images with a side below this many pixels are pointed out."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file and what is wrong with it (`what` completes the sentence "<path> ...")."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `check`.
+
+    Attributes:
+        category: the category's name.
+        images: images looked at.
+        problems: what makes the data unusable, in the order of the files.
+        warnings: what looks unintended but can be used.
+    """
+
+    category: str
+    images: int
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no problems (warnings do not count)."""
+        return not self.problems
+
+    def raise_if_bad(self, show: int = 20) -> None:
+        """Raises one DataError that lists the problems.
+
+        Args:
+            show: print at most so many; `DataError.problems` holds all of them.
+
+        Raises:
+            DataError: there are problems.
+        """
+        if self.ok:
+            return
+        lines = [str(problem) for problem in self.problems]
+        more = [f"... and {len(lines) - show} more"] if len(lines) > show else []
+        noun = "file is" if len(lines) == 1 else "files are"
+        raise DataError(
+            f"{len(lines)} {noun} not usable in the category {self.category!r}.",
+            "\n       ".join(lines[:show] + more),
+            "repair or remove them, then run the same command again; `saae-train check` lists them all",
+            problems=lines,
+        )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one image file told."""
+
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    digest: str | None = None
+    colour: bool | None = None
+
+
+def check(
+    category: Category, deep: bool = True, progress: Progress | None = None, workers: int | None = None
+) -> Report:
+    """Looks at every image and mask of a category in one pass.
+
+    Problems: unreadable, empty, truncated or not an image; a mask that is missing, all black, of another size than
+    its image, or without an image; the same picture (by its decoded pixels) in training and test, or among both
+    normal and defective test images; stray files. Warnings: copies within training or within one test label, one
+    colour throughout, very small pictures, transparency, several pictures in one file, gray and colour mixed, masks in
+    lossy formats.
+
+    Args:
+        category: what to look at.
+        deep: decode the pixels; False reads the headers only (no search for truncation and copies).
+        progress: called after each image.
+        workers: threads; by default one per processor, at most 8.
+
+    Returns:
+        The report; nothing is raised for bad files.
+    """
+    samples = [*category.train, *category.test]
+    looks: list[_Look] = [_Look()] * len(samples)
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        pending: dict[Future[_Look], int] = {pool.submit(_look, s, deep): i for i, s in enumerate(samples)}
+        done = 0
+        while pending:
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                looks[pending.pop(future)] = future.result()
+                done += 1
+                if progress is not None:
+                    progress(done, len(samples))
+    finally:
+        # On Ctrl-C the queued files are dropped at once instead of being read to the end.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    problems = [Problem(finding.path, finding.what) for finding in category.findings]
+    warnings: list[Problem] = []
+    for look in looks:
+        problems += look.problems
+        warnings += look.warnings
+    copies, harmless = _copies(category, samples, looks)
+    problems += copies
+    warnings += harmless + _mixed_colour(category, looks[: len(category.train)])
+    if any(s.is_anomalous for s in category.test) and not category.has_masks:
+        warnings.append(Problem(category.root, "has no ground-truth masks: only image-level metrics can be computed"))
+    return Report(category.name, len(samples), tuple(_unique(problems)), tuple(_unique(warnings)))
+
+
+def _look(sample: Sample, deep: bool) -> _Look:
+    path = sample.path
+    warnings: list[Problem] = []
+    try:
+        header = _header(path, warnings)
+        if not deep:
+            return _Look(warnings=tuple(warnings), colour=header.colour)
+        pixels = read_image(path)
+    except ImageError as error:
+        return _Look(problems=(Problem(path, _reason(path, error)),))
+    height, width = pixels.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        warnings.append(Problem(path, f"is only {width} x {height} pixels"))
+    if pixels.size and bool((pixels == pixels.reshape(-1, 3)[0]).all()):
+        warnings.append(Problem(path, "shows one colour throughout"))
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
+    digest.update(f"{height}x{width}".encode())
+    bad = _look_at_mask(sample, (height, width))
+    if sample.mask is not None and _is_lossy(sample.mask):
+        warnings.append(
+            Problem(
+                sample.mask,
+                "is a mask in a lossy format: faint pixels around its edges count as defective; save masks as PNG",
+            )
+        )
+    return _Look(bad, tuple(warnings), digest.hexdigest(), header.colour)
+
+
+@dataclass(frozen=True)
+class _Header:
+    colour: bool
+
+
+def _header(path: Path, warnings: list[Problem]) -> _Header:
+    """Reads the file's header only; what is odd about it goes to `warnings`.
+
+    Raises:
+        ImageError: the file is missing, empty or no image.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(str(path), "is empty (0 bytes)")
+        with Image.open(path) as image:
+            mode, frames = image.mode, getattr(image, "n_frames", 1)
+            transparent = mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(str(path), "is missing") from error
+    except Exception as error:  # Pillow raises many kinds on damaged headers
+        raise ImageError(str(path), f"is not an image ({type(error).__name__}: {_short(path, error)})") from error
+    if frames > 1:
+        warnings.append(Problem(path, f"holds {frames} pictures; only the first is used"))
+    if transparent:
+        warnings.append(Problem(path, "has transparency, which is dropped"))
+    if mode == "1":
+        warnings.append(Problem(path, "is black and white only (1 bit): is it a mask?"))
+    if mode == "CMYK":
+        warnings.append(Problem(path, "is CMYK (print colours), which no camera gives"))
+    return _Header(mode not in ("1", "L", "LA", "La", "F", "I") and not mode.startswith("I;16"))
+
+
+def _look_at_mask(sample: Sample, size: tuple[int, int]) -> tuple[Problem, ...]:
+    if sample.mask is None:
+        return ()
+    try:
+        mask = read_mask(sample.mask)
+    except ImageError as error:
+        return (Problem(sample.mask, _reason(sample.mask, error)),)
+    if mask.shape != size:
+        return (
+            Problem(
+                sample.mask,
+                f"is {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.path} is {size[1]} x {size[0]}",
+            ),
+        )
+    if not mask.any():
+        return (Problem(sample.mask, f"is all black, though its image {sample.path} is labelled {sample.label!r}"),)
+    return ()
+
+
+def _is_lossy(path: Path) -> bool:
+    """Whether a file's content, whatever its name says, is JPEG or lossy WebP; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    # The first chunk of a WebP file without extras: "VP8 " is lossy, "VP8L" lossless.
+    return head[:3] == b"\xff\xd8\xff" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP" and head[12:16] == b"VP8 ")
+
+
+def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tuple[list[Problem], list[Problem]]:
+    """Pictures that occur more than once: (forbidden, merely noteworthy)."""
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    first: dict[str, int] = {}
+    train = len(category.train)
+    for index, (sample, look) in enumerate(zip(samples, looks, strict=True)):
+        if look.digest is None:
+            continue
+        if look.digest not in first:
+            first[look.digest] = index
+            continue
+        earlier = samples[first[look.digest]]
+        if first[look.digest] < train <= index:
+            problems.append(Problem(sample.path, f"is the same picture as the training image {earlier.path}"))
+        elif index >= train and sample.is_anomalous != earlier.is_anomalous:
+            problems.append(
+                Problem(sample.path, f"is the same picture as {earlier.path}, but one is normal, the other defective")
+            )
+        else:
+            warnings.append(Problem(sample.path, f"is the same picture as {earlier.path}"))
+    return problems, warnings
+
+
+def _mixed_colour(category: Category, looks: Iterable[_Look]) -> list[Problem]:
+    kinds = Counter(look.colour for look in looks if look.colour is not None)
+    if len(kinds) < 2:
+        return []
+    return [
+        Problem(
+            category.train[0].path.parent,
+            f"mixes {kinds[False]} gray and {kinds[True]} colour images: one camera gives one kind",
+        )
+    ]
+
+
+def _reason(path: Path, error: ImageError) -> str:
+    """Why an image cannot be used, in words that follow the file's name."""
+    if error.what == str(path):
+        return error.why
+    head = error.what.removeprefix(f"{path}: ").rstrip(".")
+    detail = _short(path, error.why)
+    return f"{head} ({detail})" if detail else head
+
+
+def _short(path: Path, error: object) -> str:
+    """An error's text without the file's name, which stands in front anyway."""
+    return str(error).replace(f" {str(path)!r}", "").strip().rstrip(".")
+
+
+def _unique(problems: Iterable[Problem]) -> list[Problem]:
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,1 @@
+"""Many fits: experiments, tables, the paper's figures, speed."""

@@ -1,0 +1,416 @@
+"""The paper's tables with ours beside them: values, means, differences, and what differs in the set-up."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import FitConfig, default_layers, preset
+from .paper import CLASSES, MEANS, PaperTable, paper_fps, paper_fps_title, paper_mean, paper_table
+from .plan import COLUMNS, Outcome, Plan
+
+__all__ = [
+    "Entry",
+    "MadeTable",
+    "csv_text",
+    "differences",
+    "fps_table",
+    "make_tables",
+    "markdown",
+    "measured_with",
+    "versions_text",
+]
+
+Outcomes = Mapping[tuple[str, str, int], Outcome]
+
+_PAPER_IMAGES = (700, 1024)
+"""Sides of MVTec AD's images in pixels (section 4.1.1)."""
+
+_SKIPPED = frozenset({"preset", "seed", "steps", "epochs", "batch", "held_out"})
+_WORDS = {
+    "input_size": "input",
+    "keep": "share of the variance that V keeps",
+    "latent": "V",
+    "latent_limit": "limit of V",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table beside the paper's.
+
+    Attributes:
+        table, row, column: its place in the paper.
+        unit: "%" or "frames/s".
+        ours: measured here, the mean over the seeds; None with a `reason`.
+        spread: standard deviation over the seeds; None for one seed.
+        seeds: how many are in it.
+        paper: the published figure, for a mean that over the same classes; None where there is none.
+        reason: why `ours` is None.
+        note: what a reader must know about either number.
+    """
+
+    table: str
+    row: str
+    column: str
+    unit: str
+    ours: float | None
+    spread: float | None
+    seeds: int
+    paper: float | None
+    reason: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ours is None and not self.reason:
+            raise ValueError("an Entry without a value must give its reason")
+        if self.ours is not None and not np.isfinite(self.ours):
+            raise ValueError(f"an Entry must be finite, got {self.ours}")
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.ours is None or self.paper is None else self.ours - self.paper
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, `difference` included, as plain values."""
+        return {**asdict(self), "difference": None if self.difference is None else round(self.difference, 4)}
+
+
+@dataclass(frozen=True)
+class MadeTable:
+    """A table to be shown.
+
+    Attributes:
+        name, title: the paper's.
+        rows: in order; `columns` likewise.
+        entries: by (row, column).
+        also: the paper's other columns, by row: figures that nothing here stands beside.
+        setup: sentences about what differs from the paper's set-up, and in which cells.
+    """
+
+    name: str
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    entries: Mapping[tuple[str, str], Entry]
+    also: Mapping[str, Mapping[str, float]]
+    setup: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "table": self.name,
+            "title": self.title,
+            "entries": [entry.to_json() for entry in self.entries.values()],
+            "setup": list(self.setup),
+        }
+
+    def grid(self, also: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
+        """Headings, rows of text, and the numbered notes that the rows refer to.
+
+        One or two columns have the paper's figure and the difference beside them; more have them in brackets.
+
+        Args:
+            also: with the paper's other columns.
+        """
+        apart = len(self.columns) <= 2
+        extra = list(next(iter(self.also.values()), {})) if also else []
+        heads = [self.rows_are]
+        for name in self.columns:
+            heads += [f"{name}, here", "paper", "difference"] if apart else [name]
+        notes: list[str] = []
+        lines = []
+        for row in self.rows:
+            line = [row]
+            for column in self.columns:
+                entry = self.entries[row, column]
+                here = _shown(entry) + _marks(entry, notes)
+                paper = "-" if entry.paper is None else f"{entry.paper:.1f}"
+                change = "-" if entry.difference is None else f"{entry.difference:+.1f}"
+                line += (
+                    [here, paper, change] if apart else [here if entry.paper is None else f"{here} ({paper}, {change})"]
+                )
+            line += [
+                f"{value:.1f}" if (value := self.also.get(row, {}).get(name)) is not None else "-" for name in extra
+            ]
+            lines.append(line)
+        return heads + [f"{name} (paper)" for name in extra], lines, notes
+
+    @property
+    def rows_are(self) -> str:
+        return "model" if self.name == "fps" else "class"
+
+
+def _shown(entry: Entry) -> str:
+    if entry.ours is None:
+        return entry.reason.partition(":")[0] or "-"
+    if entry.unit != "%":
+        return f"{entry.ours:.3g}"
+    return f"{entry.ours:.2f}" + ("" if entry.spread is None else f" ± {entry.spread:.2f}")
+
+
+def _marks(entry: Entry, notes: list[str]) -> str:
+    marks = []
+    for text in (entry.reason, entry.note):
+        if text:
+            if text not in notes:
+                notes.append(text)
+            marks.append(notes.index(text) + 1)
+    return f" [{', '.join(map(str, marks))}]" if marks else ""
+
+
+def make_tables(plan: Plan, outcomes: Outcomes) -> list[MadeTable]:
+    """Puts what was measured beside the paper's figures.
+
+    The means are over the classes of the paper that are there, each counting the same, and the paper's mean beside
+    them is over the same classes. Categories that the paper has not, and drawn ones, have rows and no part in a mean.
+    """
+    made = []
+    for name in plan.tables:
+        paper, columns = paper_table(name), plan.columns[name]
+        if not columns:
+            continue
+        drawn = {key[0] for key, outcome in outcomes.items() if outcome.row is not None and outcome.row["synthetic"]}
+        classes = [c for c in plan.categories if c in CLASSES and c not in drawn]
+        rows: list[str] = []
+        for mean, members in MEANS.items():
+            there = [c for c in classes if c in members]
+            rows += [c for c in there if c not in rows]
+            if there:
+                rows.append(mean)
+        rows += [c for c in plan.categories if c not in classes]
+        entries = {}
+        for row in rows:
+            for column in columns:
+                entry = (
+                    _mean(paper, row, column, plan, outcomes, classes)
+                    if row in MEANS
+                    else _class(paper, row, column, plan.seeds, outcomes, row in drawn)
+                )
+                entries[row, column] = entry
+        others = [c for c in paper.columns if c not in columns]
+        # A printed mean over all classes has no place beside one over some.
+        quoted = [r for r in rows if r in paper.figures and set(MEANS.get(r, (r,))) <= set(classes)]
+        also = {row: {c: paper.figures[row][c] for c in others} for row in quoted if others}
+        title = f"Table {name}. {paper.title}"
+        setup = tuple(_setup(plan, columns, outcomes))
+        made.append(MadeTable(name, title, tuple(rows), columns, entries, also, setup))
+    return made
+
+
+def _class(paper: PaperTable, row: str, column: str, seeds: Sequence[int], outcomes: Outcomes, drawn: bool) -> Entry:
+    values, reasons = {}, []
+    for seed in seeds:
+        value, reason = _value(paper.metric, outcomes.get((row, column, seed)))
+        if value is None:
+            reasons.append(reason if len(seeds) == 1 else f"seed {seed}: {reason}")
+        else:
+            values[seed] = value
+    notes = ["drawn images, which nothing published stands beside"] if drawn else []
+    published = None if drawn else paper_mean(paper, column, row="mean", classes=[row]) if row in CLASSES else None
+    if not values:
+        return Entry(paper.name, row, column, "%", None, None, 0, published, "; ".join(dict.fromkeys(reasons)), *notes)
+    if reasons:
+        notes.append(f"over {len(values)} of {len(seeds)} seeds ({'; '.join(reasons)})")
+    found = np.array(list(values.values()))
+    return Entry(paper.name, row, column, "%", *_mean_spread(found), found.size, published, "", "; ".join(notes))
+
+
+def _mean(paper: PaperTable, row: str, column: str, plan: Plan, outcomes: Outcomes, classes: Sequence[str]) -> Entry:
+    members = MEANS[row]
+    found: dict[str, list[float]] = {}
+    for name in (c for c in classes if c in members):
+        values = [_value(paper.metric, outcomes.get((name, column, seed)))[0] for seed in plan.seeds]
+        whole = [value for value in values if value is not None]
+        if len(whole) == len(plan.seeds):
+            found[name] = whole
+    whole_mean = paper.figure(row, column)
+    if not found:
+        return Entry(paper.name, row, column, "%", None, None, 0, whole_mean, "no value: none of its classes has one")
+    per_seed = np.array(list(found.values())).mean(axis=0)
+    published = paper_mean(paper, column, row, list(found))
+    note = ""
+    if len(found) < len(members):
+        missing = [name for name in members if name not in found]
+        note = f"over {len(found)} of {len(members)} classes (without {', '.join(missing)})"
+        if published is not None:
+            note += ", the paper's over the same"
+        elif whole_mean is not None:
+            note += f"; the paper has only the mean over all, {whole_mean:.1f}"
+    return Entry(paper.name, row, column, "%", *_mean_spread(per_seed), per_seed.size, published, "", note)
+
+
+def _mean_spread(values: np.ndarray) -> tuple[float, float | None]:
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
+
+
+def _value(metric: str, outcome: Outcome | None) -> tuple[float | None, str]:
+    """Percent, or the reason why there is none."""
+    if outcome is None:
+        return None, "not run: stopped before it"
+    if outcome.row is None:
+        return None, outcome.reason
+    found = outcome.row["overall"]["metrics"][metric]
+    if found["value"] is None:
+        return None, f"no value: {found.get('reason', 'unknown')}"
+    return 100.0 * float(found["value"]), ""
+
+
+def differences(row: Mapping[str, Any], column: str) -> list[str]:
+    """What a cell's recorded set-up has that the paper's has not, one phrase each; the same order for every cell."""
+    theirs = paper_config(column).to_json()
+    ours = dict(row["config"])
+    found = ["random weights of the backbone"] if str(row["weights_source"]).startswith("random") else []
+    for key in dict.fromkeys([*theirs, *ours]):
+        if key in _SKIPPED or (key == "latent" and column.removeprefix("f").isdigit()):
+            continue  # the V of a single layer is that of layer 4, as in the paper
+        if ours.get(key) != theirs.get(key):
+            found.append(f"{_WORDS.get(key, key)} {_plain(ours.get(key))} (paper: {_plain(theirs.get(key))})")
+    if _schedule(ours) != _schedule(theirs):
+        found.append(f"{_schedule(ours)} (paper: {_schedule(theirs)})")
+    sides = [side for size in row["image_sizes"] for side in size]
+    if min(sides) < _PAPER_IMAGES[0] or max(sides) > _PAPER_IMAGES[1]:
+        shown = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in row["image_sizes"]))
+        found.append(f"images of {shown} pixels (paper: {_PAPER_IMAGES[0]} to {_PAPER_IMAGES[1]})")
+    found.append(
+        f"{round(100 * ours['held_out'])} % of the normal images held out to set T (paper: T from the training set)"
+    )
+    return found
+
+
+def paper_config(column: str) -> FitConfig:
+    """What the paper fits for a column, as a configuration."""
+    base = preset("paper")
+    return base.replace(**{"layers": default_layers(base.backbone, 0)[0], **COLUMNS[column]})
+
+
+def _schedule(config: Mapping[str, Any]) -> str:
+    length = f"{config['steps']} steps" if config["steps"] is not None else f"{config['epochs']} epochs"
+    return f"{length} of {config['batch']} images a step"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _setup(plan: Plan, columns: Iterable[str], outcomes: Outcomes) -> list[str]:
+    """Sentences about the cells of some columns; cells with the same differences share one."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    weights: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        for (category, name, _), outcome in outcomes.items():
+            if name != column or outcome.row is None:
+                continue
+            cells = groups.setdefault(tuple(differences(outcome.row, column)), {}).setdefault(column, [])
+            if category not in cells:
+                cells.append(category)
+            sources = weights.setdefault((str(outcome.row["weights_source"]), paper_config(column).backbone), [])
+            if column not in sources:
+                sources.append(column)
+    split = {column for column in columns if sum(column in found for found in groups.values()) > 1}
+    lines = []
+    for found, by_column in groups.items():
+        of = [f"{column} of {', '.join(cells)}" if column in split else column for column, cells in by_column.items()]
+        lines.append(f"{'; '.join(of) if split else ', '.join(of)}: {'; '.join(found)}.")
+    for (source, theirs), names in weights.items():
+        lines.append(f"{', '.join(names)}, weights: {source} (paper: {theirs}, pretrained on ImageNet).")
+    return lines
+
+
+def fps_table(measured: Mapping[str, Any]) -> MadeTable:
+    """The paper's frames a second beside those of `speed.measure_fps`, and the ratio of its two models."""
+    paper, column, unit = paper_fps(), "frames a second", "frames/s"
+    models: Mapping[str, Mapping[str, Any]] = measured["models"]
+    entries: dict[tuple[str, str], Entry] = {}
+    for name, published in paper.items():
+        about = models.get(name, {"reason": "not run: not asked for"})
+        ours = about.get("fps")
+        entries[name, column] = Entry("fps", name, column, unit, ours, None, 1, published, about.get("reason", ""))
+    first, second = paper
+    name = f"{first} over {second}"
+    values = [entries[model, column].ours for model in (first, second)]
+    ratio = paper[first] / paper[second]
+    if values[0] is None or values[1] is None:
+        reason = "no value: one of the two was not measured"
+        entries[name, column] = Entry("fps", name, column, "times", None, None, 0, ratio, reason)
+    else:
+        entries[name, column] = Entry("fps", name, column, "times", values[0] / values[1], None, 1, ratio)
+    setup = [f"{measured['device']}, {measured['threads']} threads of PyTorch (paper: one GTX 1080 Ti)."]
+    setup += [
+        f"{model}: {about['backbone']} at {_plain(about['input_size'])}, layers {_plain(about['layers'])}, "
+        f"V {about['latent']}, random weights."
+        for model, about in models.items()
+        if "fps" in about
+    ]
+    setup.append(
+        "Here: one image at a time, PyTorch FP32, from pixels at the model's input size to the map there. The paper "
+        "does not say what its time holds. Exported graphs, whole frames and other precisions: benchmarks/fps.py."
+    )
+    rows = tuple(row for row, _ in entries)
+    return MadeTable("fps", paper_fps_title(), rows, (column,), entries, {}, tuple(setup))
+
+
+def measured_with(outcomes: Outcomes) -> list[tuple[dict[str, str], list[str]]]:
+    """The versions that the cells were measured with, and which cells, those of the most cells first.
+
+    A cell that a run found there may be from an earlier one; {} stands for what is not recorded.
+    """
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for (category, column, seed), outcome in outcomes.items():
+        if outcome.row is not None:
+            tools = tuple((str(name), str(version)) for name, version in outcome.row.get("tools", {}).items())
+            found.setdefault(tools, []).append(f"{column} of {category}, seed {seed}")
+    return [(dict(tools), cells) for tools, cells in sorted(found.items(), key=lambda item: -len(item[1]))]
+
+
+def versions_text(measured: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> str:
+    """What `measured_with` found, for a footer: one list of versions, or each with its cells where they differ."""
+    texts = []
+    for tools, cells in measured:
+        text = ", ".join(f"{name} {version}" for name, version in tools.items()) or "versions not recorded"
+        texts.append(text if len(measured) == 1 else f"{text} ({'; '.join(cells)})")
+    if len(texts) > 1:
+        return f"versions differ: {'. '.join(texts)}"
+    return texts[0] if texts else "nothing measured"
+
+
+def markdown(tables: Sequence[MadeTable], origin: str) -> str:
+    """All tables as a Markdown document; `origin` says what made them, where and when."""
+    parts = ["# The paper's tables, ours beside them"]
+    for table in tables:
+        heads, rows, notes = table.grid(also=True)
+        lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+        parts.append(f"## {table.title}")
+        if len(table.columns) > 2:
+            parts.append("In brackets the paper's figure and the difference.")
+        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+        if notes:
+            parts.append("\n".join(f"- [{number}] {note}" for number, note in enumerate(notes, start=1)))
+        if table.setup:
+            parts.append("What differs from the paper's set-up:\n\n" + "\n".join(f"- {line}" for line in table.setup))
+    return "\n\n".join([*parts, f"<sub>{origin}</sub>"]) + "\n"
+
+
+def csv_text(tables: Sequence[MadeTable]) -> str:
+    """Every entry as a line of CSV, and the paper's other figures with an empty `ours` and the reason for it."""
+    out = io.StringIO()
+    names = ["table", "row", "column", "unit", "ours", "spread", "seeds", "paper", "difference", "reason", "note"]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        for entry in table.entries.values():
+            writer.writerow(entry.to_json())
+        for row, figures in table.also.items():
+            for column, value in figures.items():
+                quoted = {"table": table.name, "row": row, "column": column, "unit": "%", "seeds": 0, "paper": value}
+                writer.writerow({**quoted, "reason": "the paper's figure alone"})
+    return out.getvalue()

@@ -1,0 +1,1 @@
+"""Fitting the autoencoder to normal images."""

@@ -1,0 +1,1 @@
+"""The model: frozen backbone, feature space and self-attention autoencoder."""

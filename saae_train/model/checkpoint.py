@@ -1,0 +1,227 @@
+"""A fitted model on disk: config.json and model.safetensors, self-contained, hash-checked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saae_runtime.errors import CheckpointError, SaaeError, StorageError
+from saae_runtime.files import (
+    atomic_directory,
+    canonical_json,
+    put_back,
+    sha256_bytes,
+    sha256_file,
+    storage_error,
+    write_json,
+)
+from saae_runtime.version import saae_version
+
+from ..config import FitConfig
+from .detector import Detector, FeatureSpace
+from .saae import SAAE
+from .vit import bare_backbone
+from .weights import WeightsInfo
+
+__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "save_checkpoint"]
+
+SCHEMA = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fitted model and how it came about.
+
+    Attributes:
+        detector: the model, in evaluation mode, on the CPU.
+        config: the configuration it was fitted with (layers and latent resolved).
+        category: product name.
+        facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
+        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
+    """
+
+    detector: Detector
+    config: FitConfig
+    category: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    state: Path | None = field(default=None, compare=False)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Says before a fit, not after it, that a checkpoint has no place to go.
+
+    Raises:
+        StorageError: a file, or a folder with something else, is there.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
+        raise StorageError(
+            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another with --out"
+        )
+    return folder
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder may be replaced by a checkpoint: its config.json is ours, not another library's of that name."""
+    try:
+        record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # a damaged one is ours if nothing else is there
+        return {entry.name for entry in folder.iterdir()} <= {_CONFIG, _WEIGHTS}
+    return isinstance(record, Mapping) and "saae_version" in record
+
+
+def discard_state(checkpoint: Checkpoint) -> None:
+    """Removes what a fit could be resumed from: the model is safe, or not wanted."""
+    if checkpoint.state is not None:
+        shutil.rmtree(checkpoint.state, ignore_errors=True)
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
+
+    Only when it is written, the state that the fit could be resumed from is removed.
+
+    Raises:
+        StorageError: the disk is full, the place may not be written to, or a folder with something else is there.
+    """
+    folder = check_target(path)
+    detector = checkpoint.detector
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    with atomic_directory(folder) as temporary:
+        try:
+            save_file(tensors, temporary / _WEIGHTS)
+        except SafetensorError as error:
+            told = re.search(r"os error (\d+)", str(error))  # the system's number, in the words of safetensors
+            code = int(told[1]) if told else errno.EIO
+            raise storage_error(folder, OSError(code, str(error))) from error
+        record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
+        record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
+        write_json(temporary / _CONFIG, record | {"digest": _digest(record)})
+    discard_state(checkpoint)
+    return folder
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint folder and checks its hash, its keys and that every weight is finite.
+
+    Raises:
+        CheckpointError: missing, damaged, of a newer version, or holding NaN.
+    """
+    folder = Path(path)
+    put_back(folder)
+    record = _read_config(folder)
+    weights = folder / _WEIGHTS
+    if not weights.is_file() or sha256_file(weights) != record.get("sha256"):
+        raise CheckpointError(
+            f"{weights} is damaged or missing.", f"Its sha256 is not the one in {_CONFIG}.", "fit again: saae-train fit"
+        )
+    try:
+        tensors: dict[str, Tensor] = load_file(weights)
+        detector, config = _build(record)
+        detector.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded.", f"{type(error).__name__}: {error}", "fit again: saae-train fit"
+        ) from error
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise CheckpointError(
+            f"{folder} holds NaN or infinite weights.",
+            f"e.g. {bad[0]}; such a model calls everything normal.",
+            "fit again with a lower --learning-rate or --fit-precision fp32",
+        )
+    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
+
+
+def _record(checkpoint: Checkpoint) -> dict[str, Any]:
+    detector = checkpoint.detector
+    backbone, saae = detector.backbone, detector.saae
+    return {
+        "schema": SCHEMA,
+        "saae_version": saae_version(),
+        "category": checkpoint.category,
+        "config": checkpoint.config.to_json(),
+        "backbone": {
+            "name": backbone.name,
+            "weights_source": backbone.weights.source,
+            "weights_sha256": backbone.weights.sha256,
+            "layers": list(backbone.layers),
+            "input_size": list(backbone.input_size),
+        },
+        "space": {
+            "components": None if detector.space.basis is None else detector.space.channels,
+            "channels": backbone.channels,
+        },
+        "saae": {
+            "channels": saae.channels,
+            "latent": saae.latent,
+            "positions": saae.positions,
+            "mlp_size": saae.mlp_size,
+            "transformer": saae.transformer,
+            "grid": list(saae.grid),
+            "patch": saae.patch,
+        },
+        "facts": dict(checkpoint.facts),
+    }
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return sha256_bytes(canonical_json({key: value for key, value in record.items() if key != "digest"}).encode())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        schema = int(record["schema"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"No checkpoint at {folder}.",
+            f"There is no {_CONFIG} in it.",
+            f"saae-train fit --normal FOLDER_OF_GOOD_PICTURES --out {folder}",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / _CONFIG} is not a checkpoint's description.", str(error), "fit again: saae-train fit"
+        ) from error
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"{folder} was written by a newer saae ({record.get('saae_version')}).", "", "pip install --upgrade saae"
+        )
+    if record.get("digest") != _digest(record):
+        raise CheckpointError(
+            f"{folder / _CONFIG} was changed or is damaged.", "Its digest does not fit.", "fit again: saae-train fit"
+        )
+    return dict(record)
+
+
+def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
+    """The detector's modules with weights yet to come."""
+    config = FitConfig.from_json(record["config"])
+    about, saae, space = record["backbone"], record["saae"], record["space"]
+    info = WeightsInfo(about["weights_source"], about["weights_sha256"])
+    backbone = bare_backbone(about["name"], about["layers"], tuple(about["input_size"]), info)
+    channels, components = space["channels"], space["components"]
+    basis = None if components is None else torch.zeros(channels, components)
+    detector = Detector(
+        backbone,
+        FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),
+        SAAE(**saae),
+        config.score,
+        config.smoothing,
+    )
+    return detector, config

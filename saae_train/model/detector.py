@@ -1,0 +1,171 @@
+"""The whole model from pixels to the anomaly score map A: backbone, feature space, SAAE, score."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saae_runtime.errors import ConfigError
+
+from . import gradients
+from .saae import SAAE
+from .vit import Features
+
+__all__ = ["LOSSES", "SCORES", "Detector", "FeatureSpace", "Projected", "anomaly_score"]
+
+LOSSES = ("l2", "cosine")
+SCORES = ("l2", "cosine", "joint")
+
+
+class Projected(NamedTuple):
+    """Features in the SAAE's space.
+
+    Attributes:
+        g: N x L x channels.
+        outside: |f_perp|^2, the energy outside the components, float32 N x L; None without components.
+        energy: |f_s|^2, float32 N x L; None without components.
+    """
+
+    g: Tensor
+    outside: Tensor | None = None
+    energy: Tensor | None = None
+
+
+class FeatureSpace(nn.Module):
+    """The space in which the SAAE works: g = ((f - mean) * scale) @ basis * component_scale.
+
+    With no basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
+    the SAAE sees the k leading principal components, which makes its widest convolutions U/k times narrower, and what
+    lies outside them is not lost: its energy, |f_s - basis basis^T f_s|^2, joins the score. It is the energy of a
+    residual and not |f_s|^2 - |basis^T f_s|^2, a small difference of large sums that bf16 would not survive.
+
+    Args:
+        mean, scale: float32, U.
+        basis: float32, U x k with orthonormal columns, or None.
+        component_scale: float32, k, or None for ones.
+    """
+
+    def __init__(
+        self, mean: Tensor, scale: Tensor, basis: Tensor | None = None, component_scale: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("basis", None if basis is None else basis.float())
+        if basis is not None and component_scale is None:
+            component_scale = torch.ones(basis.shape[1])
+        self.register_buffer("component_scale", None if component_scale is None else component_scale.float())
+        self.mean: Tensor
+        self.scale: Tensor
+        self.basis: Tensor | None
+        self.component_scale: Tensor | None
+
+    @property
+    def channels(self) -> int:
+        """Channels of g: k, or U without a basis."""
+        return int(self.mean.shape[0] if self.basis is None else self.basis.shape[1])
+
+    def forward(self, f: Tensor) -> Projected:
+        """f: N x L x U -> float32, see `Projected`."""
+        standard = (f.float() - self.mean) * self.scale
+        if self.basis is None or self.component_scale is None:
+            return Projected(standard)
+        inside = standard @ self.basis
+        outside = (standard - inside @ self.basis.T).square().sum(dim=2)
+        return Projected(inside * self.component_scale, outside, standard.square().sum(dim=2))
+
+
+def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
+    """Anomaly score A of every position, in float32.
+
+    Args:
+        projected: the features.
+        g_hat: their reconstruction, N x L x channels.
+        kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
+            one minus the cosine between g and g_hat, as half the squared distance of the two directions, which loses
+            nothing where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
+            which is large where both what the autoencoder cannot explain and what lies outside the components are;
+            the exponents were found by measuring, docs/quality.md.
+
+    Returns:
+        float32, N x L.
+
+    Raises:
+        ConfigError: no such score, or `joint` without components.
+    """
+    a, b = projected.g.float(), g_hat.float()
+    if kind == "l2":
+        squared = (a - b).square().sum(dim=2)
+        if projected.outside is not None:
+            squared = squared + projected.outside
+        return squared.clamp_min(1e-12).sqrt()
+    if kind not in SCORES:
+        raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
+    if kind == "cosine" and b.requires_grad and not a.requires_grad:
+        return gradients.cosine_distance(a, b)
+    cosine = 0.5 * (_direction(a) - _direction(b)).square().sum(dim=2)
+    if kind == "cosine":
+        return cosine
+    if projected.outside is None or projected.energy is None:
+        raise ConfigError(
+            "The score `joint` needs components.",
+            "Half of it is the energy outside them.",
+            "give --components, or use --score cosine",
+        )
+    outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
+    return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
+
+
+def _direction(g: Tensor) -> Tensor:
+    return g * g.square().sum(dim=2, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+class Detector(nn.Module):
+    """Pixels to the anomaly score map; the PyTorch reference that every artefact is held against.
+
+    Attributes:
+        backbone: frozen features.
+        space: where the SAAE works.
+        saae: the autoencoder.
+        score: `l2`, `cosine` or `joint`, see `anomaly_score`.
+        smoothing: standard deviation, in patches, of the Gaussian that the map is smoothed with; 0 = none (paper).
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        space: FeatureSpace,
+        saae: SAAE,
+        score: str = "l2",
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if score not in SCORES:
+            raise ConfigError(f"There is no score named {score!r}.", "", f"one of: {', '.join(SCORES)}")
+        self.backbone = backbone
+        self.space = space
+        self.saae = saae
+        self.score = score
+        self.smoothing = smoothing
+        pixel = torch.tensor([backbone.mean, backbone.std]).view(2, 1, 3, 1, 1)
+        self.register_buffer("pixel_mean", pixel[0] * 255.0, persistent=False)
+        self.register_buffer("pixel_std", pixel[1] * 255.0, persistent=False)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.eval()
+
+    def features(self, x: Tensor) -> Tensor:
+        """x: float or uint8, N x 3 x H x W, RGB in 0..255, of the model's input size -> f: N x L x U."""
+        return self.backbone((x.float() - self.pixel_mean) / self.pixel_std)
+
+    def score_features(self, f: Tensor) -> Tensor:
+        """f: N x L x U -> A: float32 N x L (not smoothed)."""
+        projected = self.space(f)
+        return anomaly_score(projected, self.saae(projected.g), self.score)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float or uint8, N x 3 x H x W, RGB in 0..255 -> A: float32 N x h x w (not smoothed)."""
+        height, width = self.backbone.grid
+        return self.score_features(self.features(x)).unflatten(1, (height, width))

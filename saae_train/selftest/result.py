@@ -1,0 +1,236 @@
+"""What a self-test found: simulated defects counted by kind, size and contrast, with Wilson intervals.
+
+The intervals take the defects as independent; several of them lie on the same image, so the truth is a little wider.
+Everything made from a result (table, JSON, manifest entry) carries the word "simulated".
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.ranking import Metric
+from .simulate import CONTRASTS, KINDS, SIZES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "SelfTest", "Share"]
+
+LEAST_FOUND = 0.5
+"""A model that finds less than this share of the large, strong simulated defects is called blind."""
+LEAST_JUDGED = 5
+"""Large, strong defects; of fewer nothing can be said."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """`found` of `count`, with the 95 % Wilson interval."""
+
+    found: int
+    count: int
+
+    @property
+    def value(self) -> float | None:
+        return self.found / self.count if self.count else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's score interval at 95 %; None of nothing."""
+        n = self.count
+        if not n:
+            return None
+        z = 1.959964
+        p = self.found / n
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        # At the ends the exact bounds are 0 and 1; rounding must not miss them.
+        return 0.0 if self.found == 0 else middle - half, 1.0 if self.found == n else middle + half
+
+    def __str__(self) -> str:
+        return f"{self.found} of {self.count}"
+
+    def to_json(self) -> dict[str, Any]:
+        interval = self.interval
+        return {
+            "found": self.found,
+            "count": self.count,
+            "value": self.value,
+            "interval": None if interval is None else list(interval),
+        }
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One simulated defect and what became of it.
+
+    Attributes:
+        file: the normal image that it was drawn onto.
+        kind, size, contrast: as drawn and measured, see `saae_train.selftest.simulate`.
+        extent: pixels across; area: pixels of the mask; change: mean change inside, grey levels.
+        score: image score; peak: largest map value inside the mask.
+        found: score above the image threshold; marked: map above T inside the mask.
+        recipe: (index of the image, index of the donor, kind, size, contrast, seed) that draws it again.
+    """
+
+    file: str
+    kind: str
+    size: str
+    contrast: str
+    extent: float
+    area: int
+    change: float
+    score: float
+    peak: float
+    found: bool
+    marked: bool
+    recipe: tuple[int, int, str, str, str, int]
+
+    @property
+    def plain(self) -> bool:
+        """Large and strong: no model may miss it."""
+        return self.size == "large" and self.contrast == "strong"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What `selftest` found. Every defect in it is simulated.
+
+    Attributes:
+        defects: each one drawn and scored.
+        false_alarms: untouched normal images above the image threshold.
+        threshold, image_threshold: T in force for pixels and images.
+        pixel_roc_auc, pro_auc: over simulated and untouched images together.
+        not_drawn: kind -> defects that several tries could not make visible.
+        images: different normal images that defects were drawn onto.
+        seed: of the drawing.
+        synthetic: whether the normal images themselves were drawn.
+    """
+
+    defects: tuple[Defect, ...]
+    false_alarms: Share
+    threshold: float
+    image_threshold: float
+    pixel_roc_auc: Metric
+    pro_auc: Metric
+    not_drawn: dict[str, int]
+    images: int
+    seed: int
+    synthetic: bool = False
+
+    def share(
+        self, kind: str | None = None, size: str | None = None, contrast: str | None = None, *, marked: bool = False
+    ) -> Share:
+        """Found (or marked) among the defects of one kind, size and contrast; None takes all."""
+        chosen = [
+            d.marked if marked else d.found
+            for d in self.defects
+            if kind in (None, d.kind) and size in (None, d.size) and contrast in (None, d.contrast)
+        ]
+        return Share(sum(chosen), len(chosen))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds drawn, in the order of `KINDS`."""
+        return tuple(kind for kind in KINDS if any(d.kind == kind for d in self.defects))
+
+    @property
+    def plain(self) -> Share:
+        """Found among the large, strong defects."""
+        return Share(sum(d.found for d in self.defects if d.plain), sum(d.plain for d in self.defects))
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are enough large, strong defects to call a model blind or not."""
+        return self.plain.count >= LEAST_JUDGED
+
+    @property
+    def blind(self) -> bool:
+        """Whether too many of the large, strong defects were missed; False where it cannot be judged."""
+        value = self.plain.value
+        return self.judged and value is not None and value < LEAST_FOUND
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        notes = [f"Simulated defects on {self.images} normal images: real ones may be harder to find."]
+        if self.not_drawn:
+            listed = ", ".join(f"{count} {kind}" for kind, count in self.not_drawn.items())
+            notes.append(f"Could not be made visible, and are not counted: {listed}.")
+        if not self.judged:
+            notes.append(f"Only {self.plain.count} large, strong defects: too few to say whether the model is blind.")
+        return notes
+
+    def summary(self) -> dict[str, Any]:
+        """The counts without the single defects, as a manifest keeps them."""
+        cells = [
+            (kind, size, contrast, self.share(kind, size, contrast), self.share(kind, size, contrast, marked=True))
+            for kind, size, contrast in itertools.product(self.kinds, SIZES, CONTRASTS)
+        ]
+        return {
+            "simulated": True,
+            "synthetic": self.synthetic,
+            "seed": self.seed,
+            "images": self.images,
+            "threshold": self.threshold,
+            "image_threshold": self.image_threshold,
+            "found": self.share().to_json(),
+            "marked": self.share(marked=True).to_json(),
+            "large_strong": self.plain.to_json(),
+            "blind": self.blind if self.judged else None,
+            "false_alarms": self.false_alarms.to_json(),
+            "pixel_roc_auc": self.pixel_roc_auc.to_json(),
+            "pro_auc": self.pro_auc.to_json(),
+            "not_drawn": dict(self.not_drawn),
+            "cells": [
+                {"kind": k, "size": s, "contrast": c, "found": f.found, "marked": m.found, "count": f.count}
+                for k, s, c, f, m in cells
+                if f.count
+            ],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, plain values."""
+        return {
+            **self.summary(),
+            "notes": self.notes(),
+            "defects": [vars(d) | {"recipe": list(d.recipe)} for d in self.defects],
+        }
+
+    def table(self) -> Table:
+        """Found of drawn, one row a kind, for a terminal."""
+        from rich.table import Table
+
+        data = " on synthetic images" if self.synthetic else ""
+        table = Table(title=f"SIMULATED defects{data}: found at the image threshold", title_justify="left")
+        table.add_column("kind")
+        columns: list[tuple[str | None, str | None]] = [(name, None) for name in SIZES]
+        columns += [(None, name) for name in CONTRASTS]
+        for size, contrast in columns:
+            table.add_column(size or str(contrast), justify="right")
+        table.add_column("all", justify="right")
+        table.add_column("marked", justify="right")
+        for kind in (*self.kinds, None):
+            if kind is None:
+                table.add_section()
+            cells = [self.share(kind, *which) for which in columns]
+            last = (self.share(kind), self.share(kind, marked=True))
+            table.add_row(kind or "all", *(f"{s.found}/{s.count}" if s.count else "-" for s in (*cells, *last)))
+        lines = [
+            f"large and strong: {_with_interval(self.plain)}; false alarms on untouched images: "
+            f"{_with_interval(self.false_alarms)}",
+            f"simulated pixel ROC-AUC {self.pixel_roc_auc.percent}, PRO-AUC {self.pro_auc.percent}",
+            *self.notes(),
+        ]
+        table.caption, table.caption_justify = "\n".join(lines), "left"
+        return table
+
+
+def _with_interval(share: Share) -> str:
+    interval = share.interval
+    if interval is None:
+        return "none drawn"
+    return (
+        f"{share} ({100 * share.found / share.count:.0f} %, 95 %: {100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+    )

@@ -1,0 +1,256 @@
+"""How many simulated defects a model finds, by kind, size and contrast: an estimate where no defect images exist.
+
+Simulated defects are drawn onto held-out normal images (simulate.py), scored, and counted: found when the image score
+is above the image threshold, marked when the map is above T somewhere inside the true mask. A model that misses large,
+strong ones is blind, and `require_sight` refuses it. One that finds them all may still miss real defects.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.errors import ConfigError, DataError, SelfTestError, SimulationError
+from saae_runtime.geometry import upsample_map
+from saae_runtime.images import read_image
+
+from ..data.category import GOOD, Sample, spread
+from ..evaluation.curves import Shown
+from ..evaluation.evaluate import Scorer, unpack
+from ..evaluation.metrics import pool_metrics
+from ..evaluation.pixel_pool import PixelPool
+from .result import LEAST_FOUND, LEAST_JUDGED, Defect, SelfTest, Share
+from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
+
+__all__ = ["DEFAULT_FRAMES", "check_request", "examples", "require_sight", "selftest"]
+
+DEFAULT_FRAMES = 60
+_PLAIN_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
+_LOUD = ("scratch", "texture", "spot")  # kinds that reach any contrast on any product
+_SIMULATED = "simulated"
+
+
+def selftest(
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    *,
+    threshold: float | None = None,
+    image_threshold: float | None = None,
+    kinds: Sequence[str] = KINDS,
+    frames: int = DEFAULT_FRAMES,
+    seed: int = 0,
+    synthetic: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> SelfTest:
+    """Draws defects onto held-out normal images and counts what a scorer finds.
+
+    Two scorers given the same samples, kinds, frames and seed see the same pictures, so their results can be compared
+    one by one.
+
+    Args:
+        scorer: see `saae_train.evaluation.evaluate.Scorer`; an Engine is one.
+        samples: normal images that the model was not fitted on, at least one.
+        threshold: pixel T; image_threshold: image T. Default: those that the scorer's results carry.
+        kinds: of `saae_train.selftest.simulate.KINDS`.
+        frames: pictures with a defect; up to half as many untouched ones are scored beside them.
+        seed: of places, shapes and colours.
+        synthetic: whether the samples themselves were drawn; said in the result.
+        progress: told (frames scored, frames in all).
+
+    Raises:
+        DataError: no samples, or a score that is not finite.
+        SimulationError: images too small to draw on, or nothing could be drawn that can be seen.
+        ConfigError: no frames, an unknown kind, or no threshold.
+    """
+    chosen = tuple(samples)
+    if not chosen:
+        raise DataError(
+            "The self-test has no image to draw on.",
+            "It takes normal images that the model was not fitted on.",
+            "add normal images, or leave the self-test out",
+        )
+    plan = _plan(frames, kinds, seed)
+    read = lru_cache(maxsize=8)(lambda index: read_image(chosen[index].path))
+    untouched = spread(range(len(chosen)), max(1, frames // 2))
+    total = len(plan) + len(untouched)
+    pool = PixelPool()
+    alarms = 0
+    limits = [threshold, image_threshold]
+    for done, index in enumerate(untouched):
+        _tell(progress, done, total)
+        frame = read(index)
+        score, anomaly_map = _score(scorer, frame, limits, str(chosen[index].path))
+        alarms += score > limits[1]  # type: ignore[operator]
+        pool.add(anomaly_map, None, GOOD, str(chosen[index].path))
+    defects: list[Defect] = []
+    not_drawn: dict[str, int] = {}
+    for number, (kind, size, contrast) in enumerate(plan):
+        _tell(progress, len(untouched) + number, total)
+        # With few frames, spread over all images: not only onto those that are scored untouched.
+        index = number % len(chosen) if frames >= len(chosen) else number * len(chosen) // frames
+        recipe = (index, (index + 1) % len(chosen), kind, size, contrast, seed * 1_000_003 + number)
+        found = _draw(read, recipe)
+        if found is None:
+            not_drawn[kind] = not_drawn.get(kind, 0) + 1
+            continue
+        name = str(chosen[index].path)
+        score, anomaly_map = _score(scorer, found.frame, limits, name)
+        pool.add(anomaly_map, found.mask, _SIMULATED, name)
+        peak = float(anomaly_map[found.mask].max())
+        defects.append(
+            Defect(
+                file=name,
+                kind=kind,
+                size=found.size,
+                contrast=found.strength,
+                extent=round(found.extent, 1),
+                area=found.area,
+                change=round(found.contrast, 2),
+                score=score,
+                peak=peak,
+                found=score > limits[1],  # type: ignore[operator]
+                marked=peak > limits[0],  # type: ignore[operator]
+                recipe=recipe,
+            )
+        )
+    _tell(progress, total, total)
+    if not defects:
+        raise SimulationError(
+            "No simulated defect could be made visible.",
+            f"{len(plan)} were tried: {', '.join(dict.fromkeys(kinds))}.",
+            "give images that show something, or all kinds",
+        )
+    metrics = pool_metrics(pool)
+    assert limits[0] is not None  # _score has seen to it
+    assert limits[1] is not None
+    return SelfTest(
+        defects=tuple(defects),
+        false_alarms=Share(alarms, len(untouched)),
+        threshold=limits[0],
+        image_threshold=limits[1],
+        pixel_roc_auc=metrics["pixel_roc_auc"],
+        pro_auc=metrics["pro_auc"],
+        not_drawn=not_drawn,
+        images=len({d.file for d in defects}),
+        seed=seed,
+        synthetic=synthetic,
+    )
+
+
+def require_sight(result: SelfTest, cure: str) -> None:
+    """The gate of a build.
+
+    Raises:
+        SelfTestError: the model misses too many of the large, strong simulated defects.
+    """
+    if not result.blind:
+        return
+    missed = sorted({d.kind for d in result.defects if d.plain and not d.found})
+    raise SelfTestError(
+        f"The model is blind: it finds {result.plain} large, strong simulated defects.",
+        f"At least {LEAST_FOUND:.0%} must score above the image threshold of {result.image_threshold:.4g}; "
+        f"it misses {', '.join(missed)}, and calls {result.false_alarms} untouched images defective.",
+        cure,
+    )
+
+
+def examples(
+    scorer: Scorer, samples: Sequence[Sample], result: SelfTest, per_kind: int = 2
+) -> list[tuple[Defect, Shown]]:
+    """Of each kind the plainest miss, then what was found with a score around the middle; drawn and scored again.
+
+    Args:
+        scorer, samples: those that `result` came from.
+        per_kind: pictures of each kind.
+    """
+    chosen: list[Defect] = []
+    for kind in result.kinds:
+        missed = sorted(
+            (d for d in result.defects if d.kind == kind and not d.found), key=lambda d: -d.change * math.sqrt(d.area)
+        )
+        found = sorted((d for d in result.defects if d.kind == kind and d.found), key=lambda d: d.score)
+        picked = missed[:1]
+        start = max(0, (len(found) - (per_kind - len(picked))) // 2)
+        picked += found[start : start + per_kind - len(picked)]
+        chosen += picked + missed[1 : 1 + per_kind - len(picked)]
+    read = lru_cache(maxsize=8)(lambda index: read_image(samples[index].path))
+    columns = []
+    for defect in chosen:
+        drawn = _draw(read, defect.recipe)
+        assert drawn is not None  # it was drawn before
+        _, anomaly_map = unpack(scorer(drawn.frame))
+        title = f"{defect.kind}, {defect.size}, {defect.contrast}: {'found' if defect.found else 'MISSED'}"
+        columns.append(
+            (defect, Shown(title, drawn.frame, drawn.mask, upsample_map(anomaly_map, drawn.frame.shape[:2])))
+        )
+    return columns
+
+
+def check_request(frames: int, kinds: Sequence[str]) -> None:
+    """Finds before anything slow what a self-test cannot draw.
+
+    Raises:
+        ConfigError: no frames, no kinds, or a kind that there is not.
+    """
+    if frames < 1:
+        raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigError(
+            f"There is no kind of simulated defect {', '.join(map(repr, unknown)) or 'given'}.",
+            f"There are: {', '.join(KINDS)}.",
+            "name some of these, or leave it out for all",
+        )
+
+
+def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, str]]:
+    """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
+    check_request(frames, kinds)
+    rng = np.random.default_rng([seed, 20])
+    plain = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
+    number = min(frames, max(LEAST_JUDGED, math.ceil(_PLAIN_SHARE * frames))) if plain else 0
+    first = [plain[i % len(plain)] for i in range(number)]
+    every = list(itertools.product(dict.fromkeys(kinds), SIZES, CONTRASTS))
+    rest = [every[i] for i in rng.permutation(len(every))]
+    planned = first + list(itertools.islice(itertools.cycle(rest), frames - number))
+    return [planned[i] for i in rng.permutation(len(planned))]
+
+
+def _draw(read: Callable[[int], NDArray[np.uint8]], recipe: tuple[int, int, str, str, str, int]) -> Simulated | None:
+    index, donor, kind, size, contrast, seed = recipe
+    return simulate(read(index), kind, size, contrast, seed=seed, donor=None if donor == index else read(donor))
+
+
+def _score(
+    scorer: Scorer, frame: NDArray[np.uint8], limits: list[float | None], name: str
+) -> tuple[float, NDArray[np.float32]]:
+    """Score and map at the frame's size; fills in the thresholds that the scorer's result carries."""
+    result = scorer(frame)
+    score, anomaly_map = unpack(result)
+    for place, attribute in enumerate(("threshold", "image_threshold")):
+        if limits[place] is None:
+            value = getattr(result, attribute, None)
+            if value is None:
+                raise ConfigError(
+                    "The self-test has no thresholds.",
+                    "The scorer's results carry none, and none were given.",
+                    "pass threshold and image_threshold",
+                )
+            limits[place] = float(value)
+    if not np.isfinite(score):
+        raise DataError(
+            f"{name}: the score is {score}.",
+            "A score that is not finite cannot be compared with a threshold.",
+            "look for NaN weights or an FP16 overflow in the model",
+        )
+    return score, upsample_map(anomaly_map, frame.shape[:2])
+
+
+def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)

@@ -1,0 +1,206 @@
+"""The command `saae-export` as a person at a line meets it: exit codes, panels, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
+
+from tiny_builds import CLI, draw, leftovers  # noqa: E402
+
+from saae_runtime.bundle import open_bundle  # noqa: E402
+from saae_train.model.checkpoint import load_checkpoint  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "saae_export.cli", *arguments]
+
+
+def _environment(folder: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("SAAE_DATA", "SAAE_DEBUG")}
+    cache = str(folder / "cache")
+    return kept | {"PYTHONPATH": str(ROOT), "SAAE_CACHE": cache, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"} | more
+
+
+def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(*arguments),
+        cwd=folder,
+        env=_environment(folder, **more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ./data/weave and a bundle built by the command from it."""
+    folder = tmp_path_factory.mktemp("place")
+    draw(folder / "data")
+    done = _run(folder, "build", "--category", "weave", *CLI, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "bundles/weave"
+    return folder
+
+
+def test_build_finds_the_usual_folder_and_ends_with_a_summary(place: Path) -> None:
+    done = _run(place, "build", "-c", "weave", *CLI, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    for expected in ("./data", "reused", "bundles/weave", "report.html", "ROC-AUC", "saae-run bundles/weave"):
+        assert expected in done.stderr, expected
+    assert "Traceback" not in done.stderr
+    assert open_bundle(place / "bundles" / "weave", verify=True).manifest.category == "weave"
+
+
+def test_the_folder_of_the_environment_comes_before_data(place: Path, tmp_path: Path) -> None:
+    done = _run(tmp_path, "build", "-c", "weave", *CLI, "--precision", "int4", SAAE_DATA=str(place / "data"))
+    assert done.returncode == 2
+    done = _run(tmp_path, "build", "-c", "weav", *CLI, SAAE_DATA=str(place / "data"))
+    assert done.returncode == 2
+    assert "did you mean weave" in done.stderr
+
+
+STOPS = (
+    ("3/11 fit", signal.SIGINT),
+    ("4/11 export ONNX", signal.SIGINT),
+    ("5/11 calibrate", signal.SIGTERM),
+    ("6/11 engines", signal.SIGINT),
+    ("7/11 parity", signal.SIGINT),
+    ("8/11 evaluate", signal.SIGINT),
+)
+
+
+@pytest.mark.parametrize(("stage", "number"), STOPS)
+def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_path: Path) -> None:
+    """A real signal to the real process, once the stage has begun."""
+    before = open_bundle(place / "bundles" / "weave", verify=True).manifest
+    arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32")
+    if stage == "3/11 fit":
+        arguments += ["--refit", "--steps", "100000"]
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            arguments, cwd=place, env=_environment(place), stdout=subprocess.DEVNULL, stderr=stream
+        )
+        try:
+            deadline = time.monotonic() + 240
+            while stage not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if stage == "3/11 fit":
+                time.sleep(1.0)  # well inside the steps
+            process.send_signal(number)
+            code = process.wait(120)
+        finally:
+            process.kill()
+    text = log.read_text()
+    assert stage in text
+    assert code == 130, text
+    assert "Stopped" in text
+    assert "Traceback" not in text
+    assert open_bundle(place / "bundles" / "weave", verify=True).manifest == before
+    assert leftovers(place) == []
+    assert [path.name for path in (place / "runs" / "weave").iterdir()] == ["models"]
+    for folder in (place / "runs" / "weave" / "models").iterdir():
+        load_checkpoint(folder)
+
+
+def test_errors_are_panels_with_exit_code_2(tmp_path: Path) -> None:
+    done = _run(tmp_path, "inspect", "nothing")
+    assert done.returncode == 2
+    assert "BundleNotFoundError" in done.stderr
+    assert "No bundle at nothing" in done.stderr
+    assert "try:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--debug", "inspect", "nothing")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_build_without_a_product_says_what_to_type(tmp_path: Path) -> None:
+    done = _run(tmp_path, "build")
+    assert done.returncode == 2
+    assert "saae-export build --category zipper" in done.stderr
+
+
+def test_unknown_category_names_near_ones(tmp_path: Path) -> None:
+    done = _run(tmp_path, "build", "--category", "ziper")
+    assert done.returncode == 2
+    assert "did you mean zipper" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--category", "zipper", "--masks", "m"), "--masks is given without --normal"),
+        (("--normal", "n", "--data", "d"), "--normal and --data"),
+        (("--normal", "missing"), "missing"),
+        (("--category", "zipper", "--preset", "slow"), "preset"),
+        (("--category", "zipper", "--layers", "a,b"), "--layers a,b"),
+        (("--category", "zipper", "--input-size", "wide"), "wide"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+    from typer.testing import CliRunner
+
+    from saae_export.cli import app
+
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        done = CliRunner().invoke(app, ["build", *options], env={"COLUMNS": "200"})
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 2, done.output
+    assert expected in " ".join(done.output.replace("│", " ").split())
+
+
+def test_verify_and_inspect(place: Path) -> None:
+    done = _run(place, "verify", "bundles/weave", "--backend", "onnxruntime:cpu")
+    assert done.returncode == 0, done.stderr
+    assert "pass" in done.stdout
+    done = _run(place, "inspect", "bundles/weave", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["category"] == "weave"
+
+
+def test_verify_names_a_damaged_file(place: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(place / "bundles" / "weave", tmp_path / "bundle")
+    file = tmp_path / "bundle" / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+    done = _run(tmp_path, "verify", "bundle")
+    assert done.returncode == 2
+    assert "model.onnx is truncated" in done.stderr
+
+
+def test_onnx_alone(place: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    checkpoint = next((place / "runs" / "weave" / "models").iterdir())
+    done = _run(tmp_path, "onnx", str(checkpoint), "--out", "m.onnx", "--precision", "fp16", "--frame-size", "70x90")
+    assert done.returncode == 0, done.stderr
+    frame = onnx.load(str(tmp_path / "m.onnx")).graph.input[0]
+    assert [side.dim_value for side in frame.type.tensor_type.shape.dim][1:] == [70, 90, 3]
+
+
+def test_version(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("saae ")

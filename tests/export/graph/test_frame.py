@@ -1,0 +1,56 @@
+"""The graph's resize against Pillow, its upsample against torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+
+import torch.nn.functional as F  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from saae_export.graph.frame import FrameToPixels, ScoresToMap  # noqa: E402
+from saae_runtime.geometry import gaussian_matrix  # noqa: E402
+
+sides = st.integers(1, 90)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, sides, sides, st.integers(0, 2**32 - 1))
+def test_resize_is_pillows_to_within_its_rounding(high: int, wide: int, low: int, narrow: int, seed: int) -> None:
+    frames = np.random.default_rng(seed).integers(0, 256, (2, high, wide, 3), dtype=np.uint8)
+    found = FrameToPixels((high, wide), (low, narrow))(torch.from_numpy(frames)).numpy()
+    assert found.dtype == np.float32
+    for frame, pixels in zip(frames, found, strict=True):
+        expected = np.asarray(Image.fromarray(frame).resize((narrow, low), Image.Resampling.BILINEAR), np.float32)
+        # Pillow rounds twice, once per axis: half a level each.
+        assert np.abs(pixels - expected).max() <= 1.001
+
+
+def test_frame_of_model_size_passes_unchanged() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 3), dtype=np.uint8)
+    stage = FrameToPixels((24, 32), (24, 32))
+    assert not list(stage.buffers())
+    assert np.array_equal(stage(torch.from_numpy(frame))[0].numpy(), frame[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), sides, sides, st.integers(0, 2**32 - 1))
+def test_upsample_is_torchs(h: int, w: int, high: int, wide: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand((2, h, w), generator=generator)
+    expected = F.interpolate(scores[:, None], (high, wide), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(ScoresToMap((h, w), (high, wide))(scores), expected, atol=3e-6)
+
+
+def test_smoothing_is_folded_into_the_upsample() -> None:
+    scores = torch.rand((2, 7, 9))
+    rows, columns = torch.tensor(gaussian_matrix(7, 0.8)), torch.tensor(gaussian_matrix(9, 0.8))
+    smooth = torch.matmul(torch.matmul(rows, scores), columns.T)
+    expected = F.interpolate(smooth[:, None], (50, 70), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(ScoresToMap((7, 9), (50, 70), 0.8)(scores), expected, atol=3e-6)
+    plain = ScoresToMap((7, 9), (50, 70))(scores)
+    assert (plain - expected).abs().max() > 1e-3, "the smoothing did nothing"

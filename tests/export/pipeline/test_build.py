@@ -1,0 +1,578 @@
+"""The whole road, from a folder of images to a verified bundle, and everything that can stop it on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import errno
+import html
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
+
+import torch.nn.functional as F  # noqa: E402
+from PIL import Image  # noqa: E402
+from rich.console import Console  # noqa: E402
+from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
+from tiny_models import tiny_detector  # noqa: E402
+
+import saae_export.pipeline.build as build_module  # noqa: E402
+import saae_export.pipeline.fit as fit_module  # noqa: E402
+import saae_export.pipeline.graphs as graphs_module  # noqa: E402
+import saae_export.pipeline.measure as quality_module  # noqa: E402
+from saae_export.parity.pytorch import TorchReference  # noqa: E402
+from saae_export.pipeline.build import BuildResult, build  # noqa: E402
+from saae_export.pipeline.images import Request  # noqa: E402
+from saae_runtime import Bundle, Engine, open_bundle  # noqa: E402
+from saae_runtime.errors import (  # noqa: E402
+    CalibrationError,
+    ConfigError,
+    DataError,
+    ParityError,
+    SaaeError,
+    StorageError,
+    WeightsError,
+)
+from saae_runtime.files import alone  # noqa: E402
+from saae_runtime.geometry import gaussian_matrix, upsample_map  # noqa: E402
+from saae_runtime.images import read_image  # noqa: E402
+from saae_runtime.thresholds import MARGIN  # noqa: E402
+from saae_train.data.category import Sample, content_digest, content_hashes, find_category, split_held_out  # noqa: E402
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, str, Path]:
+    folder = tmp_path_factory.mktemp("built")
+    result, text = quiet_build(options(data, folder, measure_latency=True))
+    return result, text, folder
+
+
+@pytest.fixture(scope="module")
+def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same fitted model with its graph left at the model's size."""
+    folder = tmp_path_factory.mktemp("model-size")
+    chosen = options(data, folder, checkpoint=_checkpoint(built[2]), frame_size="model", precisions=("fp32",))
+    return quiet_build(chosen)[0].bundle
+
+
+@pytest.fixture
+def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
+    """A folder with everything a first build left: bundle, fitted model, features."""
+    return copy_tree(built[2], tmp_path / "again")
+
+
+def _checkpoint(folder: Path) -> Path:
+    found = sorted((folder / "runs" / "weave" / "models").iterdir())
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
+    result, text, folder = built
+    bundle = open_bundle(folder / "bundle", verify=True)
+    manifest = bundle.manifest
+    assert manifest.category == "weave"
+    assert not manifest.synthetic
+    assert (manifest.frame.height, manifest.frame.width, manifest.frame.baked) == (96, 80, True)
+    assert set(manifest.files) >= {"model.onnx", "model.fp16.onnx", "report.html", "reference/reference.json"}
+    assert any(name.startswith("heatmaps/") for name in manifest.files)
+    assert all(item.parity is not None and item.parity.passed for item in manifest.artefacts)
+    # bf16 is the FP32 graph again, where the processor has it.
+    assert [name for name in manifest.precisions() if name != "bf16"] == ["fp32", "fp16"]
+    assert manifest.calibration.held_out
+    assert 0 <= manifest.metrics["pixel_roc_auc"] <= 1
+    assert manifest.model.config["steps"] == 6
+    assert {row.precision for row in result.latency} - {"bf16"} == {"fp32", "fp16"}
+    for number in range(1, 12):
+        assert f"{number}/11 " in text
+    report = bundle.file("report.html").read_text(encoding="utf-8")
+    assert "thresholds computed with" in report
+    with Engine(bundle) as engine:
+        assert f"test images with {engine.backend.name} {engine.backend.precision}" in text
+        assert html.escape(engine.backend.description) in report
+    assert leftovers(folder) == []
+    assert [path.name for path in (folder / "runs" / "weave").iterdir()] == ["models"]
+
+
+def test_thresholds_are_those_of_the_deployed_graph(built: tuple[BuildResult, str, Path], data: Path) -> None:
+    result, _, folder = built
+    held_out = set(load_checkpoint(_checkpoint(folder)).facts["held_out"])
+    train = [sample for sample in find_category(data, "weave").train if sample.path.name in held_out]
+    assert len(train) == result.bundle.manifest.calibration.images
+    for precision in ("fp32", "fp16"):
+        with Engine(result.bundle, backend="onnxruntime:cpu", precision=precision, fpr=0.0) as engine:
+            results = [engine(read_image(sample.path)) for sample in train]
+            assert not any(found.is_anomalous for found in results)
+            assert not any(found.mask.any() for found in results)
+            highest = max(float(found.anomaly_map.max()) for found in results)
+            assert highest * (1 + MARGIN) == pytest.approx(engine.threshold, rel=1e-6)
+            score = max(found.score for found in results)
+            assert score * (1 + MARGIN) == pytest.approx(engine.image_threshold, rel=1e-6)
+
+
+def test_the_graphs_default_is_the_calibrated_threshold(built: tuple[BuildResult, str, Path]) -> None:
+    onnx = pytest.importorskip("onnx")
+    bundle = built[0].bundle
+    for precision, name in (("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")):
+        graph = onnx.load(str(bundle.file(name))).graph
+        default = next(onnx.numpy_helper.to_array(item) for item in graph.initializer if item.name == "threshold")
+        assert default[0] == np.float32(bundle.manifest.thresholds[precision].pixel.at())
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "bound"),
+    [
+        # Pillow rounds to 8 bits after its resize, the graph does not: that is what is left.
+        ("own size", "fp32", 0.03),
+        ("own size", "fp16", 0.03),
+        # Here both resize with Pillow.
+        ("model size", "fp32", 1e-4),
+    ],
+)
+def test_the_same_jpegs_through_pytorch_and_the_bundle(
+    built: tuple[BuildResult, str, Path],
+    at_model_size: Bundle,
+    data: Path,
+    tmp_path: Path,
+    kind: str,
+    precision: str,
+    bound: float,
+) -> None:
+    """PyTorch as in training (Pillow's resize, torch's upsample) against the deployed graph: maps, scores, verdicts."""
+    detector = load_checkpoint(_checkpoint(built[2])).detector
+    smooth = [torch.tensor(gaussian_matrix(side, detector.smoothing)) for side in detector.backbone.grid]
+    sizes = [(80, 96)] if kind == "own size" else [(80, 96), (120, 131), (64, 64), (50, 300)]
+    verdicts = set()
+    bundle = built[0].bundle if kind == "own size" else at_model_size
+    with Engine(bundle, backend="onnxruntime:cpu", precision=precision) as engine:
+        for number, sample in enumerate(find_category(data, "weave").test):
+            path = tmp_path / f"{number}.jpg"
+            picture = Image.fromarray(read_image(sample.path)).resize(sizes[number % len(sizes)])
+            if sample.is_anomalous and number % 2:  # beside the drawn defects one that random features see, too
+                noise = np.random.default_rng(number).integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255
+                width, height = picture.size
+                patch = Image.fromarray(noise).resize((width // 2, height // 2), Image.Resampling.NEAREST)
+                picture.paste(patch, (width // 4, height // 4))
+            picture.save(path, quality=90)
+            frame = read_image(path)
+            found = engine(frame)
+            pixels = np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR), np.float32)
+            with torch.no_grad():
+                scores = detector(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+                scores = smooth[0] @ scores @ smooth[1].T
+                full = F.interpolate(scores[:, None], frame.shape[:2], mode="bilinear", align_corners=False)
+                at_64 = F.interpolate(scores[:, None], (64, 64), mode="bilinear", align_corners=False)
+            if kind == "model size":  # the map leaves the graph at its own size and is brought to the frame's
+                full = torch.from_numpy(upsample_map(at_64[0, 0].numpy(), frame.shape[:2]))[None, None]
+            expected = full[0, 0].numpy()
+            assert np.abs(found.anomaly_map - expected).max() <= bound * expected.max()
+            score = float((at_64 if kind == "model size" else full).max())
+            assert found.score == pytest.approx(score, rel=bound)
+            if abs(score - engine.image_threshold) > bound * engine.image_threshold:
+                assert found.is_anomalous == (score > engine.image_threshold)
+                verdicts.add(found.is_anomalous)
+    assert verdicts == {True, False}, "normal and defective frames got one verdict, so agreeing on it says little"
+
+
+def test_building_again_reuses_the_model_and_replaces_the_bundle(again: Path, data: Path) -> None:
+    before = open_bundle(again / "bundle").manifest
+    weights = (_checkpoint(again) / "model.safetensors").stat().st_mtime_ns
+    _, text = quiet_build(options(data, again, precisions=("fp32",)))
+    assert "reused" in text
+    assert (_checkpoint(again) / "model.safetensors").stat().st_mtime_ns == weights
+    after = open_bundle(again / "bundle").manifest
+    assert set(after.files) & {"model.onnx", "model.fp16.onnx"} == {"model.onnx"}
+    assert after.thresholds["fp32"] == before.thresholds["fp32"]
+    assert after.files["model.onnx"] == before.files["model.onnx"], "the same model gave other bytes"
+
+
+def test_a_gpu_that_a_library_does_not_build_for_is_a_note(
+    again: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(bundle: Bundle, *, library: str, **_: object) -> None:
+        raise ConfigError(f"{library} does not support this GPU (sm90).", "It builds for sm86, sm89.", "")
+
+    monkeypatch.setattr(graphs_module, "build_engine", refuses)
+    result, text = quiet_build(options(data, again, precisions=("fp32",), engines=("auto",)))
+    for library in ("tensorrt", "tensorrt-rtx"):
+        assert f"no {library} engine: {library} does not support this GPU (sm90). It builds for sm86, sm89." in text
+    assert {item.kind for item in result.bundle.manifest.artefacts} == {"onnx"}
+    with pytest.raises(ConfigError, match="does not support this GPU"):
+        quiet_build(options(data, again, precisions=("fp32",), engines=("tensorrt-rtx",)))
+
+
+class _Enough(Exception):
+    """Ends a build once it has come to what a test is about."""
+
+
+@pytest.fixture
+def until_export(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Builds end before the export (it takes seconds); the list gets the frame sizes that it was asked for."""
+    sizes: list[object] = []
+
+    def end(checkpoint: object, folder: object, frame_size: object, *_: object) -> None:
+        sizes.append(frame_size)
+        raise _Enough
+
+    monkeypatch.setattr(graphs_module, "export_graphs", end)
+    return sizes
+
+
+def test_another_configuration_is_fitted_anew(again: Path, data: Path, until_export: list[object]) -> None:
+    chosen = options(data, again)
+    config = dataclasses.replace(chosen.config, steps=7)
+    with pytest.raises(_Enough):
+        quiet_build(dataclasses.replace(chosen, config=config))
+    assert len(list((again / "runs" / "weave" / "models").iterdir())) == 2
+
+
+def test_a_texture_is_fitted_as_one(again: Path, data: Path, until_export: list[object]) -> None:
+    """`weave` is one by its name; as an object it is another model, with another default FPR."""
+    as_texture = load_checkpoint(_checkpoint(again))
+    with pytest.raises(_Enough):
+        quiet_build(options(data, again, texture=False))
+    (other,) = {*(again / "runs" / "weave" / "models").iterdir()} - {_checkpoint_of(again, as_texture)}
+    as_object = load_checkpoint(other)
+    assert (as_texture.facts["texture"], as_object.facts["texture"]) == (True, False)
+    assert as_object.detector.saae.mlp_size == 2 * as_texture.detector.saae.mlp_size
+    category = find_category(data, "weave")
+    for checkpoint, texture, asked, expected in (
+        (as_texture, None, None, 0.0),
+        (as_object, None, None, 0.001),
+        (as_object, True, None, 0.0),
+        (as_texture, None, 0.01, 0.01),
+    ):
+        chosen = options(data, again, texture=texture, pixel_fpr=asked)
+        assert graphs_module.default_pixel_fpr(chosen, checkpoint, category) == expected
+
+
+def _checkpoint_of(folder: Path, checkpoint: Checkpoint) -> Path:
+    models = folder / "runs" / "weave" / "models"
+    return next(path for path in models.iterdir() if load_checkpoint(path).facts == checkpoint.facts)
+
+
+def test_other_weights_under_the_same_name_are_another_model(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    category = find_category(data, "weave")
+    chosen = options(data, tmp_path, weights=str(weights))
+    keys = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        keys.append(fit_module.model_key(chosen, category, category.train, str(weights)))
+    assert keys[0] == keys[2] != keys[1]
+    copied = shutil.copyfile(weights, tmp_path / "other.safetensors")
+    assert fit_module.model_key(chosen, category, category.train, str(copied)) == keys[0]
+
+
+def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "save_checkpoint", full)
+        with pytest.raises(StorageError):
+            quiet_build(options(data, tmp_path))
+    monkeypatch.setattr(graphs_module, "export_graphs", full)
+    console = Console(file=io.StringIO(), width=160)
+    with pytest.raises(StorageError):
+        build(options(data, tmp_path), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "going on from step 6 of 6" in console.file.getvalue()
+    assert list((tmp_path / "cache" / "states").iterdir()) == []  # saved, so not needed any more
+    load_checkpoint(_checkpoint(tmp_path))
+
+
+class _Said:
+    """Stands in for the stages of a build where only what is said counts."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def say(self, text: str, style: str = "") -> None:
+        self.text += text
+
+
+def test_a_given_model_is_calibrated_on_images_that_it_has_not_seen(data: Path, tmp_path: Path) -> None:
+    """By content, in whatever names: unseen where there are any, and an honest word where there are none."""
+    images = copy_tree(data, tmp_path / "data")
+    good = images / "weave" / "train" / "good"
+    for number, path in enumerate(sorted(good.iterdir())):
+        path.rename(good / f"x{number}.png")
+    category = find_category(images, "weave")
+    config = dataclasses.replace(options(data, tmp_path).config, seed=3)
+    fitting, held_out = split_held_out(category.train, config.held_out, seed=3)
+    detector = tiny_detector(size=(64, 64))
+
+    def unseen(seen: Sequence[Sample], **facts: object) -> tuple[set[Path], bool, str]:
+        stages = _Said()
+        record = facts or {"fitted_on": sorted(content_hashes(seen))}
+        found, honest = fit_module._unseen(
+            Checkpoint(detector, config, "weave", record),
+            category,
+            stages,  # type: ignore[arg-type]
+        )
+        return {sample.path for sample in found}, honest, stages.text
+
+    wanted = {sample.path for sample in held_out}
+    assert unseen(fitting) == (wanted, True, "")
+    found, honest, text = unseen([*fitting[3:], held_out[0]])
+    assert (found, honest) == ({s.path for s in (*fitting[:3], *held_out[1:])}, True)
+    assert "has not seen" in text
+    found, honest, text = unseen(category.train)
+    assert (found, honest) == (wanted, False)
+    assert f"{len(held_out)} of the {len(held_out)} images" in text
+    # Checkpoints of earlier versions name no images, only the digest of them all.
+    assert unseen((), digest=content_digest(fitting)) == (wanted, True, "")
+    assert unseen((), digest="0" * 64)[1] is False
+
+
+def test_a_bundle_says_that_its_images_were_fitted_on(
+    built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(_checkpoint(built[2]))
+    every = sorted(content_hashes(find_category(data, "weave").train))
+    given = save_checkpoint(
+        tmp_path / "given", dataclasses.replace(checkpoint, facts={**checkpoint.facts, "fitted_on": every})
+    )
+    result, text = quiet_build(options(data, tmp_path, checkpoint=given, precisions=("fp32",), frame_size="model"))
+    assert result.bundle.manifest.calibration.held_out is False
+    assert "FITTED ON" in text
+    assert "normal, fitted on" in (tmp_path / "bundle" / "report.html").read_text()
+
+
+def test_a_damaged_model_is_fitted_again(again: Path, data: Path, until_export: list[object]) -> None:
+    file = _checkpoint(again) / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7] + b"damaged")
+    with pytest.raises(_Enough):
+        quiet_build(options(data, again))
+    load_checkpoint(_checkpoint(again))
+    assert file.read_bytes() == whole, "the same images, options and seed gave another model"
+
+
+def test_a_reused_model_of_random_weights_is_refused_as_a_new_one_is(
+    again: Path, data: Path, until_export: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SAAE_ALLOW_RANDOM")
+    with pytest.raises(WeightsError, match="random"):
+        quiet_build(options(data, again))
+    assert until_export == []
+
+
+def test_parity_is_a_gate(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is not the model's: nothing is written, what was fitted is kept."""
+    manifest = (again / "bundle" / "manifest.json").read_bytes()
+
+    class Perturbed(TorchReference):
+        def __init__(self, detector: object, frame_size: tuple[int, int]) -> None:
+            other = copy.deepcopy(detector)
+            other.saae.decoder.convs[2].bias.data.add_(0.5)  # type: ignore[attr-defined]
+            super().__init__(other, frame_size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build_module, "TorchReference", Perturbed)
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    with pytest.raises(ParityError, match=r"model\.onnx") as caught:
+        build(options(data, again, precisions=("fp32",)), console)
+    assert isinstance(console.file, io.StringIO)
+    table = console.file.getvalue().partition("Parity: errors relative")[2]
+    assert "model.onnx" in table
+    assert "FAIL" in table
+    assert caught.value.exit_code == 3
+    assert "pixel (" in caught.value.why
+    assert (again / "bundle" / "manifest.json").read_bytes() == manifest
+    load_checkpoint(_checkpoint(again))
+    assert leftovers(again) == []
+
+
+STOPS = {
+    "find images": (build_module, "find_images"),
+    "check images": (build_module, "check"),
+    "fit": (fit_module, "fit"),
+    "export": (graphs_module, "export_graphs"),
+    "calibrate": (graphs_module, "calibrate"),
+    "parity": (graphs_module, "artefact_parity"),
+    "engines": (graphs_module, "build_engine"),
+    "evaluate": (quality_module, "evaluate"),
+    "self-test": (quality_module, "selftest"),
+    "latency": (quality_module, "measure"),
+    "bundle": (build_module, "write_bundle"),
+    "reference frames": (build_module, "write_reference"),
+    "heatmaps": (build_module, "write_heatmaps"),
+    "report": (build_module, "write_report"),
+}
+
+
+@pytest.mark.parametrize("stage", STOPS)
+def test_ctrl_c_at_every_stage_is_clean(stage: str, again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_bundle(again / "bundle").manifest
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*STOPS[stage], stop)
+    with pytest.raises(KeyboardInterrupt):
+        quiet_build(
+            options(
+                data,
+                again,
+                precisions=("fp32",),
+                refit=stage == "fit",
+                engines=("tensorrt",) if stage == "engines" else ("none",),
+                measure_latency=stage == "latency",
+                self_test=stage == "self-test",
+            )
+        )
+    assert open_bundle(again / "bundle", verify=True).manifest == before
+    assert leftovers(again) == []
+    assert [path.name for path in (again / "runs" / "weave").iterdir()] == ["models"]
+    load_checkpoint(_checkpoint(again))
+
+
+@pytest.mark.parametrize("stage", ["export", "calibrate"])
+def test_an_error_leaves_no_graphs_behind(stage: str, again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the graphs are written, as a full disk or a NaN would."""
+    real = graphs_module.export_graphs
+
+    def fail(*arguments: object, **keywords: object) -> object:
+        if stage == "export":
+            real(*arguments, **keywords)  # type: ignore[arg-type]
+        raise CalibrationError("A score is not finite.")
+
+    monkeypatch.setattr(*STOPS[stage], fail)
+    with pytest.raises(CalibrationError):
+        quiet_build(options(data, again, precisions=("fp32",)))
+    assert [path.name for path in (again / "runs" / "weave").iterdir()] == ["models"]
+
+
+def test_a_full_disk_keeps_the_old_bundle(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_bundle(again / "bundle").manifest
+    copyfile = shutil.copyfile
+
+    def full(source: Path, target: Path, **keywords: object) -> object:
+        if ".bundle." in str(target):
+            Path(target).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copyfile(source, target, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        quiet_build(options(data, again, precisions=("fp32",)))
+    assert open_bundle(again / "bundle", verify=True).manifest == before
+    assert leftovers(again) == []
+
+
+def test_a_folder_that_is_no_bundle_is_refused_before_the_work(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "holiday.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not a bundle"):
+        quiet_build(options(data, tmp_path))
+    assert not (tmp_path / "runs" / "weave").exists()
+    assert (tmp_path / "bundle" / "holiday.txt").read_text() == "mine"
+
+
+def test_two_builds_do_not_share_a_work_folder(again: Path, data: Path) -> None:
+    """Their graphs and thresholds would be mixed without a word."""
+    before = (again / "bundle" / "manifest.json").read_bytes()
+    lock = again / "runs" / ".weave.lock"
+    with alone(lock, "A build", ""), pytest.raises(ConfigError, match="A build of weave is going on") as caught:
+        quiet_build(options(data, again))
+    assert "--work" in caught.value.cure
+    assert (again / "bundle" / "manifest.json").read_bytes() == before
+
+
+def test_bad_images_are_listed_before_any_fitting(data: Path, tmp_path: Path) -> None:
+    broken = copy_tree(data, tmp_path / "data")
+    good = sorted((broken / "weave" / "train" / "good").iterdir())
+    good[0].write_bytes(good[0].read_bytes()[:200])
+    good[1].write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        quiet_build(options(broken, tmp_path))
+    assert len(caught.value.problems) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_images(data: Path, tmp_path: Path) -> None:
+    few = copy_tree(data, tmp_path / "data")
+    for path in sorted((few / "weave" / "train" / "good").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match="too few"):
+        quiet_build(options(few, tmp_path))
+
+
+def test_free_folders_without_defects_at_the_models_size(data: Path, tmp_path: Path) -> None:
+    request = Request("mine", normal=data / "weave" / "train" / "good")
+    chosen = options(data, tmp_path, request=request, frame_size="model", precisions=("fp32",))
+    result, text = quiet_build(chosen)
+    manifest = result.bundle.manifest
+    assert manifest.category == "mine"
+    assert (manifest.frame.height, manifest.frame.width, manifest.frame.baked) == (64, 64, False)
+    assert result.evaluation is None
+    assert manifest.metrics == {}
+    assert "no defect images" in text
+    frame = read_image(next((data / "weave" / "train" / "good").iterdir()))
+    with Engine(result.bundle) as engine:
+        assert engine(frame).anomaly_map.shape == frame.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "mixed", "expected"),
+    [("auto", False, (96, 80)), ("auto", True, None), ("model", False, None), ("120x100", True, (120, 100))],
+)
+def test_the_frame_size_that_is_baked_in(
+    data: Path, tmp_path: Path, until_export: list[object], asked: str, mixed: bool, expected: object
+) -> None:
+    images = copy_tree(data, tmp_path / "data")
+    if mixed:
+        odd = sorted((images / "weave" / "train" / "good").iterdir())[0]
+        Image.open(odd).resize((70, 70)).save(odd)
+    with pytest.raises(_Enough):
+        quiet_build(options(images, tmp_path, frame_size=asked))
+    assert until_export == [expected]
+
+
+def test_a_fitted_model_can_be_given(built: tuple[BuildResult, str, Path], at_model_size: Bundle) -> None:
+    ours, first = at_model_size.manifest, built[0].bundle.manifest
+    assert ours.backbone == first.backbone
+    assert ours.model == first.model
+    assert (ours.frame.baked, first.frame.baked) == (False, True)
+
+
+def test_a_checkpoint_with_nan_is_refused(built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path) -> None:
+    found = load_checkpoint(_checkpoint(built[2]))
+    found.detector.saae.project.bias.data[0] = float("nan")
+    bad = save_checkpoint(tmp_path / "bad", found)
+    with pytest.raises(SaaeError, match=r"NaN|not finite"):
+        quiet_build(options(data, tmp_path, checkpoint=bad))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precisions": ("int4",)}, "int4"),
+        ({"precisions": ()}, "nothing"),
+        ({"frame_size": "big"}, "big"),
+        ({"frame_size": "0x10"}, "0x10"),
+        ({"parity_images": 0}, "at least one"),
+        ({"self_test": True, "self_test_frames": 0}, "at least one frame"),
+        ({"pixel_fpr": 1.5}, r"--fpr 1\.5"),
+        ({"image_fpr": -0.1}, r"--image-fpr -0\.1"),
+        ({"engines": ("tensort",)}, "no engine tensort"),
+    ],
+)
+def test_options_that_cannot_work(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quiet_build(options(data, tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()  # said before the work

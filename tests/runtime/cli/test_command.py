@@ -1,0 +1,442 @@
+"""saae-run as a person and as a pipe see it: exit codes, JSON lines, pictures, errors, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import gray_frame, make_tiny_bundle
+from typer.testing import CliRunner
+
+from saae_runtime import files
+from saae_runtime.cli import command as cli
+from saae_runtime.cli import outputs
+from saae_runtime.engine import Engine
+from saae_runtime.images import read_image
+from saae_runtime.render import heatmap, save_png
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+SPOT = (10, 20, 9, 14)
+COMMAND = [sys.executable, "-m", "saae_runtime.cli"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Four images: clean, defective, clean, of another size and defective."""
+    folder = tmp_path / "frames"
+    save_png(folder / "a.png", gray_frame())
+    save_png(folder / "b.png", gray_frame(spot=SPOT))
+    save_png(folder / "c.png", gray_frame())
+    save_png(folder / "d.png", gray_frame((128, 192), (40, 60, 40, 50)))
+    return folder
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    folder = tmp_path / "clean"
+    save_png(folder / "a.png", gray_frame())
+    save_png(folder / "c.png", gray_frame())
+    return folder
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def spawn(*arguments: object, **options) -> subprocess.Popen:
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options
+    )
+
+
+def many(folder: Path, count: int) -> Path:
+    """A folder with one image under many names."""
+    save_png(folder / "000000.png", gray_frame())
+    for index in range(1, count):
+        os.link(folder / "000000.png", folder / f"{index:06d}.png")
+    return folder
+
+
+def auto(bundle: Path) -> str:
+    """The backend that `auto` takes on this machine."""
+    with Engine(bundle) as engine:
+        return engine.backend.name
+
+
+def test_defect_gives_1_and_a_line_per_frame(bundle: Path, frames: Path) -> None:
+    done = run(bundle, frames)
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["clean", "defect", "clean", "defect"]
+    assert lines[1].endswith(str(frames / "b.png"))
+    assert "4 frames: 2 clean, 2 defective, 0 unreadable" in done.stderr
+    assert "frames/s" in done.stderr
+    assert "median" in done.stderr
+    assert f"{auto(bundle)} (auto" in done.stderr
+
+
+def test_clean_gives_0(bundle: Path, clean: Path) -> None:
+    assert run(bundle, clean).exit_code == 0
+
+
+def test_unreadable_among_clean_gives_3_and_the_rest_goes_on(bundle: Path, clean: Path) -> None:
+    (clean / "b.png").write_bytes((clean / "a.png").read_bytes()[:50])
+    done = run(bundle, clean)
+    assert done.exit_code == 3
+    assert len(done.stdout.splitlines()) == 2
+    assert "b.png" in done.stderr
+    assert "try:" in done.stderr
+    assert "2 clean, 0 defective, 1 unreadable" in done.stderr
+
+
+def test_defect_outranks_unreadable(bundle: Path, frames: Path) -> None:
+    (frames / "z.png").write_bytes(b"")
+    assert run(bundle, frames).exit_code == 1
+
+
+def test_nothing_readable_is_not_clean(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "only.png").write_bytes(b"no image")
+    assert run(bundle, tmp_path / "only.png").exit_code == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_json_lines_hold_the_results_of_the_engine(bundle: Path, frames: Path, batch: int) -> None:
+    from saae_runtime import Engine
+
+    (frames / "bb.png").write_bytes(b"\x89PNG")
+    done = run(bundle, frames, "--json", "-", "--batch", batch, "--threads", 1)
+    assert done.exit_code == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(record["source"]).name for record in records] == ["a.png", "b.png", "bb.png", "c.png", "d.png"]
+    with Engine(bundle, threads=1) as engine:
+        for record in records:
+            assert record["frame"] == 0
+            if "error" in record:
+                assert set(record["error"]) == {"type", "what", "why", "try"}
+                assert record["error"]["type"] == "ImageError"
+                continue
+            result = engine(read_image(record["source"]))
+            assert record["score"] == pytest.approx(result.score)
+            assert record["is_anomalous"] == result.is_anomalous
+            assert record["threshold"] == result.threshold
+            assert record["regions"] == [region.to_dict() for region in result.regions()]
+            assert record["ms"] > 0
+    assert sum("error" in record for record in records) == 1
+    assert "bb.png" in done.stderr
+
+
+def test_json_file_and_lines_for_a_person_are_two_things(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "results.jsonl"
+    done = run(bundle, frames, "--json", target)
+    assert done.stdout == ""
+    assert [json.loads(line)["is_anomalous"] for line in target.read_text().splitlines()] == [False, True, False, True]
+
+
+def test_thresholds_at_run_time(bundle: Path, frames: Path) -> None:
+    assert run(bundle, frames, "--image-threshold", 200).exit_code == 0
+    low = run(bundle, frames / "a.png", "--image-threshold", -1, "--threshold", 7, "--json", "-")
+    record = json.loads(low.stdout)
+    assert (record["image_threshold"], record["threshold"]) == (-1, 7)
+    assert low.exit_code == 1
+    rate = json.loads(run(bundle, frames / "a.png", "--fpr", 0, "--image-fpr", 0.01, "--json", "-").stdout)
+    assert (rate["threshold"], rate["image_threshold"]) == (60, 20)
+
+
+def test_min_area_leaves_small_regions_out(bundle: Path, frames: Path) -> None:
+    (all_,) = map(json.loads, run(bundle, frames / "b.png", "--json", "-").stdout.splitlines())
+    (none,) = map(json.loads, run(bundle, frames / "b.png", "--json", "-", "--min-area", 5000).stdout.splitlines())
+    assert len(all_["regions"]) == 1
+    assert none["regions"] == []
+
+
+def test_pictures_are_those_of_the_result(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    from saae_runtime import Engine
+
+    out = tmp_path / "pictures"
+    done = run(bundle, frames, "--out", out, "--heatmaps", "--masks", "--sheets", "--json", "-")
+    names = {f"{stem}.{kind}.png" for stem in "abcd" for kind in ("heatmap", "mask", "sheet")}
+    assert {path.name for path in out.iterdir()} == names
+    record = json.loads(done.stdout.splitlines()[3])
+    assert record["pictures"]["mask"] == str(out / "d.mask.png")
+    with Engine(bundle) as engine:
+        result = engine(read_image(frames / "d.png"))
+    np.testing.assert_array_equal(
+        read_image(out / "d.heatmap.png"), heatmap(result.anomaly_map, result.threshold), strict=True
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "d.mask.png")) > 0, result.mask)
+
+
+def test_pictures_of_defects_alone(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    run(bundle, frames, "--out", tmp_path / "p", "--defects-only")
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {
+        f"{stem}.{kind}.png" for stem in "bd" for kind in ("heatmap", "overlay")
+    }
+
+
+def test_folders_keep_their_layout_in_the_pictures(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    shutil.copytree(frames, frames / "night")
+    run(bundle, frames, "--recursive", "--out", tmp_path / "p", "--masks")
+    assert (tmp_path / "p" / "night" / "b.mask.png").is_file()
+    assert len(list((tmp_path / "p").rglob("*.png"))) == 8
+
+
+def test_limit(bundle: Path, frames: Path) -> None:
+    done = run(bundle, frames, "--limit", 1)
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_quiet_says_nothing_but_errors(bundle: Path, clean: Path) -> None:
+    done = run(bundle, clean, "--quiet")
+    assert (done.stdout, done.stderr, done.exit_code) == ("", "", 0)
+    (clean / "b.png").write_bytes(b"")
+    assert "b.png" in run(bundle, clean, "-q").stderr
+
+
+def test_explain_lists_the_backends(bundle: Path, clean: Path) -> None:
+    said = run(bundle, clean, "--explain").stderr
+    assert f"* {auto(bundle)}: in use" in said
+    assert "onnxruntime:cpu" in said
+    assert "* onnxruntime:cpu: in use" in run(bundle, clean, "--explain", "--backend", "onnxruntime:cpu").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["{none}", "{frames}"], "{none}"),
+        (["{bundle}", "{frames}/nothing.png"], "nothing.png"),
+        (["{bundle}", "{frames}", "--backend", "onnxrutime"], "did you mean onnxruntime"),
+        (["{bundle}", "{frames}", "--backend", "tensorrt"], "tensorrt"),
+        (["{bundle}", "{frames}", "--precision", "fp16"], "fp16"),
+        (["{bundle}", "{frames}", "--fpr", "0.1", "--threshold", "3"], "both given"),
+        (["{bundle}", "{frames}", "--image-fpr", "7"], "from 0 to 1"),
+        (["{bundle}", "{frames}", "--heatmaps"], "--out"),
+        (["{bundle}", "{frames}", "--out", "{frames}"], "next run"),
+        (["{bundle}", "{frames}", "--recursive", "--out", "{frames}/p"], "next run"),
+        (["{bundle}", "{frames}", "--out", "{frames}/a.png"], "not a folder"),
+        (["{bundle}", "{frames}", "--json", "{frames}/a.png"], "image or a video"),
+        (["{bundle}", "{frames}", "--batch", "0"], "--batch"),
+        (["{bundle}"], "SOURCE"),
+    ],
+)
+def test_usage_and_bundle_errors_give_2_and_touch_nothing(
+    bundle: Path, frames: Path, tmp_path: Path, arguments: list[str], word: str
+) -> None:
+    places = {"bundle": str(bundle), "frames": str(frames), "none": str(tmp_path / "none")}
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    done = run(*(argument.format(**places) for argument in arguments))
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert word.format(**places) in " ".join(done.stderr.split())
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_bundle_with_one_byte_changed_gives_2(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(data)
+    done = run(copy, frames, "--json", tmp_path / "results.jsonl")
+    assert done.exit_code == 2
+    assert "model.onnx" in done.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_full_disk_under_the_pictures_gives_2_with_the_summary_so_far(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch
+) -> None:
+    write, calls = outputs.render.save_png, []
+
+    def fill(path, picture) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            raise files.storage_error(Path(path), OSError(28, "No space left on device"))
+        write(path, picture)
+
+    monkeypatch.setattr(outputs.render, "save_png", fill)
+    done = run(bundle, frames, "--out", tmp_path / "p", "--masks", "--json", tmp_path / "r.jsonl")
+    assert done.exit_code == 2
+    assert "disk is full" in done.stderr
+    assert "2 frames: 1 clean, 1 defective" in done.stderr
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
+
+
+def test_full_disk_under_the_json_keeps_whole_lines(tmp_path: Path) -> None:
+    target = tmp_path / "r.jsonl"
+    lines = outputs.JsonLines(str(target))
+    lines.write({"a": 1})
+
+    class Full:
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def write(self, data) -> int:
+            if len(data) > 3:
+                return self.file.write(data[:3])  # a part fits
+            raise OSError(28, "No space left on device")
+
+        def truncate(self, size: int) -> None:
+            self.file.truncate(size)
+
+        def close(self) -> None:
+            self.file.close()
+
+    lines._file = Full(lines._file)
+    with pytest.raises(files.StorageError, match="disk is full"):
+        lines.write({"b": 2})
+    lines.close()
+    assert target.read_text() == '{"a": 1}\n'
+
+
+def test_names_with_escape_codes_and_markup_are_shown_not_obeyed(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "[bold]\x1b[31mred.png"
+    save_png(path, gray_frame())
+    done = run(bundle, path)
+    assert "\x1b" not in done.stdout
+    assert "[bold]\\x1b[31mred.png" in done.stdout
+    path.write_bytes(b"")
+    done = run(bundle, path)
+    assert "\x1b" not in done.stderr
+    assert "[bold]\\x1b[31mred.png" in done.stderr.replace("\n", "")
+
+
+def test_name_that_is_no_utf8(bundle: Path, tmp_path: Path) -> None:
+    save_png(tmp_path / "x.png", gray_frame())
+    raw = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    try:
+        (tmp_path / "x.png").rename(os.fsdecode(raw))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with spawn(bundle, tmp_path, "--json", "-") as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert os.fsencode(json.loads(out)["source"]) == raw
+    with spawn(bundle, tmp_path) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert out.startswith(b"clean")
+
+
+def test_video(bundle: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'saae[video]'")
+    path = tmp_path / "line.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(5):
+            picture = gray_frame(spot=SPOT if index == 3 else None)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    done = run(bundle, path, "--json", "-", "--out", tmp_path / "p", "--defects-only", "--overlays")
+    assert done.exit_code == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(record["frame"], record["is_anomalous"]) for record in records] == [
+        (index, index == 3) for index in range(5)
+    ]
+    assert [path.name for path in (tmp_path / "p" / "line").iterdir()] == ["000003.overlay.png"]
+
+
+def test_help_and_version() -> None:
+    assert run("--help").exit_code == 0
+    assert "camera:0" in run("--help").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_signal_ends_cleanly_with_whole_lines_and_the_summary(bundle: Path, tmp_path: Path, number: int) -> None:
+    count = 3000  # more lines than a pipe holds: nobody reads on, so the run cannot have ended by itself
+    folder = many(tmp_path / "frames", count)
+    # Unbuffered: communicate() would not see what readline() had read ahead.
+    with spawn(bundle, folder, "--json", "-", bufsize=0) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, log = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, log.decode()
+    lines = (first + rest).decode().splitlines(keepends=True)
+    assert all(line.endswith("\n") for line in lines)
+    indices = [int(Path(json.loads(line)["source"]).stem) for line in lines]
+    assert indices == list(range(len(lines)))
+    assert len(lines) < count
+    assert f"{len(lines)} frames: {len(lines)} clean" in log.decode()
+    assert "Traceback" not in log.decode()
+
+
+def test_reader_that_goes_ends_the_run_quietly(bundle: Path, tmp_path: Path) -> None:
+    folder = many(tmp_path / "frames", 3000)
+    for extra in ([], ["--json", "-"]):
+        with spawn(bundle, folder, *extra) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            process.stdout.close()
+            log = process.stderr.read().decode()
+            assert process.wait(timeout=120) == 141
+        assert "Traceback" not in log
+        assert "BrokenPipe" not in log
+        assert "clean" in log
+
+
+def test_progress_on_a_terminal_leaves_the_results_on_standard_output(bundle: Path, frames: Path) -> None:
+    parent, child = pty.openpty()
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [*COMMAND, str(bundle), str(frames), "--json", "-"], stdout=subprocess.PIPE, stderr=child, env=environment
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # Linux: the other end of the terminal is closed
+            break
+        if not part:
+            break
+        shown += part
+    out, _ = process.communicate(timeout=120)
+    os.close(parent)
+    assert process.returncode == 1
+    assert len([json.loads(line) for line in out.splitlines()]) == 4
+    assert b"4/4" in shown
+    assert b"4 frames: 2 clean, 2 defective" in shown
+
+
+def test_defect_of_saae_itself_is_not_taken_for_a_defective_product(bundle: Path, clean: Path, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "find_sources", broken)
+    monkeypatch.setattr(sys, "argv", ["saae-run", str(bundle), str(clean)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("extra", [[], ["--json", "-"], ["--json", "/dev/full"]])
+def test_a_full_disk_under_the_results_is_an_error_with_a_cure(bundle: Path, clean: Path, extra: list[str]) -> None:
+    command = [*COMMAND, str(bundle), str(clean), "--backend", "onnxruntime:cpu", *extra]
+    root = str(Path(__file__).resolve().parents[3])
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=root)
+    assert done.returncode == 2
+    assert "disk is full" in done.stderr
+    assert "free space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -1,0 +1,230 @@
+"""A folder that grows: every picture once, none half-written, and an end that says what was seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import gray_frame, make_tiny_bundle
+
+from saae_runtime.errors import ConfigError, DataError, DeviceError, ImageError
+from saae_runtime.images import read_image
+from saae_runtime.render import encode_png, save_png
+from saae_runtime.sources import watch
+from saae_runtime.sources.files import Frame
+from saae_runtime.sources.watch import PATIENCE, SETTLE, FolderWatch
+
+SPOT = (10, 20, 9, 14)
+LONG = SETTLE * 1.01
+
+
+def names(found: list[Frame]) -> list[str]:
+    return [Path(frame.source.name).name for frame in found]
+
+
+def look(watcher: FolderWatch, now: float) -> list[Frame]:
+    return list(watcher.poll(now))
+
+
+def test_each_picture_is_given_once_when_it_has_settled(tmp_path: Path) -> None:
+    save_png(tmp_path / "b.png", gray_frame(spot=SPOT))
+    save_png(tmp_path / "a.png", gray_frame())
+    (tmp_path / "notes.txt").write_text("x")
+    watcher = FolderWatch([str(tmp_path)])
+    assert look(watcher, 0.0) == []
+    assert look(watcher, 0.5 * SETTLE) == []
+    found = look(watcher, LONG)
+    assert names(found) == ["a.png", "b.png"]
+    for frame in found:
+        assert frame.image is not None
+        np.testing.assert_array_equal(frame.image, read_image(frame.source.name))
+    save_png(tmp_path / "0.png", gray_frame())
+    assert look(watcher, 2 * LONG) == []
+    assert names(look(watcher, 3 * LONG)) == ["0.png"]
+    assert look(watcher, 100.0) == []
+
+
+def test_a_file_that_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
+    whole = encode_png(gray_frame(spot=SPOT))
+    watcher = FolderWatch([str(tmp_path)])
+    now = 0.0
+    for size in range(0, len(whole), len(whole) // 7):  # slower than SETTLE altogether, never still that long
+        (tmp_path / "a.png").write_bytes(whole[:size])
+        assert look(watcher, now) == []
+        now += 0.9 * SETTLE
+        assert look(watcher, now) == []
+    (tmp_path / "a.png").write_bytes(whole)
+    assert look(watcher, now) == []
+    (frame,) = look(watcher, now + LONG)
+    assert frame.error is None
+    assert frame.image is not None
+
+
+def test_a_change_that_keeps_the_size_counts_as_writing(tmp_path: Path) -> None:
+    path = save_png_at(tmp_path / "a.png", 100)
+    watcher = FolderWatch([str(tmp_path)])
+    look(watcher, 0.0)
+    os.utime(path, ns=(200, 200))
+    assert look(watcher, LONG) == []
+    assert names(look(watcher, 2 * LONG)) == ["a.png"]
+
+
+def save_png_at(path: Path, when: int) -> Path:
+    save_png(path, gray_frame())
+    os.utime(path, ns=(when, when))
+    return path
+
+
+def test_a_pause_of_the_writer_is_no_error(tmp_path: Path) -> None:
+    whole = encode_png(gray_frame())
+    (tmp_path / "a.png").write_bytes(whole[:-30])
+    watcher = FolderWatch([str(tmp_path)])
+    for now in (0.0, LONG, 2 * LONG, 0.9 * PATIENCE):
+        assert look(watcher, now) == []
+    (tmp_path / "a.png").write_bytes(whole)
+    assert look(watcher, PATIENCE) == []
+    (frame,) = look(watcher, PATIENCE + LONG)
+    assert frame.image is not None
+
+
+def test_what_stays_unreadable_is_reported_once(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    watcher = FolderWatch([str(tmp_path)])
+    assert look(watcher, 0.0) == look(watcher, LONG) == []
+    (frame,) = look(watcher, PATIENCE + 0.1)
+    assert isinstance(frame.error, ImageError)
+    assert look(watcher, 2 * PATIENCE) == look(watcher, 4 * PATIENCE) == []
+
+
+def test_a_broken_file_is_read_twice_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    reads: list[Path] = []
+
+    def read(path: Path) -> np.ndarray:
+        reads.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(watch, "read_image", read)
+    watcher = FolderWatch([str(tmp_path)])
+    for tenth in range(100):
+        look(watcher, tenth / 10)
+    assert len(reads) == 2
+
+
+def test_a_file_that_goes_before_it_was_scored_is_reported(tmp_path: Path) -> None:
+    save_png(tmp_path / "a.png", gray_frame())
+    watcher = FolderWatch([str(tmp_path)])
+    look(watcher, 0.0)
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    (frame,) = look(watcher, 0.1)
+    assert isinstance(frame.error, DataError)
+    assert "a.png: gone" in frame.error.what
+    assert names(look(watcher, LONG + 0.1)) == ["b.png"]
+
+
+def test_a_name_that_was_removed_may_come_again(tmp_path: Path) -> None:
+    watcher = FolderWatch([str(tmp_path)])
+    now = 0.0
+    for _ in range(3):
+        save_png(tmp_path / "last.png", gray_frame())
+        look(watcher, now)
+        (frame,) = look(watcher, now + LONG)
+        assert str(frame.stem) == "last"
+        (tmp_path / "last.png").unlink()
+        assert look(watcher, now + 2 * LONG) == []
+        now += 3 * LONG
+
+
+def test_names_of_several_folders_are_kept_apart(tmp_path: Path) -> None:
+    for name in ("left/a.png", "right/a.png", "right/deeper/a.png", "right/.hidden/a.png", "right/.a.png"):
+        save_png(tmp_path / name, gray_frame())
+    save_png(tmp_path / "left" / "a.bmp.png", gray_frame())
+    shutil.copyfile(tmp_path / "left" / "a.png", tmp_path / "left" / "A.PNG.jpg")
+    watcher = FolderWatch([str(tmp_path / "left"), str(tmp_path / "right")], recursive=True)
+    look(watcher, 0.0)
+    stems = [str(frame.stem) for frame in look(watcher, LONG)]
+    assert len({stem.lower() for stem in stems}) == len(stems) == 5
+    assert {"left/a", "right/a", "right/deeper/a"} <= set(stems)
+
+
+def test_a_folder_that_goes_is_an_error_and_a_hiccup_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "share"
+    save_png(folder / "a.png", gray_frame())
+    watcher = FolderWatch([str(folder)])
+    look(watcher, 0.0)
+    assert names(look(watcher, LONG)) == ["a.png"]
+    folder.rename(tmp_path / "away")
+    assert look(watcher, 1.0) == look(watcher, 0.9 * PATIENCE) == []
+    (tmp_path / "away").rename(folder)
+    assert look(watcher, PATIENCE + 2) == look(watcher, 2 * PATIENCE) == []  # nor is a.png given again
+    shutil.rmtree(folder)
+    assert look(watcher, 20.0) == []
+    with pytest.raises(DeviceError, match="gone") as caught:
+        look(watcher, 20.1 + PATIENCE)
+    assert str(folder) in caught.value.why
+
+
+def test_only_folders_are_watched(tmp_path: Path) -> None:
+    save_png(tmp_path / "a.png", gray_frame())
+    for name in (str(tmp_path / "a.png"), str(tmp_path / "nothing"), "camera:0", f"{tmp_path}/*.png"):
+        with pytest.raises(ConfigError, match="not a folder") as caught:
+            FolderWatch([name])
+        assert caught.value.cure
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_goes_on_until_it_is_stopped(tmp_path: Path, number: int) -> None:
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    bundle, folder = make_tiny_bundle(tmp_path / "bundle"), tmp_path / "arriving"
+    save_png(folder / "0.png", gray_frame())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "saae_runtime.cli", str(bundle), str(folder), "--watch", "--json", "-"]
+    command += ["--out", str(tmp_path / "out"), "--masks", "--backend", "onnxruntime:cpu"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        records = [json.loads(process.stdout.readline())]
+        whole = encode_png(gray_frame(spot=SPOT))
+        (folder / "1.png").write_bytes(whole[:100])
+        time.sleep(0.3)
+        (folder / "1.png").write_bytes(whole)
+        records.append(json.loads(process.stdout.readline()))
+        process.send_signal(number)
+        rest, log = process.communicate(timeout=60)
+    assert rest == ""
+    assert process.returncode == 128 + number
+    assert [(Path(item["source"]).name, item["is_anomalous"]) for item in records] == [
+        ("0.png", False),
+        ("1.png", True),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.mask.png", "1.mask.png"]
+    assert "2 frames: 1 clean, 1 defective, 0 unreadable" in log
+    assert "Traceback" not in log
+
+
+def test_a_limit_ends_the_watch(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    from typer.testing import CliRunner
+
+    from saae_runtime.cli import command as cli
+
+    for index in range(3):
+        save_png(tmp_path / "f" / f"{index}.png", gray_frame())
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    done = CliRunner().invoke(cli.app, [str(bundle), str(tmp_path / "f"), "--watch", "--limit", "2"])
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 2
+    done = CliRunner().invoke(cli.app, [str(bundle), str(tmp_path / "f"), "--watch", "--out", str(tmp_path / "f")])
+    assert done.exit_code == 2  # it would score its own pictures

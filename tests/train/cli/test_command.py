@@ -1,0 +1,92 @@
+"""`saae-train fit` and `evaluate` as a person types them, on a tiny drawn category and random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra `train`")
+
+from typer.testing import CliRunner
+
+from saae_runtime.errors import ConfigError
+from saae_train.cli import app
+from saae_train.cli.options import make_config, parse_layers, parse_size
+from saae_train.data.demo import write_demo
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_demo(root, "zipper", size=(96, 96), train=8, test_good=2, per_defect=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fit")
+    arguments = ["fit", "--category", "zipper", "--data", str(data), "--out", str(folder / "checkpoint")]
+    arguments += ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--input-size", "64", "--layers", "1-2"]
+    arguments += ["--steps", "3", "--batch", "4", "--latent", "12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAAE_CACHE", str(folder / "cache"))
+        result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder / "checkpoint"
+
+
+def test_fit_writes_a_checkpoint_that_names_what_made_it(checkpoint: Path) -> None:
+    record = json.loads((checkpoint / "config.json").read_text())
+    assert record["category"] == "zipper"
+    assert record["config"]["layers"] == [1, 2]
+    assert record["saae"]["latent"] == 12
+    assert record["facts"]["synthetic"] is True
+    assert len(record["facts"]["held_out"]) + record["facts"]["images"] == 8
+
+
+def test_evaluate_measures_the_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["evaluate", str(checkpoint), "--data", str(data), "--out", str(tmp_path / "e")])
+    assert result.exit_code == 0, result.output
+    measured = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert measured["synthetic"] is True
+    assert 0.0 <= measured["overall"]["metrics"]["pixel_roc_auc"]["value"] <= 1.0
+    assert (tmp_path / "e" / "sheet.png").stat().st_size > 1000
+    for name in ("pixel-roc", "per-region-overlap", "pixel-precision-recall", "image-roc", "image-precision-recall"):
+        assert (tmp_path / "e" / f"{name}.png").stat().st_size > 1000
+        assert "</svg>" in (tmp_path / "e" / f"{name}.svg").read_text()
+    assert "best F1" in (tmp_path / "e" / "pixel-precision-recall.svg").read_text()
+    assert "30 %" in (tmp_path / "e" / "per-region-overlap.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit"], "Which images?"),
+        (["fit", "--category", "ziper", "--data", "DATA"], "zipper"),
+        (["fit", "--category", "zipper", "--data", "DATA", "--layers", "a"], "not a list of layers"),
+        (["fit", "--category", "zipper", "--data", "DATA", "--preset", "slow"], "no preset"),
+        (["evaluate", "nowhere", "--data", "DATA"], "No checkpoint"),
+    ],
+)
+def test_errors_say_what_to_type(arguments: list[str], words: str, data: Path) -> None:
+    result = runner.invoke(app, [str(data) if item == "DATA" else item for item in arguments])
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.replace("│", " ").split())
+
+
+def test_options_become_a_configuration() -> None:
+    assert parse_layers("0,3-5") == (0, 3, 4, 5)
+    assert parse_size("392") == (392, 392)
+    assert parse_size("384x512") == (384, 512)
+    with pytest.raises(ConfigError):
+        parse_size("1x2x3")
+    by_steps = make_config("paper", steps=7)
+    assert (by_steps.steps, by_steps.epochs, by_steps.loss) == (7, None, "l2")
+    by_epochs = make_config("fast", epochs=2)
+    assert (by_epochs.steps, by_epochs.epochs) == (None, 2)
+    with pytest.raises(ConfigError):
+        make_config("fast", steps=1, epochs=1)

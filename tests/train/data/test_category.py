@@ -1,0 +1,267 @@
+"""Listing of the MVTec AD tree and of plain folders, the held-out split and the content digest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from saae_runtime.errors import DataError
+from saae_train.data.category import (
+    MIN_FIT,
+    MIN_HELD_OUT,
+    Sample,
+    content_digest,
+    find_category,
+    from_folders,
+    list_categories,
+    split_held_out,
+)
+
+
+def picture(path: Path, value: int, size: tuple[int, int] = (40, 48)) -> Path:
+    """Writes a small picture whose pixels depend on `value`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask(path: Path, size: tuple[int, int] = (40, 48)) -> Path:
+    """Writes a mask with one defective block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros(size, np.uint8)
+    pixels[5:12, 5:12] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An MVTec AD tree with the category `nut`: 8 training, 2 + 3 test images of various sizes."""
+    root = tmp_path / "data"
+    for i in range(8):
+        picture(root / f"nut/train/good/{i:03d}.png", i, (40 + i, 48))
+    for i in range(2):
+        picture(root / f"nut/test/good/{i:03d}.png", 100 + i)
+    for i in range(2):
+        picture(root / f"nut/test/bent/{i:03d}.png", 200 + i)
+        mask(root / f"nut/ground_truth/bent/{i:03d}_mask.png")
+    picture(root / "nut/test/scratch/000.jpg", 300)
+    mask(root / "nut/ground_truth/scratch/000.png")
+    return root
+
+
+def test_tree_is_listed_in_a_fixed_order(tree: Path) -> None:
+    category = find_category(tree, "nut")
+    assert [s.path.name for s in category.train] == [f"{i:03d}.png" for i in range(8)]
+    assert [(s.label, s.is_anomalous) for s in category.test] == [
+        ("good", False),
+        ("good", False),
+        ("bent", True),
+        ("bent", True),
+        ("scratch", True),
+    ]
+    masks = [s.mask.relative_to(tree / "nut/ground_truth").as_posix() if s.mask else None for s in category.test]
+    assert masks == [None, None, "bent/000_mask.png", "bent/001_mask.png", "scratch/000.png"]
+    assert category.defect_types == ("bent", "scratch")
+    assert category.has_masks
+    assert not category.synthetic
+    assert category.findings == ()
+    assert find_category(tree / "nut", "nut") == category
+
+
+def test_the_category_folder_itself_is_taken(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree / "nut")
+    assert len(find_category(".", "nut").train) == 8
+    with pytest.raises(DataError, match="no category 'bolt'"):
+        find_category(".", "bolt")
+
+
+def test_missing_category_names_what_is_near_and_what_is_there(tree: Path) -> None:
+    picture(tree / "bottle/train/good/0.png", 1)
+    with pytest.raises(DataError) as caught:
+        find_category(tree, "botle")
+    assert "bottle" in caught.value.cure
+    assert "bottle, nut" in caught.value.why
+    assert "nut" not in caught.value.cure
+
+
+def test_missing_root_and_root_without_categories(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no data folder"):
+        list_categories(tmp_path / "none")
+    with pytest.raises(DataError, match="no category"):
+        find_category(tmp_path, "nut")
+
+
+@pytest.mark.parametrize("state", ["empty", "missing", "other files"])
+def test_no_training_images(tree: Path, state: str) -> None:
+    good = tree / "nut/train/good"
+    shutil.rmtree(good)
+    if state != "missing":
+        good.mkdir()
+    if state == "other files":
+        (good / "notes.txt").write_text("x")
+    with pytest.raises(DataError) as caught:
+        find_category(tree, "nut")
+    assert str(good) in caught.value.what
+    assert ("missing" if state == "missing" else "holds no images") in caught.value.what
+    assert (str(good / "notes.txt") in "".join(caught.value.problems)) == (state == "other files")
+
+
+def test_strays_orphans_and_missing_masks_are_found(tree: Path) -> None:
+    nut = tree / "nut"
+    (nut / "train/good/readme.txt").write_text("x")
+    (nut / "train/good/.hidden").write_text("x")
+    (nut / "train/good/Thumbs.db").write_text("x")
+    picture(nut / "train/rejects/0.png", 5)
+    (nut / "ground_truth/bent/001_mask.png").unlink()
+    mask(nut / "ground_truth/bent/007_mask.png")
+    mask(nut / "ground_truth/dent/000_mask.png")
+    (nut / "test/loose.png").write_bytes(b"x")
+    found = {f.path.relative_to(nut).as_posix(): f.what for f in find_category(tree, "nut").findings}
+    assert set(found) == {
+        "train/good/readme.txt",
+        "train/rejects",
+        "test/bent/001.png",
+        "ground_truth/bent/007_mask.png",
+        "ground_truth/dent",
+        "test/loose.png",
+    }
+    assert "has no mask" in found["test/bent/001.png"]
+    assert "without an image" in found["ground_truth/bent/007_mask.png"]
+
+
+def test_a_tree_without_any_masks_is_no_finding(tree: Path) -> None:
+    shutil.rmtree(tree / "nut/ground_truth")
+    category = find_category(tree, "nut")
+    assert category.findings == ()
+    assert not category.has_masks
+
+
+def test_free_folders(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"ok/day{i % 2}/{i}.png", i)
+    picture(tmp_path / "ok2/9.png", 9)
+    picture(tmp_path / "bad/0.png", 20)
+    picture(tmp_path / "bad/crack/1.png", 21)
+    mask(tmp_path / "truth/0.png")
+    mask(tmp_path / "truth/crack/1_mask.png")
+    category = from_folders(
+        tmp_path / "ok", tmp_path / "bad", tmp_path / "truth", name="nut", normal_test=tmp_path / "ok2"
+    )
+    assert category.name == "nut"
+    assert [s.path.name for s in category.train] == ["0.png", "2.png", "1.png"]
+    assert [(s.label, s.mask is not None) for s in category.test] == [
+        ("good", False),
+        ("defect", True),
+        ("crack", True),
+    ]
+    assert category.findings == ()
+    alone = from_folders(tmp_path / "ok")
+    assert alone.name == "ok"
+    assert alone.test == ()
+
+
+def test_free_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    picture(tmp_path / "ok/0.png", 0)
+    (tmp_path / "void").mkdir()
+    for arguments in (
+        {"normal": tmp_path / "gone"},
+        {"normal": tmp_path / "void"},
+        {"normal": tmp_path / "ok/0.png"},
+        {"normal": tmp_path / "ok", "abnormal": tmp_path / "void"},
+        {"normal": tmp_path / "ok", "normal_test": tmp_path / "void"},
+        {"normal": tmp_path / "ok", "masks": tmp_path / "void"},
+    ):
+        with pytest.raises(DataError):
+            from_folders(**arguments)
+
+
+@pytest.fixture(scope="module")
+def normals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sample, ...]:
+    folder = tmp_path_factory.mktemp("normals")
+    return from_folders(*{picture(folder / f"{i:02d}.png", i, (34, 34)).parent for i in range(40)}).train
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), fraction=st.floats(0.01, 0.99), minimum=st.integers(0, 60), seed=st.integers(0, 2**40))
+def test_split_is_a_partition_that_ignores_order(
+    normals: tuple[Sample, ...], data: st.DataObject, fraction: float, minimum: int, seed: int
+) -> None:
+    count = data.draw(st.integers(MIN_FIT + MIN_HELD_OUT, len(normals)))
+    chosen = normals[:count]
+    fit, held_out = split_held_out(chosen, fraction, minimum, seed)
+    assert sorted(fit + held_out, key=lambda s: s.path) == list(chosen)
+    assert len(fit) >= MIN_FIT
+    assert len(held_out) >= MIN_HELD_OUT
+    assert split_held_out(data.draw(st.permutations(chosen)), fraction, minimum, seed) == (fit, held_out)
+
+
+def test_split_survives_renaming_and_changes_with_the_seed(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    fit, held_out = split_held_out(normals)
+    assert len(held_out) == 6
+    renamed = [
+        Sample(Path(shutil.copy(s.path, tmp_path / f"{97 * i % 89:02d}x.png")), "good", None, False)
+        for i, s in enumerate(normals)
+    ]
+    fit_2, held_out_2 = split_held_out(renamed)
+    assert [s.path.read_bytes() for s in held_out] == [s.path.read_bytes() for s in held_out_2]
+    assert content_digest(fit) == content_digest(fit_2)
+    assert {s.path for s in split_held_out(normals, seed=1)[1]} != {s.path for s in held_out}
+
+
+def test_copies_fall_on_one_side(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    copies = [
+        Sample(Path(shutil.copy(s.path, tmp_path / f"copy{i}.png")), "good", None, False)
+        for i, s in enumerate(normals[:10])
+    ]
+    for seed in range(5):
+        fit, held_out = split_held_out([*normals[:10], *copies], 0.3, seed=seed)
+        assert not {s.path.read_bytes() for s in fit} & {s.path.read_bytes() for s in held_out}
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_too_few_images(normals: tuple[Sample, ...], count: int) -> None:
+    with pytest.raises(DataError, match="at least 6") as caught:
+        split_held_out(normals[:count])
+    assert caught.value.what.startswith(f"{count} normal image")
+    assert "thresholds" in caught.value.why
+
+
+def test_copies_do_not_count_as_images(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    copies = [Sample(Path(shutil.copy(normals[0].path, tmp_path / f"{i}.png")), "good", None, False) for i in range(9)]
+    with pytest.raises(DataError, match="1 normal image is too few") as caught:
+        split_held_out(copies)
+    assert "9 files" in caught.value.what
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_impossible_share(normals: tuple[Sample, ...], fraction: float) -> None:
+    with pytest.raises(DataError, match="cannot be held out"):
+        split_held_out(normals, fraction)
+
+
+def test_digest_tells_content_order_label_and_mask_apart(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    a, b = normals[:2]
+    moved = Sample(Path(shutil.copy(a.path, tmp_path / "elsewhere.png")), "good", None, False)
+    assert content_digest([a, b]) == content_digest([moved, b])
+    bad = Sample(a.path, "bent", None, True)
+    masked = Sample(a.path, "bent", mask(tmp_path / "m.png"), True)
+    lists = ([a, b], [b, a], [a], [], [bad, b], [masked, b])
+    assert len({content_digest(samples) for samples in lists}) == len(lists)
+
+
+def test_digest_sees_a_file_change(tmp_path: Path) -> None:
+    sample = Sample(picture(tmp_path / "a.png", 1), "good", None, False)
+    before = content_digest([sample])
+    picture(tmp_path / "a.png", 2)
+    assert content_digest([sample]) != before
+    sample.path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        content_digest([sample])

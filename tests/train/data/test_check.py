@@ -1,0 +1,179 @@
+"""Every kind of bad file is found in one pass, with its name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saae_runtime.errors import DataError
+from saae_runtime.images import read_mask
+from saae_train.data.category import find_category
+from saae_train.data.check import Report, check
+from saae_train.data.demo import write_demo
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drawn")
+    write_demo(root, "zipper", size=(64, 64), train=6, test_good=2, per_defect=1)
+    return root
+
+
+@pytest.fixture
+def zipper(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of a good category, to be spoilt."""
+    return Path(shutil.copytree(drawn / "zipper", tmp_path / "data/zipper"))
+
+
+def run(folder: Path, deep: bool = True) -> Report:
+    return check(find_category(folder.parent, folder.name), deep=deep)
+
+
+def by_file(folder: Path, report: Report) -> dict[str, str]:
+    return {p.path.relative_to(folder).as_posix(): p.what for p in report.problems}
+
+
+def test_good_data_passes(zipper: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = check(find_category(zipper.parent, "zipper"), progress=lambda done, total: seen.append((done, total)))
+    assert report.ok
+    assert report.warnings == ()
+    assert report.images == 15
+    assert seen == [(i, 15) for i in range(1, 16)]
+    report.raise_if_bad()
+
+
+def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
+    train, test, truth = zipper / "train/good", zipper / "test", zipper / "ground_truth"
+    png = (train / "000.png").read_bytes()
+    (train / "000.png").write_bytes(png[: len(png) // 2])
+    (train / "001.png").write_bytes(b"")
+    (train / "002.png").write_bytes(b"this is a letter, not a picture" * 9)
+    jpeg = train / "010.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(jpeg, quality=95)
+    jpeg.write_bytes(jpeg.read_bytes()[:1500])
+    Image.fromarray(np.ones((64, 64), np.float32)).save(train / "011.tif")
+    (train / "list.csv").write_text("a,b")
+    shutil.copy(train / "003.png", test / "good/copy.png")
+    shutil.copy(test / "good/001.png", test / "rough/copy.png")
+    Image.fromarray(np.ones((64, 64), np.uint8)).save(truth / "rough/copy_mask.png")
+    Image.fromarray(np.ones((64, 60), np.uint8)).save(truth / "split_teeth/000_mask.png")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(truth / "combined/000_mask.png")
+    (truth / "broken_teeth/000_mask.png").write_bytes(b"\x89PNG")
+    (truth / "rough/000_mask.png").unlink()
+    Image.fromarray(np.ones((64, 64), np.uint8)).save(truth / "fabric_border/9_mask.png")
+
+    report = run(zipper)
+    found = by_file(zipper, report)
+    expected = {
+        "train/good/000.png": "cannot be read",
+        "train/good/001.png": "empty",
+        "train/good/002.png": "not an image",
+        "train/good/010.jpg": "truncated",
+        "train/good/011.tif": "floating",
+        "train/good/list.csv": "not an image file",
+        "test/good/copy.png": "same picture as the training image",
+        "test/rough/copy.png": "one is normal, the other defective",
+        "test/rough/000.png": "has no mask",
+        "ground_truth/split_teeth/000_mask.png": "60 x 64 pixels",
+        "ground_truth/combined/000_mask.png": "all black",
+        "ground_truth/broken_teeth/000_mask.png": "cannot be read",
+        "ground_truth/fabric_border/9_mask.png": "without an image",
+    }
+    assert set(found) == set(expected)
+    for name, words in expected.items():
+        assert words in found[name], (name, found[name])
+        assert name not in found[name], "the file's name stands in front already"
+    assert not report.ok
+
+    with pytest.raises(DataError) as caught:
+        report.raise_if_bad(show=5)
+    assert len(caught.value.problems) == len(expected)
+    assert "13 files are not usable" in caught.value.what
+    assert "and 8 more" in caught.value.why
+
+
+def test_copies_are_found_by_pixels_not_by_bytes(zipper: Path) -> None:
+    Image.open(zipper / "train/good/000.png").convert("RGB").save(zipper / "test/good/other.bmp")
+    found = by_file(zipper, run(zipper))
+    assert list(found) == ["test/good/other.bmp"]
+
+
+def test_same_pixels_in_another_shape_are_another_picture(zipper: Path) -> None:
+    flat = np.arange(64 * 36, dtype=np.uint8)
+    Image.fromarray(flat.reshape(64, 36)).save(zipper / "train/good/tall.png")
+    Image.fromarray(flat.reshape(36, 64)).save(zipper / "test/good/wide.png")
+    assert run(zipper).problems == ()
+
+
+def test_oddities_are_warnings(zipper: Path) -> None:
+    train = zipper / "train/good"
+    shutil.copy(train / "000.png", train / "copy.png")
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(train / "flat.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 64, 4), dtype=np.uint8)).save(train / "alpha.png")
+    Image.open(train / "001.png").convert("1").save(train / "bits.png")
+    frames = [Image.open(train / f"00{i}.png") for i in (1, 2)]
+    frames[0].save(train / "pages.tif", save_all=True, append_images=frames[1:])
+    report = run(zipper)
+    assert report.ok
+    warned = {(w.path.name, w.what) for w in report.warnings}
+    for name, words in (
+        ("copy.png", "same picture"),
+        ("flat.png", "one colour throughout"),
+        ("alpha.png", "transparency"),
+        ("alpha.png", "64 x 20"),
+        ("bits.png", "black and white only"),
+        ("pages.tif", "2 pictures"),
+        ("good", "mixes 9 gray and 2 colour"),
+    ):
+        assert any(n == name and words in what for n, what in warned), (name, words, warned)
+
+
+def test_masks_in_lossy_formats_are_a_warning(zipper: Path) -> None:
+    truth = zipper / "ground_truth"
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 15
+    mask = Image.fromarray(np.where(disc, np.uint8(255), np.uint8(0)))
+    kinds = {"rough": ("jpg", {"quality": 75}), "combined": ("webp", {}), "split_teeth": ("webp", {"lossless": True})}
+    for label, (suffix, keywords) in kinds.items():
+        (truth / label / "000_mask.png").unlink()
+        mask.save(truth / label / f"000_mask.{suffix}", **keywords)
+    assert read_mask(truth / "rough/000_mask.jpg").sum() > 1.05 * disc.sum(), "no rim: nothing to warn of"
+    report = run(zipper)
+    assert report.ok, report.problems
+    warned = {w.path.relative_to(truth).as_posix() for w in report.warnings if "lossy format" in w.what}
+    assert warned == {"rough/000_mask.jpg", "combined/000_mask.webp"}
+
+
+def test_no_masks_at_all_is_a_warning(zipper: Path) -> None:
+    shutil.rmtree(zipper / "ground_truth")
+    report = run(zipper)
+    assert report.ok
+    assert "only image-level metrics" in report.warnings[0].what
+
+
+def test_quick_check_reads_headers_only(zipper: Path) -> None:
+    good = zipper / "train/good"
+    png = (good / "000.png").read_bytes()
+    (good / "000.png").write_bytes(png[: len(png) // 2])
+    (good / "001.png").write_bytes(b"")
+    assert list(by_file(zipper, run(zipper, deep=False))) == ["train/good/001.png"]
+    assert list(by_file(zipper, run(zipper))) == ["train/good/000.png", "train/good/001.png"]
+
+
+def test_ctrl_c_stops_the_pass(zipper: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(find_category(zipper.parent, "zipper"), progress=interrupt, workers=1)
+
+
+def test_real_images_pass(shared_data: Path) -> None:
+    report = check(find_category(shared_data, "cookie"))
+    assert report.problems == ()
+    assert report.images == 77

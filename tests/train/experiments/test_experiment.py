@@ -1,0 +1,160 @@
+"""One cell of a table: what a row holds, that a fresh process is one, and what becomes of a cell that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import cell_fitters
+import numpy as np
+import pytest
+
+pytest.importorskip("timm", reason="needs the extra `train`")
+
+from tiny_models import noise_frames, tiny_detector
+from tiny_sets import TINY_CHANGES, write_square_set
+
+from saae_runtime.errors import DataError, SaaeError
+from saae_runtime.files import sha256_file
+from saae_runtime.geometry import upsample_map
+from saae_train.cli.options import make_config
+from saae_train.data.category import find_category
+from saae_train.experiments.experiment import Cell, images_digest, is_same, run_cell, run_fresh
+from saae_train.model.scorer import TorchScorer
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_square_set(tmp_path_factory.mktemp("data"))
+
+
+def cell(tree: Path, category: str = "part", **more: object) -> Cell:
+    return Cell(str(tree), category, make_config("fast", **{**TINY_CHANGES, **more}), weights="random", device="cpu")
+
+
+def test_a_row_holds_what_was_measured_and_with_what(tree: Path) -> None:
+    seen: list[str] = []
+    row = run_cell(cell(tree), report=lambda what, done, total: seen.append(what.split(",")[0]))
+    row = json.loads(json.dumps(row, allow_nan=False))
+    assert {"features", "step", "calibrate", "evaluate"} <= set(seen)
+    assert 0 <= row["overall"]["metrics"]["pixel_roc_auc"]["value"] <= 1
+    assert row["overall"]["metrics"]["pixel_fpr"]["value"] is not None
+    assert row["fit_images"] + row["held_out_images"] == 10
+    assert (row["test_images"], row["image_sizes"]) == (6, [[70, 64], [70, 64]])
+    assert row["fitted_config"]["latent"] == 6
+    assert row["fitted_config"]["mlp_ratio"] == 2
+    assert row["config"]["mlp_ratio"] is None
+    assert row["weights_source"].startswith("random")
+    assert row["pixel_fpr"] == 0.001
+    assert is_same(row, cell(tree))
+    for other in (cell(tree, seed=1), replace(cell(tree), weights="hub"), replace(cell(tree), method="pca")):
+        assert not is_same(row, other)
+
+
+def test_a_texture_has_the_papers_mlp_and_rate(tree: Path, tmp_path: Path) -> None:
+    write_square_set(tmp_path, "tile")
+    row = run_cell(cell(tmp_path, "tile"))
+    assert (row["fitted_config"]["mlp_ratio"], row["pixel_fpr"]) == (1, 0.0)
+
+
+def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    row = run_fresh(cell(tree), cell_fitters.brightness, lambda *told: seen.append(told))
+    assert row["facts"]["process"] != os.getpid()
+    assert row["overall"]["metrics"]["pixel_roc_auc"]["value"] == 1.0
+    assert ("looking", row["fit_images"], row["fit_images"]) in seen
+    assert ("evaluate", 6, 6) in seen
+
+
+def test_a_cell_that_fails_keeps_its_words(tree: Path) -> None:
+    with pytest.raises(DataError, match="nothere") as found:
+        run_fresh(cell(tree, "nothere"), cell_fitters.brightness)
+    assert found.value.cure
+    with pytest.raises(SaaeError, match="RuntimeError: out of memory"):
+        run_fresh(cell(tree), cell_fitters.raises)
+    with pytest.raises(SaaeError, match="ended with code -9"):
+        run_fresh(cell(tree), cell_fitters.killed)
+
+
+def test_stopping_stops_the_cells_process_cleanly(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saae_train.experiments.experiment._GRACE", 0.2)  # the signal goes to this process alone
+    children: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        if not children:
+            children.append(done)
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_fresh(replace(cell(tree), cache=str(tmp_path)), cell_fitters.endless, stop)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "stopped").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(children[0], 0)
+
+
+def test_the_images_digest_follows_the_files_and_not_the_place(tree: Path, tmp_path: Path) -> None:
+    first = images_digest(find_category(tree, "part"))
+    write_square_set(tmp_path)
+    assert images_digest(find_category(tmp_path, "part")) == first
+    (tmp_path / "part/test/good/0.png").unlink()
+    assert images_digest(find_category(tmp_path, "part")) != first
+    assert cell(tree).key(first) != cell(tree).key("other")
+
+
+def test_a_row_of_other_images_is_another_one(tree: Path, tmp_path: Path) -> None:
+    write_square_set(tmp_path)
+    row = {**json.loads(json.dumps(cell(tree).settings())), "images": images_digest(find_category(tree, "part"))}
+    assert is_same(row, cell(tree))
+    assert is_same(row, cell(tmp_path))  # a copy
+    (tmp_path / "part/test/good/0.png").unlink()
+    assert not is_same(row, cell(tmp_path))
+    old = {key: value for key, value in row.items() if key != "images"}
+    assert not is_same(old, cell(tree))
+    assert is_same(old, cell(tree), unknown=True)
+    assert not is_same(old, cell(tree, seed=1), unknown=True)
+
+
+def test_a_key_holds_the_version_and_what_is_in_the_weights(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
+    for path, content in zip(files, (b"one", b"one", b"another"), strict=True):
+        path.write_bytes(content)
+    first, copy, other = (replace(cell(tree), weights=str(path)) for path in files)
+    assert first.key("images") == copy.key("images") != other.key("images")
+    row = {**json.loads(json.dumps(first.settings())), "images": images_digest(find_category(tree, "part"))}
+    row["weights_sha256"] = sha256_file(files[0])
+    assert is_same(row, copy)
+    assert not is_same(row, other)
+    before = first.key("images")
+    files[0].write_bytes(b"changed")
+    assert first.key("images") != before
+    before = cell(tree).key("images")
+    monkeypatch.setattr("saae_train.experiments.experiment.saae_version", lambda: "99.0")
+    assert cell(tree).key("images") != before
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_the_scorer_gives_each_frame_a_map_of_its_own_size(smoothing: float) -> None:
+    detector = tiny_detector(smoothing=smoothing)
+    scorer = TorchScorer(detector)
+    for size in ((64, 64), (90, 71), (40, 100)):
+        frame = noise_frames(1, size)[0]
+        anomaly_map, score = scorer(frame)
+        assert anomaly_map.shape == size
+        assert score == anomaly_map.max()
+        fixed, _ = TorchScorer(detector, size)(frame)
+        assert np.array_equal(anomaly_map, fixed)
+    coarse, _ = TorchScorer(detector, (64, 64))(frame)  # resized twice, brought back twice
+    assert coarse.shape == size
+    assert not np.array_equal(coarse, anomaly_map)
+    small = TorchScorer(detector)(frame)[0]
+    assert np.allclose(upsample_map(small, (80, 200)).mean(), small.mean(), rtol=0.05)
