@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import traceback
@@ -11,12 +12,12 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from .errors import SaaeError
 from .version import saae_version
 
-__all__ = ["STOPPED", "GuardedGroup", "command_group", "error_panel", "log", "run_command"]
+__all__ = ["STOPPED", "GuardedGroup", "LineCommand", "command_group", "error_panel", "log", "run_command"]
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -40,7 +41,30 @@ def error_panel(error: SaaeError) -> Panel:
     return Panel(Group(*parts), title=type(error).__name__, title_align="left", border_style="red")
 
 
-class GuardedGroup(TyperGroup):
+class _Once:
+    """Refuses an option that takes one value and is given twice: else the last one would win without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(list(args))[2]  # type: ignore[attr-defined]
+        if not any(parameter.is_eager for parameter in given):  # --help and --version answer whatever else is there
+            seen = set()
+            for parameter in given:
+                if parameter.name in seen and not getattr(parameter, "multiple", True):
+                    raise typer.BadParameter("it is given more than once. Give it once.", ctx=ctx, param=parameter)
+                seen.add(parameter.name)
+        return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+
+
+class LineCommand(_Once, TyperCommand):
+    """A command as all of saae's are: options are given once, and the help is wrapped to the terminal's width."""
+
+    def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
+        # Typer keeps the line breaks of a docstring within all paragraphs but the first.
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        super().__init__(*args, help="\n\n".join(" ".join(text.split("\n")) for text in paragraphs), **settings)
+
+
+class GuardedGroup(_Once, TyperGroup):
     """A command group whose commands end in a panel and an exit code instead of a traceback.
 
     `--debug` in front of the command (or SAAE_DEBUG=1) shows the traceback as well.

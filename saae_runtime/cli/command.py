@@ -25,6 +25,7 @@ from ..images import IMAGE_SUFFIXES
 from ..sources.files import Frame, find_sources, read_frames
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
+from ..terminal import LineCommand
 from .outputs import (
     PICTURES,
     JsonLines,
@@ -46,7 +47,7 @@ BROKEN_PIPE = 141
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
     sources: Annotated[

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from repeated_options import repeatable
 from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
@@ -440,3 +441,7 @@ def test_a_full_disk_under_the_results_is_an_error_with_a_cure(bundle: Path, cle
     assert "free space" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_no_option_can_be_repeated() -> None:
+    assert repeatable(cli.app) == {"": set()}
