@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .errors import (
     BundleNotFoundError,
     BundlePathError,
     ConfigError,
+    shell_line,
 )
 from .files import atomic_directory, put_back, sha256_file, write_json
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest
@@ -190,7 +190,7 @@ def _require_folder(folder: Path) -> None:
             raise BundleNotFoundError(
                 f"No bundle at {folder}.",
                 f"Replacing it was cut short; the one before lies in {aside}, and this user may not rename it.",
-                f"mv {shlex.quote(str(aside))} {shlex.quote(str(folder))}",
+                shell_line("mv", aside, folder),
             )
     if not folder.exists():
         near = _bundles_near(folder)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.engine import Engine
+from saae_runtime.errors import shell_line
 from saae_runtime.images import read_image, read_mask
 from saae_runtime.manifest import Manifest
 from saae_runtime.render import save_png, sheet
@@ -140,9 +141,9 @@ def report_data(manifest: Manifest, findings: Findings, bundle: str) -> ReportDa
         worst=findings.examples,
         missing=missing,
         next_commands=[
-            ("score images with it", f"saae-run {bundle} IMAGES --overlays --out results"),
-            ("check it on another machine", f"saae-export verify {bundle}"),
-            ("see what this machine can run", f"saae-export doctor {bundle}"),
+            ("score images with it", shell_line("saae-run", bundle, "IMAGES", "--overlays", "--out", "results")),
+            ("check it on another machine", shell_line("saae-export", "verify", bundle)),
+            ("see what this machine can run", shell_line("saae-export", "doctor", bundle)),
         ],
     )
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from saae_runtime.errors import shell_line
 from saae_train.evaluation.ranking import METRIC_NAMES
 
 from ..parity.reference import SAMPLES
@@ -34,9 +35,10 @@ def print_summary(result: BuildResult, console: Console) -> None:
         rows.add_row(
             "latency", f"{row.median_ms:.1f} ms median, {row.p95_ms:.1f} ms p95: {row.backend} {row.precision}"
         )
-    rows.add_row("next", escape(_next_command(result)))
     title = f"{manifest.category}{' (SYNTHETIC demo images)' if manifest.synthetic else ''}"
     console.print(Panel(rows, title=escape(title), title_align="left", border_style="green"))
+    # Outside of the panel, whose border and line breaks would be pasted along.
+    console.print(f"Next: {_next_command(result)}", soft_wrap=True, markup=False)
 
 
 def _quality(result: BuildResult) -> str:
@@ -65,4 +67,4 @@ def _self_test(result: BuildResult) -> str:
 def _next_command(result: BuildResult) -> str:
     has_samples = any(name.startswith(f"{SAMPLES}/") for name in result.bundle.manifest.files)
     images = result.where / SAMPLES if has_samples else result.category.train[0].path.parent
-    return f"saae-run {result.where} {images} --overlays --out results"
+    return shell_line("saae-run", result.where, images, "--overlays", "--out", "results")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError
+from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError, shell_line
 from saae_runtime.files import atomic_directory, sha256_file
 from saae_runtime.images import IMAGE_SUFFIXES
 
@@ -161,7 +161,7 @@ def fetch_mvtec(
             raise FetchError(
                 f"The licence of {source.title} has not been accepted.",
                 "\n       ".join(source.licence.splitlines()),
-                f"read it, then run: saae-train fetch {category} --into {dest} --accept-license",
+                "read it, then run: " + shell_line("saae-train", "fetch", category, "--into", dest, "--accept-license"),
             )
         offered = source.whole if category == "all" else source.archives[category]
         if archive is None:
@@ -291,8 +291,8 @@ def _get(
     file = dest / ".downloads" / offered.name
     by_hand = (
         f"check the network (HTTPS_PROXY is honoured) and run the same command again, or download {offered.name} "
-        f"from {source.page} and run: saae-train fetch {category} --into {dest} --accept-license "
-        f"--archive {offered.name}"
+        f"from {source.page} and run: "
+        + shell_line("saae-train", "fetch", category, "--into", dest, "--accept-license", "--archive", offered.name)
     )
     expected = sha256 or offered.sha256
     if not file.is_file():

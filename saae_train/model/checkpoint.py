@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saae_runtime.errors import CheckpointError, SaaeError, StorageError
+from saae_runtime.errors import CheckpointError, SaaeError, StorageError, shell_line
 from saae_runtime.files import (
     atomic_directory,
     canonical_json,
@@ -192,7 +192,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"No checkpoint at {folder}.",
             f"There is no {_CONFIG} in it.",
-            f"saae-train fit --normal FOLDER_OF_GOOD_PICTURES --out {folder}",
+            shell_line("saae-train", "fit", "--normal", "FOLDER_OF_GOOD_PICTURES", "--out", folder),
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
