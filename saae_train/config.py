@@ -20,6 +20,7 @@ __all__ = [
     "VGG_BACKBONE",
     "FitConfig",
     "default_layers",
+    "field_kind",
     "measured_size",
     "preset",
 ]
@@ -86,20 +87,20 @@ def _check(name: str, annotation: str, value: Any) -> None:
     kind, _, nullable = annotation.partition(" | ")
     if value is None and nullable:
         return
-    accepted, words = _KINDS[kind]
+    accepted, _ = _KINDS[kind]
     right = isinstance(value, accepted) and (kind == "bool" or not isinstance(value, bool))
     if right and isinstance(value, tuple):
         right = bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
         right = right and (kind != "tuple[int, int]" or len(value) == 2)
     if right and isinstance(value, float):
         right = math.isfinite(value)
-    within, limits = _RANGES.get(name, (lambda value: True, ""))
+    within, _ = _RANGES.get(name, (lambda value: True, ""))
     if right and within(value):
         return
     text = list(value) if isinstance(value, tuple) else value
     raise ConfigError(
         f"{name} cannot be {text!r}.",
-        f"It is {words}{', ' + limits if limits else ''}{', or null' if nullable else ''}.",
+        f"It is {field_kind(name)}.",
         f"give another value for {name}, or leave it to the preset",
     )
 
@@ -253,6 +254,13 @@ PRESETS: Mapping[str, FitConfig] = {
 }
 """`fast` was chosen by measuring, `lite` is the same on one layer and fewer pixels; the others are the paper's
 (sections 4.1.2 to 4.4.2)."""
+
+
+def field_kind(name: str) -> str:
+    """What a field of `FitConfig` can be, in words, e.g. "a whole number, 1 or more, or null"."""
+    kind, _, nullable = str(FitConfig.__dataclass_fields__[name].type).partition(" | ")
+    limits = _RANGES[name][1] if name in _RANGES else ""
+    return ", ".join(part for part in (_KINDS[kind][1], limits, "or null" if nullable else "") if part)
 
 
 def preset(name: str) -> FitConfig:

@@ -24,30 +24,32 @@ def calibrate_command(
         list[str],
         typer.Option(
             "--normal",
-            metavar="PICTURES",
-            help="New pictures of good parts: a file, a folder or a quoted pattern. May be repeated.",
+            metavar="IMAGES",
+            help="New images of good parts: a file, a folder or a quoted pattern. May be repeated.",
             show_default=False,
         ),
     ],
     pixel_fpr: Annotated[
-        float | None, typer.Option(help="Default acceptable FPR of pixels. Default: the bundle's present one.")
+        float | None, typer.Option(help="Acceptable false-positive rate of pixels. Default: the bundle's.")
     ] = None,
     image_fpr: Annotated[
-        float | None, typer.Option(help="Default acceptable share of good parts rejected. Default: the bundle's.")
+        float | None, typer.Option(help="Acceptable share of good parts rejected. Default: the bundle's.")
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="X[,Y]", help="Only these precisions; the others LEAVE the bundle. Default: all."),
+        typer.Option(metavar="X[,Y]", help="Keep only these precisions; the others are REMOVED. Default: all."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the bundle here, and leave BUNDLE as it is.")
+        Path | None, typer.Option("--out", "-o", help="Write a new bundle here; BUNDLE stays as it is.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show old and new T, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the old and new thresholds, and write nothing.")
+    ] = False,
 ) -> None:
-    """Set a bundle's thresholds anew, from pictures of good parts as the line sees them now.
+    """Calibrate the thresholds of a bundle again, on images of good parts as the line sees them now.
 
-    For a line that drifts: another lamp, lens or camera. Nothing is fitted, and neither PyTorch nor onnx is needed.
-    Tables cannot be merged: to keep what was known, give earlier good pictures along with the new ones.
+    For a new lamp, lens or camera. Nothing is fitted; neither PyTorch nor onnx is needed. The new thresholds replace
+    the old ones: to keep what those knew, give the earlier images as well.
     """
     from ..calibrate.images import find_pictures
     from ..calibrate.recalibrate import recalibrate

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from saae_runtime.terminal import log
+from saae_runtime.terminal import LineCommand, log
 
 from ..doctor import doctor, print_diagnosis
 from ..parity.compare import parity_table
@@ -24,36 +24,41 @@ __all__ = ["add_commands", "doctor_command", "engine_command"]
 def engine_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
     library: Annotated[
-        str, typer.Option(help="tensorrt (builds on the GPU that it is for) or tensorrt-rtx (also without a GPU).")
+        str, typer.Option(help="tensorrt (on the GPU itself) or tensorrt-rtx (also without a GPU).")
     ] = "tensorrt",
     target: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="SM", help="GPU generation: sm89, or several: sm86,sm89. Else this machine's GPU."
+            "--for", metavar="SM[,SM]", help="GPU generation, e.g. sm89 or sm86,sm89. Default: that of this machine."
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp16, fp32 or int8: which graph of the bundle.")] = "fp16",
-    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch.")] = 1,
-    opt_batch: Annotated[int, typer.Option(min=1, help="Batch that the engine is tuned for.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch.")] = 8,
+    precision: Annotated[str, typer.Option(help="Which graph of the bundle: fp16, fp32 or int8.")] = "fp16",
+    min_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Smallest batch size.")] = 1,
+    opt_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Batch size that the engine is tuned for.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Largest batch size.")] = 8,
     opt_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Builder's effort: 0 builds fast, 5 searches longest.")
+        int | None,
+        typer.Option(min=0, max=5, metavar="N", help="Optimisation level: 0 builds fastest, 5 searches longest."),
     ] = None,
-    workspace: Annotated[int | None, typer.Option(min=1, metavar="MIB", help="Limit of scratch memory.")] = None,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, metavar="MIB", help="Limit of the workspace memory, in MiB.")
+    ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Also for later TensorRT releases (slower).")
+        bool, typer.Option("--version-compatible", help="Make it run on later TensorRT releases as well (slower).")
     ] = False,
     hardware_compatible: Annotated[
         str | None,
-        typer.Option(metavar="LEVEL", help="ampere-plus or same-compute-capability: other GPUs too (TensorRT only)."),
+        typer.Option(
+            metavar="LEVEL", help="Make it run on other GPUs: ampere-plus, or same-compute-capability (TensorRT only)."
+        ),
     ] = None,
-    device: Annotated[int, typer.Option(min=0, help="Number of the GPU to build on.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    device: Annotated[int, typer.Option(min=0, metavar="N", help="Index of the GPU to build on.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Compile a bundle's graph to a TensorRT engine and put it into the bundle.
+    """Compile a graph of a bundle to a TensorRT engine and add it to the bundle.
 
-    Types are the graph's own (strong typing), so FP16 is exactly what was calibrated and compared. Where this machine
-    runs the engine, it is compared with the bundle's reference frames; exit code 3: it disagrees and is not kept.
+    The network is strongly typed, so that FP16 is exactly what was calibrated and compared. If this machine can run
+    the engine, it is compared on the bundle's reference frames. Exit code 3: it disagrees and is not kept.
     """
     console = log()
     built = build_engine(
@@ -87,10 +92,12 @@ def engine_command(
 
 
 def doctor_command(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle, to ask which of its files run here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Folder of a bundle: which of its files can run here?", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Say what this machine can run, what is missing, and what to type to get it. Never fails."""
+    """Show what this machine can run, what is missing, and how to install it. Never fails."""
     found = doctor(bundle)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
@@ -100,5 +107,5 @@ def doctor_command(
 
 def add_commands(app: typer.Typer) -> None:
     """Mounts both commands on an app."""
-    app.command("engine")(engine_command)
-    app.command("doctor")(doctor_command)
+    app.command("engine", cls=LineCommand)(engine_command)
+    app.command("doctor", cls=LineCommand)(doctor_command)

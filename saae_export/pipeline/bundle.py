@@ -17,7 +17,7 @@ from saae_runtime.images import read_image
 from saae_runtime.manifest import SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
-from saae_train.data.category import Sample
+from saae_train.data.category import Sample, distinct_names
 from saae_train.model.checkpoint import Checkpoint
 
 from ..artefacts import open_artefact, set_threshold
@@ -229,4 +229,5 @@ def artefact_parity(
 
 def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, frame) pairs of images."""
-    return [(f"{sample.label}-{sample.path.name}", read_image(sample.path)) for sample in samples]
+    names = distinct_names([sample.path for sample in samples])
+    return [(f"{item.label}-{name}", read_image(item.path)) for item, name in zip(samples, names, strict=True)]

@@ -11,7 +11,7 @@ from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
 from saae_runtime.stages import Stages
 from saae_runtime.version import saae_version
 from saae_train.config import TEXTURES
-from saae_train.data.category import Category, Sample, content_digest, split_held_out
+from saae_train.data.category import Category, Sample, content_digest, distinct_names, split_held_out
 from saae_train.data.unseen import unseen_images
 from saae_train.fitting.fit import Reporter, fit
 from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -61,7 +61,10 @@ def fitted(
             steps=lambda done, total, loss: stage(done, total, f"steps, loss {loss:.4f}"),
             say=lambda text: stages.say(f"  {text}"),
         )
-        facts = {"held_out": sorted(sample.path.name for sample in held_out), "synthetic": category.synthetic}
+        facts = {
+            "held_out": sorted(distinct_names([sample.path for sample in held_out])),
+            "synthetic": category.synthetic,
+        }
         checkpoint = fit(
             backbone,
             fitting,

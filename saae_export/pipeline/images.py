@@ -31,16 +31,16 @@ class Request:
     Attributes:
         category: name of the product; also a name in `data`.
         data: folder of categories (MVTec AD tree).
-        normal, abnormal, masks, normal_test: folders of one's own, instead of `data`.
+        normal, abnormal, masks, normal_test: folders of one's own, instead of `data`, see `from_folders`.
         demo: the drawn images, whatever else is there.
     """
 
     category: str | None = None
     data: Path | None = None
-    normal: Path | None = None
-    abnormal: Path | None = None
-    masks: Path | None = None
-    normal_test: Path | None = None
+    normal: tuple[Path, ...] = ()
+    abnormal: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
+    normal_test: tuple[Path, ...] = ()
     demo: bool = False
 
 
@@ -61,7 +61,7 @@ def find_images(request: Request, demo_root: Path, progress: Progress | None = N
         ConfigError: options that exclude each other, or no such category anywhere.
         DataError: the folders named do not hold what they should.
     """
-    if request.normal is not None:
+    if request.normal:
         if request.data is not None or request.demo:
             raise ConfigError(
                 "--normal and --data (or --demo) are both given.",
@@ -69,9 +69,9 @@ def find_images(request: Request, demo_root: Path, progress: Progress | None = N
                 "leave one of them out",
             )
         category = from_folders(request.normal, request.abnormal, request.masks, request.category, request.normal_test)
-        return category, str(request.normal)
+        return category, ", ".join(map(str, request.normal))
     for name in ("abnormal", "masks", "normal_test"):
-        if getattr(request, name) is not None:
+        if getattr(request, name):
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(
                 f"{option} is given without --normal.",

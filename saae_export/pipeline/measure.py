@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import SimulationError
+from saae_runtime.errors import SimulationError, shell_line
 from saae_runtime.images import read_image
 from saae_runtime.stages import Stages
 from saae_train.data.category import Category, Sample
@@ -103,10 +102,9 @@ def self_tested(
 def _selftest_command(options: BuildOptions, category: Category, work: Path) -> str:
     """What to type to see the misses of the model that was just built from."""
     model = options.checkpoint or model_folder(options, category, work)
-    normal = options.request.normal
-    images = ["--data", str(category.root.parent)] if normal is None else ["--normal", str(normal)]
-    words = ["saae-train", "selftest", str(model), *images, "--category", category.name, "--out", str(work / "misses")]
-    return shlex.join(words)
+    images = [word for folder in options.request.normal for word in ("--normal", folder)]
+    images = images or ["--data", category.root.parent]
+    return shell_line("saae-train", "selftest", model, *images, "--category", category.name, "--out", work / "misses")
 
 
 def timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], stages: Stages) -> list[LatencyRow]:

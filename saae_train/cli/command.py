@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
     if _missing.startswith("saae"):
         raise
 
-app = command_group("Fit anomaly segmentation models to good pictures, evaluate them, and get or draw images.")
+app = command_group("Fit models to images of good parts, evaluate them, and get or check images.")
 if not _missing:
     app.add_typer(cli_data.app)
     app.add_typer(cli_fit.app)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from saae_runtime.errors import ConfigError
+from saae_runtime.terminal import LineCommand
 
 from ..data.category import Category, find_category, from_folders
 from ..data.check import Report, check
@@ -35,19 +36,26 @@ def _steps(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def fetch(
-    category: Annotated[str, typer.Argument(help='A category of MVTec AD, such as zipper, or "all" (5.3 GB).')],
-    into: Annotated[Path, typer.Option("--into", "--data", help="Folder that holds the categories.")] = Path("data"),
+    category: Annotated[
+        str, typer.Argument(help="Category of MVTec AD, such as zipper, or all (5.3 GB).", show_default=False)
+    ],
+    into: Annotated[
+        Path, typer.Option("--into", "--data", help="Folder of categories, in which this one is written.")
+    ] = Path("data"),
     accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="I have read and accept CC BY-NC-SA 4.0 (no commercial use).")
+        bool,
+        typer.Option(
+            "--accept-license", help="I have read and accept the licence, CC BY-NC-SA 4.0 (no commercial use)."
+        ),
     ] = False,
-    archive: Annotated[Path | None, typer.Option(help="Use this archive, downloaded by hand.")] = None,
-    url: Annotated[str | None, typer.Option(help="Take the archive from here, if the publisher moved it.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="What the archive must hash to.")] = None,
-    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Do not delete the archive.")] = False,
+    archive: Annotated[Path | None, typer.Option(help="Archive that was downloaded by hand.")] = None,
+    url: Annotated[str | None, typer.Option(help="Address of the archive, if the publisher has moved it.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 that the archive must have.")] = None,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archive after unpacking.")] = False,
 ) -> None:
-    """Get MVTec AD from its publisher. Interrupted downloads go on where they stopped."""
+    """Download MVTec AD from its publisher. An interrupted download resumes where it stopped."""
     if accept_license:  # otherwise the refusal shows it
         typer.echo(LICENCE, err=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -71,39 +79,54 @@ def fetch(
         _print_category(item)
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def demo(
     category: Annotated[str, typer.Argument(help="What to draw: " + ", ".join(DEMO_CATEGORIES) + ".")] = "zipper",
-    into: Annotated[Path, typer.Option("--into", "--data", help="Folder that holds the categories.")] = Path("data"),
-    size: Annotated[str, typer.Option(help="Height x width in pixels, or one number.")] = "512x512",
-    train: Annotated[int, typer.Option(min=1, help="Flawless pictures for training.")] = 60,
-    test_good: Annotated[int, typer.Option(min=0, help="Flawless pictures for testing.")] = 12,
-    per_defect: Annotated[int, typer.Option(min=0, help="Damaged pictures of each defect type.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+    into: Annotated[
+        Path, typer.Option("--into", "--data", help="Folder of categories, in which this one is written.")
+    ] = Path("data"),
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels, or one number for both.")] = "512x512",
+    train: Annotated[int, typer.Option(min=1, metavar="N", help="Images of good parts to train on.")] = 60,
+    test_good: Annotated[int, typer.Option(min=0, metavar="N", help="Images of good parts to test on.")] = 12,
+    per_defect: Annotated[int, typer.Option(min=0, metavar="N", help="Test images of each type of defect.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed draws other images.")] = 0,
 ) -> None:
-    """Draw a synthetic category: a product with defects and exact masks, made without any camera."""
+    """Draw a synthetic category: images of a product, with and without defects, and exact masks."""
     with _steps(f"drawing {category}") as show:
         drawn = write_demo(into, category, _size(size), train, test_good, per_defect, seed, show)
     _print_category(drawn)
 
 
-@app.command("check")
+@app.command("check", cls=LineCommand)
 def check_command(
-    category: Annotated[str | None, typer.Argument(help="The category, if the images lie in an MVTec AD tree.")] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder that holds the categories.")] = Path("data"),
-    normal: Annotated[Path | None, typer.Option(help="Instead of a category: folder of normal images.")] = None,
-    abnormal: Annotated[Path | None, typer.Option(help="Folder of defective images.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="Folder of their masks.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Read the files' headers only.")] = False,
+    category: Annotated[
+        str | None, typer.Argument(help="Name of the category, if the images are in the MVTec AD layout.")
+    ] = None,
+    data: Annotated[Path, typer.Option("--data", help="Folder of categories (MVTec AD layout).")] = Path("data"),
+    normal: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Folder of normal images, in place of a category. May be repeated."),
+    ] = None,
+    abnormal: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="With --normal: folder of defective images. May be repeated."),
+    ] = None,
+    masks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of the masks of --abnormal; repeated as often and in the same order."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Read only the headers of the files.")] = False,
 ) -> None:
-    """Open every image and list all that is wrong. Exit code 1 if anything is unusable."""
-    if (category is None) == (normal is None):
+    """Open every image and mask, and list everything that is wrong. Exit code 1: something cannot be used."""
+    if (category is None) == (not normal) or (category is not None and (abnormal or masks)):
         raise ConfigError(
             "It is not clear which images to check.",
-            "Either a category or a folder of normal images is needed, not both.",
+            "Either a category or folders of one's own (--normal, with --abnormal and --masks) are needed, not both.",
             "saae-train check zipper --data data   or   saae-train check --normal FOLDER",
         )
-    found = find_category(data, category) if category is not None else from_folders(normal or "", abnormal, masks)
+    found = find_category(data, category) if category is not None else from_folders(normal or (), abnormal, masks)
     with _steps(f"checking {found.name}") as show:
         report = check(found, deep=not quick, progress=show)
     print_report(report, Console())

@@ -2,95 +2,82 @@
 
 from __future__ import annotations
 
-import shlex
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from saae_runtime.errors import DataError
+from saae_runtime.errors import DataError, shell_line
 from saae_runtime.files import write_json
 from saae_runtime.stages import Stages
-from saae_runtime.terminal import log
+from saae_runtime.terminal import LineCommand, log
 
-from ..data.category import Category, find_category, split_held_out
+from ..data.category import Category, distinct_names, find_category, split_held_out
+from ..data.check import check
 from .model import OpenModel, named_images, open_model, thresholds
-from .options import make_config, parse_layers, parse_size
+from .options import Cache, Data, FitOptions, Normal, expand_options
+
+if TYPE_CHECKING:
+    from ..config import FitConfig
+    from ..model.checkpoint import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
 
 
-@app.command()
+@app.command(cls=LineCommand)
+@expand_options
 def fit(
-    category: Annotated[str | None, typer.Option(help="The category's name.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of categories in the MVTec AD layout.")] = None,
-    normal: Annotated[Path | None, typer.Option(help="A plain folder of good pictures instead.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Checkpoint folder; default runs/<category>/checkpoint.")] = None,
-    preset_name: Annotated[str, typer.Option("--preset", help="fast, lite, paper, cae, vgg19 or dfr.")] = "fast",
-    model: Annotated[str | None, typer.Option(help="saae, or cae: without its transformer.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Name of a timm ViT, or vgg19.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A file, or: cache, hub, packaged.")] = None,
-    layers: Annotated[str | None, typer.Option(help="e.g. 3-7 or 0,1,2,3,4; 0 is the patch projection.")] = None,
-    input_size: Annotated[
-        str | None, typer.Option(help="e.g. 336 or 384x512 (height x width). Default: the backbone's own.")
+    *,
+    category: Annotated[
+        str | None,
+        typer.Option(rich_help_panel="Images", help="Name of the product; with --data also of its folder there."),
     ] = None,
-    components: Annotated[int | None, typer.Option(min=1, help="Principal components the model works in.")] = None,
-    latent: Annotated[int | None, typer.Option(help="V; default by PCA.")] = None,
-    saae_patch: Annotated[
-        int | None, typer.Option(min=1, help="Patch size of the transformer, in grid positions. Default: 1; vgg19 8.")
+    data: Data = None,
+    normal: Normal = None,
+    options: FitOptions,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", rich_help_panel="Places", help="Folder of the checkpoint. Default: runs/CATEGORY/checkpoint."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images instead of steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
-    loss: Annotated[str | None, typer.Option(help="l2 (paper) or cosine.")] = None,
-    score: Annotated[str | None, typer.Option(help="l2 (paper), cosine or joint (needs components).")] = None,
-    smoothing: Annotated[
-        float | None, typer.Option(min=0.0, help="Deviation of the Gaussian over the map, in patches.")
-    ] = None,
-    fit_precision: Annotated[
-        str | None, typer.Option("--fit-precision", "--precision", help="Of fitting: auto, bf16, tf32 or fp32.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and split.")] = None,
-    texture: Annotated[bool | None, typer.Option("--texture/--object", help="MLP size V or 2V; by name.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Feature cache. Default: $SAAE_CACHE or ~/.cache/saae.")] = None,
+    cache: Cache = None,
+    precision: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Fit a model to good pictures. A stopped run goes on where it stopped when the same command is given again."""
-    from ..data.check import check
-    from ..fitting.fit import Reporter
-    from ..fitting.fit import fit as fit_model
-    from ..model.checkpoint import check_target, save_checkpoint
-    from ..model.vit import build_backbone, choose_layers
-    from ..model.weights import refuse_random
+    """Fit a model to images of good parts and save it as a checkpoint.
 
-    config = make_config(
-        preset_name,
-        model,
-        backbone=backbone,
-        layers=parse_layers(layers),
-        input_size=parse_size(input_size),
-        components=components,
-        latent=latent,
-        saae_patch=saae_patch,
-        loss=loss,
-        score=score,
-        smoothing=smoothing,
-        steps=steps,
-        epochs=epochs,
-        batch=batch,
-        learning_rate=learning_rate,
-        precision=fit_precision,
-        seed=seed,
-    )
+    Stop it at any time: the same command resumes where it stopped.
+    """
+    from ..model.checkpoint import check_target, save_checkpoint
+
+    if precision is not None:  # an older name
+        options = dataclasses.replace(options, fit_precision=precision)
+    config = options.config()
     stages = Stages(log(), 4)
     with stages.stage("check the images") as stage:
-        found = named_images(category, data, normal)
+        found = named_images(category, data, normal or ())
         target = check_target(out or Path("runs") / found.name / "checkpoint")
         check(found, progress=stage).raise_if_bad()
         stage.note(f"{len(found.train)} normal images")
+    fitted = _fit(options, config, found, cache, stages)
+    with stages.stage("checkpoint") as stage:
+        folder = save_checkpoint(target, fitted)
+        stage.note(str(folder))
+    images = [word for name in normal or () for word in ("--normal", name)] or ["--data", data or ""]
+    following = shell_line("saae-export", "build", "--category", found.name, *images, "--checkpoint", folder)
+    log().print(f"Next: {following}", soft_wrap=True, markup=False)
+
+
+def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | None, stages: Stages) -> Checkpoint:
+    """The stages from the backbone to the fitted model."""
+    from ..fitting.fit import Reporter
+    from ..fitting.fit import fit as fit_model
+    from ..model.vit import build_backbone, choose_layers
+    from ..model.weights import refuse_random
+
     if config.layers is None:
         chosen, measured = choose_layers(config.backbone)
         config = config.replace(layers=chosen)
@@ -98,46 +85,40 @@ def fit(
             stages.say(f"No measured layers for {config.backbone}: taking its middle third, {chosen}", "yellow")
     samples, held_out = split_held_out(found.train, fraction=config.held_out, seed=config.seed)
     with stages.stage("backbone") as stage:
-        features = build_backbone(config.backbone, config.layers or (), config.input_size, weights)
+        features = build_backbone(config.backbone, config.layers or (), config.input_size, options.weights)
         refuse_random(features.weights.source, features.name)
         stage.note(features.weights.source)
+    names = distinct_names([sample.path for sample in held_out])
     with stages.stage("features and fit") as stage:
-        reporter = Reporter(
-            features=lambda done, total: stage(done, total, "features"),
-            steps=lambda done, total, value: stage(done, total, f"loss {value:.4f}"),
-            say=lambda text: stages.say(text, "dim"),
-        )
-        fitted = fit_model(
+        return fit_model(
             features,
             samples,
             config,
             found.name,
-            device=device,
+            device=options.device,
             cache=cache,
-            texture=texture,
-            reporter=reporter,
-            facts={"held_out": sorted(sample.path.name for sample in held_out), "synthetic": found.synthetic},
+            texture=options.texture,
+            reporter=Reporter(
+                features=lambda done, total: stage(done, total, "features"),
+                steps=lambda done, total, value: stage(done, total, f"loss {value:.4f}"),
+                say=lambda text: stages.say(text, "dim"),
+            ),
+            facts={"held_out": sorted(names), "synthetic": found.synthetic},
         )
-    with stages.stage("checkpoint") as stage:
-        folder = save_checkpoint(target, fitted)
-        stage.note(str(folder))
-    source = ["--normal", str(normal)] if normal is not None else ["--data", str(data)]
-    following = ["saae-export", "build", "--category", found.name, *source, "--checkpoint", str(folder)]
-    log().print(f"Next: {shlex.join(following)}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A bundle or a checkpoint folder.")],
-    data: Annotated[Path, typer.Option(help="Folder of categories in the MVTec AD layout.")],
-    category: Annotated[str | None, typer.Option(help="Default: the model's own.")] = None,
-    backend: Annotated[str, typer.Option(help="Of a bundle: auto, onnxruntime:cpu, tensorrt ...")] = "auto",
+    model: Annotated[Path, typer.Argument(help="Folder of a bundle or a checkpoint.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Folder of categories (MVTec AD layout).", show_default=False)],
+    category: Annotated[str | None, typer.Option(help="Name of the category. Default: the model's own.")] = None,
+    backend: Annotated[str, typer.Option(help="What runs a bundle: auto, onnxruntime:cpu, tensorrt, ...")] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for evaluation.json, the curves as PNG and SVG, and sheet.png."),
+        typer.Option("--out", "-o", help="Folder for evaluation.json, the curves (PNG and SVG) and sheet.png."),
     ] = None,
 ) -> None:
-    """Measure a model on a category's test images: table, JSON, curves and a sheet of examples."""
+    """Measure a model on the test images of a category: table, JSON, curves and a sheet of examples."""
     from saae_runtime.render import save_png
 
     from ..charts.files import write_chart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,20 @@ class OpenModel:
     checkpoint: Checkpoint | None = None
 
 
-def named_images(category: str | None, data: Path | None, normal: Path | None) -> Category:
+def named_images(category: str | None, data: Path | None, normal: Sequence[Path]) -> Category:
     """The images that `--category` with `--data`, or `--normal`, name.
 
     Raises:
-        ConfigError: neither was given.
+        ConfigError: neither was given, or both.
         DataError: they are not there.
     """
-    if normal is not None:
+    if normal and data is not None:
+        raise ConfigError(
+            "--normal and --data are both given.",
+            "Each of them says where all the images are.",
+            "leave one of them out",
+        )
+    if normal:
         return from_folders(normal, name=category)
     if category is None or data is None:
         raise ConfigError(

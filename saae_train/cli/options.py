@@ -3,18 +3,182 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
+import inspect
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
 
 from saae_runtime.errors import ConfigError
 
-from ..config import LITE_LAYERS, FitConfig, preset
+from ..config import LITE_LAYERS, FitConfig, field_kind, preset
 
-__all__ = ["MODELS", "make_config", "parse_changes", "parse_layers", "parse_seeds", "parse_size"]
+__all__ = [
+    "MODELS",
+    "Cache",
+    "Data",
+    "FitOptions",
+    "Normal",
+    "expand_options",
+    "make_config",
+    "parse_changes",
+    "parse_layers",
+    "parse_seeds",
+    "parse_size",
+]
+
+_FIELDS = tuple(entry.name for entry in dataclasses.fields(FitConfig) if entry.name != "preset")
+"""What `--set` takes."""
+
+_OPTIONS = {"transformer": "--model", "precision": "--fit-precision"}
+"""Fields whose option has another name."""
+
+_image = functools.partial(typer.Option, rich_help_panel="Images")
+_model = functools.partial(typer.Option, rich_help_panel="Model")
+_fit = functools.partial(typer.Option, rich_help_panel="Fit")
+
+Data = Annotated[Path | None, _image("--data", help="Folder of categories (MVTec AD layout).")]
+
+Normal = Annotated[
+    list[Path] | None,
+    _image("--normal", metavar="FOLDER", help="Folder of images of good parts, in place of --data. May be repeated."),
+]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", rich_help_panel="Places", help="Cache of features. Default: $SAAE_CACHE or ~/.cache/saae."),
+]
 
 MODELS = ("saae", "cae")
 """Autoencoders by name: the SAAE, and the same without its transformer (the paper's Table 4, "w/o SAAE")."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of fitting, of `saae-train fit` and `saae-export build` alike. None: not given, the preset's.
+
+    `FitConfig` says what values are possible, so no limit stands here.
+    """
+
+    preset: Annotated[
+        str, _model("--preset", help="fast, lite (small, quick), paper (700 epochs), or the paper's cae, vgg19, dfr.")
+    ] = "fast"
+    model: Annotated[str | None, _model("--model", help="saae, or cae: without the transformer.")] = None
+    backbone: Annotated[str | None, _model("--backbone", help="Name of a ViT in timm, or vgg19.")] = None
+    weights: Annotated[
+        str | None,
+        _model("--weights", help="Of the backbone: a file, cache, hub or packaged. Default: the first one found."),
+    ] = None
+    layers: Annotated[
+        str | None, _model("--layers", help="Of the backbone: 3-7 or 0,1,2,3,4. 0 is the patch projection.")
+    ] = None
+    input_size: Annotated[
+        str | None,
+        _model("--input-size", help="336, or HEIGHTxWIDTH as in 384x512. Default: the backbone's own."),
+    ] = None
+    components: Annotated[
+        int | None, _model("--components", help="Principal components of the features that the model works in.")
+    ] = None
+    latent: Annotated[
+        int | None, _model("--latent", help="Latent width V, a multiple of 3. Default: found by PCA.")
+    ] = None
+    saae_patch: Annotated[
+        int | None,
+        _model("--saae-patch", help="Patch size of the transformer, in grid positions. Default: 1; vgg19: 8."),
+    ] = None
+    texture: Annotated[
+        bool | None,
+        _model(
+            "--texture/--object",
+            help="MLP size V and pixel FPR 0, or 2V and 0.001. Default: by the category's name, or the checkpoint's.",
+        ),
+    ] = None
+    loss: Annotated[str | None, _model("--loss", help="l2 (paper) or cosine.")] = None
+    score: Annotated[str | None, _model("--score", help="l2 (paper), cosine, or joint (needs --components).")] = None
+    smoothing: Annotated[
+        float | None, _model("--smoothing", help="Sigma of the Gaussian filter over the score map, in patches.")
+    ] = None
+    steps: Annotated[int | None, _fit("--steps", help="Optimiser steps.")] = None
+    epochs: Annotated[int | None, _fit("--epochs", help="Passes over the images, in place of --steps.")] = None
+    batch: Annotated[int | None, _fit("--batch", help="Images per step.")] = None
+    learning_rate: Annotated[float | None, _fit("--learning-rate", help="Peak learning rate of Adam.")] = None
+    fit_precision: Annotated[
+        str | None, _fit("--fit-precision", help="Precision of fitting: auto, bf16, tf32 or fp32.")
+    ] = None
+    seed: Annotated[
+        int | None, _fit("--seed", help="Of the initial weights, the image order and the held-out split.")
+    ] = None
+    device: Annotated[str | None, _fit("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one.")] = None
+    change: Annotated[
+        list[str] | None,
+        _fit(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other field of the configuration, e.g. clip=null or keep=0.9. May be repeated.",
+        ),
+    ] = None
+
+    def config(self) -> FitConfig:
+        """The configuration that they make. Raises ConfigError as `make_config` does."""
+        return make_config(
+            self.preset,
+            self.model,
+            fixed=parse_changes(self.change or ()),
+            backbone=self.backbone,
+            layers=parse_layers(self.layers),
+            input_size=parse_size(self.input_size),
+            components=self.components,
+            latent=self.latent,
+            saae_patch=self.saae_patch,
+            loss=self.loss,
+            score=self.score,
+            smoothing=self.smoothing,
+            steps=self.steps,
+            epochs=self.epochs,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            precision=self.fit_precision,
+            seed=self.seed,
+        )
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes a typer command of a function that takes dataclasses of options, such as `FitOptions`.
+
+    Typer knows one parameter for each option alone: the fields of a dataclass take the place of its parameter, with
+    their annotations and defaults.
+    """
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if not (isinstance(parameter.annotation, type) and dataclasses.is_dataclass(parameter.annotation)):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = group = parameter.annotation
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=hints[entry.name]
+            )
+            for entry in dataclasses.fields(group)
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {
+            name: group(**{entry.name: values.pop(entry.name) for entry in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -55,23 +219,38 @@ def parse_changes(words: Iterable[str]) -> dict[str, Any]:
     For the `fixed` of `make_config`, which says what a field cannot take.
 
     Raises:
-        ConfigError: not KEY=VALUE, or no such field.
+        ConfigError: not KEY=VALUE, no such field (near names are suggested), or a field that is given twice.
     """
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or key not in FitConfig.__dataclass_fields__:
+        if key not in _FIELDS:
+            raise _no_field(word, key)
+        if not equals:
             raise ConfigError(
                 f"--set {word} is not possible.",
-                "It takes KEY=VALUE with a field of FitConfig.",
-                f"one of: {', '.join(FitConfig.__dataclass_fields__)}",
+                f"It takes KEY=VALUE, and {key} is {field_kind(key)}.",
+                f"--set {key}=VALUE",
             )
+        if key in found:
+            raise ConfigError(f"--set {key} is given more than once.", "", "give it once")
         try:
             value = json.loads(text)
         except ValueError:
             value = text
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def _no_field(word: str, key: str) -> ConfigError:
+    why = "It takes KEY=VALUE with a field of the fitting configuration."
+    if key == "preset":
+        return ConfigError(f"--set {word} is not possible.", "A preset sets many fields at once.", "--preset NAME")
+    near = difflib.get_close_matches(key.strip().lower().replace("-", "_"), _FIELDS, n=3, cutoff=0.6)
+    if not near:
+        return ConfigError(f"--set {word} is not possible.", why, f"one of: {', '.join(_FIELDS)}")
+    kinds = " or ".join(f"{name} ({field_kind(name)})" for name in near)
+    return ConfigError(f"--set {word} is not possible.", why, f"did you mean {kinds}?")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -106,7 +285,12 @@ def make_config(
     base = preset(name)
     if model is not None:
         changes["transformer"] = model == "saae"
-    given = {key: value for key, value in changes.items() if value is not None} | dict(fixed or {})
+    named = {key: value for key, value in changes.items() if value is not None}
+    for key in fixed or {}:
+        if key in named:
+            option = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
+            raise ConfigError(f"{option} and --set {key} exclude each other.", "Both set the same.", "give one of them")
+    given = named | dict(fixed or {})
     if given.get("steps") is not None and given.get("epochs") is not None:
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     config = base.with_values(given)

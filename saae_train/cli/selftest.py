@@ -12,7 +12,7 @@ from rich.console import Console
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_json
 from saae_runtime.stages import Stages
-from saae_runtime.terminal import log
+from saae_runtime.terminal import LineCommand, log
 
 from .model import OpenModel, named_images, open_model, thresholds
 
@@ -23,29 +23,40 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Try a model without defect images.")
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def selftest(
-    model: Annotated[Path, typer.Argument(help="A bundle or a checkpoint folder.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Folder of categories in the MVTec AD layout.")] = None,
-    normal: Annotated[Path | None, typer.Option(help="A plain folder of good pictures instead.")] = None,
-    category: Annotated[str | None, typer.Option(help="Default: the model's own.")] = None,
-    kinds: Annotated[
-        str | None, typer.Option(help="Some of: cut-paste,scratch,texture,missing part,spot,blur. Default: all.")
+    model: Annotated[Path, typer.Argument(help="Folder of a bundle or a checkpoint.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Folder of categories (MVTec AD layout).")] = None,
+    normal: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Folder of images of good parts, in place of --data. May be repeated."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Pictures with a simulated defect.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Of places, shapes and colours.")] = 0,
+    category: Annotated[str | None, typer.Option(help="Name of the category. Default: the model's own.")] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X[,Y]", help="Some of cut-paste, scratch, texture, missing part, spot, blur. Default: all."
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, metavar="N", help="Number of images with a simulated defect.")] = 60,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the places, shapes and colours of the defects.")
+    ] = 0,
     fpr: Annotated[
-        float | None, typer.Option(help="Acceptable pixel FPR. Default: the bundle's, or the paper's.")
+        float | None,
+        typer.Option(help="Acceptable false-positive rate of pixels. Default: the bundle's, or the paper's."),
     ] = None,
     image_fpr: Annotated[
-        float | None, typer.Option(help="Acceptable share of normal images rejected. Default: the bundle's, or 0.")
+        float | None, typer.Option(help="Acceptable share of good parts rejected. Default: the bundle's, or 0.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Of a bundle: auto, onnxruntime:cpu, tensorrt ...")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for selftest.json, chart.png and sheet.png.")] = None,
+    backend: Annotated[str, typer.Option(help="What runs a bundle: auto, onnxruntime:cpu, tensorrt, ...")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for selftest.json, chart.png and sheet.png.")
+    ] = None,
 ) -> None:
-    """Draw simulated defects onto good pictures and count those that a model finds, by kind, size and contrast.
+    """Draw simulated defects onto images of good parts and count how many a model finds, by kind, size and contrast.
 
-    Real defects may be harder to find: the numbers are an estimate where no defect images exist.
+    An estimate for when there are no images of defects: real ones may be harder to find.
     """
     from saae_runtime.render import save_png
 
@@ -62,7 +73,7 @@ def selftest(
         with stages.stage("model and images") as stage:
             opened = open_model(model, backend, stack)
             scorer = opened.scorer
-            found = named_images(category or opened.category, data, normal)
+            found = named_images(category or opened.category, data, normal or ())
             unseen = _unseen(opened, found)
             stage.note(f"{len(unseen.samples)} normal images")
         if unseen.note:

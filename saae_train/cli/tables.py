@@ -17,7 +17,7 @@ from rich.table import Table
 
 from saae_runtime.errors import DataError
 from saae_runtime.files import canonical_json, sha256_bytes, write_json, write_text
-from saae_runtime.terminal import log
+from saae_runtime.terminal import LineCommand, log
 from saae_runtime.version import saae_version
 
 from ..config import FitConfig, preset
@@ -33,30 +33,53 @@ app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
 _FPS = "fps"
 
 
-@app.command()
+@app.command(cls=LineCommand)
 def tables(
-    data: Annotated[Path, typer.Option(help="Folder of categories in the MVTec AD layout.")],
-    categories: Annotated[str, typer.Option(help="Comma-separated; default: all that are there.")] = "",
-    table: Annotated[str, typer.Option(help="Comma-separated of 2, 3, 4, 5, fps; default: all.")] = "",
+    data: Annotated[Path, typer.Option(help="Folder of categories (MVTec AD layout).", show_default=False)],
+    categories: Annotated[
+        str, typer.Option(metavar="X[,Y]", help="Names of categories. Default: all in --data.", show_default=False)
+    ] = "",
+    table: Annotated[
+        str, typer.Option(metavar="X[,Y]", help="Some of 2, 3, 4, 5, fps. Default: all.", show_default=False)
+    ] = "",
     columns: Annotated[
         str,
-        typer.Option(help="Comma-separated columns of the tables, e.g. Ours,DFR or f4,f5; default: the paper's own."),
+        typer.Option(
+            metavar="X[,Y]",
+            help="Columns of the tables, e.g. Ours,DFR or f4,f5. Default: the paper's.",
+            show_default=False,
+        ),
     ] = "",
-    preset_name: Annotated[str, typer.Option("--preset", help="Of the column Ours; the others change it.")] = "paper",
+    preset_name: Annotated[
+        str, typer.Option("--preset", help="Preset of the column Ours, which the others change.")
+    ] = "paper",
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A field of the configuration, e.g. epochs=100. May be repeated.",
+        ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Backbone weights: a file, or: cache, hub, packaged.")] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated; mean and spread of several. Default: one.")] = "",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for tables.md, tables.csv, tables.json and the cells.")] = Path(
-        "runs/tables"
-    ),
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of the backbone: a file, cache, hub or packaged. Default: the first one found."),
+    ] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            metavar="N[,N]", help="Several give mean and standard deviation. Default: one.", show_default=False
+        ),
+    ] = "",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if there is one.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for tables.md, tables.csv, tables.json and single results.")
+    ] = Path("runs/tables"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be run, and run nothing.")] = False,
 ) -> None:
-    """Run what is missing of the paper's Tables 2 to 5 and of its speed, and print ours beside the paper's figures.
+    """Reproduce the paper's Tables 2 to 5 and its speed, and print our figures beside the paper's.
 
-    One result file a cell: a stopped run goes on where it was, and nothing is run twice.
+    Each result is saved in a file of its own: a stopped run resumes where it stopped, and nothing runs twice.
     """
     wanted = _words(table) or [*TABLES, _FPS]
     config = make_config(preset_name, fixed=parse_changes(change or []))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from saae_runtime.errors import DataError
 from saae_runtime.files import sha256_file
@@ -25,6 +26,7 @@ __all__ = [
     "Sample",
     "content_digest",
     "content_hashes",
+    "distinct_names",
     "find_category",
     "from_folders",
     "list_categories",
@@ -45,6 +47,10 @@ MIN_HELD_OUT = 2
 """Fewest different normal images that the thresholds are calibrated on."""
 
 T = TypeVar("T")
+
+Folder: TypeAlias = "str | os.PathLike[str]"
+Folders: TypeAlias = "Folder | Sequence[Folder]"
+"""One folder or several."""
 
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
@@ -80,8 +86,8 @@ class Category:
 
     Attributes:
         name: the product's name; it names cache entries and bundles.
-        root: the folder that the images were found in.
-        train: normal images to fit and calibrate on, sorted by path.
+        root: the folder that the images were found in; of several folders the one that holds them all.
+        train: normal images to fit and calibrate on, folder by folder as they were given, each sorted by path.
         test: normal and defective images to evaluate on (may be empty), good first, then by defect type and path.
         synthetic: whether the images were drawn by `saae_train.data.demo`.
         findings: what looked wrong in the folders; `saae_train.data.check.check` reports it.
@@ -177,52 +183,103 @@ def find_category(root: str | os.PathLike[str], name: str) -> Category:
 
 
 def from_folders(
-    normal: str | os.PathLike[str],
-    abnormal: str | os.PathLike[str] | None = None,
-    masks: str | os.PathLike[str] | None = None,
+    normal: Folders,
+    abnormal: Folders | None = None,
+    masks: Folders | None = None,
     name: str | None = None,
-    normal_test: str | os.PathLike[str] | None = None,
+    normal_test: Folders | None = None,
 ) -> Category:
-    """Lists images that lie in folders of one's own.
+    """Lists images that lie in folders of one's own; each of these can be one folder or several.
 
     Args:
-        normal: folder of normal images to fit on.
-        abnormal: folder of defective images; its subfolders, where it has any, name the defect types.
-        masks: folder of their masks with the same subfolders, named like the image (`7.png`) or `7_mask.png`.
-        name: the product's name; by default the name of `normal`.
-        normal_test: folder of further normal images to evaluate on.
+        normal: normal images to fit on, with those in the folders below.
+        abnormal: defective images; the subfolders of such a folder, where it has any, name the defect types.
+        masks: their masks, one folder for each of `abnormal` in the same order, with the same subfolders; named like
+            the image (`7.png`) or `7_mask.png`.
+        name: the product's name; by default the name of the folder `normal`, of several that of the one around them.
+        normal_test: further normal images to evaluate on.
 
     Raises:
-        DataError: a folder is missing or holds no images, or masks are given without defective images.
+        DataError: a folder is missing, holds no images, is given twice or lies in another one, or the folders of masks
+            are not as many as those of defective images.
     """
-    normal = Path(normal)
     findings: list[Finding] = []
-    train = _samples(_folder(normal, "normal images"), GOOD, findings, nested=True)
-    if not train:
-        raise _empty(normal, "normal images")
-    test: list[Sample] = []
-    if normal_test is not None:
-        test += _samples(_folder(Path(normal_test), "normal test images"), GOOD, findings, nested=True)
-        if not test:
-            raise _empty(Path(normal_test), "normal test images")
-    if masks is not None and abnormal is None:
+    folders = _folders(normal, "normal images")
+    train = _normal(folders, "normal images", findings)
+    test = _normal(_folders(normal_test, "normal test images"), "normal test images", findings)
+    bad, truth = _folders(abnormal, "defective images"), _folders(masks, "masks", nested_too=True)
+    if truth and not bad:
         raise DataError(
-            f"Masks were given ({masks}) without the defective images that they belong to.",
+            f"Masks were given ({', '.join(map(str, truth))}) without the defective images that they belong to.",
             cure="give the folder of defective images as well",
         )
-    if abnormal is not None:
-        bad = _folder(Path(abnormal), "defective images")
-        truth = None if masks is None else _folder(Path(masks), "masks")
-        types = [entry for entry in _entries(bad) if entry.is_dir()]
-        loose = "defect"
-        found = _samples(bad, loose, findings, truth, skip_folders=True)
-        for entry in types:
-            inner = truth / entry.name if truth is not None else None
-            found += _samples(entry, entry.name if entry.name != GOOD else loose, findings, inner)
+    if truth and len(truth) != len(bad):
+        raise DataError(
+            f"There are {len(bad)} folders of defective images, and {len(truth)} of masks.",
+            "A folder of masks belongs to one folder of defective images: the first to the first, and so on.",
+            "give --masks as often as --abnormal, in the same order",
+        )
+    for index, folder in enumerate(bad):
+        test += _defective(folder, truth[index] if truth else None, findings)
+    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    title = name or root.resolve().name or folders[0].resolve().name
+    return Category(title, root, tuple(train), tuple(test), False, tuple(findings))
+
+
+def _folders(given: Folders | None, what: str, nested_too: bool = False) -> list[Path]:
+    """The folders given, all there, and none of them twice or inside another one."""
+    if given is None:
+        return []
+    named = [given] if isinstance(given, (str, os.PathLike)) else given
+    folders = [_folder(Path(folder), what) for folder in named]
+    places = [folder.resolve() for folder in folders]
+    for later, place in enumerate(places):
+        for earlier, other in enumerate(places[:later]):
+            outer, inner = (earlier, later) if other in place.parents else (later, earlier)
+            if place == other:
+                raise DataError(f"The folder of {what} is given twice: {folders[later]}", cure="give it once")
+            if not nested_too and places[outer] in places[inner].parents:
+                raise DataError(
+                    f"The folder of {what} {folders[inner]} lies in {folders[outer]}, which is given as well.",
+                    "Its images would be taken twice.",
+                    "leave one of the two out: folders are read with those below them",
+                )
+    return folders
+
+
+def _normal(folders: Sequence[Path], what: str, findings: list[Finding]) -> list[Sample]:
+    samples: list[Sample] = []
+    for folder in folders:
+        found = _samples(folder, GOOD, findings, nested=True)
         if not found:
-            raise _empty(bad, "defective images")
-        test += found
-    return Category(name or normal.resolve().name, normal, tuple(train), tuple(test), False, tuple(findings))
+            raise _empty(folder, what)
+        samples += found
+    return samples
+
+
+def _defective(folder: Path, masks: Path | None, findings: list[Finding]) -> list[Sample]:
+    """The images of one folder of defective ones: those directly in it, then those of its defect types."""
+    loose = "defect"
+    samples = _samples(folder, loose, findings, masks, skip_folders=True)
+    for entry in (entry for entry in _entries(folder) if entry.is_dir()):
+        inner = masks / entry.name if masks is not None else None
+        samples += _samples(entry, entry.name if entry.name != GOOD else loose, findings, inner)
+    if not samples:
+        raise _empty(folder, "defective images")
+    return samples
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names; where several share one, with as many of the folders before it as tell them apart."""
+    names = [path.name for path in paths]
+    for depth in range(2, max((len(path.parts) for path in paths), default=0) + 1):
+        count = Counter(names)
+        if len(count) == len(names):
+            break
+        names = [
+            "/".join(path.parts[-depth:]) if count[name] > 1 else name for name, path in zip(names, paths, strict=True)
+        ]
+    return names
 
 
 def split_held_out(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,13 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 
+from repeated_options import repeatable  # noqa: E402
 from tiny_builds import CLI, draw, leftovers  # noqa: E402
 
 from saae_runtime.bundle import open_bundle  # noqa: E402
+from saae_train.cli.options import FitOptions  # noqa: E402
 from saae_train.model.checkpoint import load_checkpoint  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -154,6 +159,10 @@ def test_unknown_category_names_near_ones(tmp_path: Path) -> None:
         (("--category", "zipper", "--layers", "a,b"), "--layers a,b"),
         (("--category", "zipper", "--input-size", "wide"), "wide"),
         (("--data", "nowhere"), "nowhere"),
+        (("--data", "a", "--data", "b"), "--data"),
+        (("--normal", "n", "--set", "warm_up=3"), "did you mean warmup"),
+        (("--normal", "n", "--steps", "3", "--set", "steps=4"), "--steps and --set steps exclude each other"),
+        (("--normal", "n", "--parity-images", "0"), "--parity-images 8"),
     ],
 )
 def test_options_that_cannot_work(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
@@ -204,3 +213,54 @@ def test_version(tmp_path: Path) -> None:
     done = _run(tmp_path, "--version")
     assert done.returncode == 0
     assert done.stdout.startswith("saae ")
+
+
+def test_only_these_options_can_be_repeated() -> None:
+    from saae_export.cli import app
+
+    assert repeatable(app) == {
+        "build": {"--normal", "--normal-test", "--abnormal", "--masks", "--set"},
+        "inspect": set(),
+        "verify": set(),
+        "calibrate": {"--normal"},
+        "engine": set(),
+        "doctor": set(),
+        "onnx": set(),
+    }
+
+
+def test_build_takes_several_folders_and_its_next_command_can_be_pasted(place: Path, tmp_path: Path) -> None:
+    """Two folders of good parts whose files have the same names, below a folder with a blank in its name."""
+    good = sorted((place / "data" / "weave" / "train" / "good").iterdir())
+    for index, file in enumerate(good):
+        folder = tmp_path / "my parts" / ("day", "night")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index // 2}.png").write_bytes(file.read_bytes())
+    named = ["--normal", "my parts/day", "--normal", "my parts/night", "--category", "mine", "--out", "my bundle"]
+    done = _run(tmp_path, "build", *named, *CLI, "--precision", "fp32", "--samples", "0", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    manifest = open_bundle(tmp_path / "my bundle", verify=True).manifest
+    (model,) = (tmp_path / "runs" / "mine" / "models").iterdir()
+    facts = load_checkpoint(model).facts
+    assert facts["images"] + manifest.calibration.images == len(good)
+    assert len(set(facts["held_out"])) == manifest.calibration.images
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Next: "))
+    program, *arguments = shlex.split(line.removeprefix("Next: "))
+    assert program == "saae-run"
+    scored = subprocess.run(
+        [sys.executable, "-m", "saae_runtime.cli", *arguments], cwd=tmp_path, env=_environment(tmp_path), timeout=300
+    )
+    assert scored.returncode in (0, 1)
+    assert list((tmp_path / "results").iterdir())
+
+
+def test_fit_and_build_take_the_same_options_of_fitting() -> None:
+    from saae_export.cli import app as export
+    from saae_train.cli import app as train
+
+    fit, build = typer.main.get_command(train).commands["fit"], typer.main.get_command(export).commands["build"]
+    found = [{option.name: option.to_info_dict() for option in command.params} for command in (fit, build)]
+    names = [entry.name for entry in dataclasses.fields(FitOptions)]
+    assert len(names) > 15
+    for name in [*names, "normal", "cache"]:
+        assert found[0][name] == found[1][name], name

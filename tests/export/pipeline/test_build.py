@@ -513,7 +513,7 @@ def test_too_few_images(data: Path, tmp_path: Path) -> None:
 
 
 def test_free_folders_without_defects_at_the_models_size(data: Path, tmp_path: Path) -> None:
-    request = Request("mine", normal=data / "weave" / "train" / "good")
+    request = Request("mine", normal=(data / "weave" / "train" / "good",))
     chosen = options(data, tmp_path, request=request, frame_size="model", precisions=("fp32",))
     result, text = quiet_build(chosen)
     manifest = result.bundle.manifest

@@ -76,8 +76,8 @@ def test_a_missing_category_names_near_ones(here: Path) -> None:
 
 def test_free_folders(here: Path) -> None:
     weave = draw(here / "data") / "weave"
-    request = Request("mine", normal=weave / "train" / "good", abnormal=weave / "test", masks=weave / "ground_truth")
-    category, _ = find_images(request, here / "demo")
+    good, bad, masks = (weave / "train" / "good",), (weave / "test",), (weave / "ground_truth",)
+    category, _ = find_images(Request("mine", normal=good, abnormal=bad, masks=masks), here / "demo")
     assert category.name == "mine"
     assert category.has_masks
 
@@ -86,10 +86,10 @@ def test_free_folders(here: Path) -> None:
     ("request_", "message"),
     [
         (Request(), "No product"),
-        (Request(normal=Path("a"), data=Path("b")), "--normal and --data"),
-        (Request(normal=Path("a"), demo=True), "--normal and --data"),
-        (Request("x", normal_test=Path("a")), "--normal-test"),
-        (Request("x", abnormal=Path("a")), "--abnormal"),
+        (Request(normal=(Path("a"),), data=Path("b")), "--normal and --data"),
+        (Request(normal=(Path("a"),), demo=True), "--normal and --data"),
+        (Request("x", normal_test=(Path("a"),)), "--normal-test"),
+        (Request("x", abnormal=(Path("a"),)), "--abnormal"),
     ],
 )
 def test_requests_that_contradict_themselves(here: Path, request_: Request, message: str) -> None:

