@@ -259,8 +259,9 @@ def test_fit_and_build_take_the_same_options_of_fitting() -> None:
     from saae_train.cli import app as train
 
     fit, build = typer.main.get_command(train).commands["fit"], typer.main.get_command(export).commands["build"]
-    found = [{option.name: option.to_info_dict() for option in command.params} for command in (fit, build)]
+    found = [{option.name: option for option in command.params} for command in (fit, build)]
     names = [entry.name for entry in dataclasses.fields(FitOptions)]
     assert len(names) > 15
     for name in [*names, "normal", "cache"]:
-        assert found[0][name] == found[1][name], name
+        for what in ("opts", "secondary_opts", "default", "multiple", "metavar", "help"):
+            assert getattr(found[0][name], what) == getattr(found[1][name], what), (name, what)

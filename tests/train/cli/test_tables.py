@@ -38,7 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tables(data: Path, out: Path, *more: str) -> tuple[int, str]:
     """Runs the command; what it printed, without line breaks."""
-    words = ["tables", "--data", str(data), "--out", str(out), "--preset", "fast", "--weights", "random", *SET, *more]
+    words = ["tables", "--data", str(data), "--out", str(out), "--preset", "fast"]
+    for option, value in zip(SET[::2], SET[1::2], strict=True):
+        if not any(word.startswith(value.partition("=")[0] + "=") for word in more):
+            words += [option, value]
+    words += [*([] if "--weights" in more else ["--weights", "random"]), *more]
     done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
     return done.exit_code, " ".join(done.output.split())
 
