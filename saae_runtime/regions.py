@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Region", "find_regions"]
+__all__ = ["Region", "defect_mask", "find_regions"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,42 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_
         if area[i] >= min_area
     ]
     return tuple(sorted(regions, key=lambda region: (-region.score, region.bbox)))
+
+
+def defect_mask(
+    anomaly_map: NDArray[np.float32], threshold: float, image_threshold: float, score: float
+) -> NDArray[np.bool_]:
+    """The defects that make a frame anomalous: what the verdict rests on, outlined.
+
+    One rule for verdict and mask: a frame is anomalous exactly where its score, the largest value of the map, is above
+    the image threshold; then every 8-connected area above the pixel threshold T is a defect whose own peak is above
+    the image threshold, too. A frame that is not anomalous has no defect. (Hysteresis: peaks decide, T outlines. Where
+    T is the higher of the two, the image threshold outlines.)
+
+    Args:
+        anomaly_map: float32 H x W.
+        threshold: pixel threshold T.
+        image_threshold: image threshold.
+        score: of the frame.
+
+    Returns:
+        bool H x W.
+    """
+    if not score > image_threshold:
+        return np.zeros(anomaly_map.shape, np.bool_)
+    # A map brought to another size can peak a hair below the score; its peak is a defect all the same.
+    peak = min(float(anomaly_map.max()), float(np.nextafter(np.float32(image_threshold), np.float32(np.inf))))
+    mask: NDArray[np.bool_] = anomaly_map > np.float32(threshold)
+    if not threshold < peak:
+        return anomaly_map >= np.float32(peak)
+    row, start, stop = _runs(mask)
+    label = _components(row.size, *_touching(row, start, stop, mask.shape[1]))
+    values = anomaly_map[mask]
+    first = np.concatenate([[0], np.cumsum(stop - start)[:-1]])
+    highest = np.full(row.size, -np.inf, np.float32)
+    np.maximum.at(highest, label, np.maximum.reduceat(values, first))
+    mask[mask] = np.repeat((highest >= np.float32(peak))[label], stop - start)
+    return mask
 
 
 def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -20,7 +20,8 @@ class Result:
     Attributes:
         score: anomaly score of the whole frame.
         anomaly_map: A, float32 H x W, at the frame's own size (paper eq. 3).
-        mask: bool H x W, A > T.
+        mask: bool H x W, the defects that the verdict rests on; see `saae_runtime.regions.defect_mask`. Empty where the
+            frame is not anomalous. All of A > T is `anomaly_map > threshold`.
         threshold: pixel threshold T in force.
         image_threshold: image threshold in force.
 
