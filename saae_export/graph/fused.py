@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
-from saae_train.model.detector import Detector, FeatureSpace, Projected
+from saae_train.model.detector import Detector, FeatureSpace, Projected, memory_score
+from saae_train.model.memory import Nearest
 from saae_train.model.vgg import VGGFeatures
 from saae_train.model.vit import Features
 
 from .fold import make_linear
 from .frame import FrameToPixels, ScoresToMap
+from .memory import GraphMemory
 from .saae import GraphSAAE
 from .vgg import GraphVGG
 from .vit import GraphViT, cast
@@ -84,7 +86,7 @@ class _Score(nn.Module):
         super().__init__()
         self.kind = kind
 
-    def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
+    def forward(self, projected: Projected, g_hat: Tensor, nearest: Nearest | None) -> Tensor:
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
@@ -93,6 +95,8 @@ class _Score(nn.Module):
             return (residual.square().sum(dim=2) + projected.outside).sqrt()
         difference = _direction(a) - _direction(b)
         cosine = 0.5 * difference.square().sum(dim=2)
+        if nearest is not None:
+            return memory_score(nearest, cosine)
         if projected.outside is None or projected.energy is None:
             return cosine
         outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
@@ -130,8 +134,9 @@ class FusedGraph(nn.Module):
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = _graph_backbone(detector.backbone, dtype)
-            self.space = _Space(detector.space, detector.score != "cosine", dtype, self.backbone.prefix_tokens)
+            self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
+            self.memory = None if detector.memory is None else GraphMemory(detector.memory, dtype)
             self.anomaly = _Score(detector.score)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
         self.eval().requires_grad_(False)
@@ -139,7 +144,8 @@ class FusedGraph(nn.Module):
 
     def forward(self, frame: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = self.space(self.backbone(self.pixels(frame)))
-        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)))
+        nearest = None if self.memory is None else self.memory(projected.g)
+        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)), nearest)
         anomaly_map = self.map(scores.unflatten(1, self.grid))
         # Through float: TensorRT makes uint8 outputs from floating point alone.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)

@@ -31,6 +31,7 @@ from saae_runtime.version import saae_version
 
 from ..config import FitConfig
 from .detector import Detector, FeatureSpace
+from .memory import Memory
 from .saae import SAAE
 from .vit import bare_backbone
 from .weights import WeightsInfo
@@ -167,6 +168,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "components": None if detector.space.basis is None else detector.space.channels,
             "channels": backbone.channels,
         },
+        "memory": None if detector.memory is None else {"entries": len(detector.memory)},
         "saae": {
             "channels": saae.channels,
             "latent": saae.latent,
@@ -217,11 +219,16 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     backbone = bare_backbone(about["name"], about["layers"], tuple(about["input_size"]), info)
     channels, components = space["channels"], space["components"]
     basis = None if components is None else torch.zeros(channels, components)
+    memory = None
+    if (held := record.get("memory")) is not None:
+        width = channels if components is None else components
+        memory = Memory(torch.zeros(held["entries"], width), torch.ones(held["entries"]), torch.ones(width))
     detector = Detector(
         backbone,
         FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),
         SAAE(**saae),
         config.score,
         config.smoothing,
+        memory,
     )
     return detector, config
