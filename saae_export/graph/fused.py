@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 from saae_train.model.detector import Detector, FeatureSpace, Projected, memory_score
-from saae_train.model.memory import Nearest
+from saae_train.model.memory import Memory
 from saae_train.model.vgg import VGGFeatures
 from saae_train.model.vit import Features
 
@@ -82,11 +82,12 @@ def _direction(g: Tensor) -> Tensor:
 class _Score(nn.Module):
     """g and its reconstruction to the anomaly score A, FP32 [N, L]; see `saae_train.model.detector.anomaly_score`."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, memory: Memory | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.kind = kind
+        self.memory = None if memory is None else GraphMemory(memory, dtype)
 
-    def forward(self, projected: Projected, g_hat: Tensor, nearest: Nearest | None) -> Tensor:
+    def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
@@ -95,8 +96,8 @@ class _Score(nn.Module):
             return (residual.square().sum(dim=2) + projected.outside).sqrt()
         difference = _direction(a) - _direction(b)
         cosine = 0.5 * difference.square().sum(dim=2)
-        if nearest is not None:
-            return memory_score(nearest, cosine)
+        if self.memory is not None:
+            return memory_score(self.memory(projected.g), cosine, self.memory.alpha)
         if projected.outside is None or projected.energy is None:
             return cosine
         outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
@@ -136,16 +137,14 @@ class FusedGraph(nn.Module):
             self.backbone = _graph_backbone(detector.backbone, dtype)
             self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
-            self.memory = None if detector.memory is None else GraphMemory(detector.memory, dtype)
-            self.anomaly = _Score(detector.score)
+            self.anomaly = _Score(detector.score, detector.memory, dtype)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
         self.eval().requires_grad_(False)
         _check_weights(self, precision)
 
     def forward(self, frame: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = self.space(self.backbone(self.pixels(frame)))
-        nearest = None if self.memory is None else self.memory(projected.g)
-        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)), nearest)
+        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)))
         anomaly_map = self.map(scores.unflatten(1, self.grid))
         # Through float: TensorRT makes uint8 outputs from floating point alone.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)

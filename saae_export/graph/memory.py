@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saae_train.model.memory import NEIGHBOURS, Memory, Nearest
+from saae_train.model.memory import NEIGHBOURS, Memory, Nearest, compare
 
 from .fold import make_linear
 from .vit import cast
@@ -17,7 +17,7 @@ class GraphMemory(nn.Module):
     """g, N x L x k of the graph's type -> distance and radius, FP32 N x L; see `saae_train.model.memory.Memory`.
 
     The product with all entries is of type `dtype`: it only chooses the nearest ones, and a neighbour that lies as near
-    serves as well. The distance is the sum of a residual, in FP32.
+    serves as well. Distances are sums of residuals, in FP32.
     """
 
     def __init__(self, memory: Memory, dtype: torch.dtype) -> None:
@@ -25,6 +25,7 @@ class GraphMemory(nn.Module):
         entries, weight = memory.entries.double(), memory.weight.double()
         self.neighbours = min(NEIGHBOURS, len(memory))
         self.dtype = dtype
+        self.alpha = float(memory.alpha)
         # z.e = (g * weight).e = g.(weight * e): the components' weights are in the product.
         self.closeness = make_linear(entries * weight, None).to(dtype)
         self.register_buffer("half_energy", 0.5 * memory.entries.square().sum(dim=1))
@@ -39,6 +40,4 @@ class GraphMemory(nn.Module):
     def forward(self, g: Tensor) -> Nearest:
         closeness = cast(self.closeness(cast(g, self.dtype)), torch.float32) - self.half_energy
         chosen = closeness.topk(self.neighbours, dim=2).indices
-        z = cast(g, torch.float32) * self.weight
-        distance = (self.entries[chosen] - z.unsqueeze(2)).square().sum(dim=3)
-        return Nearest(distance.amin(dim=2).clamp_min(1e-12).sqrt(), self.radius[chosen].mean(dim=2))
+        return compare(cast(g, torch.float32) * self.weight, self.entries[chosen], self.radius[chosen])

@@ -16,7 +16,6 @@ from .vit import Features
 
 __all__ = [
     "LOSSES",
-    "MEMORY_EXPONENTS",
     "SCORES",
     "Detector",
     "FeatureSpace",
@@ -87,11 +86,7 @@ class FeatureSpace(nn.Module):
         return Projected(inside * self.component_scale, outside, standard.square().sum(dim=2))
 
 
-MEMORY_EXPONENTS = (0.65, 0.125, 0.0)
-"""a, b, c of the score `memory`, d / r^a (1 - cos)^b e^c; chosen by measuring, docs/quality.md."""
-
-
-def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, nearest: Nearest | None = None) -> Tensor:
+def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory | None = None) -> Tensor:
     """Anomaly score A of every position, in float32.
 
     Args:
@@ -101,10 +96,10 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, nearest: Neare
             one minus the cosine between g and g_hat, as half the squared distance of the two directions, which loses
             nothing where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
             which is large where both what the autoencoder cannot explain and what lies outside the components are;
-            `memory`, see `MEMORY_EXPONENTS`: how far the patch lies from the nearest normal one, next to how far
-            normal patches lie there, times what the autoencoder cannot explain.
+            `memory`, d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far the patch lies from the nearest normal ones,
+            against how far normal patches lie there, times what the autoencoder cannot explain.
             The exponents were found by measuring, docs/quality.md.
-        nearest: what the memory says; for `memory`.
+        memory: for the score `memory`.
 
     Returns:
         float32, N x L.
@@ -126,9 +121,9 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, nearest: Neare
     if kind == "cosine":
         return cosine
     if kind == "memory":
-        if nearest is None:
+        if memory is None:
             raise ConfigError("The score `memory` needs a memory of normal patches.", "", "fit with --preset fast")
-        return memory_score(nearest, cosine)
+        return memory_score(memory(a), cosine, memory.alpha)
     if projected.outside is None or projected.energy is None:
         raise ConfigError(
             "The score `joint` needs components.",
@@ -139,18 +134,19 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, nearest: Neare
     return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
 
 
-def memory_score(nearest: Nearest, cosine: Tensor) -> Tensor:
-    """The score `memory` of positions.
+def memory_score(nearest: Nearest, cosine: Tensor, alpha: Tensor | float) -> Tensor:
+    """The score `memory`, d / sqrt(r) * (1 - cos)^alpha.
 
     Args:
-        nearest: what the memory says of them.
+        nearest: d and r, each float32 N x L.
         cosine: 1 - cos(g, g_hat), float32 N x L.
+        alpha: exponent, fitted so that half as much spread of normal patches comes from the second factor as from the
+            first (`saae_train.fitting.memory.balance`).
 
     Returns:
         float32, N x L.
     """
-    a, b, _ = MEMORY_EXPONENTS
-    return nearest.distance * nearest.radius.pow(-a) * cosine.clamp_min(1e-12).pow(b)
+    return nearest.distance * nearest.radius.rsqrt() * cosine.clamp_min(1e-12).pow(alpha)
 
 
 def _direction(g: Tensor) -> Tensor:
@@ -203,8 +199,7 @@ class Detector(nn.Module):
     def score_features(self, f: Tensor) -> Tensor:
         """f: N x L x U -> A: float32 N x L (not smoothed)."""
         projected = self.space(f)
-        nearest = None if self.memory is None else self.memory(projected.g)
-        return anomaly_score(projected, self.saae(projected.g), self.score, nearest)
+        return anomaly_score(projected, self.saae(projected.g), self.score, self.memory)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float or uint8, N x 3 x H x W, RGB in 0..255 -> A: float32 N x h x w (not smoothed)."""
