@@ -15,8 +15,8 @@ from .errors import CalibrationError
 __all__ = ["DEFAULT_FALSE_ALARMS", "ScoreModel", "highest_rate"]
 
 DEFAULT_FALSE_ALARMS = 0.05
-"""Default share of good images called defective: one in twenty. At rarer alarms products whose good parts vary much lose
-more detections than they spare looks (docs/quality.md)."""
+"""Default share of good images called defective: one in twenty. At rarer alarms products whose good parts vary much
+lose more detections than they spare looks (docs/quality.md)."""
 
 _TRIM = 0.05
 _TRIM_ONE_FROM = 8  # with so many images one may be wrong without deciding anything

@@ -1,22 +1,35 @@
-"""Thresholds from normal images that the model was not fitted to (paper sections 3.3 and 4.1.2)."""
+"""Thresholds from normal images: held out, or each left out of the memory (paper sections 3.3 and 4.1.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.errors import CalibrationError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
+from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.images import read_image
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
 
 from .config import TEXTURES
 from .data.category import Sample, content_digest
 
-__all__ = ["OBJECT_FPR", "TEXTURE_FPR", "Calibration", "calibrate", "default_fpr"]
+if TYPE_CHECKING:
+    from .model.left_out import LeftOut
+
+__all__ = [
+    "OBJECT_FPR",
+    "TEXTURE_FPR",
+    "Calibration",
+    "calibrate",
+    "calibrate_left_out",
+    "default_fpr",
+    "left_out_scores",
+]
 
 TEXTURE_FPR = 0.0
 OBJECT_FPR = 0.001
@@ -27,7 +40,7 @@ Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the held-out normal images gave.
+    """What the normal images gave.
 
     Attributes:
         pixel: threshold table of anomaly map values.
@@ -58,6 +71,7 @@ def calibrate(
     pixel_fpr: float = OBJECT_FPR,
     image_fpr: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
+    estimate: bool = False,
 ) -> Calibration:
     """Computes both threshold tables from the scores of the graph that will be deployed.
 
@@ -67,6 +81,7 @@ def calibrate(
         pixel_fpr: default acceptable share of normal pixels above T.
         image_fpr: default acceptable share of normal images called anomalous.
         progress: called with (done, total).
+        estimate: image thresholds by the rule `log-normal` instead of the scores' own quantiles.
 
     Raises:
         CalibrationError: no samples, or a score that is not finite.
@@ -87,5 +102,57 @@ def calibrate(
         scores.append(float(value))
     if progress is not None:
         progress(len(samples), len(samples))
-    image = ThresholdTable.from_samples(scores, image_fpr)
+    if estimate:
+        image = ThresholdTable.estimated(scores, image_fpr)
+    else:
+        image = ThresholdTable.from_samples(scores, image_fpr)
     return Calibration(pixels.table(pixel_fpr), image, tuple(scores), content_digest(samples))
+
+
+def left_out_scores(left_out: LeftOut, smoothing: float, frame_size: tuple[int, int]) -> list[float]:
+    """The image score of each fitted image as if it were new, as the graph computes it.
+
+    Args:
+        left_out: of the fit.
+        smoothing: of the map, in patches, see `saae_train.model.detector.Detector`.
+        frame_size: (H, W) of the graph's frames.
+    """
+    return [float(upsample_map(scores, frame_size).max()) for scores in _smoothed(left_out, smoothing)]
+
+
+def calibrate_left_out(
+    left_out: LeftOut,
+    smoothing: float,
+    frame_size: tuple[int, int],
+    map_size: tuple[int, int],
+    digest: str,
+    pixel_fpr: float = OBJECT_FPR,
+    image_fpr: float = DEFAULT_FALSE_ALARMS,
+) -> Calibration:
+    """Both threshold tables from the scores of the fitted images, each left out of the memory.
+
+    Args:
+        left_out: of the fit.
+        smoothing: of the map, in patches.
+        frame_size: (H, W) of the graph's frames.
+        map_size: (H, W) at which the maps' pixels are counted; the model's input size is enough.
+        digest: content digest of the images.
+        pixel_fpr: default acceptable share of normal pixels above T.
+        image_fpr: default acceptable share of normal images called anomalous.
+
+    Raises:
+        CalibrationError: a score that is not finite.
+        ConfigError: a rate outside 0..1.
+    """
+    pixels = ThresholdAccumulator()
+    for scores in _smoothed(left_out, smoothing):
+        pixels.add(upsample_map(scores, map_size))
+    images = left_out_scores(left_out, smoothing, frame_size)
+    return Calibration(pixels.table(pixel_fpr), ThresholdTable.estimated(images, image_fpr), tuple(images), digest)
+
+
+def _smoothed(left_out: LeftOut, smoothing: float) -> Iterator[NDArray[np.float32]]:
+    height, width = left_out.scores.shape[1:]
+    rows, columns = gaussian_matrix(height, smoothing), gaussian_matrix(width, smoothing)
+    for scores in left_out.scores.numpy():
+        yield (rows @ scores @ columns.T).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Near-copies: images of a burst or a video, whose neighbours in name order are more alike than images of the product."""
+"""Near-copies: images of a burst or a video, whose neighbours are more alike than two images of the product."""
 
 from __future__ import annotations
 

@@ -282,6 +282,20 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """One of each image, in the order of the paths; copies would vouch for each other."""
+    first: dict[str, Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
+        first.setdefault(_file_hash(sample.path), sample)
+    if len(first) < MIN_FIT:
+        raise DataError(
+            f"{len(first)} different normal images are too few: at least {MIN_FIT} are needed.",
+            "The model learns from them what is normal, and how much normal images differ; 50 or more are advisable.",
+            "add normal images",
+        )
+    return tuple(first.values())
+
+
 def split_held_out(
     samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -293,7 +307,7 @@ def split_held_out(
 
     Args:
         samples: normal images.
-        fraction: share to hold out, 0 < fraction < 1.
+        fraction: share to hold out, below 1; with 0 every image is fitted, each once, in the order of the paths.
         minimum: hold out at least so many where there are enough images (never fewer than `MIN_HELD_OUT`).
         seed: another seed, another split.
 
@@ -303,8 +317,10 @@ def split_held_out(
     Raises:
         DataError: fewer than `MIN_FIT + MIN_HELD_OUT` different images, or an impossible fraction.
     """
-    if not 0.0 < fraction < 1.0:
+    if not 0.0 <= fraction < 1.0:
         raise DataError(f"A share of {fraction} cannot be held out.", "It must lie between 0 and 1.", "use e.g. 0.15")
+    if fraction == 0.0:
+        return _each_once(samples), ()
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         key = hashlib.sha256(f"{seed}:{_file_hash(sample.path)}".encode()).hexdigest()

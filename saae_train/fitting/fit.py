@@ -21,14 +21,18 @@ from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
 from ..config import TEXTURES, FitConfig
+from ..data.bursts import sequence_reach
 from ..data.category import Sample, content_digest, content_hashes
 from ..model.checkpoint import Checkpoint
-from ..model.detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score
+from ..model.detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score, memory_score
+from ..model.left_out import LeftOut
+from ..model.memory import Memory
 from ..model.saae import SAAE, check_shape, latent_width
 from ..model.vit import Features
 from .cuda_graph import Captured, recorder_for
 from .features import FeatureSet, cache_root, extract, pick_device
 from .interrupt import ctrl_c_after_the_step
+from .memory import balance, build_memory
 from .precision import arithmetic, products
 from .process import set_for_training
 
@@ -45,6 +49,7 @@ class Reporter:
 
     features: Callable[[int, int], None] = field(default=lambda done, total: None)
     steps: Callable[[int, int, float], None] = field(default=lambda done, total, loss: None)
+    memory: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
     say: Callable[[str], None] = field(default=lambda text: None)
 
 
@@ -115,7 +120,11 @@ def fit(
     )
     loop = _Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
-    detector = Detector(backbone.cpu(), space.cpu(), saae.cpu().eval(), config.score, config.smoothing)
+    space, saae = space.cpu(), saae.cpu().eval()
+    memory, left_out = None, None
+    if config.memory is not None:
+        memory, left_out = _remember(features, space, saae, samples, config, backbone.grid, watch)
+    detector = Detector(backbone.cpu(), space, saae, config.score, config.smoothing, memory)
     record = {
         "images": len(samples),
         "digest": content_digest(samples),
@@ -131,7 +140,42 @@ def fit(
         "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
         **(facts or {}),
     }
-    return Checkpoint(detector, config, category, record, state)
+    return Checkpoint(detector, config, category, record, state, left_out)
+
+
+def _remember(
+    features: FeatureSet,
+    space: FeatureSpace,
+    saae: SAAE,
+    samples: Sequence[Sample],
+    config: FitConfig,
+    grid: tuple[int, int],
+    watch: Reporter,
+) -> tuple[Memory, LeftOut]:
+    """The memory of the fitted images, and how each of them scores as if it were new."""
+    assert config.memory is not None
+
+    def g(index: int) -> Tensor:
+        with torch.no_grad():
+            return space(features.rows(index, index + 1)).g[0]
+
+    reach = sequence_reach(samples, lambda done, total: watch.memory(done, total, "images, near-copies"))
+    if reach:
+        watch.say(
+            f"neighbours in the order of the names are near-copies (a burst or a video): each image is judged without "
+            f"the {reach} before and after it"
+        )
+    memory, nearest = build_memory(g, len(samples), config.memory, config.seed, reach, watch.memory)
+    cosines = []
+    for index in range(len(samples)):
+        watch.memory(index, len(samples), "images, autoencoder")
+        patches = g(index)[None]
+        with torch.no_grad():
+            cosines.append(anomaly_score(Projected(patches), saae(patches), "cosine"))
+    cosine = torch.cat(cosines)
+    memory.alpha.fill_(balance(nearest, cosine))
+    scores = memory_score(nearest, cosine, memory.alpha).reshape(len(samples), *grid)
+    return memory, LeftOut(scores, tuple(sample.path.name for sample in samples), reach)
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:

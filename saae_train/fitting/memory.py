@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,9 +42,10 @@ Progress = Callable[[int, int, str], None]
 
 def build_memory(
     rows: Rows,
-    groups: Sequence[int],
+    images: int,
     entries: int,
     seed: int,
+    reach: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Memory, Nearest]:
     """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
@@ -55,46 +56,47 @@ def build_memory(
 
     Args:
         rows: patches of an image, in the SAAE's space.
-        groups: of each image, the number of its group; near-copies share one and never vouch for each other.
+        images: how many.
         entries: number of entries, fewer where there are fewer patches.
         seed: of the choice.
+        reach: images so near in the order are near-copies (`saae_train.data.bursts`) and never vouch for each other.
         progress: called with (images done, images, what).
 
     Returns:
-        The memory, its alpha yet to come, and d and r of every fitted image with its own group left out, each float32
-        N x L.
+        The memory, its alpha yet to come, and d and r of every fitted image with itself and its near-copies left out,
+        each float32 N x L.
 
     Raises:
-        FitError: all images are of one group.
+        FitError: fewer than two images that are no near-copies.
     """
-    if len(set(groups)) < 2:
+    if images < 2 + reach:
         raise FitError(
             "A memory of normal patches needs two images or more that are no copies of each other.",
             "How far a normal patch may lie is measured on the images that it is not taken from.",
             "add normal images",
         )
     generator = torch.Generator().manual_seed(seed)
-    pool, owner = _pool(rows, len(groups), generator, progress)
+    pool, owner = _pool(rows, images, generator, progress)
     variance = pool.var(dim=0)
     weight = variance.clamp_min(max(1e-12, 1e-9 * float(variance.max()))) ** _WEIGHT_POWER
     pool *= weight
     sketch = torch.randn(pool.shape[1], _SKETCH, generator=generator) / _SKETCH**0.5
     chosen = _cover(pool @ sketch, min(entries, len(pool)))
-    held, held_group = pool[chosen], torch.tensor(list(groups))[owner[chosen]]
+    held, held_image = pool[chosen], owner[chosen]
     provisional = Memory(held, torch.ones(len(held)), weight)
     distances, neighbours = [], []
-    for index, group in enumerate(groups):
+    for index in range(images):
         if progress is not None:
-            progress(index, len(groups), "images, memory")
+            progress(index, images, "images, memory")
         z = rows(index)[None] * weight
-        near = provisional.choose(z, held_group == group)
+        near = provisional.choose(z, (held_image - index).abs() <= reach)
         distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
         neighbours.append(near[0])
     distance, near = torch.stack(distances), torch.stack(neighbours)
     radius = _radii(provisional, distance.flatten(), near[..., 0].flatten())
     found = [
         compare(rows(index)[None] * weight, held[near[index]][None], radius[near[index]][None]).radius[0]
-        for index in range(len(groups))
+        for index in range(images)
     ]
     return Memory(held, radius, weight), Nearest(distance, torch.stack(found))
 

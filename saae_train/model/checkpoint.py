@@ -31,6 +31,7 @@ from saae_runtime.version import saae_version
 
 from ..config import FitConfig
 from .detector import Detector, FeatureSpace
+from .left_out import LeftOut
 from .memory import Memory
 from .saae import SAAE
 from .vit import bare_backbone
@@ -38,8 +39,9 @@ from .weights import WeightsInfo
 
 __all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "save_checkpoint"]
 
-SCHEMA = 1
+SCHEMA = 2
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_LEFT_OUT = "left_out.scores"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Checkpoint:
         config: the configuration it was fitted with (layers and latent resolved).
         category: product name.
         facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
+        left_out: scores of the fitted images, each as if it were new; None without a memory.
         state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
     """
 
@@ -59,6 +62,7 @@ class Checkpoint:
     category: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     state: Path | None = field(default=None, compare=False)
+    left_out: LeftOut | None = None
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -103,6 +107,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
     folder = check_target(path)
     detector = checkpoint.detector
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    if checkpoint.left_out is not None:
+        tensors[_LEFT_OUT] = checkpoint.left_out.scores.contiguous()
     with atomic_directory(folder) as temporary:
         try:
             save_file(tensors, temporary / _WEIGHTS)
@@ -134,6 +140,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         tensors: dict[str, Tensor] = load_file(weights)
         detector, config = _build(record)
+        scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
+        left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
         raise CheckpointError(
@@ -146,7 +154,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"e.g. {bad[0]}; such a model calls everything normal.",
             "fit again with a lower --learning-rate or --fit-precision fp32",
         )
-    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
+    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"], left_out=left_out)
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -169,6 +177,9 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "channels": backbone.channels,
         },
         "memory": None if detector.memory is None else {"entries": len(detector.memory)},
+        "left_out": None
+        if checkpoint.left_out is None
+        else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
         "saae": {
             "channels": saae.channels,
             "latent": saae.latent,

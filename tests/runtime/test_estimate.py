@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,7 +50,7 @@ def test_rarer_alarms_never_lower_the_threshold(scores: list[float]) -> None:
     model = ScoreModel.fit(scores)
     found = [model.threshold(rate) for rate in RATES]
     assert all(np.isfinite(found))
-    assert all(a >= b * (1 - 1e-9) for a, b in zip(found, found[1:], strict=False))
+    assert all(a >= b * (1 - 1e-9) for a, b in pairwise(found))
     assert found[0] >= max(scores)
     assert model.rate(model.threshold(0.05)) <= 0.05 + 1e-6
 

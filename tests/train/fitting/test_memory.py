@@ -18,7 +18,7 @@ def patches(images: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_memory_of_every_patch_finds_each_at_no_distance() -> None:
     g = patches(4)
-    memory, left_out = build_memory(lambda i: g[i], range(4), 10_000, 0)
+    memory, left_out = build_memory(lambda i: g[i], 4, 10_000, 0)
     assert len(memory) == 4 * POSITIONS
     # The kernel's width is a share of the smallest distance: on an entry nothing else counts.
     assert float(memory(g).distance.max()) < 1e-3
@@ -28,7 +28,7 @@ def test_a_memory_of_every_patch_finds_each_at_no_distance() -> None:
 
 def test_left_out_is_what_a_memory_without_the_image_says() -> None:
     g = patches(5)
-    memory, left_out = build_memory(lambda i: g[i], range(5), 10_000, 0)
+    memory, left_out = build_memory(lambda i: g[i], 5, 10_000, 0)
     held = (memory.entries[:, None] == (g[2] * memory.weight)[None]).all(dim=2).any(dim=1)
     assert int(held.sum()) == POSITIONS
     alone = memory(g[2:3], held)
@@ -38,17 +38,18 @@ def test_left_out_is_what_a_memory_without_the_image_says() -> None:
 
 def test_copies_do_not_vouch_for_each_other() -> None:
     g = patches(3)
-    g = torch.cat([g, g[:1] + 1e-4])  # image 3 is a copy of image 0
-    _, apart = build_memory(lambda i: g[i], [0, 1, 2, 3], 10_000, 0)
-    _, grouped = build_memory(lambda i: g[i], [0, 1, 2, 0], 10_000, 0)
-    assert float(apart.distance[0].max()) < 0.01
-    assert float(grouped.distance[0].min()) > 0.1
+    g = torch.stack([g, g + 1e-4], dim=1).flatten(0, 1)  # each image is followed by its copy
+    _, apart = build_memory(lambda i: g[i], 6, 10_000, 0)
+    _, sequence = build_memory(lambda i: g[i], 6, 10_000, 0, reach=1)
+    assert float(apart.distance.max()) < 0.01
+    assert float(sequence.distance.min()) > 0.1
 
 
-def test_one_group_is_an_error() -> None:
-    g = patches(2)
+@pytest.mark.parametrize(("images", "reach"), [(1, 0), (3, 2)])
+def test_copies_alone_are_an_error(images: int, reach: int) -> None:
+    g = patches(images)
     with pytest.raises(FitError, match="no copies of each other") as caught:
-        build_memory(lambda i: g[i], [7, 7], 10, 0)
+        build_memory(lambda i: g[i], images, 10, 0, reach)
     assert "add normal images" in caught.value.cure
 
 
