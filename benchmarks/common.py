@@ -22,9 +22,6 @@ from typing import Any
 from saae_runtime.files import write_json
 from saae_train.experiments.timing import PeakMemory as PeakMemory
 from saae_train.experiments.timing import Timing as Timing
-from saae_train.experiments.timing import measure as measure
-from saae_train.experiments.timing import measure_together as measure_together
-from saae_train.experiments.timing import stopwatch as stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

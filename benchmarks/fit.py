@@ -1,4 +1,4 @@
-"""Time the fitting against plain PyTorch loops of the same model, step by step in turns, in one process.
+"""Time the fitting against plain PyTorch loops of the same model, interleaved step by step, in one process.
 
     python benchmarks/fit.py [--preset fast|paper] [--images 64] [--steps 30] [--weights random|packaged|auto|FILE]
                              [--normal FOLDER] [--device cpu|cuda] [--threads 2] [--out FILE]
@@ -112,7 +112,7 @@ def plain_loss(projected: Any, g_hat: Any, kind: str) -> Any:
     return (squared if projected.outside is None else squared + projected.outside).clamp_min(1e-12).sqrt()
 
 
-def in_turns(
+def interleaved_steps(
     fit: Callable[[Callable[[], None]], None], plain: dict[str, Plain], pause: Callable[[], None]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each step and the running loss by way; between two steps of `fit` the others take one each."""
@@ -222,7 +222,7 @@ def measure(
             )
             discard_state(checkpoint)
 
-        seconds, loss = in_turns(ours, plain, pause)
+        seconds, loss = interleaved_steps(ours, plain, pause)
     loss["saae"] = last[-1]
     peak["all"] = _peak_device_gib(device)
     # The first steps warm up; the first of saae also holds what comes before it.

@@ -176,13 +176,13 @@ def test_frames_a_second_are_measured_once(data: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("saae_train.cli.tables.COLUMNS", {"DFR": {**TINY_CHANGES, "transformer": False}})
     timed: list[object] = []
-    together = speed.measure_together
+    interleaved = speed.interleaved
 
-    def few(calls, **more):  # type: ignore[no-untyped-def]
-        timed.append(calls)
-        return together(calls, runs=3, warmup=0)
+    def short(turns, seconds):  # type: ignore[no-untyped-def]
+        timed.append(turns)
+        return interleaved(turns, 0.1)
 
-    monkeypatch.setattr(speed, "measure_together", few)
+    monkeypatch.setattr(speed, "interleaved", short)
     code, text = tables(data, tmp_path, "--table", "fps", "--categories", "bottle", "--device", "cpu")
     assert code == 0, text
     found = json.loads((tmp_path / "tables.json").read_text())["tables"][0]
