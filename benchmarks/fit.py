@@ -109,7 +109,9 @@ def plain_loss(projected: Any, g_hat: Any, kind: str) -> Any:
     if kind == "cosine":
         return 1.0 - torch.nn.functional.cosine_similarity(projected.g, g_hat, dim=2)
     squared = (projected.g - g_hat).square().sum(dim=2)
-    return (squared if projected.outside is None else squared + projected.outside).clamp_min(1e-12).sqrt()
+    if projected.residual_energy is not None:
+        squared = squared + projected.residual_energy
+    return squared.clamp_min(1e-12).sqrt()
 
 
 def interleaved_steps(

@@ -19,6 +19,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from saae_runtime.errors import DataError
 
+__all__ = [
+    "METRIC_NAMES",
+    "BestF1",
+    "Floats",
+    "Integers",
+    "Metric",
+    "Ranking",
+    "Rates",
+    "average_precision_of",
+    "best_f1_of",
+    "pro_auc_of",
+    "pro_points",
+    "rates_of",
+    "recall_at",
+    "require_finite",
+    "roc_auc_of",
+    "roc_points",
+]
+
 METRIC_NAMES = {
     "pixel_roc_auc": "pixel ROC-AUC",
     "pro_auc": "PRO-AUC",

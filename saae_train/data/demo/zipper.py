@@ -13,6 +13,8 @@ import numpy as np
 
 from .canvas import F32, REFERENCE, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke, wobble
 
+__all__ = ["CORD", "PITCH", "TAPE_EDGE", "Notch", "Pull", "Tooth", "Wound", "Zipper", "draw", "make"]
+
 PITCH = 19.0
 """Distance between two teeth of one row."""
 
@@ -157,7 +159,7 @@ def make(rng: np.random.Generator, size: tuple[int, int]) -> Zipper:
 
 
 def draw(zipper: Zipper) -> F32:
-    """Return the zipper's drawing before lens and noise: grey levels, float32 [H, W]."""
+    """Return the zipper's drawing before lens and noise: grey levels, float32 H x W."""
     u, v = zipper.pose.grid()
     picture = np.empty(zipper.pose.shape, np.float32)
     shift = {side: _pull(zipper, side, v) for side in (-1, 1)}
