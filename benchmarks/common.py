@@ -160,7 +160,7 @@ def command() -> str:
 
 
 def result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """A whole result: what was run where and when, its rows, and whatever else belongs to it (`inside`, `settings`)."""
+    """A result: benchmark, machine, command, time, rows, and other fields (`inside`, `settings`)."""
     return {
         "benchmark": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -73,11 +73,11 @@ def run(
         bundle: what the backends run.
         detector: what PyTorch runs.
         settings: what is timed.
-        weights: where the weights came from, in words.
+        weights: origin of the weights, in words.
         same_weights: whether bundle and detector hold the same model.
 
     Raises:
-        SaaeError: a backend that was asked for is not here, or fails.
+        SaaeError: a requested backend is not available, or fails.
     """
     import torch
 
@@ -212,7 +212,7 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and a stream's share of what it is held against.
+    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
 
     Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
     timed as a whole, so what slows it now and then must count on the other side too.
@@ -260,7 +260,7 @@ def _facts(variant: Variant) -> dict[str, Any]:
 
 
 def show(data: Mapping[str, Any], target: Path) -> None:
-    """Prints one table per kind and batch, and what is not in them."""
+    """Prints one table per kind and batch, and the missing variants."""
     for batch in data["settings"]["batches"]:
         for kind in KINDS:
             rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]
@@ -307,7 +307,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
 
 @contextmanager
 def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """(bundle, detector, weights in words, same weights) of a model that nobody fitted; engines too on a GPU."""
+    """(bundle, detector, weights in words, same weights) of a model with random weights; on a GPU with engines."""
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config

@@ -95,7 +95,7 @@ def _fit_baseline(
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
-    """The rows of a result file; none when it is not there or cannot be read."""
+    """The rows of a result file; empty if it is missing or cannot be read."""
     try:
         rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -106,8 +106,8 @@ def finished(out: Path) -> list[dict[str, Any]]:
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
     """Rows for the terminal, numbers in percent, the paper's figures after each category.
 
-    Rows that differ in nothing but the seed become one, with mean and standard deviation. Where a category's rows are
-    of different images, the first digits of the images' digest stand beside the method.
+    Rows that differ only in the seed become one, with mean and standard deviation. If a category's rows are of
+    different images, the method's label shows the first digits of the images' digest.
     """
     table: list[list[object]] = []
     for category in dict.fromkeys(r["category"] for r in rows):

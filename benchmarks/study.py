@@ -64,8 +64,8 @@ METRICS = ("pixel_roc_auc", "pro_auc", "image_roc_auc")
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
     """One row per category, base and variant: seeds, then mean ± deviation and difference from the default, in percent.
 
-    A variant is compared with the default that it changes, and with no other: where a category has rows on several
-    bases (another `--set`, other images or weights), what these differ in stands beside the variant.
+    A variant is compared with its own default only. If a category has rows on several bases (another `--set`, other
+    images or weights), the variant's label shows the fields in which they differ.
     """
     table: list[list[object]] = []
     for category in dict.fromkeys(row["category"] for row in rows):
@@ -100,7 +100,7 @@ Group = tuple[dict[str, Any], list[Mapping[str, Any]]]
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
     """The rows of a category by what they start from. A variant's own change hides what it starts from in that field:
-    it belongs to every group that it agrees with in the others."""
+    it belongs to every group with which it agrees in the other fields."""
     groups: list[Group] = []
     for row in sorted(rows, key=lambda row: row["variant"] != DEFAULT):  # a default row hides nothing
         whole = _whole(row)
@@ -114,13 +114,13 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
-    """All that shapes a row's numbers, but for its seed."""
+    """Everything that a row's numbers depend on, except the seed."""
     config = {key: value for key, value in row["config"].items() if key != "seed"}
     return config | {key: row[key] for key in ("weights", "images") if row.get(key) is not None}
 
 
 def _changed(row: Mapping[str, Any], whole: Mapping[str, Any], groups: Sequence[Group]) -> set[str]:
-    """Fields that a row's variant changes; of a variant that is not known any more, those in which it differs from the
+    """Fields that a row's variant changes; for a variant that no longer exists, those in which it differs from the
     nearest default."""
     changes = row.get("changes", VARIANTS.get(row["variant"]))
     if changes is None:
@@ -131,7 +131,7 @@ def _changed(row: Mapping[str, Any], whole: Mapping[str, Any], groups: Sequence[
 
 
 def _label(base: Mapping[str, Any], bases: Sequence[Mapping[str, Any]]) -> str:
-    """What a base has that not all have, in brackets; nothing where there is one base."""
+    """The fields in which the bases differ, in brackets; empty for a single base."""
     different = [key for key in base if len({json.dumps(other.get(key)) for other in bases}) > 1]
     words = [f"{key} {str(base[key])[:8] if key == 'images' else json.dumps(base[key])}" for key in different]
     return f" ({', '.join(words)})" if words else ""

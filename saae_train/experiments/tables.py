@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them: values, means, differences, and what differs in the set-up."""
+"""Builds the paper's tables with our values: means, differences, and how the set-ups differ."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Figure:
     """One number of a table beside the paper's.
 
     Attributes:
-        table, row, column: its place in the paper.
+        table, row, column: its position in the paper.
         unit: "%" or "frames/s".
-        ours: measured here, the mean over the seeds; None with a `reason`.
+        ours: measured here, mean over the seeds; None with a `reason`.
         spread: standard deviation over the seeds; None for one seed.
-        seeds: how many are in it.
-        paper: the published figure, for a mean that over the same classes; None where there is none.
+        seeds: number of seeds.
+        paper: the published figure (a mean is over the same classes); None if there is none.
         reason: why `ours` is None.
-        note: what a reader must know about either number.
+        note: remark on either number.
     """
 
     table: str
@@ -74,24 +74,24 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
+        """Ours minus the paper's."""
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, `difference` included, as plain values."""
+        """All fields and `difference`, as plain values."""
         return {**asdict(self), "difference": None if self.difference is None else round(self.difference, 4)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be shown.
+    """A table to print.
 
     Attributes:
         name, title: the paper's.
         rows: in order; `columns` likewise.
         figures: by (row, column).
-        also: the paper's other columns, by row: figures that nothing here stands beside.
-        setup: sentences about what differs from the paper's set-up, and in which experiments.
+        also: the paper's other columns, by row.
+        setup: sentences on how the set-up differs from the paper's, and in which experiments.
     """
 
     name: str
@@ -113,10 +113,10 @@ class Table:
     def grid(self, also: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
         """Headings, rows of text, and the numbered notes that the rows refer to.
 
-        One or two columns have the paper's figure and the difference beside them; more have them in brackets.
+        With one or two columns, the paper's figure and the difference have their own columns; else they are in brackets.
 
         Args:
-            also: with the paper's other columns.
+            also: include the paper's other columns.
         """
         apart = len(self.columns) <= 2
         extra = list(next(iter(self.also.values()), {})) if also else []
@@ -167,10 +167,10 @@ def _marks(figure: Figure, notes: list[str]) -> str:
 
 
 def make_tables(plan: Plan, results: RunResults) -> list[Table]:
-    """Puts what was measured beside the paper's figures.
+    """Builds the tables of a plan.
 
-    The means are over the classes of the paper that are there, each counting the same, and the paper's mean beside
-    them is over the same classes. Categories that the paper has not, and drawn ones, have rows and no part in a mean.
+    Means are over the paper's classes that were measured, with equal weights; the paper's mean is taken over the same
+    classes. Other categories, and drawn ones, get rows but do not enter a mean.
     """
     made = []
     for name in plan.tables:
@@ -196,7 +196,7 @@ def make_tables(plan: Plan, results: RunResults) -> list[Table]:
                 )
                 figures[row, column] = figure
         others = [c for c in paper.columns if c not in columns]
-        # A printed mean over all classes has no place beside one over some.
+        # The paper's mean over all classes cannot be compared with one over some.
         quoted = [r for r in rows if r in paper.figures and set(MEANS.get(r, (r,))) <= set(classes)]
         also = {row: {c: paper.figures[row][c] for c in others} for row in quoted if others}
         title = f"Table {name}. {paper.title}"
@@ -213,7 +213,7 @@ def _class(paper: PaperTable, row: str, column: str, seeds: Sequence[int], resul
             reasons.append(reason if len(seeds) == 1 else f"seed {seed}: {reason}")
         else:
             values[seed] = value
-    notes = ["drawn images, which nothing published stands beside"] if drawn else []
+    notes = ["drawn images: no published figure"] if drawn else []
     published = None if drawn else paper_mean(paper, column, row="mean", classes=[row]) if row in CLASSES else None
     if not values:
         return Figure(paper.name, row, column, "%", None, None, 0, published, "; ".join(dict.fromkeys(reasons)), *notes)
@@ -252,7 +252,7 @@ def _mean_spread(values: np.ndarray) -> tuple[float, float | None]:
 
 
 def _value(metric: str, result: RunResult | None) -> tuple[float | None, str]:
-    """Percent, or the reason why there is none."""
+    """The value in percent, or the reason why there is none."""
     if result is None:
         return None, "not run: stopped before it"
     if result.row is None:
@@ -286,7 +286,7 @@ def differences(row: Mapping[str, Any], column: str) -> list[str]:
 
 
 def paper_config(column: str) -> FitConfig:
-    """What the paper fits for a column, as a configuration."""
+    """The paper's configuration for a column."""
     base = preset("paper")
     return base.replace(**{"layers": default_layers(base.backbone, 0)[0], **COLUMNS[column]})
 
@@ -305,7 +305,7 @@ def _plain(value: object) -> str:
 
 
 def _setup(plan: Plan, columns: Iterable[str], results: RunResults) -> list[str]:
-    """Sentences about the experiments of some columns; experiments with the same differences share one."""
+    """Sentences on the set-up of some columns; experiments with the same differences share one."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     weights: dict[tuple[str, str], list[str]] = {}
     for column in columns:
@@ -332,7 +332,7 @@ def _setup(plan: Plan, columns: Iterable[str], results: RunResults) -> list[str]
 
 
 def fps_table(measured: Mapping[str, Any]) -> Table:
-    """The paper's frames a second beside those of `speed.measure_fps`, and the ratio of its two models."""
+    """The table of frames per second from `speed.measure_fps`, with the paper's and the ratio of the two models."""
     paper, column, unit = paper_fps(), "frames a second", "frames/s"
     models: Mapping[str, Mapping[str, Any]] = measured["models"]
     figures: dict[tuple[str, str], Figure] = {}
@@ -365,9 +365,9 @@ def fps_table(measured: Mapping[str, Any]) -> Table:
 
 
 def measured_with(results: RunResults) -> list[tuple[dict[str, str], list[str]]]:
-    """The versions that the experiments were measured with, and which experiments, those of the most experiments first.
+    """Groups the experiments by the library versions that measured them, largest group first.
 
-    An experiment that a run found there may be from an earlier one; {} stands for what is not recorded.
+    Results of earlier runs may have other versions; {} means that none were recorded.
     """
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for (category, column, seed), result in results.items():
@@ -389,7 +389,7 @@ def versions_text(measured: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -
 
 
 def markdown(tables: Sequence[Table], origin: str) -> str:
-    """All tables as a Markdown document; `origin` says what made them, where and when."""
+    """All tables as a Markdown document; `origin` says which command made them, and when."""
     parts = ["# The paper's tables, ours beside them"]
     for table in tables:
         heads, rows, notes = table.grid(also=True)

@@ -144,7 +144,7 @@ def from_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def check_shape(latent: int | None, grid: Sequence[int] | None, patch: int, heads: int = HEADS) -> None:
-    """Says before a fit what an SAAE cannot be built with.
+    """Checks the configuration of an SAAE before a fit.
 
     Args:
         latent: V, or None where it is yet to be found.

@@ -98,7 +98,7 @@ def simulate(
     Args:
         frame: uint8 H x W x 3.
         kind: one of `KINDS`.
-        size: key of `SIZES`; contrast: key of `CONTRASTS`. Both are wishes, the result says what came of them.
+        size: key of `SIZES`; contrast: key of `CONTRASTS`. Both are requests; the result has the measured values.
         seed: another seed, another defect.
         donor: uint8 h x w x 3, another normal image of the product, to take patches from.
 
