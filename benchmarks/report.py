@@ -7,9 +7,9 @@ A table's place in a document is
     <!-- table: NAME -->
     <!-- end of table -->
 
-where NAME is a result file without `.json`. The text between is replaced; a second run changes nothing.
---check writes nothing and fails if a document is out of date. Without files: README.md, docs/*.md, benchmarks/README.md.
-A result file that a document names and that is missing or damaged is an error.
+where NAME is a result file without `.json`. The text between is replaced; a second run changes nothing. --check writes
+nothing and fails if a document is out of date. Without files: README.md, docs/*.md, benchmarks/README.md. A result file
+that a document names and that is missing or damaged is an error.
 """
 
 from __future__ import annotations

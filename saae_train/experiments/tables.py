@@ -113,7 +113,7 @@ class Table:
     def grid(self, also: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
         """Headings, rows of text, and the numbered notes that the rows refer to.
 
-        With one or two columns, the paper's figure and the difference have their own columns; else they are in brackets.
+        With one or two columns, the paper's figure and the difference have their own columns, else brackets.
 
         Args:
             also: include the paper's other columns.
