@@ -89,8 +89,8 @@ class Defect:
     recipe: tuple[int, int, str, str, str, int]
 
     @property
-    def plain(self) -> bool:
-        """Large and strong: no model may miss it."""
+    def easy(self) -> bool:
+        """Large and strong: no model should miss it."""
         return self.size == "large" and self.contrast == "strong"
 
 
@@ -137,19 +137,19 @@ class SelfTest:
         return tuple(kind for kind in KINDS if any(d.kind == kind for d in self.defects))
 
     @property
-    def plain(self) -> Share:
+    def easy(self) -> Share:
         """Found among the large, strong defects."""
-        return Share(sum(d.found for d in self.defects if d.plain), sum(d.plain for d in self.defects))
+        return Share(sum(d.found for d in self.defects if d.easy), sum(d.easy for d in self.defects))
 
     @property
     def judged(self) -> bool:
         """Whether there are enough large, strong defects to call a model blind or not."""
-        return self.plain.count >= LEAST_JUDGED
+        return self.easy.count >= LEAST_JUDGED
 
     @property
-    def blind(self) -> bool:
+    def misses_easy(self) -> bool:
         """Whether too many of the large, strong defects were missed; False where it cannot be judged."""
-        value = self.plain.value
+        value = self.easy.value
         return self.judged and value is not None and value < LEAST_FOUND
 
     def notes(self) -> list[str]:
@@ -159,7 +159,7 @@ class SelfTest:
             listed = ", ".join(f"{count} {kind}" for kind, count in self.not_drawn.items())
             notes.append(f"Could not be made visible, and are not counted: {listed}.")
         if not self.judged:
-            notes.append(f"Only {self.plain.count} large, strong defects: too few to say whether the model is blind.")
+            notes.append(f"Only {self.easy.count} large, strong defects: too few to say whether the model is blind.")
         return notes
 
     def summary(self) -> dict[str, Any]:
@@ -177,8 +177,8 @@ class SelfTest:
             "image_threshold": self.image_threshold,
             "found": self.share().to_json(),
             "marked": self.share(marked=True).to_json(),
-            "large_strong": self.plain.to_json(),
-            "blind": self.blind if self.judged else None,
+            "large_strong": self.easy.to_json(),
+            "blind": self.misses_easy if self.judged else None,
             "false_alarms": self.false_alarms.to_json(),
             "pixel_roc_auc": self.pixel_roc_auc.to_json(),
             "pro_auc": self.pro_auc.to_json(),
@@ -218,7 +218,7 @@ class SelfTest:
             last = (self.share(kind), self.share(kind, marked=True))
             table.add_row(kind or "all", *(f"{s.found}/{s.count}" if s.count else "-" for s in (*cells, *last)))
         lines = [
-            f"large and strong: {_with_interval(self.plain)}; false alarms on untouched images: "
+            f"large and strong: {_with_interval(self.easy)}; false alarms on untouched images: "
             f"{_with_interval(self.false_alarms)}",
             f"simulated pixel ROC-AUC {self.pixel_roc_auc.percent}, PRO-AUC {self.pro_auc.percent}",
             *self.notes(),
