@@ -24,7 +24,12 @@ _MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One line. x, y: equally many numbers; points that are not finite are left out."""
+    """One line.
+
+    Attributes:
+        label: its name in the legend.
+        x, y: equally many numbers; points that are not finite are left out.
+    """
 
     label: str
     x: Floats

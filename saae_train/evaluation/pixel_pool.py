@@ -43,7 +43,10 @@ class _Image:
 class Profiles:
     """Per-image histograms over common bins, which make resampling images cheap.
 
-    groups [I]; negative, positive, weight I x B over bins of ascending value; regions [I].
+    Attributes:
+        groups: group of each of the I images.
+        negative, positive, weight: I x B, over B bins of ascending value.
+        regions: I, number of ground-truth regions.
     """
 
     groups: list[str]

@@ -79,7 +79,7 @@ def fit(
         facts: goes into the checkpoint's facts.
 
     Raises:
-        ConfigError: a loss or score that there is not, or that needs components; a latent width or a patch that the
+        ConfigError: an unknown loss or score, or one that needs components; a latent width or a patch that the
             autoencoder cannot have.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.

@@ -55,8 +55,8 @@ class WeightsInfo:
 def refuse_random(source: str, name: str) -> None:
     """Refuses a backbone of random weights where the result would claim quality.
 
-    Random weights are right in every shape and as fast as any, so speed is measured on them; a model fitted on them
-    finds no defects, whatever its numbers look like. The tests of this project, which check the road and no quality,
+    Random weights have the right shapes and the usual speed, so speed is measured with them; a model fitted on them
+    finds no defects. The tests of this project, which check code and not quality,
     set SAAE_ALLOW_RANDOM=1.
 
     Args:

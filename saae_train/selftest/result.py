@@ -1,6 +1,6 @@
-"""What a self-test found: simulated defects counted by kind, size and contrast, with Wilson intervals.
+"""The result of a self-test: simulated defects counted by kind, size and contrast, with Wilson intervals.
 
-The intervals take the defects as independent; several of them lie on the same image, so the truth is a little wider.
+The intervals assume independent defects; several share an image, so the true intervals are a little wider.
 Everything made from a result (table, JSON, manifest entry) carries the word "simulated".
 """
 
@@ -22,7 +22,7 @@ __all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "SelfTest", "Share"]
 LEAST_FOUND = 0.5
 """A model that finds less than this share of the large, strong simulated defects is called blind."""
 LEAST_JUDGED = 5
-"""Large, strong defects; of fewer nothing can be said."""
+"""Fewest large, strong defects for a verdict."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's score interval at 95 %; None of nothing."""
+        """Wilson's score interval at 95 %; None if `count` is 0."""
         n = self.count
         if not n:
             return None
@@ -64,15 +64,19 @@ class Share:
 
 @dataclass(frozen=True)
 class Defect:
-    """One simulated defect and what became of it.
+    """One simulated defect and its score.
 
     Attributes:
         file: the normal image that it was drawn onto.
         kind, size, contrast: as drawn and measured, see `saae_train.selftest.simulate`.
-        extent: pixels across; area: pixels of the mask; change: mean change inside, grey levels.
-        score: image score; peak: largest map value inside the mask.
-        found: score above the image threshold; marked: map above T inside the mask.
-        recipe: (index of the image, index of the donor, kind, size, contrast, seed) that draws it again.
+        extent: pixels across.
+        area: pixels of the mask.
+        change: mean change inside the mask, grey levels.
+        score: image score.
+        peak: largest map value inside the mask.
+        found: the score is above the image threshold.
+        marked: the map is above T inside the mask.
+        recipe: (index of the image, index of the donor, kind, size, contrast, seed), which redraws it.
     """
 
     file: str
@@ -153,7 +157,7 @@ class SelfTest:
         return self.judged and value is not None and value < LEAST_FOUND
 
     def notes(self) -> list[str]:
-        """What a reader must know beside the numbers."""
+        """Remarks on the numbers."""
         notes = [f"Simulated defects on {self.images} normal images: real ones may be harder to find."]
         if self.not_drawn:
             listed = ", ".join(f"{count} {kind}" for kind, count in self.not_drawn.items())

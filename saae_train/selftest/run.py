@@ -60,7 +60,7 @@ def selftest(
         frames: pictures with a defect; up to half as many untouched ones are scored beside them.
         seed: of places, shapes and colours.
         synthetic: whether the samples themselves were drawn; said in the result.
-        progress: told (frames scored, frames in all).
+        progress: called with (done, total) frames.
 
     Raises:
         DataError: no samples, or a score that is not finite.
@@ -192,10 +192,10 @@ def examples(
 
 
 def check_request(frames: int, kinds: Sequence[str]) -> None:
-    """Finds before anything slow what a self-test cannot draw.
+    """Checks a request for a self-test before any slow work.
 
     Raises:
-        ConfigError: no frames, no kinds, or a kind that there is not.
+        ConfigError: no frames, no kinds, or an unknown kind.
     """
     if frames < 1:
         raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
 
 DRAWING_VERSION = 1
-"""Raised whenever the same seed would give other pictures, so that older sets are drawn anew."""
+"""Increased when the same seed gives other pictures, so that older sets are redrawn."""
 
 SMALLEST = 64
 

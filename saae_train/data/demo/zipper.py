@@ -34,7 +34,15 @@ THREAD = 6.6
 
 @dataclass(frozen=True)
 class Tooth:
-    """One tooth: its row (-1 left, +1 right), where it sits, and how it differs from its neighbours."""
+    """One tooth.
+
+    Attributes:
+        side: its row, -1 left, +1 right.
+        v: its position along the zipper; du: its shift across; tilt: its rotation.
+        length, width: its size.
+        gain: its brightness.
+        rough: 0, or the seed of a torn, scratched surface.
+    """
 
     side: int
     v: float
@@ -44,7 +52,6 @@ class Tooth:
     width: float = TOOTH_WIDTH
     gain: float = 1.0
     rough: int = 0
-    """0, or the seed of a torn, scratched surface."""
 
 
 @dataclass(frozen=True)
