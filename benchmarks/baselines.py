@@ -1,7 +1,7 @@
 """Baselines on the same patch features: a PCA residual, PaDiM, and PatchCore-style nearest neighbours.
 
-Both are fitted on a sequence of M normal images' features, each [L, U] float32 (L patch positions, U channels; read
-one at a time, so it may be larger than memory), and score one image's features [L, U] to [L]. They exist to be
+Both are fitted on a sequence of M normal images' features, each L x U float32 (L patch positions, U channels; read
+one at a time, so it may be larger than memory), and score one image's features L x U to [L]. They exist to be
 compared with, in benchmarks only.
 
   PCA residual  norm of what lies outside the leading k principal components.
@@ -34,7 +34,7 @@ class Baseline(Protocol):
 
 
 class Standardised(Sequence[Floats]):
-    """Features [M, L, U] of any float type (a memory map is fine) as images [L, U] float32, every channel with
+    """Features M x L x U of any float type (a memory map is fine) as images L x U float32, every channel with
     mean 0 and deviation 1 over all training patches; `raw` leaves them as they are."""
 
     def __init__(self, values: NDArray[Any], raw: bool = False) -> None:
@@ -107,9 +107,9 @@ class Padim:
         width = images[0].shape[1]
         chooser = np.random.default_rng(self.seed)
         self._chosen = np.sort(chooser.choice(width, min(self.channels, width), replace=False))
-        values = np.stack([image[:, self._chosen] for image in images])  # [M, L, d]
+        values = np.stack([image[:, self._chosen] for image in images])  # M x L x d
         self._mean = values.mean(axis=0)
-        centred = (values - self._mean).transpose(1, 0, 2)  # [L, M, d]
+        centred = (values - self._mean).transpose(1, 0, 2)  # L x M x d
         covariance = centred.transpose(0, 2, 1) @ centred / max(1, len(values) - 1)
         covariance += self.ridge * np.eye(covariance.shape[-1], dtype=np.float32)
         self._inverse = np.linalg.inv(covariance.astype(np.float64)).astype(np.float32)
@@ -167,7 +167,7 @@ def k_centre(points: Floats, size: int, seed: int = 0) -> NDArray[np.int64]:
 def baseline(name: str, values: NDArray[Any]) -> tuple[Baseline, Standardised]:
     """The fitted baseline of a name, and the change that features go through before `score`.
 
-    values [M, L, U]: the training features.
+    values M x L x U: the training features.
     """
     images = Standardised(values, raw=name == "pca-raw")
     kinds: dict[str, type[Baseline]] = {"knn": NearestNeighbour, "padim": Padim}

@@ -22,9 +22,6 @@ from typing import Any
 from saae_runtime.files import write_json
 from saae_train.experiments.timing import PeakMemory as PeakMemory
 from saae_train.experiments.timing import Timing as Timing
-from saae_train.experiments.timing import measure as measure
-from saae_train.experiments.timing import measure_together as measure_together
-from saae_train.experiments.timing import stopwatch as stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -163,7 +160,7 @@ def command() -> str:
 
 
 def result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """A whole result: what was run where and when, its rows, and whatever else belongs to it (`inside`, `settings`)."""
+    """A result: benchmark, machine, command, time, rows, and other fields (`inside`, `settings`)."""
     return {
         "benchmark": name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -17,7 +17,7 @@ INPUT = (256, 256)
 
 
 def dfr(latent: int = 300, seed: int = 0) -> Deployed:
-    """uint8 frames [N, 256, 256, 3], threshold [1] -> anomaly map [N, 256, 256], score [N], mask, as the fused graph.
+    """uint8 frames N x 256 x 256 x 3, threshold [1] -> anomaly map N x 256 x 256, score [N], mask, as the fused graph.
 
     Args:
         latent: width of the code, V in the paper.

@@ -1,4 +1,4 @@
-"""Time the fitting against plain PyTorch loops of the same model, step by step in turns, in one process.
+"""Time the fitting against plain PyTorch loops of the same model, interleaved step by step, in one process.
 
     python benchmarks/fit.py [--preset fast|paper] [--images 64] [--steps 30] [--weights random|packaged|auto|FILE]
                              [--normal FOLDER] [--device cpu|cuda] [--threads 2] [--out FILE]
@@ -109,10 +109,12 @@ def plain_loss(projected: Any, g_hat: Any, kind: str) -> Any:
     if kind == "cosine":
         return 1.0 - torch.nn.functional.cosine_similarity(projected.g, g_hat, dim=2)
     squared = (projected.g - g_hat).square().sum(dim=2)
-    return (squared if projected.outside is None else squared + projected.outside).clamp_min(1e-12).sqrt()
+    if projected.residual_energy is not None:
+        squared = squared + projected.residual_energy
+    return squared.clamp_min(1e-12).sqrt()
 
 
-def in_turns(
+def interleaved_steps(
     fit: Callable[[Callable[[], None]], None], plain: dict[str, Plain], pause: Callable[[], None]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each step and the running loss by way; between two steps of `fit` the others take one each."""
@@ -222,7 +224,7 @@ def measure(
             )
             discard_state(checkpoint)
 
-        seconds, loss = in_turns(ours, plain, pause)
+        seconds, loss = interleaved_steps(ours, plain, pause)
     loss["saae"] = last[-1]
     peak["all"] = _peak_device_gib(device)
     # The first steps warm up; the first of saae also holds what comes before it.

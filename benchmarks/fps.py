@@ -16,9 +16,10 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
   device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
-device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants take turns of about
-half a second (benchmarks/turns.py). A model of random weights (--random, or a bundle without its checkpoint for
-PyTorch's side) is as fast as a fitted one; where both sides have the same weights, their maps are compared first.
+device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants are timed
+interleaved, in turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or
+a bundle without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights,
+their maps are compared first.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.
@@ -72,11 +73,11 @@ def run(
         bundle: what the backends run.
         detector: what PyTorch runs.
         settings: what is timed.
-        weights: where the weights came from, in words.
+        weights: origin of the weights, in words.
         same_weights: whether bundle and detector hold the same model.
 
     Raises:
-        SaaeError: a backend that was asked for is not here, or fails.
+        SaaeError: a requested backend is not available, or fails.
     """
     import torch
 
@@ -137,7 +138,8 @@ def _timed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks.turns import calls, in_turns, stream
+    from benchmarks.interleaved import stream
+    from saae_train.experiments.timing import Turn, interleaved, timed_calls
 
     rng = np.random.default_rng(0)
     camera = [rng.integers(0, 256, (*settings.frame_size, 3), np.uint8) for _ in range(max(batch, 2))]
@@ -149,23 +151,25 @@ def _timed(
             absent.append({"backend": variant.name, "precision": variant.precision, "why": why})
         else:
             usable.append(variant)
-    turns = {}
+    turns: dict[tuple[str, Any], Turn] = {}
     for variant in usable:
         frames = rng.integers(0, 256, (batch, *variant.backend.frame_size, 3), np.uint8)
-        turns["compute", variant.key] = calls(partial(variant.infer, frames))
-        turns["frame", variant.key] = calls(partial(variant.score, camera[:batch]))
+        turns["compute", variant.key] = partial(timed_calls, partial(variant.infer, frames))
+        turns["frame", variant.key] = partial(timed_calls, partial(variant.score, camera[:batch]))
         if variant.engine is not None:
             turns["stream", variant.key] = stream(variant.engine, camera, batch)
             turns["stream graph", variant.key] = stream(variant.engine, list(frames), batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
-            turns["device", variant.key] = calls(call)
+            turns["device", variant.key] = partial(timed_calls, call)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"batch {batch}: warm-up", total=len(turns))
         for turn in turns.values():  # buffers, kernels and plans of this batch size are made here
             turn(0.0)
             bar.advance(task)
         bar.update(task, description=f"batch {batch}: turns")
-        found = in_turns(turns, settings.seconds, progress=lambda n, total: bar.update(task, completed=n, total=total))
+        found = interleaved(
+            turns, settings.seconds, progress=lambda n, total: bar.update(task, completed=n, total=total)
+        )
     for kind in KINDS:
         for variant in usable:
             if (kind, variant.key) not in found:
@@ -208,7 +212,7 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and a stream's share of what it is held against.
+    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
 
     Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
     timed as a whole, so what slows it now and then must count on the other side too.
@@ -256,7 +260,7 @@ def _facts(variant: Variant) -> dict[str, Any]:
 
 
 def show(data: Mapping[str, Any], target: Path) -> None:
-    """Prints one table per kind and batch, and what is not in them."""
+    """Prints one table per kind and batch, and the missing variants."""
     for batch in data["settings"]["batches"]:
         for kind in KINDS:
             rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]
@@ -303,7 +307,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
 
 @contextmanager
 def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """(bundle, detector, weights in words, same weights) of a model that nobody fitted; engines too on a GPU."""
+    """(bundle, detector, weights in words, same weights) of a model with random weights; on a GPU with engines."""
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config

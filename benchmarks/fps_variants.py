@@ -41,7 +41,7 @@ _NAMED_ONLY = {"onnxruntime:tensorrt": "compiles for minutes at its first start;
 
 @dataclass(frozen=True)
 class Settings:
-    """What is timed, and how.
+    """What to time, and how.
 
     Attributes:
         frame_size: (H, W) of the camera's frames.
@@ -50,7 +50,7 @@ class Settings:
         precisions: names, or None for all.
         seconds: time for each timing of each variant.
         threads: CPU threads of every variant.
-        device: `cpu` or `cuda`: where PyTorch runs, and which backends stand beside it.
+        device: `cpu` or `cuda`: where PyTorch runs, and which backends it is compared with.
         hint: `latency` or `throughput`, for OpenVINO.
         dfr: whether DFR is timed too.
         whole: whether the model without components is timed too.
@@ -146,7 +146,7 @@ def open_variants(
         same_weights: whether the two are the same model, so that their maps can be compared.
 
     Returns:
-        The variants, and what is not here: {backend, precision, why}.
+        The variants, and the missing ones: {backend, precision, why}.
 
     Raises:
         BackendError: a backend that was named in the settings cannot be used here.
@@ -269,7 +269,7 @@ def _device_mib() -> float | None:
 
 
 def _compare(variants: Sequence[Variant]) -> None:
-    """Whether all compute the same thing: nobody should read the speed of a wrong answer."""
+    """Whether all variants compute the same result: the speed of a wrong answer means nothing."""
     reference = variants[0]
     frame = np.random.default_rng(1).integers(0, 256, (1, *reference.backend.frame_size, 3), np.uint8)
     expected = reference.infer(frame).anomaly_map

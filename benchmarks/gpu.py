@@ -1,4 +1,4 @@
-"""Everything that is to be measured once an NVIDIA GPU is at hand, part by part; ends with a word where there is none.
+"""All measurements that need an NVIDIA GPU, part by part; ends with a message if there is no GPU.
 
     python benchmarks/gpu.py BUNDLE [--parts engine,parity,fps,split,soak,threads,fit] [--backend auto] [--batch 1,8,32]
                              [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 10] [--out FOLDER]
@@ -52,7 +52,7 @@ AIM = 0.6
 """Share of the matrix rate that the graph should reach at batch 32."""
 THREADS = 4
 FITS = {"fast": ("--images", "64"), "paper": ("--images", "204", "--latent", "300")}
-"""204: what a category of 240 has left for fitting; V on real images is about 300."""
+"""204 of 240 images remain for fitting; V on real images is about 300."""
 LOSS = 0.05
 """The losses of the fits that are compared differ by no more than this share."""
 
@@ -139,7 +139,7 @@ def in_threads(
     """Four threads score all frames so often, each beginning elsewhere; counts answers that are not the expected ones.
 
     Raises:
-        Whatever a thread raised.
+        The exception that a thread raised.
     """
     wrong, errors, lock = [0], [], threading.Lock()
 
@@ -303,7 +303,7 @@ def _fit(steps: int, out: Path) -> Found:
 
 
 def _run(command: Sequence[str]) -> None:
-    """In a process of its own: torch stays out of the other parts."""
+    """In a process of its own, so that the other parts do not load torch."""
     if subprocess.run(command, check=False).returncode != 0:
         raise ConfigError(f"benchmarks/{Path(command[1]).name} ended with an error.", "It is printed above.", "")
 

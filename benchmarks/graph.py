@@ -1,4 +1,4 @@
-"""What is saved in the graph, exactly: nodes, work and bytes of the model exported as it is, and of the fused graph.
+"""Nodes, operations and bytes of the plainly exported model and of the fused graph.
 
     python benchmarks/graph.py [--models vit_base_patch16_384,vit_small_patch14_dinov2] [--components K] [--out FILE]
 

@@ -4,14 +4,14 @@
                                  [--baseline pca,pca-raw,padim,knn] [--seeds 0,1,2] [--set KEY=VALUE]
                                  [--out FILE] [--again]
 
-Each cell (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): split off the
-held-out normal images, fit on the others, calibrate T on the held-out ones, evaluate on the test set at the images'
-own resolution. What is in the result file already, with the same settings on the same images, is not run again. A
-seed is that of weights, order and split; of several seeds the table shows the mean and the standard deviation.
+Each experiment (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): it splits
+off the held-out normal images, fits on the others, calibrates T on the held-out ones and evaluates on the test set at
+the images' own resolution. An experiment that is in the result file, with the same settings on the same images, is not
+run again. The seed sets weights, order and split; for several seeds the table shows mean and standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
-             features between cells; fit times then hold no backbone where the row says so)
-  peak GiB   resident high-water mark of the cell's process, evaluation included
+             features between experiments; fit times then hold no backbone where the row says so)
+  peak GiB   resident high-water mark of the experiment's process, evaluation included
 
 Baselines (baselines.py) see the same images, backbone and layers, and their maps get the preset's smoothing too.
 """
@@ -34,7 +34,15 @@ from benchmarks import common
 from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
-from saae_train.experiments.experiment import SAAE_METHOD, Cell, Fitted, Report, fit_saae, is_same, run_fresh
+from saae_train.experiments.experiment import (
+    SAAE_METHOD,
+    Experiment,
+    FittedMethod,
+    Report,
+    fit_saae,
+    is_same,
+    run_fresh,
+)
 from saae_train.experiments.paper import CLASSES, paper_table
 
 if TYPE_CHECKING:
@@ -45,18 +53,22 @@ PAPER = {name: tuple(paper_table(table).figures[name]["Ours"] for table in ("2",
 """Pixel ROC-AUC and PRO-AUC in percent, the paper's Tables 2 and 3, column "Ours"."""
 
 
-def fit_method(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
-    """The SAAE, or the baseline that the cell names."""
-    fit = fit_saae if cell.method == SAAE_METHOD else _fit_baseline
-    return fit(cell, backbone, samples, cache, report)
+def fit_method(
+    experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
+) -> FittedMethod:
+    """The SAAE, or the baseline that the experiment names."""
+    fit = fit_saae if experiment.method == SAAE_METHOD else _fit_baseline
+    return fit(experiment, backbone, samples, cache, report)
 
 
-def _fit_baseline(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
+def _fit_baseline(
+    experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
+) -> FittedMethod:
     import torch
 
     from saae_train.fitting.features import extract
 
-    config = cell.config
+    config = experiment.config
     features = extract(
         backbone,
         samples,
@@ -64,7 +76,7 @@ def _fit_baseline(cell: Cell, backbone: Features, samples: tuple[Sample, ...], c
         precision=config.precision,
         progress=lambda done, total: report("features", done, total),
     )
-    model, change = baseline(cell.method, features.values)
+    model, change = baseline(experiment.method, features.values)
     backbone.cpu()
     mean = torch.tensor(backbone.mean).view(3, 1, 1) * 255.0
     std = torch.tensor(backbone.std).view(3, 1, 1) * 255.0
@@ -79,11 +91,11 @@ def _fit_baseline(cell: Cell, backbone: Features, samples: tuple[Sample, ...], c
         return full, float(full.max())
 
     facts = {"patches": int(np.prod(features.values.shape[:2])), "channels": backbone.channels}
-    return Fitted(score, facts, config.replace(layers=backbone.layers, input_size=backbone.input_size))
+    return FittedMethod(score, facts, config.replace(layers=backbone.layers, input_size=backbone.input_size))
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
-    """The rows of a result file; none when it is not there or cannot be read."""
+    """The rows of a result file; empty if it is missing or cannot be read."""
     try:
         rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -94,8 +106,8 @@ def finished(out: Path) -> list[dict[str, Any]]:
 def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
     """Rows for the terminal, numbers in percent, the paper's figures after each category.
 
-    Rows that differ in nothing but the seed become one, with mean and standard deviation. Where a category's rows are
-    of different images, the first digits of the images' digest stand beside the method.
+    Rows that differ only in the seed become one, with mean and standard deviation. If a category's rows are of
+    different images, the method's label shows the first digits of the images' digest.
     """
     table: list[list[object]] = []
     for category in dict.fromkeys(r["category"] for r in rows):
@@ -137,12 +149,12 @@ def _percents(rows: Sequence[dict[str, Any]]) -> list[str | None]:
     return found
 
 
-def _run(cell: Cell) -> dict[str, Any]:
-    """A cell in a fresh process, its progress on the terminal; its error names the cell."""
+def _run(experiment: Experiment) -> dict[str, Any]:
+    """An experiment in a fresh process, its progress on the terminal; its error names the experiment."""
     from rich.console import Console
     from rich.progress import Progress
 
-    title = f"{cell.category} {cell.method}"
+    title = f"{experiment.category} {experiment.method}"
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title)
 
@@ -150,7 +162,7 @@ def _run(cell: Cell) -> dict[str, Any]:
             bar.update(task, description=f"{title}: {what}", completed=done, total=total)
 
         try:
-            return run_fresh(cell, fit_method, show)
+            return run_fresh(experiment, fit_method, show)
         except SaaeError as error:
             raise type(error)(f"{title} failed: {error.what}", error.why, error.cure) from error
 
@@ -165,12 +177,12 @@ def main(
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, repeatable")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="backbone weights: a file, cache, hub or packaged")] = None,
-    cache: Annotated[Path | None, typer.Option(help="keep features here between cells")] = None,
+    cache: Annotated[Path | None, typer.Option(help="keep features here between experiments")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
-    again: Annotated[bool, typer.Option(help="run cells that are in the result file, too")] = False,
+    again: Annotated[bool, typer.Option(help="run experiments that are in the result file, too")] = False,
     seeds: Annotated[str, typer.Option(help="comma-separated, e.g. 0,1,2; default: the configuration's own")] = "",
 ) -> None:
-    """Measure quality; print and write the table after every cell."""
+    """Measure quality; print and write the table after every experiment."""
     from saae_train.cli.options import make_config, parse_changes, parse_seeds
     from saae_train.data.category import list_categories
 
@@ -185,19 +197,19 @@ def main(
         config = make_config(preset, fixed=parse_changes(change or []))
         methods = ([] if only_baselines else [SAAE_METHOD]) + chosen
         kept = None if cache is None else str(cache)
-        cells = [
-            Cell(str(data), name, config.replace(seed=seed), method, weights, kept)
+        experiments = [
+            Experiment(str(data), name, config.replace(seed=seed), method, weights, kept)
             for name in names
             for method in methods
             for seed in parse_seeds(seeds) or (config.seed,)
         ]
         rows = finished(target)
         shown: list[dict[str, Any]] = []
-        for cell in cells:
-            old = next((r for r in rows if is_same(r, cell)), None)
-            row = old if old is not None and not again else _run(cell)
+        for experiment in experiments:
+            old = next((r for r in rows if is_same(r, experiment)), None)
+            row = old if old is not None and not again else _run(experiment)
             if row is not old:
-                rows = [r for r in rows if not is_same(r, cell, unknown=True)] + [row]
+                rows = [r for r in rows if not is_same(r, experiment, unknown=True)] + [row]
                 common.write_result(
                     common.result(
                         "quality",
@@ -209,7 +221,7 @@ def main(
                     target,
                 )
             shown.append(row)
-            title = f"{cell.category} {cell.method}, seed {cell.config.seed}"
+            title = f"{experiment.category} {experiment.method}, seed {experiment.config.seed}"
             print(f"{title}: {' / '.join(str(v) for v in _percents([row]))}", file=sys.stderr)
     except SaaeError as error:
         print(error, file=sys.stderr)

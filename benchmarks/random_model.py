@@ -97,7 +97,7 @@ def random_checkpoint(config: FitConfig, seed: int = 0) -> Checkpoint:
 def random_bundle(
     checkpoint: Checkpoint, folder: Path, frame_size: tuple[int, int] | None, precisions: Sequence[str]
 ) -> Bundle:
-    """A bundle of a model that nobody fitted; its thresholds are so high that nothing exceeds them.
+    """A bundle of a model with random weights; its thresholds are so high that nothing exceeds them.
 
     Args:
         checkpoint: from `random_checkpoint`.

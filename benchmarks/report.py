@@ -1,4 +1,4 @@
-"""Put the tables of benchmarks/results into Markdown files, between comments, so that no number is typed by hand.
+"""Write the tables of benchmarks/results into Markdown files, between comments.
 
     python benchmarks/report.py [FILE.md ...] [--results DIR] [--check]
 
@@ -7,9 +7,9 @@ A table's place in a document is
     <!-- table: NAME -->
     <!-- end of table -->
 
-where NAME is a result file without `.json`. What stands between is replaced; running again changes nothing. --check
-writes nothing and fails where a document is out of date. Without files: README.md, docs/*.md, benchmarks/README.md.
-A result file that a document names and that is missing or damaged is an error.
+where NAME is a result file without `.json`. The text between is replaced; a second run changes nothing. --check writes
+nothing and fails if a document is out of date. Without files: README.md, docs/*.md, benchmarks/README.md. A result file
+that a document names and that is missing or damaged is an error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """A value as people read it: floats with three significant digits, whole from 1,000 up; None as a dash."""
+    """A value as text: floats with three significant digits, whole from 1,000 up; None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -66,12 +66,12 @@ def cell(value: object) -> str:
 
 
 def updated(text: str, results: Path) -> tuple[str, int]:
-    """A document with its tables made anew, and how many it has.
+    """The document with its tables rendered, and their number.
 
     Raises:
-        DataError: a place that does not end, or a result file that is missing or damaged.
+        DataError: a marker without an end, or a result file that is missing or damaged.
     """
-    fences = [match.span() for match in _FENCE.finditer(text)]  # what shows how to write a place is none
+    fences = [match.span() for match in _FENCE.finditer(text)]  # a marker in a code block is only an example
 
     def shown(position: int) -> bool:
         return any(start <= position < end for start, end in fences)
@@ -97,7 +97,7 @@ def load(path: Path) -> dict[str, Any]:
     """A result file.
 
     Raises:
-        DataError: it is missing or is none.
+        DataError: it is missing or not a result.
     """
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _endless() -> DataError:
-    return DataError("A table's place has no end.", "", "write <!-- end of table --> on a line of its own after it")
+    return DataError("A table marker has no end.", "", "write <!-- end of table --> on a line of its own after it")
 
 
 def _origin(data: Mapping[str, Any]) -> str:
@@ -245,7 +245,7 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the result files")] = common.RESULTS,
     check: Annotated[bool, typer.Option("--check", help="write nothing; fail where a document is out of date")] = False,
 ) -> None:
-    """Make the tables of the documents anew."""
+    """Render the tables of the documents."""
     stale = []
     try:
         for path in files or documents():

@@ -3,13 +3,13 @@
     python benchmarks/study.py --data MVTEC_TREE [--categories cookie] [--seeds 0,1,2] [--variants default,...]
                                [--set KEY=VALUE] [--cache DIR] [--out FILE] [--list]
 
-Every cell is one fit in a fresh process (saae_train/experiments/experiment.py) with the `fast` preset and one change.
-`--set` changes what all variants start from, the default among them (a shorter schedule, where time is short). All
-variants of one seed are run before the next seed, and what is in the result file already is not run again, so the
-study can be stopped and gone on with. The table gives mean and standard deviation over seeds, and the difference from
-the default over the seeds that both have, with the standard error of that difference.
+Every experiment is one fit in a fresh process (saae_train/experiments/experiment.py) with the `fast` preset and one
+change. `--set` changes the base of all variants, the default included (for example a shorter schedule). All variants
+of one seed run before the next seed, and an experiment that is in the result file is not run again, so a stopped study
+resumes. The table gives mean and standard deviation over seeds, and the difference from the default over the seeds
+that both have, with the standard error of that difference.
 
-Choosing by these numbers is choosing on test images: a variant taken over because of a table is flattered in it.
+Choosing by these numbers is choosing on test images: the table overrates a variant that was chosen by it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks import common
 from benchmarks.quality import finished
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_train.cli.options import make_config, parse_changes, parse_seeds
-from saae_train.experiments.experiment import Cell, is_same, run_fresh
+from saae_train.experiments.experiment import Experiment, is_same, run_fresh
 
 DEFAULT = "default"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -64,8 +64,8 @@ METRICS = ("pixel_roc_auc", "pro_auc", "image_roc_auc")
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
     """One row per category, base and variant: seeds, then mean ± deviation and difference from the default, in percent.
 
-    A variant is compared with the default that it changes, and with no other: where a category has rows on several
-    bases (another `--set`, other images or weights), what these differ in stands beside the variant.
+    A variant is compared with its own default only. If a category has rows on several bases (another `--set`, other
+    images or weights), the variant's label shows the fields in which they differ.
     """
     table: list[list[object]] = []
     for category in dict.fromkeys(row["category"] for row in rows):
@@ -100,7 +100,7 @@ Group = tuple[dict[str, Any], list[Mapping[str, Any]]]
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
     """The rows of a category by what they start from. A variant's own change hides what it starts from in that field:
-    it belongs to every group that it agrees with in the others."""
+    it belongs to every group with which it agrees in the other fields."""
     groups: list[Group] = []
     for row in sorted(rows, key=lambda row: row["variant"] != DEFAULT):  # a default row hides nothing
         whole = _whole(row)
@@ -114,13 +114,13 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
-    """All that shapes a row's numbers, but for its seed."""
+    """Everything that a row's numbers depend on, except the seed."""
     config = {key: value for key, value in row["config"].items() if key != "seed"}
     return config | {key: row[key] for key in ("weights", "images") if row.get(key) is not None}
 
 
 def _changed(row: Mapping[str, Any], whole: Mapping[str, Any], groups: Sequence[Group]) -> set[str]:
-    """Fields that a row's variant changes; of a variant that is not known any more, those in which it differs from the
+    """Fields that a row's variant changes; for a variant that no longer exists, those in which it differs from the
     nearest default."""
     changes = row.get("changes", VARIANTS.get(row["variant"]))
     if changes is None:
@@ -131,7 +131,7 @@ def _changed(row: Mapping[str, Any], whole: Mapping[str, Any], groups: Sequence[
 
 
 def _label(base: Mapping[str, Any], bases: Sequence[Mapping[str, Any]]) -> str:
-    """What a base has that not all have, in brackets; nothing where there is one base."""
+    """The fields in which the bases differ, in brackets; empty for a single base."""
     different = [key for key in base if len({json.dumps(other.get(key)) for other in bases}) > 1]
     words = [f"{key} {str(base[key])[:8] if key == 'images' else json.dumps(base[key])}" for key in different]
     return f" ({', '.join(words)})" if words else ""
@@ -168,11 +168,11 @@ def main(
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration of all variants, repeatable")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="backbone weights: a file, cache, hub or packaged")] = None,
-    cache: Annotated[Path | None, typer.Option(help="keep features here between cells")] = None,
+    cache: Annotated[Path | None, typer.Option(help="keep features here between experiments")] = None,
     out: Annotated[Path | None, typer.Option(help="result file")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="print the variants and end")] = False,
 ) -> None:
-    """Run what is missing of the study; print and write the table after every cell."""
+    """Run what is missing of the study; print and write the table after every experiment."""
     if only_list:
         for name, changes in VARIANTS.items():
             print(f"{name}: {json.dumps(changes)}")
@@ -185,31 +185,37 @@ def main(
         if unknown:
             raise ConfigError(f"There is no variant {unknown[0]!r}.", "", "--list names them")
         base = parse_changes(change or [])
-        cells = [
-            (variant, Cell(str(data), category, make_config("fast", fixed={**base, **VARIANTS[variant], "seed": seed})))
+        experiments = [
+            (
+                variant,
+                Experiment(str(data), category, make_config("fast", fixed={**base, **VARIANTS[variant], "seed": seed})),
+            )
             for seed in parse_seeds(seeds)
             for category in categories.split(",")
             for variant in chosen
         ]
         kept = None if cache is None else str(cache)
-        _run([(name, dataclasses.replace(cell, weights=weights, cache=kept)) for name, cell in cells], out)
+        _run(
+            [(name, dataclasses.replace(experiment, weights=weights, cache=kept)) for name, experiment in experiments],
+            out,
+        )
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
 
 
-def _run(cells: Sequence[tuple[str, Cell]], out: Path | None) -> None:
+def _run(experiments: Sequence[tuple[str, Experiment]], out: Path | None) -> None:
     common.print_machine()
     target = out or common.RESULTS / "study.json"
     rows = finished(target)
-    for variant, cell in cells:
-        if any(row["variant"] == variant and is_same(row, cell) for row in rows):
+    for variant, experiment in experiments:
+        if any(row["variant"] == variant and is_same(row, experiment) for row in rows):
             continue
-        kept = [row for row in rows if row["variant"] != variant or not is_same(row, cell, unknown=True)]
+        kept = [row for row in rows if row["variant"] != variant or not is_same(row, experiment, unknown=True)]
         changes = json.loads(json.dumps(VARIANTS[variant]))
-        rows = [*kept, {**run_fresh(cell), "variant": variant, "changes": changes}]
+        rows = [*kept, {**run_fresh(experiment), "variant": variant, "changes": changes}]
         common.write_result(common.result("study", rows), target)
-        print(f"{cell.category}, {variant}, seed {cell.config.seed}: done", file=sys.stderr)
+        print(f"{experiment.category}, {variant}, seed {experiment.config.seed}: done", file=sys.stderr)
     common.print_table("Study: percent, mean ± deviation over seeds", list(HEADINGS), table_rows(rows), [f"{target}"])
 
 

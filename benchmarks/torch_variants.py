@@ -44,7 +44,7 @@ def torch_variants(device: str) -> dict[str, tuple[str, ...]]:
 
 
 class Deployed(nn.Module):
-    """A Detector as frame uint8 [N, H, W, 3], threshold [1] -> anomaly map, score, mask: what the fused graph is.
+    """A Detector as frame uint8 N x H x W x 3, threshold [1] -> anomaly map, score, mask: what the fused graph is.
 
     Args:
         detector: the fitted model; it is used, not copied.

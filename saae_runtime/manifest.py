@@ -47,7 +47,12 @@ KINDS = ("onnx", "engine")
 
 @dataclass(frozen=True)
 class Frame:
-    """Geometry of the graph's input `frame`, in pixels. `baked`: it is a camera's own size, resized in the graph."""
+    """Geometry of the graph's input `frame`.
+
+    Attributes:
+        height, width: in pixels.
+        baked: this is the camera's frame size, and the graph contains the resize.
+    """
 
     height: int
     width: int
@@ -106,10 +111,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where the thresholds came from: `images` normal images with the content digest `digest`.
+    """Origin of the thresholds.
 
-    `held_out`: the model was not fitted on them; None: not known. `given_later`: they are not the build's own, but
-    pictures that `saae-export calibrate` was given for the finished bundle.
+    Attributes:
+        images: number of normal images.
+        digest: their content digest.
+        held_out: whether the model was not fitted on them; None: unknown.
+        given_later: whether `saae-export calibrate` got them for the finished bundle.
     """
 
     images: int
@@ -133,9 +141,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Parity:
-    """Agreement of one artefact with its reference, over `images` real images.
+    """Agreement of one artefact with its reference.
 
-    Errors are relative; `flips` counts images whose decision at T differs.
+    Attributes:
+        images: number of real images.
+        map_rel_error, score_rel_error: largest relative errors.
+        flips: images whose decision at T differs.
+        bound_map, bound_score: bounds of these errors.
+        passed: whether all bounds hold.
+        worst_image: image of the largest error.
+        reference: what it was compared with.
     """
 
     images: int
@@ -188,7 +203,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole bundle. `files` lists every file but manifest.json; it is filled in when the bundle is written."""
+    """A whole bundle; `files` lists every file except manifest.json and is filled in when the bundle is written."""
 
     saae_version: str
     created: str

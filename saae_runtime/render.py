@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 DEFECT_COLOR = (64, 240, 255)
-"""Outline of the predicted mask: cyan, the one hue that the ramp never takes."""
+"""Outline of the predicted mask: cyan, the one hue that the ramp does not contain."""
 TRUTH_COLOR = (120, 255, 90)
 """Outline of the ground truth."""
 _INVALID_COLOR = (128, 128, 128)
@@ -106,7 +106,7 @@ def colorize(anomaly_map: NDArray[Any], vmin: float, vmax: float) -> NDArray[np.
 
 
 def heat_position(anomaly_map: NDArray[Any], threshold: float) -> NDArray[np.float32]:
-    """Where each value lies on the ramp: 0 at zero, 0.5 at T, towards 1 above it.
+    """Position of each value on the ramp: 0 at zero, 0.5 at T, towards 1 above it.
 
     Linear up to T; above T the curve 1 - exp(1 - A/T) / 2 continues with the same slope and never clips, so a
     strong defect still shows its hottest place.
@@ -218,7 +218,7 @@ def sheet(
     title: str = "",
     captions: Sequence[str] = ("input", "heatmap", "overlay", "ground truth"),
 ) -> NDArray[np.uint8]:
-    """One picture for a person: input | heatmap | overlay [| ground truth], captions, colour scale with T marked.
+    """One picture: input | heatmap | overlay [| ground truth], captions, colour scale with T marked.
 
     Args:
         frame: uint8, H x W x 3 or H x W.
@@ -321,7 +321,7 @@ def _lookup(position: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _draw_outline(picture: NDArray[np.uint8], mask: NDArray[Any], color: tuple[int, int, int]) -> None:
-    """Outlines a mask in place: the colour inside the border, a dark line outside so that it shows on any ground."""
+    """Outlines a mask in place: colour inside the border, a dark line outside, visible on any background."""
     inside = np.asarray(mask) != 0
     _same_size("mask", inside.shape, picture)
     if not inside.any():

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen float32 linear layer from weight [out, in] and bias [out] of any float dtype."""
+    """A frozen float32 linear layer from weight out x in and bias [out] of any float dtype."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach().to(torch.float32).contiguous(), requires_grad=False)
     if bias is not None:
@@ -61,7 +61,7 @@ def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]
 def fold_padded_input_norm(
     conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0
 ) -> nn.Conv2d:
-    """`conv((x / white - mean) / std)` as one convolution of x with a channel of ones behind it, whatever the padding.
+    """`conv((x / white - mean) / std)` as one convolution of x with an added channel of ones, correct for any padding.
 
     The mean cannot go into the bias where zeros are padded, for they stand for the mean itself; it goes into the
     weights of the ones, which are padded with zeros just as x is.
@@ -140,9 +140,9 @@ def merge_linears(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     before = torch.zeros(first.out_features).double() if first.bias is None else first.bias.detach().double()
     after = torch.zeros(second.out_features).double() if second.bias is None else second.bias.detach().double()
     if second.in_features >= first.out_features:
-        pieces = outer.unflatten(1, (-1, first.out_features))  # [out, n, middle]
+        pieces = outer.unflatten(1, (-1, first.out_features))  # out x n x middle
         weight, bias = (pieces @ inner).flatten(1), (pieces @ before).sum(dim=1) + after
     else:
-        weight = (outer @ inner.unflatten(0, (-1, second.in_features))).flatten(0, 1)  # n x [out, in]
+        weight = (outer @ inner.unflatten(0, (-1, second.in_features))).flatten(0, 1)  # n x out x in
         bias = (before.unflatten(0, (-1, second.in_features)) @ outer.T + after).flatten()
     return make_linear(weight, None if first.bias is None and second.bias is None else bias)

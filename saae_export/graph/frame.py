@@ -16,9 +16,9 @@ __all__ = ["FrameToPixels", "ScoresToMap"]
 
 
 class FrameToPixels(nn.Module):
-    """uint8 [N, H, W, 3] -> float32 [N, h, w, 3] in 0..255, resized as Pillow's antialiased BILINEAR does it.
+    """uint8 N x H x W x 3 -> float32 N x h x w x 3 in 0..255, resized as Pillow's antialiased BILINEAR does it.
 
-    The cast comes before anything else: TensorRT takes uint8 only as an input that is cast at once.
+    The cast comes first: TensorRT accepts uint8 only as an input that is cast immediately.
 
     Args:
         frame_size: (H, W).
@@ -49,7 +49,7 @@ class FrameToPixels(nn.Module):
 
 
 class ScoresToMap(nn.Module):
-    """Patch scores A float32 [N, h, w] -> anomaly map float32 [N, H, W] (paper section 3.3).
+    """Patch scores A float32 N x h x w -> anomaly map float32 N x H x W (paper section 3.3).
 
     Bilinear, align_corners=False; an optional Gaussian over the patch scores is multiplied into the same two matrices.
 

@@ -32,8 +32,8 @@ GRAPH_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 class _Space(nn.Module):
     """Features f to the space of the SAAE; see `saae_train.model.detector.FeatureSpace`.
 
-    f FP32 [N, prefix + L, U] -> g [N, L, channels] (of `dtype` with components, else FP32), and with components the
-    energy outside them and in all, FP32 [N, L]. The rows of class and register tokens are dropped last, where a row is
+    f FP32 N x (prefix + L) x U -> g N x L x channels (of `dtype` with components, else FP32), and with components the
+    energy outside them and in all, FP32 N x L. The rows of class and register tokens are dropped last, where a row is
     narrowest: cutting them off f copies all of it.
 
     Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
@@ -68,8 +68,8 @@ class _Space(nn.Module):
         if self.back is None:
             return Projected(self._patches(g))
         residual = f - cast(self.back(g), torch.float32)
-        outside, energy = residual.square().sum(dim=2), f.square().sum(dim=2)
-        return Projected(self._patches(g), self._patches(outside), self._patches(energy))
+        residual_energy, energy = residual.square().sum(dim=2), f.square().sum(dim=2)
+        return Projected(self._patches(g), self._patches(residual_energy), self._patches(energy))
 
     def _patches(self, rows: Tensor) -> Tensor:
         return rows[:, self.prefix :] if self.prefix else rows
@@ -80,7 +80,7 @@ def _direction(g: Tensor) -> Tensor:
 
 
 class _Score(nn.Module):
-    """g and its reconstruction to the anomaly score A, FP32 [N, L]; see `saae_train.model.detector.anomaly_score`."""
+    """g and its reconstruction to the anomaly score A, FP32 N x L; see `saae_train.model.detector.anomaly_score`."""
 
     def __init__(self, kind: str, memory: Memory | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -91,25 +91,25 @@ class _Score(nn.Module):
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
-            if projected.outside is None:
+            if projected.residual_energy is None:
                 return torch.linalg.vector_norm(residual, dim=2)
-            return (residual.square().sum(dim=2) + projected.outside).sqrt()
+            return (residual.square().sum(dim=2) + projected.residual_energy).sqrt()
         difference = _direction(a) - _direction(b)
         cosine = 0.5 * difference.square().sum(dim=2)
         if self.memory is not None:
             return memory_score(self.memory(projected.g), cosine, self.memory.alpha)
-        if projected.outside is None or projected.energy is None:
+        if projected.residual_energy is None or projected.energy is None:
             return cosine
-        outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
-        return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
+        residual = projected.residual_energy / projected.energy.clamp_min(1e-12).sqrt()
+        return (cosine.clamp_min(1e-12).sqrt() * residual).clamp_min(1e-12).sqrt()
 
 
 class FusedGraph(nn.Module):
     """`frame`, `threshold` -> `anomaly_map`, `score`, `mask`.
 
-    Inputs: frame uint8 [N, H, W, 3] RGB; threshold float32 [1], pixel T.
-    Outputs: anomaly_map float32 [N, H, W] (eq. 3, upsampled); score float32 [N], the largest value of the map; mask
-    uint8 [N, H, W], 1 where the map is above T.
+    Inputs: frame uint8 N x H x W x 3 RGB; threshold float32 [1], pixel T.
+    Outputs: anomaly_map float32 N x H x W (eq. 3, upsampled); score float32 [N], the largest value of the map; mask
+    uint8 N x H x W, 1 where the map is above T.
 
     Args:
         detector: the fitted model; copied, not changed.

@@ -118,7 +118,7 @@ def session(model: str | os.PathLike[str] | bytes, threads: int = 0, optimise: b
 
 
 def run_onnx(runner: Any, frames: np.ndarray, threshold: float | None = None) -> dict[str, np.ndarray]:
-    """Runs uint8 frames [N, H, W, 3]; `threshold` None takes the graph's own default."""
+    """Runs uint8 frames N x H x W x 3; `threshold` None takes the graph's own default."""
     feed: dict[str, np.ndarray] = {"frame": frames}
     if threshold is not None:
         feed["threshold"] = np.array([threshold], np.float32)
@@ -251,7 +251,7 @@ def _clean(model: onnx.ModelProto) -> None:
 
 
 def _scope(node: onnx.NodeProto) -> str | None:
-    """The module path of a node, from the exporter's notes; None where there are none."""
+    """The module path of a node, from the exporter's metadata; None if it has none."""
     for item in node.metadata_props:
         if item.key == "namespace":
             parts = [part.split(":", 1)[0].strip() for part in item.value.split("/")[:-1]]

@@ -1,4 +1,4 @@
-"""The self-attention autoencoder as it is exported: everything constant computed once, everything linear merged.
+"""The exported form of the self-attention autoencoder: constants precomputed, linear layers merged.
 
 Mirrors `saae_train.model.saae.SAAE` (paper section 3.2) on copied weights. What leaves the graph, exactly: BatchNorm
 (into its convolution); the encoder's last convolution and the patch embedding (one product); position encodings
@@ -52,7 +52,7 @@ class _Mlp(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """[N, L, V] FP32 -> memory [N, L, V] of `dtype`."""
+    """N x L x V FP32 -> memory N x L x V of `dtype`."""
 
     def __init__(self, encoder: TransformerEncoder, tokens: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Memory [N, L, V] of `dtype` -> [N, L, V] of `dtype`; the queries' own half is a constant."""
+    """Memory N x L x V of `dtype` -> N x L x V of `dtype`; the queries' own half is a constant."""
 
     def __init__(
         self, decoder: TransformerDecoder, queries: Tensor, position: Tensor, tokens: int, dtype: torch.dtype
@@ -109,7 +109,7 @@ class _Decoder(nn.Module):
 
 
 class GraphSAAE(nn.Module):
-    """Features to their reconstruction: [N, L, U] -> [N, L, U], both of `dtype`."""
+    """Features to their reconstruction: N x L x U -> N x L x U, both of `dtype`."""
 
     def __init__(self, saae: SAAE, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The frozen VGG19 as it is exported: the pixels' norm folded, the alignment as constant matrices, FP16 written out.
+"""The exported form of the frozen VGG19: pixel normalisation folded, alignment as constant matrices, explicit FP16.
 
 Mirrors `saae_train.model.vgg.VGGFeatures` on copied weights. With `dtype=torch.float16` the convolutions and their
 activations are FP16; the first convolution, which takes pixels, and the alignment, which sums them up, stay FP32.
@@ -21,7 +21,7 @@ __all__ = ["GraphVGG"]
 
 
 class _Align(nn.Module):
-    """A map [N, C, n, m] -> FP32 [N, C, h, w] by one constant matrix per axis."""
+    """A map N x C x n x m -> FP32 N x C x h x w by one constant matrix per axis."""
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Align(nn.Module):
 
 
 class GraphVGG(nn.Module):
-    """Pixels 0..255 in, stacked features out: [N, H, W, 3] FP32 -> [N, h*w, U] FP32.
+    """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (h*w) x U FP32.
 
     The first convolution pads with zeros, which stand for the mean colour, so the mean goes into the weights of a
     fourth channel of ones. A subtraction before it would be right as well, but OpenVINO (plug-in 1.8.1) fuses that

@@ -1,4 +1,4 @@
-"""The frozen ViT as it is exported: fused projections, folded scales, and every FP16 cast written out.
+"""The exported form of the frozen ViT: fused projections, folded scales, explicit FP16 casts.
 
 Mirrors `saae_train.model.vit.ViTFeatures` (paper section 3.1) on copied weights. With `dtype=torch.float16` the matrix
 products and the activations are FP16; the patch projection, LayerNorm, softmax and the residual stream stay FP32. The
@@ -43,9 +43,9 @@ def attend(q: Tensor, k_transposed: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T) v with the softmax in FP32; the 1/sqrt(d) is in the weights that made q.
 
     Args:
-        q: [N or 1, heads, Lq, d].
-        k_transposed: [N, heads, d, Lk].
-        v: [N, heads, Lk, d].
+        q: (N or 1) x heads x Lq x d.
+        k_transposed: N x heads x d x Lk.
+        v: N x heads x Lk x d.
 
     Returns:
         [N, Lq, heads * d], of v's dtype.
@@ -58,7 +58,7 @@ def attend(q: Tensor, k_transposed: Tensor, v: Tensor) -> Tensor:
 class GraphAttention(nn.Module):
     """Multi-head self-attention with one fused qkv product, 1/sqrt(d) folded into the query's rows.
 
-    Input and output: [N, L, D] of the layer's dtype.
+    Input and output: N x L x D of the layer's dtype.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class GraphAttention(nn.Module):
 
 
 class GraphMlp(nn.Module):
-    """fc1, activation, fc2 (LayerScale folded into fc2). Input and output: [N, L, D] of the layer's dtype."""
+    """fc1, activation, fc2 (LayerScale folded into fc2). Input and output: N x L x D of the layer's dtype."""
 
     def __init__(self, mlp: Mlp, gamma: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class GraphMlp(nn.Module):
 
 
 class GraphBlock(nn.Module):
-    """One pre-norm block; the residual stream x [N, L, D] is FP32 in and out."""
+    """One pre-norm block; the residual stream (N x L x D) is FP32 in and out."""
 
     def __init__(self, block: Block, tokens: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class GraphBlock(nn.Module):
 
 
 def _graph_block(block: nn.Module, tokens: int, dtype: torch.dtype) -> nn.Module:
-    """The exported form of a timm block; one of a rarer kind is copied as it is and stays FP32, right but slower."""
+    """The exported form of a timm block; an unusual block is copied unchanged in FP32, correct but slower."""
     plain = type(block) is Block and type(block.attn) is Attention and type(block.mlp) is Mlp
     attention: Any = block.attn if plain else None
     if not plain or getattr(attention, "gate", None) is not None or not _is_identity(getattr(attention, "norm", None)):
@@ -145,7 +145,7 @@ def _is_identity(module: nn.Module | None) -> bool:
 
 
 class GraphViT(nn.Module):
-    """Pixels 0..255 in, stacked features out: [N, H, W, 3] FP32 -> [N, prefix_tokens + h*w, U] FP32, eq. (1).
+    """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (prefix_tokens + h*w) x U FP32, eq. (1).
 
     The rows of class and register tokens come first; who takes the features drops them where that is cheapest.
     """
@@ -166,7 +166,7 @@ class GraphViT(nn.Module):
         self.blocks = nn.ModuleList(_graph_block(block, tokens, dtype) for block in backbone.blocks)
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """[N, H, W, 3] -> [N, h*w, p*p*3]: as a product, the patch projection has tokens for rows at once."""
+        """N x H x W x 3 -> N x (h*w) x (p*p*3): as a product, the patch projection gives tokens as rows."""
         (height, width), (p, q) = self.grid, self.patch
         rows = pixels.reshape(-1, height, p, width, q * 3).transpose(2, 3)
         return rows.reshape(-1, height * width, p * q * 3)

@@ -1,4 +1,4 @@
-"""Which products of a graph are computed in INT8: found by measuring each on calibration frames, not by guess."""
+"""Chooses the matrix products to compute in INT8 by measuring each one on calibration frames."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Product:
         limit: the activation's range that did best.
         error: root-mean-square change of the map over its root-mean-square value, after the best common factor (a
             factor moves thresholds and maps alike).
-        share: of the graph's weights that are products', 0..1.
+        share: its share of the weights of all products, 0..1.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Quantiser:
         path: the FP32 graph, written by `onnx_export.export_onnx`.
         frames: normal images, uint8 H x W x 3 at the graph's frame size, `MIN_FRAMES` or more.
         frame_size: (H, W).
-        progress: told (done, in all, of what).
+        progress: called with (done, total, name of the step).
 
     Raises:
         CalibrationError: too few frames.
@@ -123,7 +123,7 @@ def _measured(
     frames: Sequence[NDArray[np.uint8]],
     progress: Progress,
 ) -> tuple[Product, ...]:
-    """Each product alone in INT8, with the whole range and with the clipped one, against the graph as it is."""
+    """Measures each product alone in INT8, with the full and with the clipped range, against the original graph."""
     reference = _maps(model, frames)
     products = weighted_products(model)
     sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}

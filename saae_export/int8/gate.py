@@ -22,7 +22,7 @@ MOST_FLIPS = 0.01
 
 @dataclass(frozen=True)
 class Quality:
-    """What one precision of a bundle reaches.
+    """Quality of one precision of a bundle.
 
     Attributes:
         on: the images, in words.
@@ -87,7 +87,7 @@ def quality(
         engine: at its own thresholds.
         category: its test images are used.
         held_out: the calibration images; simulated defects are drawn onto them.
-        progress: told (images done, images in all).
+        progress: called with (done, total) images.
 
     Raises:
         SimulationError: no test set, and nothing can be drawn onto these pictures.

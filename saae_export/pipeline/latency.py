@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from saae_runtime import backends
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError
+from saae_train.experiments.timing import Timing, timed_calls
 
 from ..report.data import LatencyRow
 
@@ -22,7 +23,7 @@ __all__ = ["INSIDE", "machine", "measure"]
 
 INSIDE = "frame to result: host resize where needed, inference, map and mask at the frame's size"
 
-_WARM_UP = 3
+_WARM_UP, _FEWEST = 3, 5
 
 
 def measure(
@@ -38,8 +39,8 @@ def measure(
         bundle: an opened bundle.
         frames: uint8 H x W x 3, used in turn.
         runs: calls per backend, after three that are not counted.
-        seconds: stop a backend earlier after so long (never before five calls).
-        skipped: told of a backend that looked usable and is not: its name, precision and the reason.
+        seconds: time limit per backend (at least five calls are made).
+        skipped: called with name, precision and reason of a backend that looked usable and fails to open.
     """
     for precision in bundle.manifest.precisions():
         for candidate in backends.candidates(bundle, 0, precision):
@@ -50,17 +51,17 @@ def measure(
                 continue
             try:
                 with Engine(bundle, backend=candidate.name, precision=precision, verify=False, cache=False) as engine:
-                    times = _times(engine, frames, runs, seconds)
+                    timing = _timing(engine, frames, runs, seconds)
             except BackendError as error:  # a provider's libraries are only loaded when it is opened
                 skipped(f"{candidate.name} {precision}: {error.what} {error.why}".strip())
                 continue
             yield LatencyRow(
                 backend=candidate.name,
                 precision=precision,
-                median_ms=float(np.median(times)),
-                p95_ms=float(np.percentile(times, 95)),
+                median_ms=timing.median_ms,
+                p95_ms=timing.p95_ms,
                 inside=INSIDE,
-                runs=len(times),
+                runs=timing.runs,
                 where=machine(),
             )
 
@@ -71,16 +72,11 @@ def machine() -> str:
     return f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
 
 
-def _times(engine: Engine, frames: Sequence[NDArray[np.uint8]], runs: int, seconds: float) -> list[float]:
-    for index in range(_WARM_UP):
-        engine(frames[index % len(frames)])
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < runs and (len(times) < 5 or time.perf_counter() - began < seconds):
-        start = time.perf_counter()
-        engine(frames[len(times) % len(frames)])
-        times.append(1000 * (time.perf_counter() - start))
-    return times
+def _timing(engine: Engine, frames: Sequence[NDArray[np.uint8]], runs: int, seconds: float) -> Timing:
+    shown = cycle(frames)
+    fewest = min(runs, _FEWEST)
+    times = timed_calls(lambda: engine(next(shown)), seconds, warm_up=_WARM_UP, fewest=fewest, most=runs)
+    return Timing.of(times)
 
 
 def _processor() -> str:

@@ -15,7 +15,7 @@ from saae_train.data.category import Category, Sample
 from saae_train.evaluation.evaluate import Evaluation, evaluate
 from saae_train.selftest.result import SelfTest
 from saae_train.selftest.run import examples as simulated_examples
-from saae_train.selftest.run import require_sight, selftest
+from saae_train.selftest.run import require_detection, selftest
 
 from ..report.data import Example, LatencyRow
 from .bundle import named_frames
@@ -87,10 +87,10 @@ def self_tested(
             ]
             stage.note(f"{result.share()} found with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(result.table())
-    if result.blind and options.allow_blind:
-        stages.say(f"  The model is BLIND: it finds {result.plain} large, strong simulated defects.", "bold yellow")
+    if result.misses_easy and options.allow_blind:
+        stages.say(f"  The model is BLIND: it finds {result.easy} large, strong simulated defects.", "bold yellow")
     else:
-        require_sight(
+        require_detection(
             result,
             "give more or clearer pictures, or fit longer (--steps); "
             f"`{_selftest_command(options, category, work)}` shows what the model misses; "

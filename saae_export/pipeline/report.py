@@ -282,7 +282,7 @@ def _fit(facts: Mapping[str, Any]) -> FitHistory | None:
 
 
 def _banner(result: SelfTest) -> str:
-    found = result.plain
+    found = result.easy
     return f"Defects were drawn by a program onto normal images: {found} large, strong ones were found."
 
 
@@ -301,9 +301,9 @@ def _self_test(findings: Findings) -> SelfTestView | None:
         chart=chart(result),
         columns=[*names["size"], *names["contrast"], "all", "marked"],
         rows=rows,
-        plain=result.plain.value if result.judged else None,
-        blind=result.blind,
-        summary=f"Large and strong: {result.plain} found. "
+        easy=result.easy.value if result.judged else None,
+        misses_easy=result.misses_easy,
+        summary=f"Large and strong: {result.easy} found. "
         f"Calibration images called defective: {result.false_alarms} (at FPR 0 T is just above their largest score). "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         notes=result.notes(),

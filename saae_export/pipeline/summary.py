@@ -57,9 +57,9 @@ def _self_test(result: BuildResult) -> str:
     found = result.self_test
     if found is None:
         return "no simulated defects were tried"
-    words = "BLIND, " if found.blind else ""
+    words = "BLIND, " if found.misses_easy else ""
     return (
-        f"{words}SIMULATED defects found: {found.plain} large and strong, {found.share()} of all sizes and contrasts; "
+        f"{words}SIMULATED defects found: {found.easy} large and strong, {found.share()} of all sizes and contrasts; "
         f"{found.false_alarms} calibration images called defective"
     )
 

@@ -167,16 +167,16 @@ class Example:
 class SelfTestView:
     """What was found of simulated defects.
 
-    chart: uint8 [h, w, 3] RGB. columns: headings. rows: (kind, one cell a column). plain: share of the large, strong
-    ones found, None where there were too few. blind: too many of those were missed. examples: frames with a simulated
+    chart: uint8 [h, w, 3] RGB. columns: headings. rows: (kind, one cell a column). easy: share of the large, strong
+    ones found, None if too few were drawn. misses_easy: too many of them were missed. examples: frames with a simulated
     defect, its mask as `truth`.
     """
 
     chart: npt.NDArray[np.uint8]
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
-    plain: float | None
-    blind: bool
+    easy: float | None
+    misses_easy: bool
     summary: str
     notes: Sequence[str] = ()
     examples: Sequence[Example] = ()

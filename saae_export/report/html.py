@@ -133,9 +133,9 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
     if data.metrics:
         headline = [(name, value) for name, value in data.metrics[0].values.items() if _is_number(value)]
         tiles += [{"value": _percent(value), "name": name + note} for name, value in headline[:4]]
-    if data.self_test is not None and data.self_test.plain is not None:
+    if data.self_test is not None and data.self_test.easy is not None:
         tiles.append(
-            {"value": f"{100 * data.self_test.plain:.0f} %", "name": "of large, strong SIMULATED defects found" + note}
+            {"value": f"{100 * data.self_test.easy:.0f} %", "name": "of large, strong SIMULATED defects found" + note}
         )
     timed = [row for row in data.latency if _is_number(row.median_ms)]
     if timed:

@@ -81,7 +81,7 @@ class CompiledEngine:
 
     Attributes:
         data: the serialized engine, as trtexec and DeepStream load it.
-        network: what it takes and gives.
+        network: its inputs and outputs.
         timing_cache: measured kernel times for the next build, None where the library has none.
         seconds: how long the build took.
     """
@@ -99,7 +99,7 @@ class BuiltEngine:
     Attributes:
         bundle: with the engine in it.
         artefact: the engine.
-        compiled: what was compiled.
+        compiled: the compiled engine.
         before: the engines that it replaced.
         files: their bytes by name, for where the new one turns out wrong.
     """
@@ -159,7 +159,7 @@ def build_engine(
 
     Raises:
         BundleError: no bundle there, or a damaged one.
-        ConfigError: a precision that the bundle has no graph for, an option or GPU that the library has not.
+        ConfigError: a precision that the bundle has no graph for, an option or GPU that the library does not support.
         BackendUnavailableError: the library is not installed.
         DeviceError: a GPU is needed and there is none.
         BackendError: the library does not take the graph, or the build fails.
@@ -183,7 +183,7 @@ def build_engine(
             sms=targets if loaded.buildable_sms() else (),
             options=chosen,
             timing_cache=cache,
-            tf32=precision != "fp32",  # it would move scores away from what the thresholds were calibrated with
+            tf32=precision != "fp32",  # TF32 would move the scores away from the calibrated thresholds
             console=console,
         )
     artefact = Artefact(
@@ -312,7 +312,7 @@ def _targets(library: TrtLibrary, sms: Sequence[str], device: int) -> tuple[str,
 
 
 def _this_gpu(library: TrtLibrary, device: int, known: Sequence[str]) -> str:
-    """The generation of this machine's GPU; where there is none, the error says how to name another."""
+    """The generation of this machine's GPU; without a GPU, the error says how to name one."""
     try:
         api = CudaApi()
         api.check_driver(library.cuda_major())
@@ -372,7 +372,7 @@ def _configure(
 
 
 def _load_cache(library: TrtLibrary, config: Any, data: bytes) -> Any:
-    """Puts a timing cache into the configuration; one that does not fit this GPU or release is started anew."""
+    """Puts a timing cache into the configuration; a cache of another GPU or release is discarded."""
     if not library.has_timing_cache:
         return None
     cache = config.create_timing_cache(data)

@@ -15,7 +15,7 @@ __all__ = ["gate"]
 
 
 def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
-    """Compares a new engine where this machine runs it, and writes what was found into the manifest.
+    """Compares a new engine with the reference if this machine can run it, and records the result in the manifest.
 
     Args:
         built: from `build_engine`.
@@ -25,7 +25,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
         The comparison, or why there is none: the engine is for another machine, or the bundle has no frames.
 
     Raises:
-        ParityError: it disagrees; it was taken out of the bundle again, and what it had replaced was put back.
+        ParityError: it disagrees; it is removed from the bundle, and the engine that it replaced is restored.
         BackendError: it gives values that are not finite; taken out likewise.
         StorageError: the disk is full, or the bundle may not be written to.
     """

@@ -17,7 +17,7 @@ from saae_runtime.errors import BackendError, BackendUnavailableError, DataError
 
 __all__ = ["NetworkInfo", "network_info", "onnx_for_tensorrt", "parse_network"]
 
-# What the parser says, and what a person can do about it. {op} is the node's operator, {title} the library.
+# Parser errors and their cures. {op} is the node's operator, {title} the library.
 _CURES = (
     (r"UInt8 but must have type", "cast uint8 to float before {op}; graphs of saae-export do, export this one again"),
     (r"[Aa]ntialias", "export the graph with saae-export: it resizes by two constant matrices, not by {op}"),
@@ -32,7 +32,7 @@ _CURES = (
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What a parsed network takes and gives, before it is compiled.
+    """Inputs and outputs of a parsed network, before it is compiled.
 
     Attributes:
         inputs, outputs: with -1 where a dimension is free.

@@ -96,7 +96,7 @@ def chart_pixels(svg: str, heading: str = "") -> NDArray[np.uint8]:
         heading: a line above it.
 
     Returns:
-        uint8 [height, width, 3] RGB.
+        uint8 height x width x 3 RGB.
     """
     from PIL import Image, ImageDraw
 

@@ -24,7 +24,12 @@ _MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One line. x, y: equally many numbers; points that are not finite are left out."""
+    """One line.
+
+    Attributes:
+        label: its name in the legend.
+        x, y: equally many numbers; points that are not finite are left out.
+    """
 
     label: str
     x: Floats
@@ -196,7 +201,7 @@ def histogram(groups: Sequence[tuple[str, Floats]], *, title: str, x_label: str,
         threshold: where the decision falls; None draws no line.
 
     Returns:
-        SVG text; empty where there is nothing to draw.
+        SVG text; empty if there is nothing to draw.
     """
     arrays = [(name, np.asarray(values, np.float64).reshape(-1)) for name, values in groups]
     finite = [(name, values, values[np.isfinite(values)]) for name, values in arrays]
@@ -248,7 +253,7 @@ def bar_chart(rows: Sequence[tuple[str, float, float, str]], *, title: str, x_la
         rows: (name, value, second value, text at the bar's end).
 
     Returns:
-        SVG text; empty where there is nothing to draw.
+        SVG text; empty if there is nothing to draw.
     """
     drawn = [entry for entry in rows if math.isfinite(entry[1]) and math.isfinite(entry[2]) and entry[1] > 0]
     if not drawn:
@@ -347,7 +352,7 @@ def _mark(svg: ElementTree.Element, x: float, top: float, bottom: float, label: 
 
 
 def _dot(svg: ElementTree.Element, x: float, y: float, floor: float, label: str) -> None:
-    """A marked point; its label stands below it, on the side where there is room."""
+    """A marked point with its label below it, on the side that has room."""
     _add(svg, "circle", "dot mark-dot", cx=x, cy=y, r=4)
     side, offset = ("end", -8) if x > 0.5 * _WIDTH else ("start", 8)
     _add(svg, "text", f"mark-label {side}", label, x=x + offset, y=min(y + 20, floor - 8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from saae_runtime.errors import DataError
 from saae_runtime.files import canonical_json, sha256_bytes, write_json, write_text
@@ -23,9 +22,19 @@ from saae_runtime.version import saae_version
 from ..config import FitConfig, preset
 from ..data.category import find_category, list_categories
 from ..evaluation.ranking import METRIC_NAMES
-from ..experiments.experiment import Cell, tools
-from ..experiments.plan import COLUMNS, TABLES, Outcome, Plan, Planned, Results, known_categories, resolved, run_plan
-from ..experiments.tables import MadeTable, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
+from ..experiments.experiment import Experiment, tools
+from ..experiments.plan import (
+    COLUMNS,
+    TABLES,
+    Plan,
+    PlannedRun,
+    ResultFolder,
+    RunResult,
+    known_categories,
+    resolved,
+    run_plan,
+)
+from ..experiments.tables import Table, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
 from .options import make_config, parse_changes, parse_seeds
 
 app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
@@ -73,7 +82,7 @@ def tables(
     ] = "",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if there is one.")] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for tables.md, tables.csv, tables.json and single results.")
+        Path, typer.Option("--out", "-o", help="Folder for tables.md, tables.csv, tables.json and the experiments.")
     ] = Path("runs/tables"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be run, and run nothing.")] = False,
 ) -> None:
@@ -98,23 +107,23 @@ def tables(
         weights=weights,
         device=device,
     )
-    results = Results(out, data)
+    folder = ResultFolder(out, data)
     if dry_run:
-        _list(plan, results, _FPS in wanted)
+        _list(plan, folder, _FPS in wanted)
         return
-    outcomes: dict[tuple[str, str, int], Outcome] = {}
-    made: list[MadeTable] = []
+    results: dict[tuple[str, str, int], RunResult] = {}
+    made: list[Table] = []
     speeds: dict[str, Any] | None = None
     try:
-        _run(plan, results, outcomes)
+        _run(plan, folder, results)
         if _FPS in wanted:
-            made.append(fps_table(speeds := _fps(results, config, data, names, device)))
+            made.append(fps_table(speeds := _fps(folder, config, data, names, device)))
     finally:  # Ctrl-C as well: what is finished is shown, what is not says so
-        made = make_tables(plan, outcomes) + made
-        _write(made, out, _measured(outcomes, speeds))
+        made = make_tables(plan, results) + made
+        _write(made, out, _measured(results, speeds))
         _print(made)
         log().print(f"Written: {out}/tables.md, tables.csv, tables.json", markup=False)
-    if any(entry.ours is None for shown in made for entry in shown.entries.values()):
+    if any(figure.ours is None for shown in made for figure in shown.figures.values()):
         raise typer.Exit(1)
 
 
@@ -122,23 +131,23 @@ def _words(text: str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-def _title(planned: Planned) -> str:
-    return f"{planned.cell.category} {planned.column}, seed {planned.cell.config.seed}"
+def _title(planned: PlannedRun) -> str:
+    return f"{planned.experiment.category} {planned.column}, seed {planned.experiment.config.seed}"
 
 
-def _run(plan: Plan, results: Results, outcomes: dict[tuple[str, str, int], Outcome]) -> None:
+def _run(plan: Plan, folder: ResultFolder, results: dict[tuple[str, str, int], RunResult]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = log()
     fields = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*fields, console=console, transient=True)
     with bar if console.is_terminal else nullcontext():
-        cells = bar.add_task("cells", total=len(plan.cells))
+        experiments = bar.add_task("experiments", total=len(plan.runs))
         now = bar.add_task("", total=None, visible=False)
         title = [""]
         there = 0
 
-        def started(planned: Planned) -> None:
+        def started(planned: PlannedRun) -> None:
             title[0] = escape(_title(planned))
             bar.reset(now, description=title[0], total=None, visible=True)
             if not console.is_terminal:
@@ -147,20 +156,20 @@ def _run(plan: Plan, results: Results, outcomes: dict[tuple[str, str, int], Outc
         def report(what: str, done: int, total: int) -> None:
             bar.update(now, description=f"{title[0]}: {escape(what)}", completed=done, total=total)
 
-        def done(planned: Planned, outcome: Outcome, fresh: bool) -> None:
+        def done(planned: PlannedRun, result: RunResult, fresh: bool) -> None:
             nonlocal there
-            bar.advance(cells)
+            bar.advance(experiments)
             bar.update(now, visible=False)
-            if outcome.row is None:
-                console.print(f"[yellow]{escape(_title(planned))}: {escape(outcome.reason)}[/yellow]")
+            if result.row is None:
+                console.print(f"[yellow]{escape(_title(planned))}: {escape(result.reason)}[/yellow]")
             elif fresh:
-                console.print(f"{escape(_title(planned))}: {_figures(outcome.row)}")
+                console.print(f"{escape(_title(planned))}: {_figures(result.row)}")
             else:
                 there += 1
 
-        run_plan(plan, results, started=started, report=report, done=done, outcomes=outcomes)
+        run_plan(plan, folder, started=started, report=report, done=done, results=results)
         if there:
-            console.print(f"{there} of {len(plan.cells)} cells were there already.")
+            console.print(f"{there} of {len(plan.runs)} experiments were there already.")
 
 
 def _figures(row: Any) -> str:
@@ -171,7 +180,9 @@ def _figures(row: Any) -> str:
     return f"{', '.join(found)} ({row['fit_seconds'] + row['evaluate_seconds']:.0f} s)"
 
 
-def _fps(results: Results, config: FitConfig, data: Path, names: tuple[str, ...], device: str | None) -> dict[str, Any]:
+def _fps(
+    folder: ResultFolder, config: FitConfig, data: Path, names: tuple[str, ...], device: str | None
+) -> dict[str, Any]:
     """The measured speeds, from their file where they are there for the same models on the same device."""
     from ..experiments.speed import measure_fps
     from ..fitting.features import pick_device
@@ -179,57 +190,57 @@ def _fps(results: Results, config: FitConfig, data: Path, names: tuple[str, ...]
     configs = {"SAAE": config, "DFR": preset("paper").replace(**COLUMNS["DFR"])}
     models = {name: c.to_json() for name, c in configs.items()}
     settings = {"device": str(pick_device(device)), "models": models, "saae": saae_version()}
-    path = results.folder / "cells" / f"fps-{sha256_bytes(canonical_json(settings).encode())[:16]}.json"
+    file = f"fps-{sha256_bytes(canonical_json(settings).encode())[:16]}.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["measured"]
+        kept = folder.read(file)["measured"]
         if all("fps" in model for model in kept["models"].values()):
             return dict(kept)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     log().print("frames a second of SAAE and DFR ...")
     measured = {**measure_fps(configs, find_category(data, names[0]).train, device), "tools": tools()}
-    write_json(path, {"settings": settings, "measured": measured})
+    write_json(folder.path(file), {"settings": settings, "measured": measured})
     return measured
 
 
-def _list(plan: Plan, results: Results, fps: bool) -> None:
+def _list(plan: Plan, folder: ResultFolder, fps: bool) -> None:
     """What a run would do, as a table on standard output."""
-    shown = Table(title="Cells to run", title_justify="left")
+    shown = RichTable(title="Experiments to run", title_justify="left")
     for name in ("column", "model", "schedule", "to run", "there"):
         shown.add_column(name)
-    outcomes: dict[tuple[str, str, int], Outcome] = {}
-    columns: dict[str, list[Planned]] = {}
+    results: dict[tuple[str, str, int], RunResult] = {}
+    columns: dict[str, list[PlannedRun]] = {}
     seconds: list[float] = []
     waiting: dict[str, list[str]] = {}
-    seen: dict[Cell, str] = {}
-    for planned in plan.cells:
-        config = planned.cell.config
-        if planned.v_from is None and seen.setdefault(planned.cell, planned.column) != planned.column:
-            continue  # the same cell under another name
+    seen: dict[Experiment, str] = {}
+    for planned in plan.runs:
+        config = planned.experiment.config
+        if planned.v_from is None and seen.setdefault(planned.experiment, planned.column) != planned.column:
+            continue  # the same experiment under another name
         columns.setdefault(planned.column, []).append(planned)
-        cell = resolved(planned, outcomes)
-        found = None if isinstance(cell, str) else results.find(cell)
+        experiment = resolved(planned, results)
+        found = None if isinstance(experiment, str) else folder.find(experiment)
         if found is not None:
-            outcomes[planned.cell.category, planned.column, config.seed] = found
+            results[planned.experiment.category, planned.column, config.seed] = found
         if found is not None and found.row is not None:
             seconds.append(found.row["fit_seconds"] + found.row["evaluate_seconds"])
         else:
             again = "" if found is None else f" (again; {found.reason})"
-            waiting.setdefault(planned.column, []).append(planned.cell.category + again)
-    for name, cells in columns.items():
-        config = cells[0].cell.config
+            waiting.setdefault(planned.column, []).append(planned.experiment.category + again)
+    for name, experiments in columns.items():
+        config = experiments[0].experiment.config
         layers = " ".join(map(str, config.layers or ()))
         model = f"{config.backbone}, layers {layers}, {'SAAE' if config.transformer else 'CAE'}"
-        if cells[0].v_from is not None:
-            model += f", V of {cells[0].v_from}"
+        if experiments[0].v_from is not None:
+            model += f", V of {experiments[0].v_from}"
         length = f"{config.steps} steps" if config.steps is not None else f"{config.epochs} epochs"
         to_run = list(dict.fromkeys(waiting.get(name, ())))
-        there = str(len(cells) - len(waiting.get(name, ())))
+        there = str(len(experiments) - len(waiting.get(name, ())))
         shown.add_row(name, model, f"{length} of {config.batch}", escape(", ".join(to_run)), there)
     console = Console()
     console.print(shown)
     missing = sum(map(len, waiting.values()))
-    text = f"{missing} of {sum(map(len, columns.values()))} cells to run"
+    text = f"{missing} of {sum(map(len, columns.values()))} experiments to run"
     if seconds and missing:
         minutes = missing * sum(seconds) / len(seconds) / 60
         text += f", about {minutes:.0f} minutes at the pace of the {len(seconds)} that are there"
@@ -237,19 +248,19 @@ def _list(plan: Plan, results: Results, fps: bool) -> None:
 
 
 def _measured(
-    outcomes: dict[tuple[str, str, int], Outcome], speeds: dict[str, Any] | None
+    results: dict[tuple[str, str, int], RunResult], speeds: dict[str, Any] | None
 ) -> list[tuple[dict[str, str], list[str]]]:
-    """Versions and the cells that were measured with them, the frames a second among these."""
-    found = measured_with(outcomes)
+    """Versions and the experiments that were measured with them, the frames a second among these."""
+    found = measured_with(results)
     if speeds is not None:
-        same = next((cells for versions, cells in found if versions == speeds.get("tools", {})), None)
+        same = next((experiments for versions, experiments in found if versions == speeds.get("tools", {})), None)
         if same is None:
             found.append((speeds.get("tools", {}), same := []))
         same.append("frames a second")
     return found
 
 
-def _write(made: list[MadeTable], out: Path, measured: list[tuple[dict[str, str], list[str]]]) -> None:
+def _write(made: list[Table], out: Path, measured: list[tuple[dict[str, str], list[str]]]) -> None:
     line = ["saae-train", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])]
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     origin = f"{when[:10]}, `{shlex.join(line)}`; measured with {versions_text(measured)}"
@@ -260,17 +271,17 @@ def _write(made: list[MadeTable], out: Path, measured: list[tuple[dict[str, str]
         {
             "created": when,
             "command": shlex.join(line),
-            "versions": [{"tools": found, "cells": cells} for found, cells in measured],
+            "versions": [{"tools": found, "cells": experiments} for found, experiments in measured],
             "tables": [table.to_json() for table in made],
         },
     )
 
 
-def _print(made: list[MadeTable]) -> None:
+def _print(made: list[Table]) -> None:
     console = Console()
     for table in made:
         heads, rows, notes = table.grid()
-        shown = Table(title=table.title, title_justify="left")
+        shown = RichTable(title=table.title, title_justify="left")
         for index, head in enumerate(heads):
             shown.add_column(escape(head), justify="left" if index == 0 else "right")
         for row in rows:

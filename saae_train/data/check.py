@@ -222,7 +222,7 @@ def _look_at_mask(sample: Sample, size: tuple[int, int]) -> tuple[Problem, ...]:
 
 
 def _is_lossy(path: Path) -> bool:
-    """Whether a file's content, whatever its name says, is JPEG or lossy WebP; False where it cannot be read."""
+    """Whether a file's content, by its header, is JPEG or lossy WebP; False if it cannot be read."""
     try:
         with path.open("rb") as stream:
             head = stream.read(16)

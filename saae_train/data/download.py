@@ -25,13 +25,13 @@ TIMEOUT_S = 30.0
 """Seconds without a byte after which a connection counts as lost."""
 
 FRUITLESS_TRIES = 4
-"""Connections in a row that bring nothing before giving up; one that brings bytes starts the count anew."""
+"""Give up after this many connections in a row without data; received data resets the count."""
 
 _CHUNK = 1 << 18
 
 
 class _Interrupted(Exception):
-    """The connection was lost; what came so far is in the .part file."""
+    """The connection was lost; the received part is in the .part file."""
 
 
 def download(
@@ -47,7 +47,7 @@ def download(
 
     Bytes are gathered in `<target>.part`; an interrupted call, Ctrl-C included, leaves it there, and the next call
     asks for the rest with an HTTP range request. `<target>.part.json` remembers the version (ETag or date) and the
-    length, so that parts of two versions are never joined; a server without ranges simply starts anew.
+    length, so that parts of two versions are never joined; a server without ranges starts from the beginning.
 
     Args:
         url: http or https address.

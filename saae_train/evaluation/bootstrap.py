@@ -29,7 +29,7 @@ class PixelIntervals(NamedTuple):
 
 
 def multiplicities(strata: NDArray[np.bool_], replicates: int, seed: int) -> Array:
-    """[replicates, images]: how often each image is drawn, within its stratum."""
+    """replicates x images: how often each image is drawn, within its stratum."""
     rng = np.random.default_rng(seed)
     out = np.zeros((replicates, strata.size))
     for stratum in (False, True):

@@ -43,7 +43,10 @@ class _Image:
 class Profiles:
     """Per-image histograms over common bins, which make resampling images cheap.
 
-    groups [I]; negative, positive, weight [I, B] over bins of ascending value; regions [I].
+    Attributes:
+        groups: group of each of the I images.
+        negative, positive, weight: I x B, over B bins of ascending value.
+        regions: I, number of ground-truth regions.
     """
 
     groups: list[str]
@@ -115,7 +118,7 @@ class PixelPool:
         groups: Sequence[str] | None = None,
         exact_pixels: int = EXACT_PIXELS,
     ) -> PixelPool:
-        """A pool of maps [H, W] and masks [H, W] (None: no defect), each pair of its own size."""
+        """A pool of maps H x W and masks H x W (None: no defect), each pair of its own size."""
         pool = cls(exact_pixels)
         count = 0
         sentinel = object()
@@ -146,7 +149,7 @@ class PixelPool:
         group: str = "",
         name: str | None = None,
     ) -> None:
-        """Add one image: anomaly_map [H, W] float; mask [H, W], nonzero = defect, None = no defect.
+        """Add one image: anomaly_map H x W float; mask H x W, nonzero = defect, None = no defect.
 
         Raises DataError when the two differ in size, or the map holds NaN or infinity; `name` is
         what the message calls the image.
@@ -349,7 +352,7 @@ class PixelPool:
 
 
 def _profile(image: _Image, edges: Floats) -> NDArray[np.float64]:
-    """[3, B] counts of defect-free pixels, of defect pixels, and region weight in each bin."""
+    """3 x B counts of defect-free pixels, of defect pixels, and region weight in each bin."""
     negative = np.sort(image.negative)
     below = np.searchsorted(negative, edges.astype(negative.dtype), side="left")
     out = np.zeros((3, edges.size + 1))

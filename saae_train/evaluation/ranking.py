@@ -19,6 +19,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from saae_runtime.errors import DataError
 
+__all__ = [
+    "METRIC_NAMES",
+    "BestF1",
+    "Floats",
+    "Integers",
+    "Metric",
+    "Ranking",
+    "Rates",
+    "average_precision_of",
+    "best_f1_of",
+    "pro_auc_of",
+    "pro_points",
+    "rates_of",
+    "recall_at",
+    "require_finite",
+    "roc_auc_of",
+    "roc_points",
+]
+
 METRIC_NAMES = {
     "pixel_roc_auc": "pixel ROC-AUC",
     "pro_auc": "PRO-AUC",
@@ -45,10 +64,11 @@ _INT64_SAFE_SAMPLES = 2**31
 class Metric:
     """One number, or the reason why there is none. Never NaN.
 
-    value  the metric as a fraction (0..1), or None;
-    reason why value is None, as a clause for a person; empty otherwise;
-    error  bound on |value - exact value|: 0.0 when exact, more when values were binned;
-    low, high  bootstrap interval over images, None when it was not asked for or cannot be had.
+    Attributes:
+        value: the metric as a fraction (0..1), or None.
+        reason: why `value` is None, in words; empty otherwise.
+        error: bound on |value - exact value|: 0.0 if exact, larger if values were binned.
+        low, high: bootstrap interval over images; None if not requested or not available.
     """
 
     value: float | None
@@ -90,7 +110,7 @@ class Metric:
         return replace(self, low=float(low), high=float(high))
 
     def to_json(self) -> dict[str, float | str | list[float] | None]:
-        """`{"value": ...}` plus `reason`, `error` and `interval` where they say something."""
+        """`{"value": ...}`, and `reason`, `error` and `interval` if they are set."""
         out: dict[str, float | str | list[float] | None] = {"value": self.value}
         if self.reason:
             out["reason"] = self.reason
@@ -117,16 +137,18 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranking:
-    """What lies above each value that a positive takes; see the head of this file.
+    """Counts above each value that a positive takes; see the head of this file.
 
-    value      [n] distinct values of the positives, descending (float32 or float64);
-    positives  [n] int64, positives at exactly this value;
-    weight     [n] float64, region weight at exactly this value, sums to 1 (or all 0 without regions);
-    above      [n] int64, negatives strictly above the value;
-    level      [n] int64, negatives above or equal;
-    negatives  number of negatives;  regions  number of ground-truth regions;
-    exact      False when values were binned: then each entry is one bin, `value` its lower edge;
-    noun       what a sample is called in reasons ("pixel" or "image").
+    Attributes:
+        value: n distinct values of the positives, descending (float32 or float64).
+        positives: n, int64, positives at exactly this value.
+        weight: n, float64, region weight at exactly this value; sums to 1 (all 0 without regions).
+        above: n, int64, negatives strictly above the value.
+        level: n, int64, negatives above or equal.
+        negatives: number of negatives.
+        regions: number of ground-truth regions.
+        exact: False if values were binned: then each entry is one bin, `value` its lower edge.
+        noun: name of a sample in reasons ("pixel" or "image").
     """
 
     value: Floats
@@ -145,7 +167,7 @@ class Ranking:
 
     @classmethod
     def from_scores(cls, scores: ArrayLike, labels: ArrayLike, noun: str = "image") -> Ranking:
-        """Rank samples: scores [n] (kept in their own precision), labels [n] (true = defective)."""
+        """Rank samples: n scores (their precision is kept), n labels (true = defective)."""
         s = np.asarray(scores)
         if s.dtype.kind != "f":
             s = s.astype(np.float64)

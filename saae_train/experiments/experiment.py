@@ -1,7 +1,7 @@
-"""One cell of a table: one category fitted, calibrated and evaluated with one configuration, in a process of its own.
+"""One experiment: one category fitted, calibrated and evaluated with one configuration, in a process of its own.
 
-A cell becomes a row of plain JSON. `run_cell` runs here, `run_fresh` in a fresh process whose progress comes back, so
-that one cell's memory, threads or crash never touch the next one.
+Its result is a row of plain JSON. `run_experiment` runs in this process; `run_fresh` starts a fresh one and reports its
+progress, so that memory, threads or a crash of one experiment cannot affect the next.
 """
 
 from __future__ import annotations
@@ -37,28 +37,38 @@ from .timing import PeakMemory, stopwatch
 if TYPE_CHECKING:
     from ..model.vit import Features
 
-__all__ = ["Cell", "Fitted", "Fitter", "fit_saae", "images_digest", "is_same", "run_cell", "run_fresh", "tools"]
+__all__ = [
+    "Experiment",
+    "FittedMethod",
+    "FitMethod",
+    "fit_saae",
+    "images_digest",
+    "is_same",
+    "run_experiment",
+    "run_fresh",
+    "tools",
+]
 
 Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 Report = Callable[[str, int, int], None]
-"""What is going on, and how much of how much is done."""
+"""Called with (what is running, done, total)."""
 
 SAAE_METHOD = "saae"
 _GRACE, _PATIENCE = 10.0, 20.0
-"""Seconds that a cell has to end by itself after Ctrl-C (a fit saves its state meanwhile), and after being told to."""
+"""Seconds to wait for an experiment to end after Ctrl-C (a fit saves its state first), then after SIGTERM."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One thing to run.
+class Experiment:
+    """What to fit, on which images, with which configuration.
 
     Attributes:
         data: folder of categories.
-        category: which one.
-        config: how the model is built and fitted; its seed also splits off the held-out images.
-        method: "saae", or whatever the `Fitter` knows.
-        weights: of the backbone, see `saae_train.model.weights.load_state_dict`; None: by itself.
-        cache: folder of features and resumable states; None: a fresh one that goes away, so that `fit_seconds` is all.
+        category: name of the category.
+        config: how the model is built and fitted; its seed also chooses the held-out images.
+        method: "saae", or another name that the `FitMethod` knows.
+        weights: of the backbone, see `saae_train.model.weights.load_state_dict`; None: chosen automatically.
+        cache: folder of features and resumable states; None: a temporary one, so that `fit_seconds` covers everything.
         device: torch device; None: the first GPU, or the CPU.
     """
 
@@ -71,7 +81,7 @@ class Cell:
     device: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What shapes the numbers, as plain JSON values: the key under which a finished cell is found again."""
+        """Everything that the numbers depend on, as plain JSON values; a finished experiment is found by them."""
         return {
             "category": self.category,
             "method": self.method,
@@ -80,16 +90,22 @@ class Cell:
         }
 
     def key(self, images: str) -> str:
-        """Hex sha256 of the settings, the images (see `images_digest`), this version of saae, and of what is in the
-        file of weights, wherever it lies. Raises OSError when that file cannot be read."""
+        """Hex sha256 of the settings, the images (see `images_digest`), this version of saae, and the content of the
+        weights file, wherever it is. Raises OSError if that file cannot be read."""
         shaped = {**self.settings(), "images": images, "saae": saae_version()}
         digest = _weights_digest(self.weights)
         return sha256_bytes(canonical_json(shaped if digest is None else {**shaped, "weights": digest}).encode())
 
 
-class Fitted(NamedTuple):
-    """A fitted method: how it scores a frame, what else is worth keeping, its configuration with everything resolved,
-    and what to call when the fit is not needed any more."""
+class FittedMethod(NamedTuple):
+    """A fitted method.
+
+    Attributes:
+        score: scores a frame.
+        facts: other results to record.
+        config: the configuration with all defaults resolved.
+        discard: deletes the resumable state of the fit.
+    """
 
     score: Score
     facts: Mapping[str, Any]
@@ -97,16 +113,16 @@ class Fitted(NamedTuple):
     discard: Callable[[], None] = lambda: None
 
 
-class Fitter(Protocol):
-    """How a cell's method is fitted; a function of a module, so that another process finds it by its name."""
+class FitMethod(Protocol):
+    """Fits an experiment's method; a module-level function, so that another process can import it by name."""
 
     def __call__(
-        self, cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
-    ) -> Fitted: ...
+        self, experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
+    ) -> FittedMethod: ...
 
 
 def images_digest(category: Category) -> str:
-    """Hex sha256 over names and sizes of a category's images and masks: another copy of the same set has the same."""
+    """Hex sha256 over names and sizes of a category's images and masks; a copy of the set has the same digest."""
     digest = hashlib.sha256(b"saae-listing-1")
     files = [s.path for s in (*category.train, *category.test)] + [s.mask for s in category.test if s.mask is not None]
     for path in sorted(files):
@@ -115,7 +131,7 @@ def images_digest(category: Category) -> str:
 
 
 def _weights_digest(weights: str | None) -> str | None:
-    """Hex sha256 of a file of weights; None where they are no file."""
+    """Hex sha256 of a weights file; None if `weights` is not a file."""
     if weights is None or not Path(weights).is_file():
         return None
     about = Path(weights).stat()
@@ -124,23 +140,23 @@ def _weights_digest(weights: str | None) -> str | None:
 
 @lru_cache(maxsize=16)
 def _file_digest(path: str, changed: int, size: int) -> str:
-    """Of a large file that every cell of a table asks for; time and size are there to tell when it is another one."""
+    """Hex sha256 of a large file that every experiment reads; a new time or size makes it a new cache entry."""
     return sha256_file(path)
 
 
-def is_same(row: Mapping[str, Any], cell: Cell, *, unknown: bool = False) -> bool:
-    """Whether a finished row is this cell: the same settings on the same images.
+def is_same(row: Mapping[str, Any], experiment: Experiment, *, unknown: bool = False) -> bool:
+    """Whether a finished row is this experiment: the same settings on the same images.
 
     Args:
-        row: of an earlier run.
-        cell: to be run.
-        unknown: what a row that does not say which images it saw counts as.
+        row: result of an earlier run.
+        experiment: the experiment to run.
+        unknown: the answer for a row that does not record its images.
 
     Raises:
-        DataError: the cell's images cannot be listed.
+        DataError: the experiment's images cannot be listed.
     """
-    wanted = json.loads(json.dumps(cell.settings()))
-    digest = _weights_digest(cell.weights)
+    wanted = json.loads(json.dumps(experiment.settings()))
+    digest = _weights_digest(experiment.weights)
     if digest is not None and "weights_sha256" in row:
         del wanted["weights"]
         wanted["weights_sha256"] = digest
@@ -148,16 +164,18 @@ def is_same(row: Mapping[str, Any], cell: Cell, *, unknown: bool = False) -> boo
         return False
     if row.get("images") is None:
         return unknown
-    return bool(row["images"] == images_digest(find_category(cell.data, cell.category)))
+    return bool(row["images"] == images_digest(find_category(experiment.data, experiment.category)))
 
 
 def tools() -> dict[str, str]:
-    """Versions of what measures here."""
+    """Versions of saae, torch, timm and numpy."""
     return {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))}
 
 
-def fit_saae(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report) -> Fitted:
-    """The product's own method."""
+def fit_saae(
+    experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
+) -> FittedMethod:
+    """Fits SAAE."""
     from ..fitting.features import pick_device
     from ..fitting.fit import Reporter, fit
     from ..model.checkpoint import discard_state
@@ -167,44 +185,48 @@ def fit_saae(cell: Cell, backbone: Features, samples: tuple[Sample, ...], cache:
         features=lambda done, total: report("features", done, total),
         steps=lambda done, total, loss: report(f"step, loss {loss:.4g}", done, total),
     )
-    checkpoint = fit(backbone, samples, cell.config, cell.category, device=cell.device, cache=cache, reporter=watch)
+    checkpoint = fit(
+        backbone, samples, experiment.config, experiment.category, device=experiment.device, cache=cache, reporter=watch
+    )
     kept = ("seconds_features", "seconds_fit", "precision", "bf16", "texture", "device")
     facts = {key: value for key, value in checkpoint.facts.items() if key in kept}
     facts["latent"] = checkpoint.detector.saae.latent
-    return Fitted(
-        TorchScorer(checkpoint.detector, device=pick_device(cell.device)),
+    return FittedMethod(
+        TorchScorer(checkpoint.detector, device=pick_device(experiment.device)),
         facts,
         checkpoint.config,
-        lambda: discard_state(checkpoint),  # the model is not kept, and the next run is to take the whole time again
+        lambda: discard_state(checkpoint),  # the model is not kept, and the next run must time the whole fit again
     )
 
 
-def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what, done, total: None) -> dict[str, Any]:
-    """Fits, calibrates and evaluates one cell in this process: split off the held-out normal images, fit on the others,
-    calibrate T on the held-out ones, evaluate on the test set at the images' own resolution.
+def run_experiment(
+    experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Runs one experiment in this process: splits off the held-out normal images, fits on the others, calibrates T on
+    the held-out ones and evaluates on the test set at the images' own resolution.
 
     Returns:
-        Its row: the settings, what was measured (`overall`, `by_type`, `notes`) and what it took.
+        The row: the settings, the metrics (`overall`, `by_type`, `notes`), times and memory.
 
     Raises:
-        SaaeError: whatever is wrong with images, weights, configuration or fit.
+        SaaeError: images, weights, configuration or fit are invalid.
     """
-    config = cell.config
-    category = find_category(cell.data, cell.category)
+    config = experiment.config
+    category = find_category(experiment.data, experiment.category)
     digest = images_digest(category)
     fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
-    # Only now what loads PyTorch: what is wrong with the images is said at once.
+    # Imported late, because they load PyTorch: errors about the images appear at once.
     from ..calibrate import calibrate, default_fpr
     from ..evaluation.evaluate import evaluate
     from ..model.vit import build_backbone, choose_layers
     from ..model.weights import refuse_random
 
-    with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-cell-") as fresh:
+    with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-experiment-") as fresh:
         layers = config.layers or choose_layers(config.backbone)[0]
-        backbone = build_backbone(config.backbone, layers, config.input_size, cell.weights)
+        backbone = build_backbone(config.backbone, layers, config.input_size, experiment.weights)
         refuse_random(backbone.weights.source, backbone.name)
         with stopwatch() as seconds:
-            fitted = fitter(cell, backbone, fitted_on, Path(cell.cache or fresh), report)
+            fitted = fit_method(experiment, backbone, fitted_on, Path(experiment.cache or fresh), report)
         fit_seconds = seconds()
         fpr = default_fpr(fitted.facts, category.name)
         tables = calibrate(fitted.score, held_out, fpr, progress=lambda done, total: report("calibrate", done, total))
@@ -219,7 +241,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
         fitted.discard()
     sizes = [image.size for image in found.images]
     return {
-        **cell.settings(),
+        **experiment.settings(),
         "fitted_config": fitted.config.to_json(),
         "weights_source": backbone.weights.source,
         "weights_sha256": backbone.weights.sha256,
@@ -230,7 +252,7 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
         "held_out_images": len(held_out),
         "test_images": found.overall.images,
         "fit_seconds": round(fit_seconds, 1),
-        "features_cached": cell.cache is not None,
+        "features_cached": experiment.cache is not None,
         "evaluate_seconds": round(seconds(), 1),
         "peak_memory_gib": round(memory.gib, 2),
         "pixel_fpr": fpr,
@@ -242,24 +264,28 @@ def run_cell(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what
     }
 
 
-def run_fresh(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda what, done, total: None) -> dict[str, Any]:
-    """`run_cell` in a process of its own.
+def run_fresh(
+    experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
+) -> dict[str, Any]:
+    """`run_experiment` in a process of its own.
 
     Raises:
-        SaaeError: the cell's own error, of its own class; or the process ended without a word.
+        SaaeError: the experiment's error, with its own class, or the process ended without reporting one.
     """
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_child, args=(cell, fitter, sender), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_child, args=(experiment, fit_method, sender), daemon=True
+    )
     process.start()
-    sender.close()  # the child's end is the only one now: when it ends, so does the reading
-    outcome: dict[str, Any] = {}
+    sender.close()  # the child holds the only sending end now: reading ends when the child ends
+    result: dict[str, Any] = {}
     try:
         while True:
             message = json.loads(receiver.recv_bytes())
             if "progress" in message:
                 report(*message["progress"])
             else:
-                outcome = message
+                result = message
     except EOFError:
         process.join()
     except BaseException:
@@ -272,19 +298,19 @@ def run_fresh(cell: Cell, fitter: Fitter = fit_saae, report: Report = lambda wha
         raise
     finally:
         receiver.close()
-    if "row" in outcome:
-        row: dict[str, Any] = outcome["row"]
+    if "row" in result:
+        row: dict[str, Any] = result["row"]
         return row
-    if "error" in outcome:
-        raise _error(outcome["error"])
+    if "error" in result:
+        raise _error(result["error"])
     raise SaaeError(
-        f"The process of {cell.category} {cell.method} ended with code {process.exitcode}.",
+        f"The process of {experiment.category} {experiment.method} ended with code {process.exitcode}.",
         "A negative code is a signal; -9 usually means that memory ran out.",
         "run this category alone, with less in --set components=... or a smaller input size",
     )
 
 
-def _child(cell: Cell, fitter: Fitter, sender: Connection) -> None:
+def _child(experiment: Experiment, fit_method: FitMethod, sender: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clean as Ctrl-C
 
     last = [0.0]
@@ -299,12 +325,12 @@ def _child(cell: Cell, fitter: Fitter, sender: Connection) -> None:
             send(progress=[what, done, total])
 
     try:
-        send(row=run_cell(cell, fitter, report))
+        send(row=run_experiment(experiment, fit_method, report))
     except SaaeError as error:
         send(error={"kind": type(error).__name__, "what": error.what, "why": error.why, "cure": error.cure})
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # a full GPU, a library's own error: the other cells must go on, and this one be named
+    except Exception as error:  # a full GPU, a library's own error: report it, so that the other experiments go on
         if os.environ.get("SAAE_DEBUG", "") not in ("", "0"):
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -319,8 +345,8 @@ def _child(cell: Cell, fitter: Fitter, sender: Connection) -> None:
         )
 
 
-def _error(told: Mapping[str, str]) -> SaaeError:
-    """The child's error once more, of its own class where that is one of saae's."""
-    kind: Any = getattr(errors, told["kind"], SaaeError) if told["kind"] in errors.__all__ else SaaeError
-    error: SaaeError = kind(told["what"], told["why"], told["cure"])
+def _error(message: Mapping[str, str]) -> SaaeError:
+    """Rebuilds the child's error, with its own class if saae defines it."""
+    kind: Any = getattr(errors, message["kind"], SaaeError) if message["kind"] in errors.__all__ else SaaeError
+    error: SaaeError = kind(message["what"], message["why"], message["cure"])
     return error

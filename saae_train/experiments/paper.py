@@ -48,7 +48,7 @@ class PaperTable:
     figures: Mapping[str, Mapping[str, float]]
 
     def figure(self, row: str, column: str) -> float | None:
-        """What the paper prints, None where it prints nothing."""
+        """The paper's figure; None if it prints none."""
         return self.figures.get(row, {}).get(column)
 
 

@@ -1,7 +1,7 @@
-"""The paper's Tables 2 to 5 as cells to run: which there are, what each changes, and running those that are missing.
+"""The experiments of the paper's Tables 2 to 5: lists them, and runs those that have no result yet.
 
-Results lie in one folder, one JSON file a cell, named by what shapes the numbers (settings and images), so that a cell
-that several tables share is run once, and a stopped run goes on where it was.
+Each result is a JSON file named by a hash of settings and images, so that an experiment that several tables share runs
+once, and a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from saae_runtime.files import write_json
 
 from ..config import FitConfig, default_layers
 from ..data.category import find_category
-from .experiment import Cell, Report, images_digest, run_fresh
+from .experiment import Experiment, Report, images_digest, run_fresh
 from .paper import CLASSES, paper_table
 
-__all__ = ["COLUMNS", "TABLES", "Outcome", "Plan", "Planned", "Results", "columns_of", "known_categories", "run_plan"]
+__all__ = [
+    "COLUMNS",
+    "TABLES",
+    "RunResult",
+    "Plan",
+    "PlannedRun",
+    "ResultFolder",
+    "columns_of",
+    "known_categories",
+    "run_plan",
+]
 
 TABLES = ("2", "3", "4", "5")
 
@@ -35,7 +45,7 @@ COLUMNS: Mapping[str, Mapping[str, Any]] = {
     "f1:4": {"layers": (0, 1, 2, 3, 4)},
     **{f"f{k}": {"layers": (0, k)} for k in range(1, 13)},  # section 4.4.1: each with the patch projection
 }
-"""Columns that can be run, and the fields of the configuration that each changes."""
+"""Columns that can be run -> the fields of the configuration that each changes."""
 
 _DEFAULT_COLUMNS = {"2": ("Ours",), "3": ("Ours",)}
 _V_FROM = "f4"
@@ -43,7 +53,7 @@ _V_FROM = "f4"
 
 
 def columns_of(table: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns of a table that are run: those `wanted` that it has, or by default the paper's own models."""
+    """The columns of a table to run: those of `wanted` that it has, or by default the paper's own models."""
     own = tuple(name for name in paper_table(table).columns if name in COLUMNS)
     if wanted:
         return tuple(name for name in own if name in wanted)
@@ -51,17 +61,28 @@ def columns_of(table: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A cell to run. `v_from`: the column whose V this one takes, as soon as that is known."""
+class PlannedRun:
+    """An experiment to run for a column.
+
+    Attributes:
+        column: name of the column.
+        experiment: the experiment.
+        v_from: column whose V this experiment uses, filled in once that column has run; None: its own.
+    """
 
     column: str
-    cell: Cell
+    experiment: Experiment
     v_from: str | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a cell: its row, or the reason why there is none ("not run: ...", "failed: ...")."""
+class RunResult:
+    """Result of an experiment.
+
+    Attributes:
+        row: what was measured, see `run_experiment`; None if there is no result.
+        reason: why there is none: "not run: ..." or "failed: ...".
+    """
 
     row: Mapping[str, Any] | None = None
     reason: str = ""
@@ -69,21 +90,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of some tables.
+    """All experiments of the chosen tables.
 
     Attributes:
         tables: names of the tables.
-        columns: those that are run, by table.
-        categories: which, in the order of the rows.
-        seeds: each cell is run with each of them.
-        cells: every cell once, one whose V another needs before that one.
+        columns: columns to run, by table.
+        categories: names, in the order of the rows.
+        seeds: every experiment runs once per seed.
+        runs: every experiment once; a run whose V another one needs comes before it.
     """
 
     tables: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]]
     categories: tuple[str, ...]
     seeds: tuple[int, ...]
-    cells: tuple[Planned, ...] = field(repr=False)
+    runs: tuple[PlannedRun, ...] = field(repr=False)
 
     @classmethod
     def make(
@@ -98,26 +119,26 @@ class Plan:
         weights: str | None = None,
         device: str | None = None,
     ) -> Plan:
-        """Lists the cells.
+        """Lists the experiments.
 
         Args:
             data: folder of categories.
-            categories: which.
+            categories: names.
             config: of the column "Ours"; the other columns change it.
-            tables: of "2" to "5".
-            columns: only these of each table; none: see `columns_of`.
-            seeds: none: the configuration's.
-            weights, device: see `Cell`.
+            tables: any of "2" to "5".
+            columns: only these of each table; empty: see `columns_of`.
+            seeds: empty: the configuration's.
+            weights, device: see `Experiment`.
 
         Raises:
-            ConfigError: a table or column that there is not.
+            ConfigError: an unknown table or column.
         """
         for name in tables:
             if name not in TABLES:
-                raise ConfigError(f"There is no Table {name} to be made.", "", f"one of: {', '.join(TABLES)}, fps")
+                raise ConfigError(f"There is no Table {name}.", "", f"one of: {', '.join(TABLES)}, fps")
         for name in columns:
             if name not in COLUMNS:
-                raise ConfigError(f"There is no column {name!r} to be run.", "", f"one of: {', '.join(COLUMNS)}")
+                raise ConfigError(f"There is no column {name!r}.", "", f"one of: {', '.join(COLUMNS)}")
         chosen = {name: columns_of(name, columns) for name in tables}
         if columns and not any(chosen.values()):
             raise ConfigError(
@@ -131,23 +152,25 @@ class Plan:
         single = [name for name in order if wants_v and name in _SINGLE and name != _V_FROM]
         if single and _V_FROM not in order:
             order.append(_V_FROM)
-        order.sort(key=lambda name: name != _V_FROM)  # first what others wait for
+        order.sort(key=lambda name: name != _V_FROM)  # first the one that others wait for
         kept = tuple(seeds) or (base.seed,)
-        cells = []
+        runs = []
         for category in categories:
             for seed in kept:
                 for name in order:
                     changed = base.replace(**COLUMNS[name], seed=seed)
-                    cell = Cell(str(data), category, changed, weights=_weights(weights, base, changed), device=device)
-                    cells.append(Planned(name, cell, _V_FROM if name in single else None))
-        return cls(tuple(tables), chosen, tuple(categories), kept, tuple(cells))
+                    experiment = Experiment(
+                        str(data), category, changed, weights=_weights(weights, base, changed), device=device
+                    )
+                    runs.append(PlannedRun(name, experiment, _V_FROM if name in single else None))
+        return cls(tuple(tables), chosen, tuple(categories), kept, tuple(runs))
 
 
 _SINGLE = frozenset(f"f{k}" for k in range(1, 13))
 
 
 def _weights(weights: str | None, base: FitConfig, changed: FitConfig) -> str | None:
-    """A file of weights belongs to the backbone that was asked for; another backbone finds its own."""
+    """A weights file applies to the configured backbone only; other backbones find their own weights."""
     named = weights in (None, "random", "cache", "hub", "packaged")
     return weights if named or changed.backbone == base.backbone else None
 
@@ -161,139 +184,151 @@ def _layers(backbone: str) -> tuple[int, ...]:
     return layers
 
 
-class Results:
+class ResultFolder:
     """The folder of result files.
 
     Args:
-        folder: `cells/` in it holds the files, `work/` what an unfinished cell goes on from.
+        root: `experiments/` in it holds the files, `work/` the state from which an unfinished experiment resumes. A
+            result file in `cells/`, where earlier versions wrote, is read as well.
         data: folder of categories.
     """
 
-    def __init__(self, folder: Path, data: Path) -> None:
-        self.folder, self.data = folder, data
+    def __init__(self, root: Path, data: Path) -> None:
+        self.root, self.data = root, data
         self._digests: dict[str, str] = {}
 
-    def key(self, cell: Cell) -> str:
-        """Of a cell and the images it would see. Raises DataError when these cannot be listed."""
-        if cell.category not in self._digests:
-            self._digests[cell.category] = images_digest(find_category(self.data, cell.category))
-        return cell.key(self._digests[cell.category])
+    def key(self, experiment: Experiment) -> str:
+        """Hash of the experiment and its images. Raises DataError if the images cannot be listed."""
+        if experiment.category not in self._digests:
+            self._digests[experiment.category] = images_digest(find_category(self.data, experiment.category))
+        return experiment.key(self._digests[experiment.category])
 
-    def path(self, cell: Cell) -> Path:
-        """The cell's result file."""
-        return self.folder / "cells" / f"{cell.category}-{self.key(cell)[:16]}.json"
+    def path(self, name: str) -> Path:
+        """Where the result file of this name is written."""
+        return self.root / "experiments" / name
 
-    def work(self, cell: Cell) -> Path:
-        """Features and state of a cell under way."""
-        return self.folder / "work" / self.key(cell)[:16]
+    def read(self, name: str) -> Any:
+        """Content of a result file. Raises OSError or ValueError if it is missing or not JSON."""
+        path = self.path(name)
+        return json.loads((path if path.exists() else self.root / "cells" / name).read_text(encoding="utf-8"))
 
-    def find(self, cell: Cell) -> Outcome | None:
-        """What became of a cell in an earlier run; None when it was never run, or its file is damaged."""
+    def name(self, experiment: Experiment) -> str:
+        """Name of the experiment's result file."""
+        return f"{experiment.category}-{self.key(experiment)[:16]}.json"
+
+    def work(self, experiment: Experiment) -> Path:
+        """Folder for features and state of an unfinished experiment."""
+        return self.root / "work" / self.key(experiment)[:16]
+
+    def find(self, experiment: Experiment) -> RunResult | None:
+        """Result of an earlier run; None if the experiment never ran or its file is damaged."""
         try:
-            record = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            record = self.read(self.name(experiment))
             if "row" in record:
                 row = record["row"]
                 row["overall"]["metrics"], row["facts"]["latent"]
-                return Outcome(row)
-            return Outcome(reason=str(record["reason"]))
+                return RunResult(row)
+            return RunResult(reason=str(record["reason"]))
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
 
-    def keep(self, cell: Cell, outcome: Outcome) -> None:
+    def keep(self, experiment: Experiment, result: RunResult) -> None:
         """Writes a result file."""
-        told = (
-            {"row": outcome.row} if outcome.row is not None else {"settings": cell.settings(), "reason": outcome.reason}
+        record = (
+            {"row": result.row}
+            if result.row is not None
+            else {"settings": experiment.settings(), "reason": result.reason}
         )
-        write_json(self.path(cell), told)
+        write_json(self.path(self.name(experiment)), record)
 
 
-Runner = Callable[[Cell, Report], Mapping[str, Any]]
+Runner = Callable[[Experiment, Report], Mapping[str, Any]]
 
 
-def _run(cell: Cell, report: Report) -> Mapping[str, Any]:
-    return run_fresh(cell, report=report)
+def _run(experiment: Experiment, report: Report) -> Mapping[str, Any]:
+    return run_fresh(experiment, report=report)
 
 
-def resolved(planned: Planned, outcomes: Mapping[tuple[str, str, int], Outcome]) -> Cell | str:
-    """The cell with its V filled in, or the reason why that cannot be had."""
+def resolved(planned: PlannedRun, results: Mapping[tuple[str, str, int], RunResult]) -> Experiment | str:
+    """The experiment with its V filled in, or the reason why V is unknown."""
     if planned.v_from is None:
-        return planned.cell
-    source = outcomes.get((planned.cell.category, planned.v_from, planned.cell.config.seed))
+        return planned.experiment
+    source = results.get((planned.experiment.category, planned.v_from, planned.experiment.config.seed))
     if source is None or source.row is None:
         why = source.reason if source is not None else "not run"
         return f"not run: its V is that of {planned.v_from} ({why})"
     latent = int(source.row["facts"]["latent"])
-    return replace(planned.cell, config=planned.cell.config.replace(latent=latent))
+    return replace(planned.experiment, config=planned.experiment.config.replace(latent=latent))
 
 
 def run_plan(
     plan: Plan,
-    results: Results,
+    folder: ResultFolder,
     *,
     run: Runner = _run,
-    started: Callable[[Planned], None] = lambda planned: None,
+    started: Callable[[PlannedRun], None] = lambda planned: None,
     report: Report = lambda what, done, total: None,
-    done: Callable[[Planned, Outcome, bool], None] = lambda planned, outcome, fresh: None,
-    outcomes: dict[tuple[str, str, int], Outcome] | None = None,
-) -> dict[tuple[str, str, int], Outcome]:
-    """Runs what is missing. A cell that fails is recorded with its reason; the others go on.
+    done: Callable[[PlannedRun, RunResult, bool], None] = lambda planned, result, fresh: None,
+    results: dict[tuple[str, str, int], RunResult] | None = None,
+) -> dict[tuple[str, str, int], RunResult]:
+    """Runs the experiments that have no result yet. A failure is recorded with its reason; the others go on.
 
-    A backbone whose weights are missing is asked for once; its other cells get the same reason.
+    If a backbone's weights are missing, they are looked for once; its other experiments get the same reason.
 
     Args:
-        plan: the cells.
-        results: where they are kept.
-        run: what runs one cell.
-        started, report, done: told about each cell; `fresh` says whether it was run now.
-        outcomes: filled while it goes, so that a caller has what is finished when this is stopped.
+        plan: the experiments.
+        folder: their result files.
+        run: runs one experiment.
+        started, report, done: called for each experiment; `fresh` is True if it ran now.
+        results: filled as experiments finish, so that the caller keeps them if this is interrupted.
 
     Returns:
-        (category, column, seed) -> what became of it.
+        (category, column, seed) -> result.
     """
-    found = {} if outcomes is None else outcomes
+    found = {} if results is None else results
     missing: dict[tuple[str, str | None], str] = {}
-    for planned in plan.cells:
-        place = (planned.cell.category, planned.column, planned.cell.config.seed)
-        cell = resolved(planned, found)
+    for planned in plan.runs:
+        place = (planned.experiment.category, planned.column, planned.experiment.config.seed)
+        experiment = resolved(planned, found)
         fresh = False
-        if isinstance(cell, str):
-            outcome = Outcome(reason=cell)
+        if isinstance(experiment, str):
+            result = RunResult(reason=experiment)
         else:
-            earlier = results.find(cell)
-            backbone = (cell.config.backbone, cell.weights)
+            earlier = folder.find(experiment)
+            backbone = (experiment.config.backbone, experiment.weights)
             if earlier is not None and earlier.row is not None:
-                outcome = earlier
+                result = earlier
             elif backbone in missing:
-                outcome = Outcome(reason=missing[backbone])
+                result = RunResult(reason=missing[backbone])
             else:
                 started(planned)
                 fresh = True
-                outcome = _one(cell, results, run, report)
-                if outcome.reason.startswith(_NO_WEIGHTS):
-                    missing[backbone] = outcome.reason
-        found[place] = outcome
-        done(planned, outcome, fresh)
+                result = _one(experiment, folder, run, report)
+                if result.reason.startswith(_NO_WEIGHTS):
+                    missing[backbone] = result.reason
+        found[place] = result
+        done(planned, result, fresh)
     return found
 
 
 _NO_WEIGHTS = "not run: no weights"
 
 
-def _one(cell: Cell, results: Results, run: Runner, report: Report) -> Outcome:
+def _one(experiment: Experiment, folder: ResultFolder, run: Runner, report: Report) -> RunResult:
     try:
-        work = results.work(cell)
-        outcome = Outcome(run(replace(cell, cache=str(work)), report))
+        work = folder.work(experiment)
+        result = RunResult(run(replace(experiment, cache=str(work)), report))
     except WeightsError as error:
-        outcome = Outcome(reason=f"{_NO_WEIGHTS}: {_sentence(error)}")
+        result = RunResult(reason=f"{_NO_WEIGHTS}: {_sentence(error)}")
     except SaaeError as error:
-        outcome = Outcome(reason=f"failed: {_sentence(error)}")
+        result = RunResult(reason=f"failed: {_sentence(error)}")
     try:
-        results.keep(cell, outcome)
+        folder.keep(experiment, result)
     except DataError:
-        return outcome  # images that cannot be listed have no file to be kept in
-    if outcome.row is not None:
+        return result  # without a list of images there is no key, so no file
+    if result.row is not None:
         shutil.rmtree(work, ignore_errors=True)
-    return outcome
+    return result
 
 
 def _sentence(error: SaaeError) -> str:

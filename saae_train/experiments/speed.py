@@ -1,13 +1,14 @@
-"""Frames a second of the paper's two models in PyTorch, for its section 4.4.2: SAAE and DFR, in turns in one process.
+"""Frames per second of SAAE and DFR in PyTorch (the paper's section 4.4.2), timed interleaved in one process.
 
-Only the compute of one image is timed: pixels on the device at the model's input size to the score map there, batch 1.
-Weights are random, which changes no speed. What a deployed graph does is measured by `benchmarks/fps.py`.
+Only the computation is timed, at batch 1: from pixels on the device, at the model's input size, to the score map there.
+Weights are random, which does not change the speed. `benchmarks/fps.py` times exported graphs.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,47 +17,48 @@ from saae_runtime.errors import SaaeError
 
 from ..config import FitConfig
 from ..data.category import Sample
-from .timing import measure_together
+from .timing import Timing, Turn, interleaved, timed_calls
 
 __all__ = ["LATENT", "measure_fps"]
 
 LATENT = 300
-"""V of both models where none is given: about what PCA gives on MVTec AD at 80 %."""
+"""V of both models if none is given: about what PCA gives on MVTec AD at 80 %."""
 _IMAGES = 4
 
 
 def measure_fps(
-    configs: Mapping[str, FitConfig], samples: Sequence[Sample], device: str | None = None, runs: int = 50
+    configs: Mapping[str, FitConfig], samples: Sequence[Sample], device: str | None = None, seconds: float = 20.0
 ) -> dict[str, Any]:
-    """Times the models by turns.
+    """Times the models interleaved.
 
-    Each is made by one step of an ordinary fit to a few images, so that it is built as any model is.
+    Each model comes from an ordinary fit of one step to a few images.
 
     Args:
         configs: by name; `latent` None means `LATENT`.
         samples: normal images; the first few are used.
         device: torch device.
-        runs: timed calls each.
+        seconds: time for each model.
 
     Returns:
-        `device`, `threads`, and by name either `fps`, `timing`, `input_size`, `layers`, `backbone`, `latent` or the
-        `reason` why the model could not be made.
+        `device`, `threads` and `models`: by name either `fps`, `timing`, `input_size`, `layers`, `backbone` and
+        `latent`, or the `reason` why the model could not be made.
     """
     import torch
 
     from ..fitting.features import pick_device
 
     place = pick_device(device)
-    calls: dict[str, Callable[[], object]] = {}
+    turns: dict[str, Turn] = {}
     found: dict[str, dict[str, Any]] = {}
     with TemporaryDirectory(prefix="saae-fps-") as cache:
         for name, config in configs.items():
             try:
-                calls[name], found[name] = _prepare(config, samples[:_IMAGES], place, Path(cache))
+                call, found[name] = _prepare(config, samples[:_IMAGES], place, Path(cache))
+                turns[name] = partial(timed_calls, call)
             except SaaeError as error:
                 found[name] = {"reason": f"failed: {error.what} {error.why}".strip()}
-    timings = measure_together(calls, runs=runs) if calls else {}
-    for name, timing in timings.items():
+    for name, times in interleaved(turns, seconds).items():
+        timing = Timing.of(times)
         found[name] |= {"fps": round(timing.per_second, 3), "timing": timing.to_json()}
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine() + " CPU"
     return {"device": name, "threads": torch.get_num_threads(), "models": found}

@@ -1,4 +1,4 @@
-"""The paper's tables with ours beside them: values, means, differences, and what differs in the set-up."""
+"""Builds the paper's tables with our values: means, differences, and how the set-ups differ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from ..config import FitConfig, default_layers, preset
 from .paper import CLASSES, MEANS, PaperTable, paper_fps, paper_fps_title, paper_mean, paper_table
-from .plan import COLUMNS, Outcome, Plan
+from .plan import COLUMNS, Plan, RunResult
 
 __all__ = [
-    "Entry",
-    "MadeTable",
+    "Figure",
+    "Table",
     "csv_text",
     "differences",
     "fps_table",
@@ -26,7 +26,7 @@ __all__ = [
     "versions_text",
 ]
 
-Outcomes = Mapping[tuple[str, str, int], Outcome]
+RunResults = Mapping[tuple[str, str, int], RunResult]
 
 _PAPER_IMAGES = (700, 1024)
 """Sides of MVTec AD's images in pixels (section 4.1.1)."""
@@ -41,18 +41,18 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Figure:
     """One number of a table beside the paper's.
 
     Attributes:
-        table, row, column: its place in the paper.
+        table, row, column: its position in the paper.
         unit: "%" or "frames/s".
-        ours: measured here, the mean over the seeds; None with a `reason`.
+        ours: measured here, mean over the seeds; None with a `reason`.
         spread: standard deviation over the seeds; None for one seed.
-        seeds: how many are in it.
-        paper: the published figure, for a mean that over the same classes; None where there is none.
+        seeds: number of seeds.
+        paper: the published figure (a mean is over the same classes); None if there is none.
         reason: why `ours` is None.
-        note: what a reader must know about either number.
+        note: remark on either number.
     """
 
     table: str
@@ -68,37 +68,37 @@ class Entry:
 
     def __post_init__(self) -> None:
         if self.ours is None and not self.reason:
-            raise ValueError("an Entry without a value must give its reason")
+            raise ValueError("an Figure without a value must give its reason")
         if self.ours is not None and not np.isfinite(self.ours):
-            raise ValueError(f"an Entry must be finite, got {self.ours}")
+            raise ValueError(f"an Figure must be finite, got {self.ours}")
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
+        """Ours minus the paper's."""
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, `difference` included, as plain values."""
+        """All fields and `difference`, as plain values."""
         return {**asdict(self), "difference": None if self.difference is None else round(self.difference, 4)}
 
 
 @dataclass(frozen=True)
-class MadeTable:
-    """A table to be shown.
+class Table:
+    """A table to print.
 
     Attributes:
         name, title: the paper's.
         rows: in order; `columns` likewise.
-        entries: by (row, column).
-        also: the paper's other columns, by row: figures that nothing here stands beside.
-        setup: sentences about what differs from the paper's set-up, and in which cells.
+        figures: by (row, column).
+        also: the paper's other columns, by row.
+        setup: sentences on how the set-up differs from the paper's, and in which experiments.
     """
 
     name: str
     title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    entries: Mapping[tuple[str, str], Entry]
+    figures: Mapping[tuple[str, str], Figure]
     also: Mapping[str, Mapping[str, float]]
     setup: tuple[str, ...]
 
@@ -106,17 +106,17 @@ class MadeTable:
         return {
             "table": self.name,
             "title": self.title,
-            "entries": [entry.to_json() for entry in self.entries.values()],
+            "entries": [figure.to_json() for figure in self.figures.values()],
             "setup": list(self.setup),
         }
 
     def grid(self, also: bool = False) -> tuple[list[str], list[list[str]], list[str]]:
         """Headings, rows of text, and the numbered notes that the rows refer to.
 
-        One or two columns have the paper's figure and the difference beside them; more have them in brackets.
+        With one or two columns, the paper's figure and the difference have their own columns, else brackets.
 
         Args:
-            also: with the paper's other columns.
+            also: include the paper's other columns.
         """
         apart = len(self.columns) <= 2
         extra = list(next(iter(self.also.values()), {})) if also else []
@@ -128,12 +128,14 @@ class MadeTable:
         for row in self.rows:
             line = [row]
             for column in self.columns:
-                entry = self.entries[row, column]
-                here = _shown(entry) + _marks(entry, notes)
-                paper = "-" if entry.paper is None else f"{entry.paper:.1f}"
-                change = "-" if entry.difference is None else f"{entry.difference:+.1f}"
+                figure = self.figures[row, column]
+                here = _shown(figure) + _marks(figure, notes)
+                paper = "-" if figure.paper is None else f"{figure.paper:.1f}"
+                change = "-" if figure.difference is None else f"{figure.difference:+.1f}"
                 line += (
-                    [here, paper, change] if apart else [here if entry.paper is None else f"{here} ({paper}, {change})"]
+                    [here, paper, change]
+                    if apart
+                    else [here if figure.paper is None else f"{here} ({paper}, {change})"]
                 )
             line += [
                 f"{value:.1f}" if (value := self.also.get(row, {}).get(name)) is not None else "-" for name in extra
@@ -146,17 +148,17 @@ class MadeTable:
         return "model" if self.name == "fps" else "class"
 
 
-def _shown(entry: Entry) -> str:
-    if entry.ours is None:
-        return entry.reason.partition(":")[0] or "-"
-    if entry.unit != "%":
-        return f"{entry.ours:.3g}"
-    return f"{entry.ours:.2f}" + ("" if entry.spread is None else f" ± {entry.spread:.2f}")
+def _shown(figure: Figure) -> str:
+    if figure.ours is None:
+        return figure.reason.partition(":")[0] or "-"
+    if figure.unit != "%":
+        return f"{figure.ours:.3g}"
+    return f"{figure.ours:.2f}" + ("" if figure.spread is None else f" ± {figure.spread:.2f}")
 
 
-def _marks(entry: Entry, notes: list[str]) -> str:
+def _marks(figure: Figure, notes: list[str]) -> str:
     marks = []
-    for text in (entry.reason, entry.note):
+    for text in (figure.reason, figure.note):
         if text:
             if text not in notes:
                 notes.append(text)
@@ -164,18 +166,18 @@ def _marks(entry: Entry, notes: list[str]) -> str:
     return f" [{', '.join(map(str, marks))}]" if marks else ""
 
 
-def make_tables(plan: Plan, outcomes: Outcomes) -> list[MadeTable]:
-    """Puts what was measured beside the paper's figures.
+def make_tables(plan: Plan, results: RunResults) -> list[Table]:
+    """Builds the tables of a plan.
 
-    The means are over the classes of the paper that are there, each counting the same, and the paper's mean beside
-    them is over the same classes. Categories that the paper has not, and drawn ones, have rows and no part in a mean.
+    Means are over the paper's classes that were measured, with equal weights; the paper's mean is taken over the same
+    classes. Other categories, and drawn ones, get rows but do not enter a mean.
     """
     made = []
     for name in plan.tables:
         paper, columns = paper_table(name), plan.columns[name]
         if not columns:
             continue
-        drawn = {key[0] for key, outcome in outcomes.items() if outcome.row is not None and outcome.row["synthetic"]}
+        drawn = {key[0] for key, result in results.items() if result.row is not None and result.row["synthetic"]}
         classes = [c for c in plan.categories if c in CLASSES and c not in drawn]
         rows: list[str] = []
         for mean, members in MEANS.items():
@@ -184,54 +186,54 @@ def make_tables(plan: Plan, outcomes: Outcomes) -> list[MadeTable]:
             if there:
                 rows.append(mean)
         rows += [c for c in plan.categories if c not in classes]
-        entries = {}
+        figures = {}
         for row in rows:
             for column in columns:
-                entry = (
-                    _mean(paper, row, column, plan, outcomes, classes)
+                figure = (
+                    _mean(paper, row, column, plan, results, classes)
                     if row in MEANS
-                    else _class(paper, row, column, plan.seeds, outcomes, row in drawn)
+                    else _class(paper, row, column, plan.seeds, results, row in drawn)
                 )
-                entries[row, column] = entry
+                figures[row, column] = figure
         others = [c for c in paper.columns if c not in columns]
-        # A printed mean over all classes has no place beside one over some.
+        # The paper's mean over all classes cannot be compared with one over some.
         quoted = [r for r in rows if r in paper.figures and set(MEANS.get(r, (r,))) <= set(classes)]
         also = {row: {c: paper.figures[row][c] for c in others} for row in quoted if others}
         title = f"Table {name}. {paper.title}"
-        setup = tuple(_setup(plan, columns, outcomes))
-        made.append(MadeTable(name, title, tuple(rows), columns, entries, also, setup))
+        setup = tuple(_setup(plan, columns, results))
+        made.append(Table(name, title, tuple(rows), columns, figures, also, setup))
     return made
 
 
-def _class(paper: PaperTable, row: str, column: str, seeds: Sequence[int], outcomes: Outcomes, drawn: bool) -> Entry:
+def _class(paper: PaperTable, row: str, column: str, seeds: Sequence[int], results: RunResults, drawn: bool) -> Figure:
     values, reasons = {}, []
     for seed in seeds:
-        value, reason = _value(paper.metric, outcomes.get((row, column, seed)))
+        value, reason = _value(paper.metric, results.get((row, column, seed)))
         if value is None:
             reasons.append(reason if len(seeds) == 1 else f"seed {seed}: {reason}")
         else:
             values[seed] = value
-    notes = ["drawn images, which nothing published stands beside"] if drawn else []
+    notes = ["drawn images: no published figure"] if drawn else []
     published = None if drawn else paper_mean(paper, column, row="mean", classes=[row]) if row in CLASSES else None
     if not values:
-        return Entry(paper.name, row, column, "%", None, None, 0, published, "; ".join(dict.fromkeys(reasons)), *notes)
+        return Figure(paper.name, row, column, "%", None, None, 0, published, "; ".join(dict.fromkeys(reasons)), *notes)
     if reasons:
         notes.append(f"over {len(values)} of {len(seeds)} seeds ({'; '.join(reasons)})")
     found = np.array(list(values.values()))
-    return Entry(paper.name, row, column, "%", *_mean_spread(found), found.size, published, "", "; ".join(notes))
+    return Figure(paper.name, row, column, "%", *_mean_spread(found), found.size, published, "", "; ".join(notes))
 
 
-def _mean(paper: PaperTable, row: str, column: str, plan: Plan, outcomes: Outcomes, classes: Sequence[str]) -> Entry:
+def _mean(paper: PaperTable, row: str, column: str, plan: Plan, results: RunResults, classes: Sequence[str]) -> Figure:
     members = MEANS[row]
     found: dict[str, list[float]] = {}
     for name in (c for c in classes if c in members):
-        values = [_value(paper.metric, outcomes.get((name, column, seed)))[0] for seed in plan.seeds]
+        values = [_value(paper.metric, results.get((name, column, seed)))[0] for seed in plan.seeds]
         whole = [value for value in values if value is not None]
         if len(whole) == len(plan.seeds):
             found[name] = whole
     whole_mean = paper.figure(row, column)
     if not found:
-        return Entry(paper.name, row, column, "%", None, None, 0, whole_mean, "no value: none of its classes has one")
+        return Figure(paper.name, row, column, "%", None, None, 0, whole_mean, "no value: none of its classes has one")
     per_seed = np.array(list(found.values())).mean(axis=0)
     published = paper_mean(paper, column, row, list(found))
     note = ""
@@ -242,27 +244,27 @@ def _mean(paper: PaperTable, row: str, column: str, plan: Plan, outcomes: Outcom
             note += ", the paper's over the same"
         elif whole_mean is not None:
             note += f"; the paper has only the mean over all, {whole_mean:.1f}"
-    return Entry(paper.name, row, column, "%", *_mean_spread(per_seed), per_seed.size, published, "", note)
+    return Figure(paper.name, row, column, "%", *_mean_spread(per_seed), per_seed.size, published, "", note)
 
 
 def _mean_spread(values: np.ndarray) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else None
 
 
-def _value(metric: str, outcome: Outcome | None) -> tuple[float | None, str]:
-    """Percent, or the reason why there is none."""
-    if outcome is None:
+def _value(metric: str, result: RunResult | None) -> tuple[float | None, str]:
+    """The value in percent, or the reason why there is none."""
+    if result is None:
         return None, "not run: stopped before it"
-    if outcome.row is None:
-        return None, outcome.reason
-    found = outcome.row["overall"]["metrics"][metric]
+    if result.row is None:
+        return None, result.reason
+    found = result.row["overall"]["metrics"][metric]
     if found["value"] is None:
         return None, f"no value: {found.get('reason', 'unknown')}"
     return 100.0 * float(found["value"]), ""
 
 
 def differences(row: Mapping[str, Any], column: str) -> list[str]:
-    """What a cell's recorded set-up has that the paper's has not, one phrase each; the same order for every cell."""
+    """How an experiment's recorded set-up differs from the paper's, one phrase each, always in the same order."""
     theirs = paper_config(column).to_json()
     ours = dict(row["config"])
     found = ["random weights of the backbone"] if str(row["weights_source"]).startswith("random") else []
@@ -284,7 +286,7 @@ def differences(row: Mapping[str, Any], column: str) -> list[str]:
 
 
 def paper_config(column: str) -> FitConfig:
-    """What the paper fits for a column, as a configuration."""
+    """The paper's configuration for a column."""
     base = preset("paper")
     return base.replace(**{"layers": default_layers(base.backbone, 0)[0], **COLUMNS[column]})
 
@@ -302,48 +304,51 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _setup(plan: Plan, columns: Iterable[str], outcomes: Outcomes) -> list[str]:
-    """Sentences about the cells of some columns; cells with the same differences share one."""
+def _setup(plan: Plan, columns: Iterable[str], results: RunResults) -> list[str]:
+    """Sentences on the set-up of some columns; experiments with the same differences share one."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     weights: dict[tuple[str, str], list[str]] = {}
     for column in columns:
-        for (category, name, _), outcome in outcomes.items():
-            if name != column or outcome.row is None:
+        for (category, name, _), result in results.items():
+            if name != column or result.row is None:
                 continue
-            cells = groups.setdefault(tuple(differences(outcome.row, column)), {}).setdefault(column, [])
-            if category not in cells:
-                cells.append(category)
-            sources = weights.setdefault((str(outcome.row["weights_source"]), paper_config(column).backbone), [])
+            experiments = groups.setdefault(tuple(differences(result.row, column)), {}).setdefault(column, [])
+            if category not in experiments:
+                experiments.append(category)
+            sources = weights.setdefault((str(result.row["weights_source"]), paper_config(column).backbone), [])
             if column not in sources:
                 sources.append(column)
     split = {column for column in columns if sum(column in found for found in groups.values()) > 1}
     lines = []
     for found, by_column in groups.items():
-        of = [f"{column} of {', '.join(cells)}" if column in split else column for column, cells in by_column.items()]
+        of = [
+            f"{column} of {', '.join(experiments)}" if column in split else column
+            for column, experiments in by_column.items()
+        ]
         lines.append(f"{'; '.join(of) if split else ', '.join(of)}: {'; '.join(found)}.")
     for (source, theirs), names in weights.items():
         lines.append(f"{', '.join(names)}, weights: {source} (paper: {theirs}, pretrained on ImageNet).")
     return lines
 
 
-def fps_table(measured: Mapping[str, Any]) -> MadeTable:
-    """The paper's frames a second beside those of `speed.measure_fps`, and the ratio of its two models."""
+def fps_table(measured: Mapping[str, Any]) -> Table:
+    """The table of frames per second from `speed.measure_fps`, with the paper's and the ratio of the two models."""
     paper, column, unit = paper_fps(), "frames a second", "frames/s"
     models: Mapping[str, Mapping[str, Any]] = measured["models"]
-    entries: dict[tuple[str, str], Entry] = {}
+    figures: dict[tuple[str, str], Figure] = {}
     for name, published in paper.items():
         about = models.get(name, {"reason": "not run: not asked for"})
         ours = about.get("fps")
-        entries[name, column] = Entry("fps", name, column, unit, ours, None, 1, published, about.get("reason", ""))
+        figures[name, column] = Figure("fps", name, column, unit, ours, None, 1, published, about.get("reason", ""))
     first, second = paper
     name = f"{first} over {second}"
-    values = [entries[model, column].ours for model in (first, second)]
+    values = [figures[model, column].ours for model in (first, second)]
     ratio = paper[first] / paper[second]
     if values[0] is None or values[1] is None:
         reason = "no value: one of the two was not measured"
-        entries[name, column] = Entry("fps", name, column, "times", None, None, 0, ratio, reason)
+        figures[name, column] = Figure("fps", name, column, "times", None, None, 0, ratio, reason)
     else:
-        entries[name, column] = Entry("fps", name, column, "times", values[0] / values[1], None, 1, ratio)
+        figures[name, column] = Figure("fps", name, column, "times", values[0] / values[1], None, 1, ratio)
     setup = [f"{measured['device']}, {measured['threads']} threads of PyTorch (paper: one GTX 1080 Ti)."]
     setup += [
         f"{model}: {about['backbone']} at {_plain(about['input_size'])}, layers {_plain(about['layers'])}, "
@@ -355,36 +360,36 @@ def fps_table(measured: Mapping[str, Any]) -> MadeTable:
         "Here: one image at a time, PyTorch FP32, from pixels at the model's input size to the map there. The paper "
         "does not say what its time holds. Exported graphs, whole frames and other precisions: benchmarks/fps.py."
     )
-    rows = tuple(row for row, _ in entries)
-    return MadeTable("fps", paper_fps_title(), rows, (column,), entries, {}, tuple(setup))
+    rows = tuple(row for row, _ in figures)
+    return Table("fps", paper_fps_title(), rows, (column,), figures, {}, tuple(setup))
 
 
-def measured_with(outcomes: Outcomes) -> list[tuple[dict[str, str], list[str]]]:
-    """The versions that the cells were measured with, and which cells, those of the most cells first.
+def measured_with(results: RunResults) -> list[tuple[dict[str, str], list[str]]]:
+    """Groups the experiments by the library versions that measured them, largest group first.
 
-    A cell that a run found there may be from an earlier one; {} stands for what is not recorded.
+    Results of earlier runs may have other versions; {} means that none were recorded.
     """
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for (category, column, seed), outcome in outcomes.items():
-        if outcome.row is not None:
-            tools = tuple((str(name), str(version)) for name, version in outcome.row.get("tools", {}).items())
+    for (category, column, seed), result in results.items():
+        if result.row is not None:
+            tools = tuple((str(name), str(version)) for name, version in result.row.get("tools", {}).items())
             found.setdefault(tools, []).append(f"{column} of {category}, seed {seed}")
-    return [(dict(tools), cells) for tools, cells in sorted(found.items(), key=lambda item: -len(item[1]))]
+    return [(dict(tools), experiments) for tools, experiments in sorted(found.items(), key=lambda item: -len(item[1]))]
 
 
 def versions_text(measured: Sequence[tuple[Mapping[str, str], Sequence[str]]]) -> str:
-    """What `measured_with` found, for a footer: one list of versions, or each with its cells where they differ."""
+    """The result of `measured_with` as a footer: one list of versions, or one per group of experiments."""
     texts = []
-    for tools, cells in measured:
+    for tools, experiments in measured:
         text = ", ".join(f"{name} {version}" for name, version in tools.items()) or "versions not recorded"
-        texts.append(text if len(measured) == 1 else f"{text} ({'; '.join(cells)})")
+        texts.append(text if len(measured) == 1 else f"{text} ({'; '.join(experiments)})")
     if len(texts) > 1:
         return f"versions differ: {'. '.join(texts)}"
     return texts[0] if texts else "nothing measured"
 
 
-def markdown(tables: Sequence[MadeTable], origin: str) -> str:
-    """All tables as a Markdown document; `origin` says what made them, where and when."""
+def markdown(tables: Sequence[Table], origin: str) -> str:
+    """All tables as a Markdown document; `origin` says which command made them, and when."""
     parts = ["# The paper's tables, ours beside them"]
     for table in tables:
         heads, rows, notes = table.grid(also=True)
@@ -400,15 +405,15 @@ def markdown(tables: Sequence[MadeTable], origin: str) -> str:
     return "\n\n".join([*parts, f"<sub>{origin}</sub>"]) + "\n"
 
 
-def csv_text(tables: Sequence[MadeTable]) -> str:
-    """Every entry as a line of CSV, and the paper's other figures with an empty `ours` and the reason for it."""
+def csv_text(tables: Sequence[Table]) -> str:
+    """Every figure as a line of CSV, and the paper's other figures with an empty `ours` and the reason for it."""
     out = io.StringIO()
     names = ["table", "row", "column", "unit", "ours", "spread", "seeds", "paper", "difference", "reason", "note"]
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for table in tables:
-        for entry in table.entries.values():
-            writer.writerow(entry.to_json())
+        for figure in table.figures.values():
+            writer.writerow(figure.to_json())
         for row, figures in table.also.items():
             for column, value in figures.items():
                 quoted = {"table": table.name, "row": row, "column": column, "unit": "%", "seeds": 0, "paper": value}

@@ -1,23 +1,32 @@
-"""Honest timing and peak memory: medians over many runs, compared things in turns, the process's high-water mark."""
+"""Times calls, alone or several interleaved, and measures the peak memory of the process."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["PeakMemory", "Timing", "measure", "measure_together", "stopwatch"]
+__all__ = ["PeakMemory", "Timing", "Turn", "interleaved", "stopwatch", "timed_calls"]
+
+Turn = Callable[[float], list[float]]
+"""Works for about so many seconds and returns timed seconds, at least one."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+PAUSE = 0.03
+"""Seconds before each turn of `interleaved`."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call, over `runs` timed calls."""
+    """Milliseconds per call, over `runs` timed calls."""
 
     runs: int
     median_ms: float
@@ -42,46 +51,86 @@ class Timing:
         return {k: (v if isinstance(v, int) else round(v, 4)) for k, v in asdict(self).items()}
 
 
-def measure(call: Callable[[], object], *, runs: int = 50, warmup: int = 5, max_seconds: float = 60.0) -> Timing:
-    """Time one call; see `measure_together`."""
-    return measure_together({"": call}, runs=runs, warmup=warmup, max_seconds=max_seconds)[""]
+def timed_calls(
+    call: Callable[[], object], seconds: float, *, warm_up: int = 1, fewest: int = 2, most: int | None = None
+) -> list[float]:
+    """Times single calls for about `seconds`. A call that starts work on a device must wait for it.
 
+    Args:
+        call: what is timed.
+        seconds: no further call starts after this time, except to reach `fewest`.
+        warm_up: calls before the timed ones, not counted.
+        fewest, most: bounds on the number of timed calls; `most` None: no bound.
 
-def measure_together(
-    calls: Mapping[str, Callable[[], object]], *, runs: int = 50, warmup: int = 5, max_seconds: float = 60.0
-) -> dict[str, Timing]:
-    """Time several calls alternately: each round runs every call once, so load on the machine hits all alike.
-
-    The first `warmup` rounds are not counted. Rounds end after `runs`, or after `max_seconds` with at least
-    three counted. The garbage collector is off meanwhile. A call that starts work on a device must wait for it.
+    Returns:
+        Seconds of each call.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warm_up):
+        call()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < fewest or time.perf_counter() < end:
+        if most is not None and len(found) >= most:
+            break
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def interleaved(
+    turns: Mapping[Key, Turn],
+    seconds: float,
+    length: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Key, list[float]]:
+    """Times several things in short turns, round after round, so that a drifting machine slows all alike.
+
+    A pause comes before each turn, so that the thread pool of the turn before has gone to sleep. An entry whose turns
+    take too long skips rounds: it ends with the others, and its turns stay spread over the whole time. The garbage
+    collector is off meanwhile.
+
+    Args:
+        turns: name -> turn, for example `partial(timed_calls, call)`.
+        seconds: total for each entry.
+        length: seconds of one turn, at most a quarter of `seconds`.
+        progress: called with (done, total) turns.
+
+    Returns:
+        name -> timed seconds of all its turns.
+    """
+    length = min(length, seconds / 4)
+    rounds = round(seconds / length)
+    found: dict[Key, list[float]] = {name: [] for name in turns}
+    used = dict.fromkeys(turns, 0.0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(warmup):
-            for call in calls.values():
-                call()
-        start = time.perf_counter()
-        for done in range(max(runs, 1)):
-            if done >= 3 and time.perf_counter() - start > max_seconds:
-                break
-            for name, call in calls.items():
-                before = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - before)
+        for number in range(rounds):
+            for place, (name, turn) in enumerate(turns.items()):
+                if progress is not None:
+                    progress(number * len(turns) + place, rounds * len(turns))
+                if used[name] > 1.5 * seconds * number / rounds:  # a turn also makes calls that it does not count
+                    continue
+                time.sleep(PAUSE)
+                start = time.perf_counter()
+                found[name] += turn(length)
+                used[name] += time.perf_counter() - start
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing.of(values) for name, values in seconds.items()}
+    return found
 
 
 class PeakMemory:
-    """Largest resident memory of this process since the block began, in GiB (`.gib`, after the block).
+    """Context manager that measures the largest resident memory of this process inside its block.
 
-    On Linux the kernel's high-water mark is reset at the start; where that is refused, `since_start` is True and
-    the number covers the process's whole life.
+    On Linux the kernel's high-water mark is reset at the start.
+
+    Attributes:
+        gib: the peak in GiB, set after the block.
+        since_start: True if the mark could not be reset; the peak then covers the whole life of the process.
     """
 
     def __init__(self) -> None:
@@ -114,7 +163,7 @@ def _high_water_kib() -> float:
 
 @contextmanager
 def stopwatch() -> Iterator[Callable[[], float]]:
-    """Gives a function that returns the seconds since the block began (and, after it, its length)."""
+    """Yields a function that returns the seconds since the block began; after the block, its length."""
     start = time.perf_counter()
     end: list[float] = []
     try:

@@ -23,7 +23,7 @@ from saae_runtime.images import read_image
 
 from ..data.category import Sample, content_digest
 from ..model.vit import Features
-from .precision import arithmetic, products
+from .precision import arithmetic, matmul_precision
 
 __all__ = ["FeatureSet", "cache_root", "extract", "pick_device"]
 
@@ -165,7 +165,7 @@ def _fill(
         frames = np.stack([resize_frames(read_image(sample.path), backbone.input_size) for sample in batch])
         x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
         half = torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16")
-        with torch.inference_mode(), products(kind, device), half:
+        with torch.inference_mode(), matmul_precision(kind, device), half:
             f = model((x - mean) / std).float()
         if not bool(torch.isfinite(f).all()) or float(f.abs().max()) > 65000.0:
             raise FitError(

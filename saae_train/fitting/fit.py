@@ -33,7 +33,7 @@ from .cuda_graph import Captured, recorder_for
 from .features import FeatureSet, cache_root, extract, pick_device
 from .interrupt import ctrl_c_after_the_step
 from .memory import balance, build_memory
-from .precision import arithmetic, products
+from .precision import arithmetic, matmul_precision
 from .process import set_for_training
 
 __all__ = ["Reporter", "fit"]
@@ -84,7 +84,7 @@ def fit(
         facts: goes into the checkpoint's facts.
 
     Raises:
-        ConfigError: a loss or score that there is not, or that needs components; a latent width or a patch that the
+        ConfigError: an unknown loss or score, or one that needs components; a latent width or a patch that the
             autoencoder cannot have.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
@@ -263,7 +263,7 @@ class _Loop:
         # Reading a number makes the processor wait for a GPU, so there it is done now and then.
         self.read_every = 20 if device.type == "cuda" else 1
         self.unread: list[Tensor] = []
-        with products(self.arithmetic, device):
+        with matmul_precision(self.arithmetic, device):
             self.resident = self._resident()
         self.picked = torch.zeros(config.batch, dtype=torch.int64, device=device)
 
@@ -276,20 +276,20 @@ class _Loop:
 
     def _project(self, indices: Iterable[int]) -> Projected:
         """Images in the SAAE's space, in half precision; each by itself, so that its numbers depend on no other."""
-        g, outside = [], []
+        g, residual_energy = [], []
         for index in indices:
             with torch.no_grad():
                 part = self.space(self.features.rows(index, index + 1).to(self.device))
             g.append(part.g.half())
-            if part.outside is not None:
-                outside.append(part.outside)
-        return Projected(torch.cat(g), torch.cat(outside) if outside else None)
+            if part.residual_energy is not None:
+                residual_energy.append(part.residual_energy)
+        return Projected(torch.cat(g), torch.cat(residual_energy) if residual_energy else None)
 
     def _step_on_resident(self) -> Tensor:
         """A step on the images in `picked`; all that it reads and writes stays where it is (see `captured.Step`)."""
         assert self.resident is not None
-        g, outside, _ = self.resident
-        return self._train(Projected(g[self.picked], None if outside is None else outside[self.picked]))
+        g, residual_energy, _ = self.resident
+        return self._train(Projected(g[self.picked], None if residual_energy is None else residual_energy[self.picked]))
 
     def _pick(self, indices: list[int]) -> None:
         picked = torch.tensor(indices)
@@ -334,7 +334,7 @@ class _Loop:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
-        with products(self.arithmetic, self.device):
+        with matmul_precision(self.arithmetic, self.device):
             if self.resident is None:
                 value = self._train(self._project(self._indices()))
             else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["arithmetic", "products", "reached"]
+__all__ = ["arithmetic", "matmul_precision", "reached"]
 
 
 def arithmetic(precision: str, device: torch.device) -> str:
@@ -37,7 +37,7 @@ def _from_ampere_on(device: torch.device) -> bool:
 
 
 @contextmanager
-def products(kind: str, device: torch.device) -> Iterator[None]:
+def matmul_precision(kind: str, device: torch.device) -> Iterator[None]:
     """Within the block, float32 products on a CUDA device are in TF32 where `kind` is `tf32`, else in full.
 
     By default PyTorch computes matrix products in full and convolutions in TF32. What was set before is put back. The

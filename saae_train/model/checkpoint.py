@@ -54,7 +54,7 @@ class Checkpoint:
         category: product name.
         facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
         left_out: scores of the fitted images, each as if it were new; None without a memory.
-        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
+        state: folder from which the fit resumes until the model is saved; not saved itself.
     """
 
     detector: Detector
@@ -91,7 +91,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def discard_state(checkpoint: Checkpoint) -> None:
-    """Removes what a fit could be resumed from: the model is safe, or not wanted."""
+    """Deletes the resumable state of a fit, once its model is saved or not needed."""
     if checkpoint.state is not None:
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 

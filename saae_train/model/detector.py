@@ -33,12 +33,12 @@ class Projected(NamedTuple):
 
     Attributes:
         g: N x L x channels.
-        outside: |f_perp|^2, the energy outside the components, float32 N x L; None without components.
+        residual_energy: |f_perp|^2, the energy outside the components, float32 N x L; None without components.
         energy: |f_s|^2, float32 N x L; None without components.
     """
 
     g: Tensor
-    outside: Tensor | None = None
+    residual_energy: Tensor | None = None
     energy: Tensor | None = None
 
 
@@ -46,9 +46,9 @@ class FeatureSpace(nn.Module):
     """The space in which the SAAE works: g = ((f - mean) * scale) @ basis * component_scale.
 
     With no basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
-    the SAAE sees the k leading principal components, which makes its widest convolutions U/k times narrower, and what
-    lies outside them is not lost: its energy, |f_s - basis basis^T f_s|^2, joins the score. It is the energy of a
-    residual and not |f_s|^2 - |basis^T f_s|^2, a small difference of large sums that bf16 would not survive.
+    the SAAE sees the k leading principal components, so its widest convolutions are U/k times narrower. The energy
+    outside them, |f_s - basis basis^T f_s|^2, enters the score. It is computed from the residual, because
+    |f_s|^2 - |basis^T f_s|^2 is a small difference of large sums and loses its digits in bf16.
 
     Args:
         mean, scale: float32, U.
@@ -82,8 +82,8 @@ class FeatureSpace(nn.Module):
         if self.basis is None or self.component_scale is None:
             return Projected(standard)
         inside = standard @ self.basis
-        outside = (standard - inside @ self.basis.T).square().sum(dim=2)
-        return Projected(inside * self.component_scale, outside, standard.square().sum(dim=2))
+        residual_energy = (standard - inside @ self.basis.T).square().sum(dim=2)
+        return Projected(inside * self.component_scale, residual_energy, standard.square().sum(dim=2))
 
 
 def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory | None = None) -> Tensor:
@@ -92,13 +92,13 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
     Args:
         projected: the features.
         g_hat: their reconstruction, N x L x channels.
-        kind: `l2`, the norm of the residual, eq. (3), to whose energy that outside the components belongs; `cosine`,
-            one minus the cosine between g and g_hat, as half the squared distance of the two directions, which loses
-            nothing where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2),
-            which is large where both what the autoencoder cannot explain and what lies outside the components are;
-            `memory`, d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far the patch lies from the nearest normal ones,
-            against how far normal patches lie there, times what the autoencoder cannot explain.
-            The exponents were found by measuring, docs/quality.md.
+        kind: `l2`, the norm of the residual, eq. (3), including the energy outside the components; `cosine`, one
+            minus the cosine between g and g_hat, computed as half the squared distance of their directions, which is
+            accurate where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2), which is
+            large where both the reconstruction error and the energy outside the components are large. The exponents
+            were chosen by measuring, see docs/quality.md. `memory` is d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far
+            the patch lies from the nearest normal ones, relative to how far normal patches lie there, times what the
+            autoencoder cannot explain.
         memory: for the score `memory`.
 
     Returns:
@@ -110,8 +110,8 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
     a, b = projected.g.float(), g_hat.float()
     if kind == "l2":
         squared = (a - b).square().sum(dim=2)
-        if projected.outside is not None:
-            squared = squared + projected.outside
+        if projected.residual_energy is not None:
+            squared = squared + projected.residual_energy
         return squared.clamp_min(1e-12).sqrt()
     if kind not in SCORES:
         raise ConfigError(f"There is no score named {kind!r}.", "", f"one of: {', '.join(SCORES)}")
@@ -124,14 +124,14 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
         if memory is None:
             raise ConfigError("The score `memory` needs a memory of normal patches.", "", "fit with --preset fast")
         return memory_score(memory(a), cosine, memory.alpha)
-    if projected.outside is None or projected.energy is None:
+    if projected.residual_energy is None or projected.energy is None:
         raise ConfigError(
             "The score `joint` needs components.",
             "Half of it is the energy outside them.",
             "give --components, or use --score cosine",
         )
-    outside = projected.outside / projected.energy.clamp_min(1e-12).sqrt()
-    return (cosine.clamp_min(1e-12).sqrt() * outside).clamp_min(1e-12).sqrt()
+    residual = projected.residual_energy / projected.energy.clamp_min(1e-12).sqrt()
+    return (cosine.clamp_min(1e-12).sqrt() * residual).clamp_min(1e-12).sqrt()
 
 
 def memory_score(nearest: Nearest, cosine: Tensor, alpha: Tensor | float) -> Tensor:
@@ -154,7 +154,7 @@ def _direction(g: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Pixels to the anomaly score map; the PyTorch reference that every artefact is held against.
+    """Pixels to the anomaly score map; the PyTorch reference that every artefact is compared with.
 
     Attributes:
         backbone: frozen features.

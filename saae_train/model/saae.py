@@ -101,7 +101,7 @@ class TransformerDecoder(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, position: Tensor) -> Tensor:
         """x: queries 1 x L x E, memory: N x L x E (its position is added to the keys' side) -> N x L x E.
 
-        What the queries say to each other depends on no frame: it is computed once, not per frame.
+        Self-attention of the queries does not depend on the frame, so it is computed once for the batch.
         """
         y = self.norm1(x)
         x = x + self.self_attention(y, y)
@@ -144,7 +144,7 @@ def from_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def check_shape(latent: int | None, grid: Sequence[int] | None, patch: int, heads: int = HEADS) -> None:
-    """Says before a fit what an SAAE cannot be built with.
+    """Checks the configuration of an SAAE before a fit.
 
     Args:
         latent: V, or None where it is yet to be found.

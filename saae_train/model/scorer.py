@@ -41,7 +41,7 @@ class TorchScorer:
         height, width = detector.backbone.grid
         self._smooth_rows = torch.tensor(gaussian_matrix(height, detector.smoothing)).to(self.device)
         self._smooth_columns = torch.tensor(gaussian_matrix(width, detector.smoothing)).T.to(self.device)
-        # Sets whose every image has a size of its own would rebuild the matrices for each.
+        # In a set where every image has another size, the matrices would be rebuilt for each.
         self._resize = lru_cache(maxsize=128)(self._matrix)
 
     @torch.no_grad()

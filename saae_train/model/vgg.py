@@ -78,7 +78,7 @@ class VGGFeatures(nn.Module):
         self.convs = nn.ModuleList(convs[: max(self.layers)])
         self.widths = tuple(convs[layer - 1].out_channels for layer in self.layers)
         self.channels = sum(self.widths)
-        # By the convolution's stride; rebuilt from the geometry, so not part of what is saved.
+        # By the convolution's stride; rebuilt from the geometry, so not saved.
         for stride in {self.strides[layer - 1] for layer in self.layers}:
             for axis, side in zip(("rows", "columns"), self.input_size, strict=True):
                 matrix = torch.tensor(align_matrix(side // stride, side))
@@ -91,7 +91,7 @@ class VGGFeatures(nn.Module):
 
     def align(self, x: Tensor, stride: int) -> Tensor:
         """A map of the given stride, N x C x H/stride x W/stride, on the grid: float32 N x C x h x w."""
-        # Sums of up to 16 x 16 values: not in half precision, whatever surrounds this.
+        # Sums of up to 16 x 16 values: never in half precision.
         with torch.autocast(x.device.type, enabled=False):
             down = torch.matmul(self.get_buffer(f"rows_{stride}"), x.float())
             return torch.matmul(down, self.get_buffer(f"columns_{stride}").T)
@@ -156,7 +156,7 @@ def build_vgg(
     """Builds the frozen extractor; see `saae_train.model.vit.build_backbone`.
 
     Raises:
-        ConfigError: no such pretrained tag, a layer that it has not, or a size its stride does not divide.
+        ConfigError: an unknown pretrained tag or layer, or a size that its stride does not divide.
         WeightsError: weights missing or not fitting.
     """
     features, mean, std = _network(name)

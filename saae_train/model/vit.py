@@ -127,7 +127,7 @@ def choose_layers(name: str) -> tuple[tuple[int, ...], bool]:
     """The layers used when none are named, and whether they were measured for this backbone (else: a guess).
 
     Args:
-        name: timm model name; one that is unknown or no ViT gets layer 1, and `build_backbone` says what is wrong.
+        name: timm model name; an unknown name or another kind of model gets layer 1; `build_backbone` reports it.
     """
     layers, measured = default_layers(name, 0)
     if measured:
@@ -137,10 +137,10 @@ def choose_layers(name: str) -> tuple[tuple[int, ...], bool]:
 
 
 def choose_input_size(name: str) -> tuple[int, int]:
-    """The (height, width) used when none is given: what the backbone was measured at, or else pretrained at.
+    """The default (height, width): the size at which the backbone was measured, else its pretraining size.
 
     Args:
-        name: timm model name; one that is unknown or no ViT gets 224, and `build_backbone` says what is wrong.
+        name: timm model name; an unknown name or another kind of model gets 224; `build_backbone` reports it.
 
     Returns:
         Multiples of the patch size.
@@ -162,7 +162,7 @@ def _shape(name: str) -> tuple[int, int, tuple[int, int]] | None:
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         _, height, width = vit.pretrained_cfg["input_size"]
         return len(vit.blocks), int(vit.patch_embed.patch_size[0]), (int(height), int(width))
-    except Exception:  # whatever a model that is no ViT lacks
+    except Exception:  # a model of another kind lacks attributes
         return None
 
 
@@ -183,7 +183,7 @@ def build_backbone(
         seed: of the random weights.
 
     Raises:
-        ConfigError: no such model, not a plain ViT, a layer that it has not, or a size its patch does not divide.
+        ConfigError: an unknown model or layer, not a plain ViT, or a size that its patch does not divide.
         WeightsError: weights missing or not fitting.
     """
     if is_vgg(name):
@@ -267,6 +267,6 @@ def _load(vit: VisionTransformer, name: str, weights: str | os.PathLike[str] | N
         raise WeightsError(
             f"{info.source} does not fit {name}.", str(error), "check that file and --backbone belong together"
         ) from error
-    # The final norm and the head lie above every usable layer.
+    # The final norm and the head come after every usable layer.
     load_into(vit, fitted, info, name, unused=("norm.", "fc_norm.", "head"), part=_PART_OF_FEATURES)
     return info

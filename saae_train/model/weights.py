@@ -41,17 +41,22 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What was loaded: `source` for a person, `sha256` of the file for every artefact."""
+    """Where weights came from.
+
+    Attributes:
+        source: in words.
+        sha256: hex, of the file; recorded in every artefact.
+    """
 
     source: str
     sha256: str
 
 
 def refuse_random(source: str, name: str) -> None:
-    """Stops whatever would claim quality for a backbone of random weights.
+    """Refuses a backbone of random weights where the result would claim quality.
 
-    Random weights are right in every shape and as fast as any, so speed is measured on them; a model fitted on them
-    finds no defects, whatever its numbers look like. The tests of this project, which check the road and no quality,
+    Random weights have the right shapes and the usual speed, so speed is measured with them; a model fitted on them
+    finds no defects. The tests of this project, which check code and not quality,
     set SAAE_ALLOW_RANDOM=1.
 
     Args:
@@ -78,10 +83,10 @@ def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) ->
             None: local hub cache, then hub, then (for `vit_small_patch14_dinov2`) the packaged file.
 
     Returns:
-        State dict of float32 tensors with timm's keys, and what it was.
+        State dict of float32 tensors with timm's keys, and where it came from.
 
     Raises:
-        WeightsError: nothing found, the download failed, or the file is not what it should be.
+        WeightsError: nothing found, the download failed, or the file is invalid.
     """
     if weights is None:
         return _first_available(name)
@@ -125,9 +130,9 @@ def load_into(
     Args:
         module: the network, with timm's keys.
         state: the weights.
-        info: what they are, for messages.
+        info: their origin, for messages.
         name: of the network.
-        unused: beginnings of keys that may be missing, because nothing that is used lies there.
+        unused: prefixes of keys that may be missing, because the model does not use them.
         part: beginnings of keys that must be known, because they would change the features.
 
     Raises:
@@ -149,7 +154,7 @@ def load_into(
     if odd:
         raise WeightsError(
             f"{info.source} does not fit {name}.",
-            f"It holds {len(odd)} keys that the model has not, e.g. {', '.join(odd[:3])}.",
+            f"It holds {len(odd)} keys that the model does not have, e.g. {', '.join(odd[:3])}.",
             cure,
         )
     bad = [key for key, value in module.state_dict().items() if not torch.isfinite(value).all()]

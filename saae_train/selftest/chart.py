@@ -24,7 +24,7 @@ def chart(result: SelfTest) -> NDArray[np.uint8]:
     """Draws the result: in each panel the share found by size (left) and by contrast (right), with 95 % intervals.
 
     Returns:
-        uint8 [height, width, 3] RGB, for `saae_runtime.render.save_png`.
+        uint8 height x width x 3 RGB, for `saae_runtime.render.save_png`.
     """
     from PIL import Image, ImageDraw
 

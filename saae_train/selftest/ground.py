@@ -74,7 +74,7 @@ def find_ground(frame: NDArray[np.uint8]) -> Ground:
     rim = max(2, round(0.03 * min(rows, columns)))
     ring[rim:-rim, rim:-rim] = False
     a, b = design[ring], small[ring]
-    # The median as a start, then surfaces through whatever lies near the last one.
+    # Start with the median, then fit surfaces to the pixels near the previous one.
     surface = np.zeros((6, 3), np.float32)
     surface[0] = np.median(b, axis=0)
     for _ in range(6):

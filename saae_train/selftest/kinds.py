@@ -1,4 +1,4 @@
-"""The kinds of simulated defects: each paints one window of a frame, and says with which coverage it lies there.
+"""The kinds of simulated defects: each paints one window of a frame and returns its coverage.
 
 A painter gets a `Window` and returns (layer, cover): float32 side x side x 3 grey levels, and float32 side x side in
 0..1. The damaged window is `pixels + cover * (layer - pixels)`. What can be set to a wanted contrast is set; a missing
@@ -116,7 +116,7 @@ def _cut_paste(window: Window) -> Painted:
 
 
 def _scratch(window: Window) -> Painted:
-    """A bent, thin stroke, lighter or darker than what it crosses."""
+    """A bent, thin stroke, lighter or darker than the surface."""
     width = max(1.3, window.extent * window.rng.uniform(0.025, 0.06))
     cover = scratch(window.rng, window.side, window.extent, width)
     tint = np.ones(3, np.float32) if window.gray else (0.7 + 0.3 * _tint(window)).astype(np.float32)
@@ -158,7 +158,7 @@ def _texture(window: Window) -> Painted:
 
 
 def _missing(window: Window) -> Painted:
-    """A part that is not there: the background shows where there is one, else what lies around closes over it."""
+    """A missing part: filled with the background if there is one, else with its surroundings."""
     rng, side = window.rng, window.side
     cover = (
         blob(rng, side, window.extent, 1.5, rough=0.12)
@@ -181,7 +181,7 @@ def _missing(window: Window) -> Painted:
 
 
 def _spot(window: Window) -> Painted:
-    """A stain: one or a few soft drops that colour what lies below, which keeps its structure."""
+    """A stain: one or a few soft drops that colour the surface and keep its structure."""
     rng, side = window.rng, window.side
     feather = max(1.5, 0.08 * window.extent)
     cover = blob(rng, side, window.extent, feather, rough=0.1)

@@ -1,6 +1,6 @@
-"""What a self-test found: simulated defects counted by kind, size and contrast, with Wilson intervals.
+"""The result of a self-test: simulated defects counted by kind, size and contrast, with Wilson intervals.
 
-The intervals take the defects as independent; several of them lie on the same image, so the truth is a little wider.
+The intervals assume independent defects; several share an image, so the true intervals are a little wider.
 Everything made from a result (table, JSON, manifest entry) carries the word "simulated".
 """
 
@@ -22,7 +22,7 @@ __all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "SelfTest", "Share"]
 LEAST_FOUND = 0.5
 """A model that finds less than this share of the large, strong simulated defects is called blind."""
 LEAST_JUDGED = 5
-"""Large, strong defects; of fewer nothing can be said."""
+"""Fewest large, strong defects for a verdict."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's score interval at 95 %; None of nothing."""
+        """Wilson's score interval at 95 %; None if `count` is 0."""
         n = self.count
         if not n:
             return None
@@ -64,15 +64,19 @@ class Share:
 
 @dataclass(frozen=True)
 class Defect:
-    """One simulated defect and what became of it.
+    """One simulated defect and its score.
 
     Attributes:
         file: the normal image that it was drawn onto.
         kind, size, contrast: as drawn and measured, see `saae_train.selftest.simulate`.
-        extent: pixels across; area: pixels of the mask; change: mean change inside, grey levels.
-        score: image score; peak: largest map value inside the mask.
-        found: score above the image threshold; marked: map above T inside the mask.
-        recipe: (index of the image, index of the donor, kind, size, contrast, seed) that draws it again.
+        extent: pixels across.
+        area: pixels of the mask.
+        change: mean change inside the mask, grey levels.
+        score: image score.
+        peak: largest map value inside the mask.
+        found: the score is above the image threshold.
+        marked: the map is above T inside the mask.
+        recipe: (index of the image, index of the donor, kind, size, contrast, seed), which redraws it.
     """
 
     file: str
@@ -89,8 +93,8 @@ class Defect:
     recipe: tuple[int, int, str, str, str, int]
 
     @property
-    def plain(self) -> bool:
-        """Large and strong: no model may miss it."""
+    def easy(self) -> bool:
+        """Large and strong: no model should miss it."""
         return self.size == "large" and self.contrast == "strong"
 
 
@@ -137,29 +141,29 @@ class SelfTest:
         return tuple(kind for kind in KINDS if any(d.kind == kind for d in self.defects))
 
     @property
-    def plain(self) -> Share:
+    def easy(self) -> Share:
         """Found among the large, strong defects."""
-        return Share(sum(d.found for d in self.defects if d.plain), sum(d.plain for d in self.defects))
+        return Share(sum(d.found for d in self.defects if d.easy), sum(d.easy for d in self.defects))
 
     @property
     def judged(self) -> bool:
         """Whether there are enough large, strong defects to call a model blind or not."""
-        return self.plain.count >= LEAST_JUDGED
+        return self.easy.count >= LEAST_JUDGED
 
     @property
-    def blind(self) -> bool:
+    def misses_easy(self) -> bool:
         """Whether too many of the large, strong defects were missed; False where it cannot be judged."""
-        value = self.plain.value
+        value = self.easy.value
         return self.judged and value is not None and value < LEAST_FOUND
 
     def notes(self) -> list[str]:
-        """What a reader must know beside the numbers."""
+        """Remarks on the numbers."""
         notes = [f"Simulated defects on {self.images} normal images: real ones may be harder to find."]
         if self.not_drawn:
             listed = ", ".join(f"{count} {kind}" for kind, count in self.not_drawn.items())
             notes.append(f"Could not be made visible, and are not counted: {listed}.")
         if not self.judged:
-            notes.append(f"Only {self.plain.count} large, strong defects: too few to say whether the model is blind.")
+            notes.append(f"Only {self.easy.count} large, strong defects: too few to say whether the model is blind.")
         return notes
 
     def summary(self) -> dict[str, Any]:
@@ -177,8 +181,8 @@ class SelfTest:
             "image_threshold": self.image_threshold,
             "found": self.share().to_json(),
             "marked": self.share(marked=True).to_json(),
-            "large_strong": self.plain.to_json(),
-            "blind": self.blind if self.judged else None,
+            "large_strong": self.easy.to_json(),
+            "blind": self.misses_easy if self.judged else None,
             "false_alarms": self.false_alarms.to_json(),
             "pixel_roc_auc": self.pixel_roc_auc.to_json(),
             "pro_auc": self.pro_auc.to_json(),
@@ -218,7 +222,7 @@ class SelfTest:
             last = (self.share(kind), self.share(kind, marked=True))
             table.add_row(kind or "all", *(f"{s.found}/{s.count}" if s.count else "-" for s in (*cells, *last)))
         lines = [
-            f"large and strong: {_with_interval(self.plain)}; false alarms on untouched images: "
+            f"large and strong: {_with_interval(self.easy)}; false alarms on untouched images: "
             f"{_with_interval(self.false_alarms)}",
             f"simulated pixel ROC-AUC {self.pixel_roc_auc.percent}, PRO-AUC {self.pro_auc.percent}",
             *self.notes(),

@@ -2,7 +2,7 @@
 
 Simulated defects are drawn onto held-out normal images (simulate.py), scored, and counted: found when the image score
 is above the image threshold, marked when the map is above T somewhere inside the true mask. A model that misses large,
-strong ones is blind, and `require_sight` refuses it. One that finds them all may still miss real defects.
+strong ones is blind, and `require_detection` refuses it. One that finds them all may still miss real defects.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..evaluation.pixel_pool import PixelPool
 from .result import LEAST_FOUND, LEAST_JUDGED, Defect, SelfTest, Share
 from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 
-__all__ = ["DEFAULT_FRAMES", "check_request", "examples", "require_sight", "selftest"]
+__all__ = ["DEFAULT_FRAMES", "check_request", "examples", "require_detection", "selftest"]
 
 DEFAULT_FRAMES = 60
-_PLAIN_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
+_EASY_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
 _LOUD = ("scratch", "texture", "spot")  # kinds that reach any contrast on any product
 _SIMULATED = "simulated"
 
@@ -60,7 +60,7 @@ def selftest(
         frames: pictures with a defect; up to half as many untouched ones are scored beside them.
         seed: of places, shapes and colours.
         synthetic: whether the samples themselves were drawn; said in the result.
-        progress: told (frames scored, frames in all).
+        progress: called with (done, total) frames.
 
     Raises:
         DataError: no samples, or a score that is not finite.
@@ -142,17 +142,17 @@ def selftest(
     )
 
 
-def require_sight(result: SelfTest, cure: str) -> None:
+def require_detection(result: SelfTest, cure: str) -> None:
     """The gate of a build.
 
     Raises:
         SelfTestError: the model misses too many of the large, strong simulated defects.
     """
-    if not result.blind:
+    if not result.misses_easy:
         return
-    missed = sorted({d.kind for d in result.defects if d.plain and not d.found})
+    missed = sorted({d.kind for d in result.defects if d.easy and not d.found})
     raise SelfTestError(
-        f"The model is blind: it finds {result.plain} large, strong simulated defects.",
+        f"The model is blind: it finds {result.easy} large, strong simulated defects.",
         f"At least {LEAST_FOUND:.0%} must score above the image threshold of {result.image_threshold:.4g}; "
         f"it misses {', '.join(missed)}, and calls {result.false_alarms} untouched images defective.",
         cure,
@@ -192,10 +192,10 @@ def examples(
 
 
 def check_request(frames: int, kinds: Sequence[str]) -> None:
-    """Finds before anything slow what a self-test cannot draw.
+    """Checks a request for a self-test before any slow work.
 
     Raises:
-        ConfigError: no frames, no kinds, or a kind that there is not.
+        ConfigError: no frames, no kinds, or an unknown kind.
     """
     if frames < 1:
         raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")
@@ -212,9 +212,9 @@ def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, 
     """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
     check_request(frames, kinds)
     rng = np.random.default_rng([seed, 20])
-    plain = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
-    number = min(frames, max(LEAST_JUDGED, math.ceil(_PLAIN_SHARE * frames))) if plain else 0
-    first = [plain[i % len(plain)] for i in range(number)]
+    easy = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
+    number = min(frames, max(LEAST_JUDGED, math.ceil(_EASY_SHARE * frames))) if easy else 0
+    first = [easy[i % len(easy)] for i in range(number)]
     every = list(itertools.product(dict.fromkeys(kinds), SIZES, CONTRASTS))
     rest = [every[i] for i in rng.permutation(len(every))]
     planned = first + list(itertools.islice(itertools.cycle(rest), frames - number))

@@ -1,11 +1,10 @@
 """Draws simulated defects onto pictures of normal parts, with the exact mask of what was changed.
 
-For products of which no defective picture exists. A model that finds none of these finds little else; a model that
-finds all of them may still miss a real defect, which looks like none of them. Whatever is made from these pictures says
-"simulated".
+For products without images of defects. A model that finds none of these finds little else; a model that finds all of
+them may still miss a real defect, which looks different. Every result made from these pictures says "simulated".
 
-Deterministic: the same frame, donor, kind, size, contrast and seed give the same picture. What was drawn is measured,
-not assumed: size and contrast of a `Simulated` are those of the pixels that differ.
+Deterministic: the same frame, donor, kind, size, contrast and seed give the same picture. Size and
+contrast of a `Simulated` are measured on the pixels that differ.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def simulate(
     Args:
         frame: uint8 H x W x 3.
         kind: one of `KINDS`.
-        size: key of `SIZES`; contrast: key of `CONTRASTS`. Both are wishes, the result says what came of them.
+        size: key of `SIZES`; contrast: key of `CONTRASTS`. Both are requests; the result has the measured values.
         seed: another seed, another defect.
         donor: uint8 h x w x 3, another normal image of the product, to take patches from.
 

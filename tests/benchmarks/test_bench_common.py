@@ -12,37 +12,6 @@ import pytest
 from benchmarks import common
 
 
-def test_timing_statistics() -> None:
-    timing = common.Timing.of([i / 1000 for i in range(1, 101)])
-    assert timing.runs == 100
-    assert timing.median_ms == pytest.approx(50.5)
-    assert timing.p95_ms == pytest.approx(np.percentile(np.arange(1, 101), 95))
-    assert timing.p95_ms < timing.p99_ms <= 100
-    assert timing.per_second == pytest.approx(1000 / 50.5)
-    with pytest.raises(ValueError, match="no timed run"):
-        common.Timing.of([])
-
-
-def test_calls_that_are_compared_run_alternately_and_warm_up_is_not_counted() -> None:
-    order: list[str] = []
-    found = common.measure_together({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, runs=4, warmup=2)
-    assert "".join(order) == "ab" * 6
-    assert {name: t.runs for name, t in found.items()} == {"a": 4, "b": 4}
-    # At least three rounds count even when there is no time left.
-    assert common.measure(lambda: None, runs=50, warmup=0, max_seconds=0.0).runs == 3
-
-
-def test_a_failing_call_leaves_the_garbage_collector_on() -> None:
-    import gc
-
-    def fail() -> None:
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        common.measure(fail)
-    assert gc.isenabled()
-
-
 def test_result_file_says_where_the_numbers_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = str(common.ROOT / "benchmarks" / "quality.py")
     data_dir = str(common.ROOT.parent / "sets" / "images")
@@ -68,12 +37,6 @@ def test_peak_memory_sees_what_the_block_held() -> None:
     assert large.gib >= small.gib
     if not large.since_start:
         assert large.gib > small.gib + 0.2
-
-
-def test_stopwatch_stops_at_the_end_of_its_block() -> None:
-    with common.stopwatch() as seconds:
-        assert seconds() >= 0
-    assert seconds() == seconds()
 
 
 def test_table_prints_missing_values_as_a_dash(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from tiny_models import TINY, noise_frames, tiny_detector
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import common, fps, fps_variants, random_model, turns
+from benchmarks import common, fps, fps_variants, random_model
 from benchmarks.torch_variants import Deployed, TorchBackend, gflop, score_frames, torch_backend
 from saae_export.parity.pytorch import TorchReference
 from saae_runtime.bundle import Bundle
@@ -44,7 +44,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> fps_variants.Settings:
-    monkeypatch.setattr(turns, "PAUSE", 0.0)
+    monkeypatch.setattr("saae_train.experiments.timing.PAUSE", 0.0)
     return fps_variants.Settings((40, 56), (1, 2), BACKENDS, ("fp32", "bf16"), seconds=0.02, threads=1)
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/quality.py on a tiny category with a small random backbone: real cells, resumed, and its table."""
+"""benchmarks/quality.py on a tiny category with a small random backbone: real experiments, resumed, and its table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_sets import TINY_CHANGES, write_square_set
 from benchmarks import quality
 from saae_runtime.errors import DataError, SaaeError
 from saae_train.cli.options import make_config
-from saae_train.experiments.experiment import Cell, is_same, run_cell, run_fresh
+from saae_train.experiments.experiment import Experiment, is_same, run_experiment, run_fresh
 
 WORDS = [
     word
@@ -31,13 +31,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_square_set(tmp_path_factory.mktemp("data"))
 
 
-def cell(tree: Path, method: str, category: str = "part", **more: object) -> Cell:
-    return Cell(str(tree), category, make_config("fast", **{**TINY_CHANGES, **more}), method, "random")
+def experiment(tree: Path, method: str, category: str = "part", **more: object) -> Experiment:
+    return Experiment(str(tree), category, make_config("fast", **{**TINY_CHANGES, **more}), method, "random")
 
 
 @pytest.mark.parametrize("method", ["saae", "pca", "knn"])
-def test_a_cell_measures_what_it_says(tree: Path, method: str) -> None:
-    row = json.loads(json.dumps(run_cell(cell(tree, method), quality.fit_method), allow_nan=False))
+def test_an_experiment_measures_what_it_says(tree: Path, method: str) -> None:
+    row = json.loads(json.dumps(run_experiment(experiment(tree, method), quality.fit_method), allow_nan=False))
     metrics = row["overall"]["metrics"]
     assert 0 <= metrics["pixel_roc_auc"]["value"] <= 1
     assert metrics["pixel_fpr"]["value"] is not None
@@ -49,8 +49,8 @@ def test_a_cell_measures_what_it_says(tree: Path, method: str) -> None:
     if method != "saae":  # even random features show a white square
         assert metrics["pixel_roc_auc"]["value"] > 0.9
         assert metrics["image_roc_auc"]["value"] == 1.0
-    assert is_same(row, cell(tree, method))
-    assert not is_same(row, cell(tree, method, seed=1))
+    assert is_same(row, experiment(tree, method))
+    assert not is_same(row, experiment(tree, method, seed=1))
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_finished_cell_is_not_run_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_experiment_is_not_run_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "quality.json"
     arguments = ["--data", str(tree), "--weights", "random", "--out", str(out), *WORDS]
     code, text = run([*arguments, "--only-baselines", "--baseline", "pca"])
@@ -69,8 +69,8 @@ def test_a_finished_cell_is_not_run_again(tree: Path, tmp_path: Path, monkeypatc
     assert [r["method"] for r in first["rows"]] == ["pca"]
     assert first["machine"]["cores"] >= 1
 
-    def refuse(cell: Cell, *more: object) -> dict[str, object]:
-        raise SaaeError(f"ran {cell.method}")
+    def refuse(experiment: Experiment, *more: object) -> dict[str, object]:
+        raise SaaeError(f"ran {experiment.method}")
 
     monkeypatch.setattr(quality, "run_fresh", refuse)
     code, text = run([*arguments, "--only-baselines", "--baseline", "pca"])
@@ -85,9 +85,9 @@ def test_a_finished_cell_is_not_run_again(tree: Path, tmp_path: Path, monkeypatc
     assert json.loads(out.read_text()) == first
 
 
-def test_a_cell_that_fails_says_why(tree: Path) -> None:
+def test_an_experiment_that_fails_says_why(tree: Path) -> None:
     with pytest.raises(DataError, match="nothere"):
-        run_fresh(cell(tree, "pca", "nothere"), quality.fit_method)
+        run_fresh(experiment(tree, "pca", "nothere"), quality.fit_method)
 
 
 def test_bad_options_are_named(tree: Path) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import study
 from saae_train.cli.options import make_config
 from saae_train.data.category import find_category
-from saae_train.experiments.experiment import Cell, images_digest
+from saae_train.experiments.experiment import Experiment, images_digest
 
 
 def row(
@@ -23,7 +23,7 @@ def row(
     config = make_config("fast", fixed={**base, **study.VARIANTS[variant], "seed": seed})
     metrics = {"pixel_roc_auc": pixel, "pro_auc": pro, "image_roc_auc": 1.0}
     return {
-        **json.loads(json.dumps(Cell("data", category, config).settings())),
+        **json.loads(json.dumps(Experiment("data", category, config).settings())),
         "variant": variant,
         "overall": {"metrics": {name: {"value": value} for name, value in metrics.items()}},
     }
@@ -87,13 +87,13 @@ def test_a_variant_that_is_listed_no_more_keeps_its_place() -> None:
 def test_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[tuple[str, int]] = []
 
-    def fresh(cell: Cell) -> dict[str, Any]:
-        run.append((json.dumps(cell.config.to_json()), cell.config.seed))
+    def fresh(experiment: Experiment) -> dict[str, Any]:
+        run.append((json.dumps(experiment.config.to_json()), experiment.config.seed))
         if len(run) == 3:
             raise KeyboardInterrupt
         found = row("default", 0, 0.9)
-        digest = images_digest(find_category(cell.data, cell.category))
-        return {**found, **json.loads(json.dumps(cell.settings())), "images": digest}
+        digest = images_digest(find_category(experiment.data, experiment.category))
+        return {**found, **json.loads(json.dumps(experiment.settings())), "images": digest}
 
     write_square_set(tmp_path / "data", "cookie")
 

@@ -283,7 +283,7 @@ class CudaApi:
         """Ends a recording and makes it launchable.
 
         Raises:
-            DeviceError: the recording was spoiled; the stream is back in its normal state all the same.
+            DeviceError: the capture was invalidated; the stream is back in its normal state.
         """
         graph = self._call("cudaStreamEndCapture", stream)
         try:

@@ -26,7 +26,7 @@ class DeviceFrames:
         pointer: address of the first byte.
         count: number of frames N.
         stream: stream whose work must end before the frames are read; None: nothing to wait for.
-        unordered: nobody knows which stream writes the frames, so the whole device has to be waited for.
+        unordered: the stream that writes the frames is unknown, so the whole device must be synchronised.
         owner: the caller's object, which keeps the memory alive.
     """
 

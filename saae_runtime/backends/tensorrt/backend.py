@@ -417,7 +417,7 @@ class TensorRTBackend(Backend):
             return self._without_graph(error.why)
 
     def _without_graph(self, reason: str) -> int | None:
-        """Turns capture off for good, with a warning; gives the graph that there is not."""
+        """Disables CUDA graph capture and warns. Returns None."""
         self.cuda_graph = False
         warnings.warn(
             f"{self._label} runs without a CUDA graph: capture was refused ({reason}). Results are the same; "

@@ -21,10 +21,10 @@ def kernel_file(engine_file: str, gpu_name: str) -> str:
 
 
 class KernelCache:
-    """The compiled kernels of one engine. Where a library compiles none, everything here does nothing.
+    """The compiled kernels of one engine. If the library compiles none, this does nothing.
 
-    The library itself refuses what another release, driver or GPU compiled; such a file is written anew. A file that
-    cannot be read or written costs time and nothing else, so it is no error.
+    The library refuses kernels of another release, driver or GPU; such a file is rewritten. A file that cannot be read
+    or written only costs time, so it is no error.
 
     Args:
         library: the loaded flavour.

@@ -27,14 +27,14 @@ class Lease:
         self._finalizer = weakref.finalize(self, back, slot)
 
     def check(self) -> None:
-        """Raises where the memory is not lent any more, so that nobody reads another frame's outputs.
+        """Checks that the memory still holds these outputs.
 
         Raises:
             BackendError: released, or the engine is closed.
         """
         if self._resources.released or not self._finalizer.alive:
             raise BackendError(
-                "These outputs are not there any more.",
+                "These outputs are no longer valid.",
                 "The engine is closed." if self._resources.released else "They were released.",
                 "copy what is needed before that",
             )

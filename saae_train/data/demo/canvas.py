@@ -16,6 +16,26 @@ from scipy import ndimage
 
 from saae_runtime.geometry import resize_matrix, upsample_map
 
+__all__ = [
+    "F32",
+    "NOISE_SIGMA",
+    "REFERENCE",
+    "Camera",
+    "Pose",
+    "Streams",
+    "change_mask",
+    "curve",
+    "drawn_size",
+    "light",
+    "reduce_to",
+    "smoothstep",
+    "soft_noise",
+    "streams",
+    "stroke",
+    "to_uint8",
+    "wobble",
+]
+
 F32 = NDArray[np.float32]
 
 REFERENCE = 512.0
@@ -62,7 +82,7 @@ class Pose:
     centre: tuple[float, float]
 
     def grid(self) -> tuple[F32, F32]:
-        """Return u and v of every pixel centre, float32 [H, W] each."""
+        """Return u and v of every pixel centre, float32 H x W each."""
         height, width = self.shape
         x = np.arange(width, dtype=np.float32)[None, :] - np.float32(self.centre[0])
         y = np.arange(height, dtype=np.float32)[:, None] - np.float32(self.centre[1])
@@ -95,7 +115,7 @@ def smoothstep(low: float, high: float, x: F32) -> F32:
 
 
 def soft_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> F32:
-    """Return smooth noise of unit strength whose blobs are about `cell` pixels wide, float32 [H, W]."""
+    """Return smooth noise of unit strength whose blobs are about `cell` pixels wide, float32 H x W."""
     rows, cols = (max(2, int(np.ceil(n / cell)) + 1) for n in shape)
     coarse = rng.standard_normal((rows, cols), dtype=np.float32)
     # Bilinear alone shows its lattice; one small blur at the coarse size hides it at no cost.
@@ -114,7 +134,7 @@ def wobble(rng: np.random.Generator, count: int, length: float, waves: tuple[flo
 
 
 def stroke(shape: tuple[int, int], points: list[tuple[float, float]], width: float) -> F32:
-    """Return the coverage (0 .. 1, float32 [H, W]) of a line through pixel `points`, antialiased."""
+    """Return the coverage (0 .. 1, float32 H x W) of a line through pixel `points`, antialiased."""
     fine = 4
     sheet = Image.new("L", (shape[1] * fine, shape[0] * fine), 0)
     draw = ImageDraw.Draw(sheet)
@@ -144,7 +164,7 @@ def curve(
 
 
 def light(rng: np.random.Generator, shape: tuple[int, int], gain: float = 0.045) -> F32:
-    """Return the light over the picture (about 1, float32 [H, W]): overall gain, a slope and a vignette."""
+    """Return the light over the picture (about 1, float32 H x W): overall gain, a slope and a vignette."""
     y = np.linspace(-1.0, 1.0, shape[0], dtype=np.float32)[:, None]
     x = np.linspace(-1.0, 1.0, shape[1], dtype=np.float32)[None, :]
     level = np.float32(1.0 + float(np.clip(rng.normal(0.0, gain), -2.2 * gain, 2.2 * gain)))
@@ -162,7 +182,7 @@ class Camera:
 
     @classmethod
     def take(cls, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Camera:
-        """Draw the camera's state for a picture of `shape` ([H, W] or [H, W, 3])."""
+        """Draw the camera's state for a picture of `shape` (H x W or H x W x 3)."""
         blur = float(rng.uniform(0.45, 0.8)) * scale
         return cls(blur, rng.standard_normal(shape, dtype=np.float32))
 
@@ -179,7 +199,7 @@ class Camera:
 
 
 def reduce_to(picture: F32, size: tuple[int, int]) -> F32:
-    """Return `picture` (float32 [H, W] or [H, W, 3]) reduced to `size` with the toolkit's own resize."""
+    """Return `picture` (float32 H x W or H x W x 3) reduced to `size` with the toolkit's own resize."""
     if picture.shape[:2] == tuple(size):
         return picture
     rows, cols = resize_matrix(picture.shape[0], size[0]), resize_matrix(picture.shape[1], size[1])
@@ -194,7 +214,7 @@ def to_uint8(picture: F32) -> NDArray[np.uint8]:
 
 
 def change_mask(clean: F32, damaged: F32) -> NDArray[np.bool_]:
-    """Return where two noise-free pictures differ visibly, bool [H, W].
+    """Return where two noise-free pictures differ visibly, bool H x W.
 
     Changed texture crosses its old value here and there; a closing of two pixels fills those
     pinholes, and changes of less than 12 connected pixels (nobody could see them) are dropped.

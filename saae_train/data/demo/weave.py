@@ -11,6 +11,8 @@ import numpy as np
 
 from .canvas import F32, REFERENCE, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke
 
+__all__ = ["DEFECTS", "Flaw", "Weave", "damage", "draw", "make"]
+
 YARN = 10.0
 """Distance between neighbouring threads."""
 
@@ -69,7 +71,7 @@ def make(rng: np.random.Generator, size: tuple[int, int]) -> Weave:
 
 
 def draw(weave: Weave) -> F32:
-    """Return the cloth's drawing before lens and noise: RGB levels, float32 [H, W, 3]."""
+    """Return the cloth's drawing before lens and noise: RGB levels, float32 H x W x 3."""
     u, v = weave.pose.grid()
     u, v = u + weave.drift_u, v + weave.drift_v
     bare = np.zeros(weave.pose.shape, np.float32)
@@ -110,7 +112,7 @@ def _cloth(weave: Weave, u: F32, v: F32) -> F32:
 
 
 def _local(weave: Weave, flaw: Flaw) -> tuple[F32, F32]:
-    """Distances from the flaw's middle along and across its own axis, float32 [H, W] each."""
+    """Distances from the flaw's middle along and across its own axis, float32 H x W each."""
     u, v = weave.pose.grid()
     x, y = u - np.float32(flaw.u), v - np.float32(flaw.v)
     cos, sin = np.float32(np.cos(flaw.angle)), np.float32(np.sin(flaw.angle))

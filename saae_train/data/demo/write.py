@@ -19,11 +19,13 @@ from ..category import SYNTHETIC_STAMP, Category, find_category
 from . import weave, zipper, zipper_defects
 from .canvas import F32, Camera, change_mask, reduce_to, streams, to_uint8
 
+__all__ = ["DEMO_CATEGORIES", "DRAWING_VERSION", "defect_types", "render", "write_demo"]
+
 Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
 
 DRAWING_VERSION = 1
-"""Raised whenever the same seed would give other pictures, so that older sets are drawn anew."""
+"""Increased when the same seed gives other pictures, so that older sets are redrawn."""
 
 SMALLEST = 64
 
@@ -65,7 +67,7 @@ def render(
         defect: a defect type of the category, None for a flawless picture.
 
     Returns:
-        The picture (uint8 [H, W] gray or [H, W, 3] RGB) and its mask (bool [H, W], True where damaged).
+        The picture (uint8 H x W gray or H x W x 3 RGB) and its mask (bool H x W, True where damaged).
 
     Raises:
         ConfigError: unknown category or defect type, or a size under 64 pixels.

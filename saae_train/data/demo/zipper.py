@@ -13,6 +13,8 @@ import numpy as np
 
 from .canvas import F32, REFERENCE, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke, wobble
 
+__all__ = ["CORD", "PITCH", "TAPE_EDGE", "Notch", "Pull", "Tooth", "Wound", "Zipper", "draw", "make"]
+
 PITCH = 19.0
 """Distance between two teeth of one row."""
 
@@ -32,7 +34,15 @@ THREAD = 6.6
 
 @dataclass(frozen=True)
 class Tooth:
-    """One tooth: its row (-1 left, +1 right), where it sits, and how it differs from its neighbours."""
+    """One tooth.
+
+    Attributes:
+        side: its row, -1 left, +1 right.
+        v: its position along the zipper; du: its shift across; tilt: its rotation.
+        length, width: its size.
+        gain: its brightness.
+        rough: 0, or the seed of a torn, scratched surface.
+    """
 
     side: int
     v: float
@@ -42,7 +52,6 @@ class Tooth:
     width: float = TOOTH_WIDTH
     gain: float = 1.0
     rough: int = 0
-    """0, or the seed of a torn, scratched surface."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def make(rng: np.random.Generator, size: tuple[int, int]) -> Zipper:
 
 
 def draw(zipper: Zipper) -> F32:
-    """Return the zipper's drawing before lens and noise: grey levels, float32 [H, W]."""
+    """Return the zipper's drawing before lens and noise: grey levels, float32 H x W."""
     u, v = zipper.pose.grid()
     picture = np.empty(zipper.pose.shape, np.float32)
     shift = {side: _pull(zipper, side, v) for side in (-1, 1)}

@@ -9,6 +9,8 @@ import numpy as np
 
 from .zipper import CORD, PITCH, TAPE_EDGE, Notch, Pull, Tooth, Wound, Zipper
 
+__all__ = ["DEFECTS", "damage"]
+
 Defect = Callable[[np.random.Generator, Zipper, float], Zipper]
 
 VISIBLE = 190.0

@@ -30,7 +30,7 @@ def test_the_score_in_bf16_moves_by_little(kind: str) -> None:
     basis = space.basis.to(half)
     g = standard @ basis
     residual = standard - g @ basis.T
-    outside, energy = ((x * x).sum(dim=2) for x in (residual, standard))
-    rounded = projected._replace(g=g.float(), outside=outside.float(), energy=energy.float())
+    residual_energy, energy = ((x * x).sum(dim=2) for x in (residual, standard))
+    rounded = projected._replace(g=g.float(), residual_energy=residual_energy.float(), energy=energy.float())
     found = anomaly_score(rounded, g_hat.to(half), kind)
     assert float(((found - expected).abs() / expected.mean()).max()) < 0.03

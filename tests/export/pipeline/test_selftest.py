@@ -64,7 +64,7 @@ def test_a_seeing_model_passes_and_its_numbers_are_called_simulated(built: tuple
     result, text, folder = built
     assert result.self_test is not None
     assert result.self_test.judged
-    assert not result.self_test.blind
+    assert not result.self_test.misses_easy
     assert "self-test (simulated defects)" in text
     assert "SIMULATED defects" in text
     found = open_bundle(folder / "bundle", verify=True).manifest.metrics["self_test"]
@@ -83,8 +83,8 @@ def test_a_seeing_model_passes_and_its_numbers_are_called_simulated(built: tuple
     print_bundle(result.bundle, console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
-    assert f"SIMULATED defects found: {result.self_test.plain} large and strong" in shown
-    assert f"{result.self_test.plain.found} of {result.self_test.plain.count} found" in shown
+    assert f"SIMULATED defects found: {result.self_test.easy} large and strong" in shown
+    assert f"{result.self_test.easy.found} of {result.self_test.easy.count} found" in shown
 
 
 def test_the_numbers_are_those_of_the_bundle(built: tuple[BuildResult, str, Path], data: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_the_bundle(built: tuple[BuildResult, str, Path
     with Engine(folder / "bundle") as engine:
         again = selftest(engine, samples, frames=20)
     assert again.share() == result.self_test.share()
-    assert again.plain == result.self_test.plain
+    assert again.easy == result.self_test.easy
     assert again.image_threshold == result.self_test.image_threshold
 
 
@@ -126,7 +126,7 @@ def test_a_blind_model_can_be_asked_for(blind: Path, data: Path, tmp_path: Path)
     result, text = quiet_build(options(data, tmp_path, checkpoint=blind, allow_blind=True, **QUICK))
     assert "BLIND" in text
     assert result.self_test is not None
-    assert result.self_test.plain.found == 0
+    assert result.self_test.easy.found == 0
     assert result.bundle.manifest.metrics["self_test"]["blind"] is True
     assert "<strong>Blind</strong>" in (tmp_path / "bundle" / "report.html").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""`saae-train tables` as a person types it, on small drawn-free sets and random weights, each cell really run."""
+"""`saae-train tables` as a person types it, on small drawn-free sets and random weights, each experiment really run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from saae_train.cli import app
 from saae_train.data.category import SYNTHETIC_STAMP
-from saae_train.experiments.experiment import run_cell
+from saae_train.experiments.experiment import run_experiment
 
 SET = [
     word
@@ -49,12 +49,12 @@ def tables(data: Path, out: Path, *more: str) -> tuple[int, str]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Cells run here instead of in processes of their own (tests/train/test_cells.py has those); gives what ran."""
+    """Runs experiments in this process (test_experiment.py covers processes of their own); gives what ran."""
     ran: list[str] = []
 
-    def run(cell, report):  # type: ignore[no-untyped-def]
-        ran.append(cell.category)
-        return run_cell(cell, report=report)
+    def run(experiment, report):  # type: ignore[no-untyped-def]
+        ran.append(experiment.category)
+        return run_experiment(experiment, report=report)
 
     monkeypatch.setattr("saae_train.experiments.plan.run_fresh", run)
     return ran
@@ -76,17 +76,17 @@ def test_ours_stand_beside_the_papers_and_nothing_is_run_twice(
     assert float(bottle["paper"]) == 97.9
     assert float(mean["paper"]) == pytest.approx((97.9 + 97.3) / 2)
     assert float(mean["ours"]) == pytest.approx((float(bottle["ours"]) + float(lines["2", "tile"]["ours"])) / 2)
-    cells = {
+    experiments = {
         json.loads(p.read_text())["row"]["category"]: json.loads(p.read_text())["row"]
-        for p in (tmp_path / "cells").iterdir()
+        for p in (tmp_path / "experiments").iterdir()
     }
-    assert (cells["tile"]["fitted_config"]["mlp_ratio"], cells["tile"]["pixel_fpr"]) == (1, 0.0)
-    assert (cells["bottle"]["fitted_config"]["mlp_ratio"], cells["bottle"]["pixel_fpr"]) == (2, 0.001)
-    assert cells["bottle"]["overall"]["metrics"]["pixel_roc_auc"]["value"] * 100 == float(bottle["ours"])
+    assert (experiments["tile"]["fitted_config"]["mlp_ratio"], experiments["tile"]["pixel_fpr"]) == (1, 0.0)
+    assert (experiments["bottle"]["fitted_config"]["mlp_ratio"], experiments["bottle"]["pixel_fpr"]) == (2, 0.001)
+    assert experiments["bottle"]["overall"]["metrics"]["pixel_roc_auc"]["value"] * 100 == float(bottle["ours"])
     assert "| bottle |" in (tmp_path / "tables.md").read_text()
     code, text = tables(data, tmp_path, "--table", "2,3", "--categories", "bottle,tile")
     assert (code, len(in_this_process)) == (0, 2)
-    assert "2 of 2 cells were there already" in text
+    assert "2 of 2 experiments were there already" in text
 
 
 def test_what_cannot_be_measured_says_why(data: Path, tmp_path: Path, in_this_process: list[str]) -> None:
@@ -95,15 +95,15 @@ def test_what_cannot_be_measured_says_why(data: Path, tmp_path: Path, in_this_pr
     assert "no value: the defective images have no ground-truth masks" in text
     assert "no value: no defective pixel in the test set" in text
     data_json = json.loads((tmp_path / "tables.json").read_text())
-    entries = {(e["row"], t["table"]): e for t in data_json["tables"] for e in t["entries"]}
-    assert entries["blind", "2"]["ours"] is None
-    assert entries["blind", "2"]["reason"]
-    assert entries["bottle", "2"]["ours"] is not None
+    figures = {(e["row"], t["table"]): e for t in data_json["tables"] for e in t["entries"]}
+    assert figures["blind", "2"]["ours"] is None
+    assert figures["blind", "2"]["reason"]
+    assert figures["bottle", "2"]["ours"] is not None
     for name in ("tables.md", "tables.csv", "tables.json"):
         assert "nan" not in (tmp_path / name).read_text().lower().replace("mean", "")
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(
+def test_an_experiment_that_fails_is_told_and_the_others_go_on(
     data: Path, tmp_path: Path, in_this_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "data"
@@ -133,30 +133,30 @@ def test_drawn_sets_have_nothing_published_beside_them(data: Path, tmp_path: Pat
 def test_stopping_keeps_what_is_finished(
     data: Path, tmp_path: Path, in_this_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(cell, report):  # type: ignore[no-untyped-def]
-        if cell.category == "bottle":
+    def stop(experiment, report):  # type: ignore[no-untyped-def]
+        if experiment.category == "bottle":
             raise KeyboardInterrupt
-        return run_cell(cell, report=report)
+        return run_experiment(experiment, report=report)
 
     monkeypatch.setattr("saae_train.experiments.plan.run_fresh", stop)
     code, text = tables(data, tmp_path, "--table", "2", "--categories", "tile,bottle")
     assert code == 130
     assert "not run: stopped before it" in text
-    assert [path.name.partition("-")[0] for path in (tmp_path / "cells").iterdir()] == ["tile"]
+    assert [path.name.partition("-")[0] for path in (tmp_path / "experiments").iterdir()] == ["tile"]
     assert json.loads((tmp_path / "tables.json").read_text())["tables"]
 
 
 def test_a_dry_run_lists_and_runs_nothing(data: Path, tmp_path: Path, in_this_process: list[str]) -> None:
     code, text = tables(data, tmp_path, "--table", "4,5", "--categories", "bottle", "--dry-run")
     assert (code, in_this_process) == (0, [])
-    assert "16 of 16 cells to run" in text
+    assert "16 of 16 experiments to run" in text
     assert "vgg19" in text
     assert "V of f4" not in text  # V is set by hand here
     assert list(tmp_path.iterdir()) == []
     code, text = tables(
         data, tmp_path, "--table", "2,5", "--columns", "Ours,f1:4", "--set", "layers=[0,1,2,3,4]", "--dry-run"
     )
-    assert "4 of 4 cells to run" in text  # the two columns are the same cell, in four categories
+    assert "4 of 4 experiments to run" in text  # the two columns are the same experiment, in four categories
 
 
 @pytest.mark.parametrize(
@@ -180,20 +180,20 @@ def test_frames_a_second_are_measured_once(data: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("saae_train.cli.tables.COLUMNS", {"DFR": {**TINY_CHANGES, "transformer": False}})
     timed: list[object] = []
-    together = speed.measure_together
+    interleaved = speed.interleaved
 
-    def few(calls, **more):  # type: ignore[no-untyped-def]
-        timed.append(calls)
-        return together(calls, runs=3, warmup=0)
+    def short(turns, seconds):  # type: ignore[no-untyped-def]
+        timed.append(turns)
+        return interleaved(turns, 0.1)
 
-    monkeypatch.setattr(speed, "measure_together", few)
+    monkeypatch.setattr(speed, "interleaved", short)
     code, text = tables(data, tmp_path, "--table", "fps", "--categories", "bottle", "--device", "cpu")
     assert code == 0, text
     found = json.loads((tmp_path / "tables.json").read_text())["tables"][0]
-    entries = {entry["row"]: entry for entry in found["entries"]}
-    assert entries["SAAE"]["ours"] > 0
-    assert entries["SAAE"]["paper"] == 86
-    assert entries["SAAE over DFR"]["ours"] == pytest.approx(entries["SAAE"]["ours"] / entries["DFR"]["ours"])
+    figures = {figure["row"]: figure for figure in found["entries"]}
+    assert figures["SAAE"]["ours"] > 0
+    assert figures["SAAE"]["paper"] == 86
+    assert figures["SAAE over DFR"]["ours"] == pytest.approx(figures["SAAE"]["ours"] / figures["DFR"]["ours"])
     assert "random weights" in text
     tables(data, tmp_path, "--table", "fps", "--categories", "bottle", "--device", "cpu")
     assert len(timed) == 1

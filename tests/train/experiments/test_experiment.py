@@ -1,4 +1,4 @@
-"""One cell of a table: what a row holds, that a fresh process is one, and what becomes of a cell that fails."""
+"""One experiment: what its row holds, that a fresh process is one, and what is reported if it fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import cell_fitters
+import fit_methods
 import numpy as np
 import pytest
 
@@ -23,7 +23,7 @@ from saae_runtime.files import sha256_file
 from saae_runtime.geometry import upsample_map
 from saae_train.cli.options import make_config
 from saae_train.data.category import find_category
-from saae_train.experiments.experiment import Cell, images_digest, is_same, run_cell, run_fresh
+from saae_train.experiments.experiment import Experiment, images_digest, is_same, run_experiment, run_fresh
 from saae_train.model.scorer import TorchScorer
 
 
@@ -32,13 +32,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_square_set(tmp_path_factory.mktemp("data"))
 
 
-def cell(tree: Path, category: str = "part", **more: object) -> Cell:
-    return Cell(str(tree), category, make_config("fast", **{**TINY_CHANGES, **more}), weights="random", device="cpu")
+def experiment(tree: Path, category: str = "part", **more: object) -> Experiment:
+    return Experiment(
+        str(tree), category, make_config("fast", **{**TINY_CHANGES, **more}), weights="random", device="cpu"
+    )
 
 
 def test_a_row_holds_what_was_measured_and_with_what(tree: Path) -> None:
     seen: list[str] = []
-    row = run_cell(cell(tree), report=lambda what, done, total: seen.append(what.split(",")[0]))
+    row = run_experiment(experiment(tree), report=lambda what, done, total: seen.append(what.split(",")[0]))
     row = json.loads(json.dumps(row, allow_nan=False))
     assert {"features", "step", "calibrate", "evaluate"} <= set(seen)
     assert 0 <= row["overall"]["metrics"]["pixel_roc_auc"]["value"] <= 1
@@ -50,37 +52,43 @@ def test_a_row_holds_what_was_measured_and_with_what(tree: Path) -> None:
     assert row["config"]["mlp_ratio"] is None
     assert row["weights_source"].startswith("random")
     assert row["pixel_fpr"] == 0.001
-    assert is_same(row, cell(tree))
-    for other in (cell(tree, seed=1), replace(cell(tree), weights="hub"), replace(cell(tree), method="pca")):
+    assert is_same(row, experiment(tree))
+    for other in (
+        experiment(tree, seed=1),
+        replace(experiment(tree), weights="hub"),
+        replace(experiment(tree), method="pca"),
+    ):
         assert not is_same(row, other)
 
 
 def test_a_texture_has_the_papers_mlp_and_rate(tree: Path, tmp_path: Path) -> None:
     write_square_set(tmp_path, "tile")
-    row = run_cell(cell(tmp_path, "tile"))
+    row = run_experiment(experiment(tmp_path, "tile"))
     assert (row["fitted_config"]["mlp_ratio"], row["pixel_fpr"]) == (1, 0.0)
 
 
 def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    row = run_fresh(cell(tree), cell_fitters.brightness, lambda *told: seen.append(told))
+    row = run_fresh(experiment(tree), fit_methods.brightness, lambda *told: seen.append(told))
     assert row["facts"]["process"] != os.getpid()
     assert row["overall"]["metrics"]["pixel_roc_auc"]["value"] == 1.0
     assert ("looking", row["fit_images"], row["fit_images"]) in seen
     assert ("evaluate", 6, 6) in seen
 
 
-def test_a_cell_that_fails_keeps_its_words(tree: Path) -> None:
+def test_an_experiment_that_fails_keeps_its_words(tree: Path) -> None:
     with pytest.raises(DataError, match="nothere") as found:
-        run_fresh(cell(tree, "nothere"), cell_fitters.brightness)
+        run_fresh(experiment(tree, "nothere"), fit_methods.brightness)
     assert found.value.cure
     with pytest.raises(SaaeError, match="RuntimeError: out of memory"):
-        run_fresh(cell(tree), cell_fitters.raises)
+        run_fresh(experiment(tree), fit_methods.raises)
     with pytest.raises(SaaeError, match="ended with code -9"):
-        run_fresh(cell(tree), cell_fitters.killed)
+        run_fresh(experiment(tree), fit_methods.killed)
 
 
-def test_stopping_stops_the_cells_process_cleanly(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_stops_the_experiments_process_cleanly(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("saae_train.experiments.experiment._GRACE", 0.2)  # the signal goes to this process alone
     children: list[int] = []
 
@@ -92,7 +100,7 @@ def test_stopping_stops_the_cells_process_cleanly(tree: Path, tmp_path: Path, mo
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_fresh(replace(cell(tree), cache=str(tmp_path)), cell_fitters.endless, stop)
+            run_fresh(replace(experiment(tree), cache=str(tmp_path)), fit_methods.endless, stop)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "stopped").exists()
@@ -106,20 +114,20 @@ def test_the_images_digest_follows_the_files_and_not_the_place(tree: Path, tmp_p
     assert images_digest(find_category(tmp_path, "part")) == first
     (tmp_path / "part/test/good/0.png").unlink()
     assert images_digest(find_category(tmp_path, "part")) != first
-    assert cell(tree).key(first) != cell(tree).key("other")
+    assert experiment(tree).key(first) != experiment(tree).key("other")
 
 
 def test_a_row_of_other_images_is_another_one(tree: Path, tmp_path: Path) -> None:
     write_square_set(tmp_path)
-    row = {**json.loads(json.dumps(cell(tree).settings())), "images": images_digest(find_category(tree, "part"))}
-    assert is_same(row, cell(tree))
-    assert is_same(row, cell(tmp_path))  # a copy
+    row = {**json.loads(json.dumps(experiment(tree).settings())), "images": images_digest(find_category(tree, "part"))}
+    assert is_same(row, experiment(tree))
+    assert is_same(row, experiment(tmp_path))  # a copy
     (tmp_path / "part/test/good/0.png").unlink()
-    assert not is_same(row, cell(tmp_path))
+    assert not is_same(row, experiment(tmp_path))
     old = {key: value for key, value in row.items() if key != "images"}
-    assert not is_same(old, cell(tree))
-    assert is_same(old, cell(tree), unknown=True)
-    assert not is_same(old, cell(tree, seed=1), unknown=True)
+    assert not is_same(old, experiment(tree))
+    assert is_same(old, experiment(tree), unknown=True)
+    assert not is_same(old, experiment(tree, seed=1), unknown=True)
 
 
 def test_a_key_holds_the_version_and_what_is_in_the_weights(
@@ -128,7 +136,7 @@ def test_a_key_holds_the_version_and_what_is_in_the_weights(
     files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
     for path, content in zip(files, (b"one", b"one", b"another"), strict=True):
         path.write_bytes(content)
-    first, copy, other = (replace(cell(tree), weights=str(path)) for path in files)
+    first, copy, other = (replace(experiment(tree), weights=str(path)) for path in files)
     assert first.key("images") == copy.key("images") != other.key("images")
     row = {**json.loads(json.dumps(first.settings())), "images": images_digest(find_category(tree, "part"))}
     row["weights_sha256"] = sha256_file(files[0])
@@ -137,9 +145,9 @@ def test_a_key_holds_the_version_and_what_is_in_the_weights(
     before = first.key("images")
     files[0].write_bytes(b"changed")
     assert first.key("images") != before
-    before = cell(tree).key("images")
+    before = experiment(tree).key("images")
     monkeypatch.setattr("saae_train.experiments.experiment.saae_version", lambda: "99.0")
-    assert cell(tree).key("images") != before
+    assert experiment(tree).key("images") != before
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])

@@ -1,4 +1,4 @@
-"""The tables' cells: which there are, that none is run twice, and what becomes of those that fail."""
+"""The tables' experiments: which there are, that none is run twice, and what becomes of those that fail."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tiny_sets import write_square_set
 from saae_runtime.errors import ConfigError, FitError, WeightsError
 from saae_train.cli.options import make_config
 from saae_train.config import preset
-from saae_train.experiments.experiment import Cell
-from saae_train.experiments.plan import COLUMNS, Plan, Results, known_categories, run_plan
+from saae_train.experiments.experiment import Experiment
+from saae_train.experiments.plan import COLUMNS, Plan, ResultFolder, known_categories, run_plan
 
 
 @pytest.fixture
@@ -29,40 +29,49 @@ class Runner:
 
     def __init__(self, **fails: BaseException) -> None:
         self.fails = fails
-        self.ran: list[Cell] = []
+        self.ran: list[Experiment] = []
 
-    def __call__(self, cell: Cell, report: Any) -> Mapping[str, Any]:
-        self.ran.append(cell)
-        Path(str(cell.cache)).mkdir(parents=True, exist_ok=True)
-        if cell.category in self.fails:
-            raise self.fails[cell.category]
-        if cell.config.backbone in self.fails:
-            raise self.fails[cell.config.backbone]
+    def __call__(self, experiment: Experiment, report: Any) -> Mapping[str, Any]:
+        self.ran.append(experiment)
+        Path(str(experiment.cache)).mkdir(parents=True, exist_ok=True)
+        if experiment.category in self.fails:
+            raise self.fails[experiment.category]
+        if experiment.config.backbone in self.fails:
+            raise self.fails[experiment.config.backbone]
         metrics = {"pixel_roc_auc": {"value": 0.9}, "pro_auc": {"value": 0.8}}
-        facts = {"latent": 30 + (cell.config.layers or (0,))[-1]}
-        return {**cell.settings(), "overall": {"metrics": metrics}, "facts": facts}
+        facts = {"latent": 30 + (experiment.config.layers or (0,))[-1]}
+        return {**experiment.settings(), "overall": {"metrics": metrics}, "facts": facts}
 
 
 def plan(data: Path, *names: str, **options: Any) -> Plan:
     return Plan.make(data, names or ("bottle",), options.pop("config", preset("paper")), **options)
 
 
-def test_cells_that_several_tables_share_are_run_once(data: Path, tmp_path: Path) -> None:
+def test_experiments_that_several_tables_share_are_run_once(data: Path, tmp_path: Path) -> None:
     everything, run = plan(data), Runner()
-    results = Results(tmp_path / "out", data)
-    outcomes = run_plan(everything, results, run=run)
-    assert {column for _, column, _ in outcomes} == set(COLUMNS) - {"DFR"}
+    folder = ResultFolder(tmp_path / "out", data)
+    results = run_plan(everything, folder, run=run)
+    assert {column for _, column, _ in results} == set(COLUMNS) - {"DFR"}
     assert len(run.ran) == 15  # Ours is f1:4; w/o ViT, w/o SAAE, f1 to f12
-    assert len(list((tmp_path / "out/cells").iterdir())) == 15
+    assert len(list((tmp_path / "out/experiments").iterdir())) == 15
     again = Runner()
-    assert run_plan(everything, results, run=again) == outcomes
+    assert run_plan(everything, folder, run=again) == results
     assert again.ran == []
     assert not list((tmp_path / "out/work").iterdir())  # what a fit went on from is gone
 
 
+def test_a_result_file_in_the_earlier_folder_is_found(data: Path, tmp_path: Path) -> None:
+    folder, chosen = ResultFolder(tmp_path, data), plan(data, tables=["2"])
+    results = run_plan(chosen, folder, run=Runner())
+    (tmp_path / "experiments").rename(tmp_path / "cells")
+    run = Runner()
+    assert run_plan(chosen, folder, run=run) == results
+    assert run.ran == []
+
+
 def test_columns_change_what_the_paper_changed(data: Path, tmp_path: Path) -> None:
     run = Runner()
-    run_plan(plan(data), Results(tmp_path, data), run=run)
+    run_plan(plan(data), ResultFolder(tmp_path, data), run=run)
     configs = {(c.config.backbone, c.config.layers, c.config.transformer): c.config for c in run.ran}
     vit, vgg = "vit_base_patch16_384", "vgg19"
     assert (vit, (0, 1, 2, 3, 4), True) in configs
@@ -78,67 +87,67 @@ def test_columns_change_what_the_paper_changed(data: Path, tmp_path: Path) -> No
 
 def test_one_layer_alone_still_takes_its_v_from_layer_4(data: Path, tmp_path: Path) -> None:
     run = Runner()
-    outcomes = run_plan(plan(data, tables=["5"], columns=["f7"]), Results(tmp_path, data), run=run)
+    results = run_plan(plan(data, tables=["5"], columns=["f7"]), ResultFolder(tmp_path, data), run=run)
     assert [(c.config.layers, c.config.latent) for c in run.ran] == [((0, 4), None), ((0, 7), 34)]
     run = Runner(bottle=FitError("no"))
-    outcomes = run_plan(plan(data, tables=["5"], columns=["f7"], seeds=[5]), Results(tmp_path, data), run=run)
-    assert outcomes["bottle", "f7", 5].reason == "not run: its V is that of f4 (failed: no)"
+    results = run_plan(plan(data, tables=["5"], columns=["f7"], seeds=[5]), ResultFolder(tmp_path, data), run=run)
+    assert results["bottle", "f7", 5].reason == "not run: its V is that of f4 (failed: no)"
     run = Runner()
     run_plan(
         plan(data, tables=["5"], columns=["f7"], config=make_config("paper", latent=60)),
-        Results(tmp_path, data),
+        ResultFolder(tmp_path, data),
         run=run,
     )
     assert [(c.config.layers, c.config.latent) for c in run.ran] == [((0, 7), 60)]
 
 
-def test_a_failed_cell_does_not_stop_the_others_and_is_tried_again(data: Path, tmp_path: Path) -> None:
-    results = Results(tmp_path, data)
+def test_a_failed_experiment_does_not_stop_the_others_and_is_tried_again(data: Path, tmp_path: Path) -> None:
+    folder = ResultFolder(tmp_path, data)
     chosen = plan(data, "tile", "bottle", "part", tables=["2", "3"])
-    outcomes = run_plan(chosen, results, run=Runner(bottle=FitError("The loss became nan.", "Too fast.")))
-    assert outcomes["bottle", "Ours", 0].reason == "failed: The loss became nan. Too fast."
-    assert outcomes["tile", "Ours", 0].row is not None
-    assert outcomes["part", "Ours", 0].row is not None
-    record = json.loads(next((tmp_path / "cells").glob("bottle-*")).read_text())
-    assert record["reason"] == outcomes["bottle", "Ours", 0].reason
+    results = run_plan(chosen, folder, run=Runner(bottle=FitError("The loss became nan.", "Too fast.")))
+    assert results["bottle", "Ours", 0].reason == "failed: The loss became nan. Too fast."
+    assert results["tile", "Ours", 0].row is not None
+    assert results["part", "Ours", 0].row is not None
+    record = json.loads(next((tmp_path / "experiments").glob("bottle-*")).read_text())
+    assert record["reason"] == results["bottle", "Ours", 0].reason
     assert list((tmp_path / "work").iterdir())  # what the failed fit may go on from
     run = Runner()
-    assert all(outcome.row for outcome in run_plan(chosen, results, run=run).values())
-    assert [cell.category for cell in run.ran] == ["bottle"]
+    assert all(result.row for result in run_plan(chosen, folder, run=run).values())
+    assert [experiment.category for experiment in run.ran] == ["bottle"]
 
 
 def test_missing_weights_are_asked_for_once_a_backbone(data: Path, tmp_path: Path) -> None:
     run = Runner(vgg19=WeightsError("No weights of vgg19.", "The hub cannot be reached."))
-    outcomes = run_plan(plan(data, "bottle", "tile", tables=["4"]), Results(tmp_path, data), run=run)
-    assert [cell.config.backbone for cell in run.ran].count("vgg19") == 1
+    results = run_plan(plan(data, "bottle", "tile", tables=["4"]), ResultFolder(tmp_path, data), run=run)
+    assert [experiment.config.backbone for experiment in run.ran].count("vgg19") == 1
     for category in ("bottle", "tile"):
         reason = "not run: no weights: No weights of vgg19. The hub cannot be reached."
-        assert outcomes[category, "w/o ViT", 0].reason == reason
-        assert outcomes[category, "w/o SAAE", 0].row is not None
+        assert results[category, "w/o ViT", 0].reason == reason
+        assert results[category, "w/o SAAE", 0].row is not None
 
 
 def test_what_is_finished_survives_a_stop(data: Path, tmp_path: Path) -> None:
-    results, found = Results(tmp_path, data), {}
+    folder, found = ResultFolder(tmp_path, data), {}
     chosen = plan(data, "bottle", "tile", tables=["2"])
     with pytest.raises(KeyboardInterrupt):
-        run_plan(chosen, results, run=Runner(tile=KeyboardInterrupt()), outcomes=found)
+        run_plan(chosen, folder, run=Runner(tile=KeyboardInterrupt()), results=found)
     assert list(found) == [("bottle", "Ours", 0)]
     run = Runner()
-    run_plan(chosen, results, run=run)
-    assert [cell.category for cell in run.ran] == ["tile"]
+    run_plan(chosen, folder, run=run)
+    assert [experiment.category for experiment in run.ran] == ["tile"]
 
 
 def test_other_images_settings_seeds_and_damaged_files_are_run(data: Path, tmp_path: Path) -> None:
     def ran(**options: Any) -> int:
         run = Runner()
-        run_plan(plan(data, tables=["2"], **options), Results(tmp_path / "out", data), run=run)
+        run_plan(plan(data, tables=["2"], **options), ResultFolder(tmp_path / "out", data), run=run)
         return len(run.ran)
 
     assert (ran(), ran()) == (1, 0)
     assert (ran(seeds=[0, 1, 2]), ran(seeds=[2])) == (2, 0)
     assert ran(config=make_config("paper", batch=8)) == 1
     assert ran(weights="random") == 1
-    for path in (tmp_path / "out/cells").iterdir():
+    for path in (tmp_path / "out/experiments").iterdir():
         path.write_text("{")
     assert (ran(), ran()) == (1, 0)
     (data / "bottle/train/good/0.png").unlink()
@@ -148,15 +157,15 @@ def test_other_images_settings_seeds_and_damaged_files_are_run(data: Path, tmp_p
 def test_a_category_that_cannot_be_listed_fails_in_words(data: Path, tmp_path: Path) -> None:
     for path in (data / "tile/train/good").iterdir():
         path.unlink()
-    outcomes = run_plan(plan(data, "tile", "bottle", tables=["2"]), Results(tmp_path, data), run=Runner())
-    assert "has no normal training images" in outcomes["tile", "Ours", 0].reason
-    assert outcomes["bottle", "Ours", 0].row is not None
+    results = run_plan(plan(data, "tile", "bottle", tables=["2"]), ResultFolder(tmp_path, data), run=Runner())
+    assert "has no normal training images" in results["tile", "Ours", 0].reason
+    assert results["bottle", "Ours", 0].row is not None
 
 
 def test_a_file_of_weights_stays_with_its_backbone(data: Path) -> None:
-    weights = {p.cell.config.backbone: p.cell.weights for p in plan(data, weights="vit.safetensors").cells}
+    weights = {p.experiment.config.backbone: p.experiment.weights for p in plan(data, weights="vit.safetensors").runs}
     assert weights == {"vit_base_patch16_384": "vit.safetensors", "vgg19": None}
-    assert {p.cell.weights for p in plan(data, weights="random").cells} == {"random"}
+    assert {p.experiment.weights for p in plan(data, weights="random").runs} == {"random"}
 
 
 def test_what_there_is_not_is_named(data: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from saae_train.config import preset
 from saae_train.experiments.paper import CLASSES, OBJECT_CLASSES
-from saae_train.experiments.plan import Outcome, Plan
+from saae_train.experiments.plan import Plan, RunResult
 from saae_train.experiments.tables import (
-    Entry,
-    MadeTable,
+    Figure,
+    Table,
     csv_text,
     differences,
     fps_table,
@@ -29,7 +29,7 @@ Key = tuple[str, str, int]
 
 
 def row(value: float | None, reason: str = "no mask", **changes: Any) -> dict[str, Any]:
-    """A cell's row as far as the tables read it."""
+    """An experiment's row as far as the tables read it."""
     metric = {"value": value} if value is not None else {"value": None, "reason": reason}
     config = preset("paper").replace(layers=(0, 1, 2, 3, 4)).to_json()
     return {
@@ -42,12 +42,10 @@ def row(value: float | None, reason: str = "no mask", **changes: Any) -> dict[st
     }
 
 
-def tables(
-    values: dict[Key, Any], names: tuple[str, ...], table: str = "2", seeds: tuple[int, ...] = (0,)
-) -> MadeTable:
+def tables(values: dict[Key, Any], names: tuple[str, ...], table: str = "2", seeds: tuple[int, ...] = (0,)) -> Table:
     plan = Plan.make(Path("data"), names, preset("paper"), tables=[table], seeds=seeds)
-    outcomes = {key: value if isinstance(value, Outcome) else Outcome(row(value)) for key, value in values.items()}
-    (made,) = make_tables(plan, outcomes)
+    results = {key: value if isinstance(value, RunResult) else RunResult(row(value)) for key, value in values.items()}
+    (made,) = make_tables(plan, results)
     return made
 
 
@@ -55,11 +53,11 @@ def test_a_complete_table_has_the_papers_means() -> None:
     values = {(name, "Ours", 0): 0.90 + 0.001 * index for index, name in enumerate(CLASSES)}
     made = tables(values, CLASSES)
     assert made.rows == (*CLASSES[:5], "mean of textures", *CLASSES[5:], "mean of objects", "mean")
-    mean = made.entries["mean", "Ours"]
+    mean = made.figures["mean", "Ours"]
     assert mean.ours == pytest.approx(90.7)
     assert (mean.paper, mean.note) == (97.9, "")
-    assert made.entries["mean of textures", "Ours"].ours == pytest.approx(90.2)
-    assert made.entries["mean of objects", "Ours"].paper == 97.8
+    assert made.figures["mean of textures", "Ours"].ours == pytest.approx(90.2)
+    assert made.figures["mean of objects", "Ours"].paper == 97.8
     assert mean.difference == pytest.approx(90.7 - 97.9)
     assert made.also["mean"]["PaDiM"] == 97.5
     assert made.also["tile"]["Patch SVDD"] == 91.4
@@ -69,43 +67,43 @@ def test_with_classes_missing_both_means_are_over_those_that_are_there() -> None
     values = {("bottle", "Ours", 0): 0.97, ("cable", "Ours", 0): 0.95, ("part", "Ours", 0): 0.5}
     made = tables(values, ("bottle", "cable", "part"))
     assert made.rows == ("bottle", "cable", "mean of objects", "mean", "part")  # no textures, no mean of them
-    mean = made.entries["mean", "Ours"]
+    mean = made.figures["mean", "Ours"]
     assert mean.ours == pytest.approx(96.0)  # `part` is none of the paper's classes
     assert mean.paper == pytest.approx((97.9 + 96.8) / 2)
     assert mean.note.startswith("over 2 of 15 classes (without carpet, ")
-    assert made.entries["part", "Ours"].paper is None
+    assert made.figures["part", "Ours"].paper is None
     assert "mean" not in made.also  # printed over all classes: not beside a mean over two
-    failed = {**values, ("cable", "Ours", 0): Outcome(reason="failed: memory")}
+    failed = {**values, ("cable", "Ours", 0): RunResult(reason="failed: memory")}
     again = tables(failed, ("bottle", "cable"))
-    assert again.entries["mean", "Ours"].ours == pytest.approx(97.0)
-    assert again.entries["mean", "Ours"].paper == 97.9
-    assert again.entries["cable", "Ours"].reason == "failed: memory"
-    nothing = tables({("cable", "Ours", 0): Outcome(reason="failed: memory")}, ("cable",))
-    assert nothing.entries["mean", "Ours"].reason == "no value: none of its classes has one"
+    assert again.figures["mean", "Ours"].ours == pytest.approx(97.0)
+    assert again.figures["mean", "Ours"].paper == 97.9
+    assert again.figures["cable", "Ours"].reason == "failed: memory"
+    nothing = tables({("cable", "Ours", 0): RunResult(reason="failed: memory")}, ("cable",))
+    assert nothing.figures["mean", "Ours"].reason == "no value: none of its classes has one"
 
 
 def test_table_4_has_published_means_alone() -> None:
     columns = ("w/o ViT", "w/o SAAE", "Ours")
     some = tables({("bottle", column, 0): 0.9 for column in columns}, ("bottle",), "4")
     assert some.columns == columns
-    assert some.entries["mean", "w/o ViT"].paper is None
-    assert "the paper has only the mean over all, 96.5" in some.entries["mean", "w/o ViT"].note
-    assert some.entries["mean", "Ours"].paper == 97.9  # Table 2 has the class
+    assert some.figures["mean", "w/o ViT"].paper is None
+    assert "the paper has only the mean over all, 96.5" in some.figures["mean", "w/o ViT"].note
+    assert some.figures["mean", "Ours"].paper == 97.9  # Table 2 has the class
     every = tables({(name, column, 0): 0.9 for column in columns for name in CLASSES}, CLASSES, "4")
-    assert every.entries["mean of objects", "w/o SAAE"].paper == 96.5
+    assert every.figures["mean of objects", "w/o SAAE"].paper == 96.5
 
 
 def test_several_seeds_have_mean_and_spread() -> None:
     values = {("bottle", "Ours", seed): 0.95 + 0.01 * seed for seed in range(3)}
     values |= {("cable", "Ours", seed): 0.97 - 0.01 * seed for seed in range(3)}
     made = tables(values, ("bottle", "cable"), seeds=(0, 1, 2))
-    bottle, mean = made.entries["bottle", "Ours"], made.entries["mean", "Ours"]
+    bottle, mean = made.figures["bottle", "Ours"], made.figures["mean", "Ours"]
     assert (bottle.ours, bottle.spread, bottle.seeds) == (pytest.approx(96), pytest.approx(1), 3)
     assert mean.ours == pytest.approx(96)
     assert mean.spread == pytest.approx(0, abs=1e-9)  # one goes up where the other goes down
-    values["cable", "Ours", 1] = Outcome(reason="failed: x")
+    values["cable", "Ours", 1] = RunResult(reason="failed: x")
     made = tables(values, ("bottle", "cable"), seeds=(0, 1, 2))
-    cable = made.entries["cable", "Ours"]
+    cable = made.figures["cable", "Ours"]
     assert (cable.seeds, cable.note) == (2, "over 2 of 3 seeds (seed 1: failed: x)")
     assert "96.00 ± 1.00" in markdown([made], "")
 
@@ -113,13 +111,13 @@ def test_several_seeds_have_mean_and_spread() -> None:
 def test_what_has_no_number_has_words_everywhere() -> None:
     values = {
         ("bottle", "Ours", 0): None,
-        ("cable", "Ours", 0): Outcome(reason="not run: no weights: No weights of it."),
-        ("zipper", "Ours", 0): Outcome(row(0.9, synthetic=True)),
+        ("cable", "Ours", 0): RunResult(reason="not run: no weights: No weights of it."),
+        ("zipper", "Ours", 0): RunResult(row(0.9, synthetic=True)),
     }
     made = tables(values, ("bottle", "cable", "capsule", "zipper"))
-    assert made.entries["bottle", "Ours"].reason == "no value: no mask"
-    assert made.entries["capsule", "Ours"].reason == "not run: stopped before it"
-    zipper = made.entries["zipper", "Ours"]
+    assert made.figures["bottle", "Ours"].reason == "no value: no mask"
+    assert made.figures["capsule", "Ours"].reason == "not run: stopped before it"
+    zipper = made.figures["zipper", "Ours"]
     assert (zipper.ours, zipper.paper) == (pytest.approx(90), None)
     assert "drawn" in zipper.note
     text = markdown([made], "made by a test")
@@ -132,9 +130,9 @@ def test_what_has_no_number_has_words_everywhere() -> None:
     assert {line["column"] for line in lines if line["row"] == "bottle"} >= {"Ours", "PaDiM", "AE L2"}
     assert json.loads(json.dumps(made.to_json(), allow_nan=False))["table"] == "2"
     with pytest.raises(ValueError, match="reason"):
-        Entry("2", "a", "b", "%", None, None, 0, None)
+        Figure("2", "a", "b", "%", None, None, 0, None)
     with pytest.raises(ValueError, match="finite"):
-        Entry("2", "a", "b", "%", float("nan"), None, 1, None)
+        Figure("2", "a", "b", "%", float("nan"), None, 1, None)
 
 
 def test_many_columns_have_the_papers_figure_in_brackets() -> None:
@@ -166,8 +164,8 @@ def test_differences_name_what_is_not_the_papers() -> None:
     assert differences(row(0.9, config=cae), "w/o SAAE") == same
 
 
-def test_set_ups_are_told_by_the_cells_they_belong_to() -> None:
-    values = {("bottle", "Ours", 0): 0.9, ("cable", "Ours", 0): Outcome(row(0.9, image_sizes=[[96, 96], [96, 96]]))}
+def test_set_ups_are_told_by_the_experiments_they_belong_to() -> None:
+    values = {("bottle", "Ours", 0): 0.9, ("cable", "Ours", 0): RunResult(row(0.9, image_sizes=[[96, 96], [96, 96]]))}
     made = tables(values, ("bottle", "cable"))
     assert any(line.startswith("Ours of bottle: 15 %") for line in made.setup)
     assert any(line.startswith("Ours of cable: images of 96 x 96 pixels") for line in made.setup)
@@ -176,12 +174,12 @@ def test_set_ups_are_told_by_the_cells_they_belong_to() -> None:
 
 def test_columns_with_the_same_set_up_share_a_sentence() -> None:
     fast = {"steps": 20, "batch": 16}
-    cells = {
+    experiments = {
         ("bottle", "Ours", 0): {"layers": (0, 1, 2, 3, 4), **fast},
         ("bottle", "w/o SAAE", 0): {"layers": (0, 1, 2, 3, 4), "transformer": False, **fast},
     }
-    outcomes = {k: Outcome(row(0.9, config=preset("paper").replace(**v).to_json())) for k, v in cells.items()}
-    made = tables(outcomes, ("bottle",), "4")
+    results = {k: RunResult(row(0.9, config=preset("paper").replace(**v).to_json())) for k, v in experiments.items()}
+    made = tables(results, ("bottle",), "4")
     assert made.setup[0].startswith("w/o SAAE, Ours: 20 steps of 16 images a step (paper: 700 epochs")
     assert len(made.setup) == 2  # and the weights
 
@@ -190,12 +188,12 @@ def test_frames_a_second_and_their_ratio() -> None:
     about = {"backbone": "vgg19", "layers": [1], "input_size": [256, 256], "latent": 300}
     models = {"SAAE": {**about, "fps": 40.0}, "DFR": {**about, "fps": 10.0}}
     made = fps_table({"device": "a CPU", "threads": 2, "models": models})
-    ratio = made.entries["SAAE over DFR", "frames a second"]
+    ratio = made.figures["SAAE over DFR", "frames a second"]
     assert (ratio.ours, ratio.paper) == (4.0, pytest.approx(86 / 31))
-    assert made.entries["DFR", "frames a second"].paper == 31
+    assert made.figures["DFR", "frames a second"].paper == 31
     made = fps_table({"device": "a CPU", "threads": 2, "models": {**models, "DFR": {"reason": "failed: no vgg19"}}})
-    assert made.entries["DFR", "frames a second"].reason == "failed: no vgg19"
-    assert made.entries["SAAE over DFR", "frames a second"].ours is None
+    assert made.figures["DFR", "frames a second"].reason == "failed: no vgg19"
+    assert made.figures["SAAE over DFR", "frames a second"].ours is None
     assert "failed: no vgg19" in markdown([made], "")
 
 
@@ -205,12 +203,12 @@ def test_objects_and_textures_are_fifteen() -> None:
 
 
 def test_the_footer_has_the_versions_that_measured() -> None:
-    def outcome(version: str | None) -> Outcome:
-        return Outcome({} if version is None else {"tools": {"saae": "1.0", "torch": version}})
+    def result(version: str | None) -> RunResult:
+        return RunResult({} if version is None else {"tools": {"saae": "1.0", "torch": version}})
 
-    one = {("bottle", "Ours", 0): outcome("2.1"), ("tile", "Ours", 0): outcome("2.1")}
+    one = {("bottle", "Ours", 0): result("2.1"), ("tile", "Ours", 0): result("2.1")}
     assert versions_text(measured_with(one)) == "saae 1.0, torch 2.1"
-    more = {("grid", "DFR", 0): outcome("2.2"), ("wood", "DFR", 1): outcome(None), **one, ("a", "b", 0): Outcome()}
+    more = {("grid", "DFR", 0): result("2.2"), ("wood", "DFR", 1): result(None), **one, ("a", "b", 0): RunResult()}
     text = versions_text(measured_with(more))
     assert text.index("torch 2.1 (Ours of bottle, seed 0; Ours of tile") < text.index("torch 2.2 (DFR of grid, seed 0)")
     assert "versions not recorded (DFR of wood, seed 1)" in text

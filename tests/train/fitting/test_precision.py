@@ -18,7 +18,7 @@ from tiny_models import noise_frames  # noqa: E402
 from saae_train.config import PRECISIONS, FitConfig  # noqa: E402
 from saae_train.data.category import Sample  # noqa: E402
 from saae_train.fitting import features, fit, precision  # noqa: E402
-from saae_train.fitting.precision import arithmetic, products, reached  # noqa: E402
+from saae_train.fitting.precision import arithmetic, matmul_precision, reached  # noqa: E402
 from saae_train.model.vit import build_backbone  # noqa: E402
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # a name alone: no GPU is touched
@@ -67,21 +67,21 @@ def test_fp32_is_in_full_and_what_was_set_is_put_back(switches: Any) -> None:
     before = switches()
     assert before[1]  # PyTorch's default for convolutions: it has to be turned off
     for kind, inside in (("fp32", [False, False]), ("tf32", [True, True]), ("bf16", [False, False])):
-        with products(kind, GPU):
+        with matmul_precision(kind, GPU):
             assert switches() == inside
         assert switches() == before
-        with pytest.raises(KeyError), products(kind, GPU):
+        with pytest.raises(KeyError), matmul_precision(kind, GPU):
             raise KeyError
         assert switches() == before
-    with products("tf32", GPU), products("fp32", GPU):
+    with matmul_precision("tf32", GPU), matmul_precision("fp32", GPU):
         assert switches() == [False, False]
-    with products("tf32", CPU):
+    with matmul_precision("tf32", CPU):
         assert switches() == before
 
 
 def test_what_the_caller_had_chosen_is_put_back(switches: Any) -> None:
-    with products("tf32", GPU):
-        with products("fp32", GPU):
+    with matmul_precision("tf32", GPU):
+        with matmul_precision("fp32", GPU):
             pass
         assert switches() == [True, True]
 
@@ -90,12 +90,12 @@ def test_what_is_reached_is_named(switches: Any, monkeypatch: pytest.MonkeyPatch
     capability(8, monkeypatch)
     assert (reached(GPU, False), reached(GPU, True)) == ("fp32", "fp32, convolutions tf32")
     assert reached(CPU, True) == "fp32"
-    with products("fp32", GPU):
+    with matmul_precision("fp32", GPU):
         assert reached(GPU, True) == "fp32"
-    with products("tf32", GPU):
+    with matmul_precision("tf32", GPU):
         assert (reached(GPU, False), reached(GPU, True)) == ("tf32", "tf32")
     capability(7, monkeypatch)
-    with products("tf32", GPU):
+    with matmul_precision("tf32", GPU):
         assert reached(GPU, True) == "fp32"
 
 
@@ -125,7 +125,7 @@ def test_the_callers_work_is_outside_and_a_fits_inside(tmp_path: Path, monkeypat
     monkeypatch.setattr(fit.FeatureSpace, "forward", watching("project", fit.FeatureSpace.forward))
     monkeypatch.setattr(fit, "anomaly_score", watching("step", fit.anomaly_score))
     for place in (features, fit):
-        monkeypatch.setattr(place, "products", noted)
+        monkeypatch.setattr(place, "matmul_precision", noted)
         monkeypatch.setattr(place, "arithmetic", lambda precision, device: precision)
     config = FitConfig(
         input_size=(48, 48),

@@ -34,13 +34,13 @@ def test_without_basis_it_standardises_or_does_nothing() -> None:
     mean, scale = statistics()
     projected = FeatureSpace(mean, scale)(f)
     torch.testing.assert_close(projected.g, (f - mean) * scale)
-    assert projected.outside is None
+    assert projected.residual_energy is None
     assert projected.energy is None
     # The `paper` preset: raw features, bit for bit.
     assert torch.equal(FeatureSpace(torch.zeros(U), torch.ones(U))(f).g, f)
 
 
-def test_outside_is_the_energy_of_the_orthogonal_complement() -> None:
+def test_residual_energy_is_the_energy_of_the_orthogonal_complement() -> None:
     full = orthonormal(U)
     mean, scale = statistics()
     space = FeatureSpace(mean, scale, full[:, :K], torch.linspace(1, 3, K))
@@ -49,20 +49,20 @@ def test_outside_is_the_energy_of_the_orthogonal_complement() -> None:
     projected = space(f)
     standard = ((f - mean) * scale).double()
     complement = standard @ full[:, K:].double()
-    assert projected.outside is not None
+    assert projected.residual_energy is not None
     assert projected.energy is not None
-    torch.testing.assert_close(projected.outside.double(), complement.square().sum(2), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(projected.residual_energy.double(), complement.square().sum(2), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(projected.energy.double(), standard.square().sum(2), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(projected.g, (standard @ full[:, :K].double()).float() * torch.linspace(1, 3, K))
 
 
-def test_outside_is_never_negative() -> None:
+def test_residual_energy_is_never_negative() -> None:
     basis = orthonormal(K)
     inside = torch.randn(4, 9, K) @ basis.T  # nothing outside but rounding
-    outside = FeatureSpace(torch.zeros(U), torch.ones(U), basis)(inside * 100).outside
-    assert outside is not None
-    assert (outside >= 0).all()
-    assert outside.max() < 1e-5 * (inside * 100).square().sum(2).max()
+    residual = FeatureSpace(torch.zeros(U), torch.ones(U), basis)(inside * 100).residual_energy
+    assert residual is not None
+    assert (residual >= 0).all()
+    assert residual.max() < 1e-5 * (inside * 100).square().sum(2).max()
 
 
 @pytest.mark.parametrize("kind", ["l2", "cosine"])

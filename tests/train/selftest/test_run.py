@@ -25,7 +25,7 @@ from saae_train.data.demo import write_demo
 from saae_train.data.unseen import unseen_images
 from saae_train.selftest.chart import chart
 from saae_train.selftest.result import Share
-from saae_train.selftest.run import examples, require_sight, selftest
+from saae_train.selftest.run import examples, require_detection, selftest
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
 
 SIDE = 96
@@ -77,11 +77,11 @@ def constant(value: float) -> Callable[[np.ndarray], object]:
 def test_a_detector_that_works_passes(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
     result = selftest(seeing, samples, frames=40)
     assert len(result.defects) + sum(result.not_drawn.values()) == 40
-    assert result.plain.count >= 8
-    assert result.plain.found == result.plain.count
+    assert result.easy.count >= 8
+    assert result.easy.found == result.easy.count
     assert result.judged
-    assert not result.blind
-    require_sight(result, "")
+    assert not result.misses_easy
+    require_detection(result, "")
     assert result.false_alarms == Share(0, 6)
     assert result.share().value is not None
     assert result.share(contrast="strong").value >= result.share(contrast="faint").value  # type: ignore[operator]
@@ -96,11 +96,11 @@ def test_a_detector_that_works_passes(samples: list[Sample], seeing: Callable[[n
 def test_a_blind_detector_is_refused(samples: list[Sample]) -> None:
     result = selftest(constant(0.0), samples, frames=30)
     assert result.share().found == result.share(marked=True).found == 0
-    assert result.plain.count >= 5
-    assert result.blind
+    assert result.easy.count >= 5
+    assert result.misses_easy
     assert result.pixel_roc_auc.value == pytest.approx(0.5)
     with pytest.raises(SelfTestError, match="blind") as caught:
-        require_sight(result, "try something")
+        require_detection(result, "try something")
     assert caught.value.exit_code == 3
     assert "simulated" in caught.value.what
     assert caught.value.cure == "try something"
@@ -110,7 +110,7 @@ def test_a_detector_that_always_cries_is_not_blind_but_seen_through(samples: lis
     result = selftest(constant(2.0), samples, frames=20)
     assert result.share().found == result.share().count
     assert result.false_alarms == Share(6, 6)
-    require_sight(result, "")
+    require_detection(result, "")
     assert result.pixel_roc_auc.value == pytest.approx(0.5)
 
 
@@ -144,14 +144,14 @@ def test_every_kind_and_size_is_planned(samples: list[Sample]) -> None:
 def test_only_the_kinds_that_were_asked_for(samples: list[Sample]) -> None:
     result = selftest(constant(0.0), samples, frames=9, kinds=("spot", "blur"))
     assert set(result.kinds) <= {"spot", "blur"}
-    assert {d.kind for d in result.defects if d.plain} == {"spot"}
+    assert {d.kind for d in result.defects if d.easy} == {"spot"}
 
 
 def test_a_blur_alone_cannot_convict(samples: list[Sample]) -> None:
     result = selftest(constant(0.0), samples, frames=12, kinds=("blur",))
     assert not result.judged
-    assert not result.blind
-    require_sight(result, "")
+    assert not result.misses_easy
+    require_detection(result, "")
     assert result.summary()["blind"] is None
     assert any("too few" in note for note in result.notes())
 

@@ -1,4 +1,4 @@
-"""Ways of fitting a cell that need no fitting: in a file of their own, so that a fresh process finds them by name."""
+"""Fit methods that fit nothing, in a module of their own, so that a fresh process can import them by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from saae_train.experiments.experiment import Cell, Fitted, Report
+from saae_train.experiments.experiment import Experiment, FittedMethod, Report
 
 
-def brightness(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report) -> Fitted:
+def brightness(
+    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
+) -> FittedMethod:
     """Bright pixels are anomalous; nothing is learned."""
 
     def score(frame: np.ndarray) -> tuple[np.ndarray, float]:
@@ -21,21 +23,27 @@ def brightness(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path,
         return anomaly_map, float(anomaly_map.max())
 
     report("looking", len(samples), len(samples))
-    return Fitted(score, {"process": os.getpid()}, cell.config)
+    return FittedMethod(score, {"process": os.getpid()}, experiment.config)
 
 
-def raises(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report) -> Fitted:
+def raises(
+    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
+) -> FittedMethod:
     """What a library does that runs out of a device's memory."""
     raise RuntimeError("out of memory")
 
 
-def killed(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report) -> Fitted:
+def killed(
+    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
+) -> FittedMethod:
     """What the system does to a process that takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def endless(cell: Cell, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report) -> Fitted:
+def endless(
+    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
+) -> FittedMethod:
     """Goes on until it is stopped, and leaves a file when it is stopped as by Ctrl-C."""
     try:
         while True:

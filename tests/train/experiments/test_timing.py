@@ -1,34 +1,47 @@
-"""Timing in turns: who is called when, what is counted, and what a stream's turn measures."""
+"""Timing: which calls are counted, how turns are interleaved, and what the statistics say."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
+from saae_train.experiments import timing
 
-from tiny_bundle import gray_frame, make_tiny_bundle
 
-from benchmarks import turns
-from saae_runtime import Engine
+def test_timing_statistics() -> None:
+    found = timing.Timing.of([i / 1000 for i in range(1, 101)])
+    assert found.runs == 100
+    assert found.median_ms == pytest.approx(50.5)
+    assert found.p95_ms == pytest.approx(np.percentile(np.arange(1, 101), 95))
+    assert found.p95_ms < found.p99_ms <= 100
+    assert found.per_second == pytest.approx(1000 / 50.5)
+    with pytest.raises(ValueError, match="no timed run"):
+        timing.Timing.of([])
 
 
 def test_each_turn_begins_with_a_call_that_is_not_counted() -> None:
     made: list[int] = []
-    found = turns.calls(lambda: made.append(1))(0.0)
+    found = timing.timed_calls(lambda: made.append(1), 0.0)
     assert len(made) == len(found) + 1
     assert len(found) >= 2
     assert all(value >= 0 for value in found)
 
 
+def test_timed_calls_keep_their_bounds() -> None:
+    made: list[int] = []
+    assert len(timing.timed_calls(lambda: made.append(1), 60.0, warm_up=2, fewest=1, most=3)) == 3
+    assert len(made) == 5
+    assert len(timing.timed_calls(lambda: made.append(1), 0.0, fewest=4, most=9)) == 4
+
+
 def test_turns_go_round_and_all_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PAUSE", 0.0)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
     order: list[str] = []
 
-    def turn(name: str, value: float) -> turns.Turn:
+    def turn(name: str, value: float) -> timing.Turn:
         def run(seconds: float) -> list[float]:
             assert seconds == pytest.approx(0.5)
             assert not gc.isenabled()
@@ -37,7 +50,7 @@ def test_turns_go_round_and_all_values_are_kept(monkeypatch: pytest.MonkeyPatch)
 
         return run
 
-    found = turns.in_turns({"a": turn("a", 1.0), "b": turn("b", 2.0)}, seconds=2.0)
+    found = timing.interleaved({"a": turn("a", 1.0), "b": turn("b", 2.0)}, seconds=2.0)
     assert order == ["a", "b"] * 4
     assert found == {"a": [1.0] * 4, "b": [2.0] * 4}
     assert gc.isenabled()
@@ -45,11 +58,11 @@ def test_turns_go_round_and_all_values_are_kept(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_slow_entry_sits_out_and_its_turns_stay_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(turns.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
     order: list[str] = []
 
-    def turn(name: str, takes: float) -> turns.Turn:
+    def turn(name: str, takes: float) -> timing.Turn:
         def run(seconds: float) -> list[float]:
             nonlocal now
             now += takes
@@ -59,7 +72,7 @@ def test_a_slow_entry_sits_out_and_its_turns_stay_spread(monkeypatch: pytest.Mon
         return run
 
     seen: list[tuple[int, int]] = []
-    found = turns.in_turns(
+    found = timing.interleaved(
         {"fast": turn("fast", 0.5), "slow": turn("slow", 3.0)}, 10.0, progress=lambda n, total: seen.append((n, total))
     )
     assert len(found["fast"]) == 20
@@ -74,14 +87,11 @@ def test_a_failing_turn_leaves_the_garbage_collector_on() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        turns.in_turns({"a": fail}, seconds=0.1)
+        timing.interleaved({"a": fail}, seconds=0.1)
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_a_stream_turn_ends_its_threads_and_gives_one_value(tmp_path: Path, batch: int) -> None:
-    with Engine(make_tiny_bundle(tmp_path / "tiny"), backend="onnxruntime:cpu", threads=1) as engine:
-        turn = turns.stream(engine, [gray_frame(), gray_frame((32, 40))], batch)
-        for _ in range(2):
-            (seconds,) = turn(0.0)
-            assert seconds > 0
+def test_stopwatch_stops_at_the_end_of_its_block() -> None:
+    with timing.stopwatch() as seconds:
+        assert seconds() >= 0
+    assert seconds() == seconds()

@@ -1,0 +1,23 @@
+"""What a turn of `Engine.stream` measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
+
+from tiny_bundle import gray_frame, make_tiny_bundle
+
+from benchmarks.interleaved import stream
+from saae_runtime import Engine
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_stream_turn_ends_its_threads_and_gives_one_value(tmp_path: Path, batch: int) -> None:
+    with Engine(make_tiny_bundle(tmp_path / "tiny"), backend="onnxruntime:cpu", threads=1) as engine:
+        turn = stream(engine, [gray_frame(), gray_frame((32, 40))], batch)
+        for _ in range(2):
+            (seconds,) = turn(0.0)
+            assert seconds > 0
