@@ -291,6 +291,8 @@ def make_config(
             option = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
             raise ConfigError(f"{option} and --set {key} exclude each other.", "Both set the same.", "give one of them")
     given = named | dict(fixed or {})
+    if "input_size" in given:
+        given.setdefault("follow_shape", False)
     if given.get("steps") is not None and given.get("epochs") is not None:
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     config = base.with_values(given)

@@ -25,7 +25,7 @@ _POOLED = 4
 _PRIOR = 3
 """Patches at the mean distance that every radius starts from."""
 
-_SHARE = 0.5
+_SHARE = 0.6
 """Spread of normal patches that the autoencoder's factor of the score adds, in units of the memory's own."""
 
 _TOGETHER = 8
@@ -104,7 +104,7 @@ def build_memory(
 def balance(nearest: Nearest, cosine: Tensor) -> float:
     """The exponent alpha of the score `memory`.
 
-    Of the logarithm of the score of normal patches, the autoencoder's part then spreads half as far as the memory's:
+    Of the logarithm of the score of normal patches, the autoencoder's part then spreads 0.6 times as far as the memory's:
     where the product lets the autoencoder explain little (parts at any angle), its noise does not drown the distance.
 
     Args:

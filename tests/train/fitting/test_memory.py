@@ -77,4 +77,4 @@ def test_a_noisy_autoencoder_counts_less() -> None:
     calm, noisy = (torch.exp(spread * torch.randn(50, 20, generator=generator)) for spread in (0.2, 2.0))
     assert balance(nearest, calm) == pytest.approx(10 * balance(nearest, noisy), rel=0.2)
     score = (nearest.distance.log().std(), (balance(nearest, noisy) * noisy.log()).std())
-    assert float(score[1]) == pytest.approx(0.5 * float(score[0]), rel=1e-4)
+    assert float(score[1]) == pytest.approx(0.6 * float(score[0]), rel=1e-4)
