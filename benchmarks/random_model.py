@@ -13,7 +13,8 @@ import torch
 
 from saae_export.graph.fused import GRAPH_PRECISIONS
 from saae_export.int8.qdq import insert_qdq, observe, weighted_products
-from saae_export.pipeline.bundle import bf16_missing, describe, export_graphs, onnx_file, provisional_bundle
+from saae_export.pipeline.bundle import describe, export_graphs, onnx_file, provisional_bundle
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest

@@ -21,7 +21,7 @@ from saae_runtime.bundle import Bundle, open_bundle, refuse_foreign, update_bund
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.files import sha256_bytes
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thresholds
-from saae_runtime.stages import Stage, Stages
+from saae_runtime.terminal import Stage, Stages
 from saae_train.calibrate import calibrate
 from saae_train.data.category import Sample, content_digest
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
 from saae_runtime.files import alone
 from saae_runtime.manifest import IN_BF16, Calibration
-from saae_runtime.stages import Stages
+from saae_runtime.terminal import Stages
 from saae_train.data.category import Category, content_digest, split_held_out
 from saae_train.data.check import check
 from saae_train.evaluation.evaluate import Evaluation

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino
 from saae_runtime.bundle import Bundle, update_bundle, write_bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.images import read_image
@@ -30,7 +29,6 @@ from ..parity.verify import engine_scorer
 
 __all__ = [
     "artefact_parity",
-    "bf16_missing",
     "describe",
     "export_graphs",
     "named_frames",
@@ -54,16 +52,6 @@ def onnx_file(precision: str) -> str:
     """
     graph = {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
     return "model.onnx" if graph == "fp32" else f"model.{graph}.onnx"
-
-
-def bf16_missing() -> str:
-    """Why nothing can be calibrated in bf16 here; empty where it can."""
-    import onnxruntime as ort
-
-    why, _ = ort_openvino.missing(ort)
-    if why:
-        return why
-    return "" if ort_openvino.has_bf16(ort) else "OpenVINO reports no bf16 for this processor"
 
 
 def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:

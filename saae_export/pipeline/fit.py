@@ -8,7 +8,7 @@ from pathlib import Path
 
 from saae_runtime.errors import SaaeError
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
-from saae_runtime.stages import Stages
+from saae_runtime.terminal import Stages
 from saae_runtime.version import saae_version
 from saae_train.config import TEXTURES
 from saae_train.data.category import Category, Sample, content_digest, distinct_names, split_held_out

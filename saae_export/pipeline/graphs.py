@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import (
     BackendError,
@@ -16,7 +17,7 @@ from saae_runtime.errors import (
     EngineIncompatibleError,
 )
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
-from saae_runtime.stages import Stages
+from saae_runtime.terminal import Stages
 from saae_train.calibrate import calibrate, default_fpr
 from saae_train.data.category import Category, Sample, spread
 from saae_train.model.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ from ..parity.verify import engine_scorer
 from ..tensorrt.compile import build_engine
 from .bundle import (
     artefact_parity,
-    bf16_missing,
     describe,
     export_graphs,
     named_frames,

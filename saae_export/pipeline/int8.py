@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
 from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Thresholds
-from saae_runtime.stages import Stage
+from saae_runtime.terminal import Stage
 from saae_train.calibrate import Calibration, calibrate
 from saae_train.data.category import Category, Sample, spread
 
@@ -23,7 +24,7 @@ from ..artefacts import CPU, open_artefact, set_threshold
 from ..int8.choose import LIMITS, Product, Quantiser
 from ..int8.gate import Quality, Verdict, compare_quality, quality
 from ..parity.verify import engine_scorer
-from .bundle import bf16_missing, onnx_file, provisional_bundle
+from .bundle import onnx_file, provisional_bundle
 
 __all__ = ["Int8Images", "Int8Outcome", "add_int8"]
 

@@ -10,7 +10,7 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError, shell_line
 from saae_runtime.images import read_image
-from saae_runtime.stages import Stages
+from saae_runtime.terminal import Stages
 from saae_train.data.category import Category, Sample
 from saae_train.evaluation.evaluate import Evaluation, evaluate
 from saae_train.selftest.result import SelfTest

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.errors import ConfigError
 from saae_train.config import FitConfig, preset
 from saae_train.selftest.run import DEFAULT_FRAMES
 
 from ..graph.half_weights import require_blocks
-from .bundle import bf16_missing, parse_frame_size
+from .bundle import parse_frame_size
 from .images import Request
 
 __all__ = ["BuildOptions", "check_options"]

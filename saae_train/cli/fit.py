@@ -12,8 +12,7 @@ from rich.console import Console
 
 from saae_runtime.errors import DataError, shell_line
 from saae_runtime.files import write_json
-from saae_runtime.stages import Stages
-from saae_runtime.terminal import LineCommand, log
+from saae_runtime.terminal import LineCommand, Stages, log
 
 from ..data.category import Category, distinct_names, find_category, split_held_out
 from ..data.check import check

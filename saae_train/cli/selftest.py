@@ -11,8 +11,7 @@ from rich.console import Console
 
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_json
-from saae_runtime.stages import Stages
-from saae_runtime.terminal import LineCommand, log
+from saae_runtime.terminal import LineCommand, Stages, log
 
 from .model import OpenModel, named_images, open_model, thresholds
 

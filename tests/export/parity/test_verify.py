@@ -35,6 +35,7 @@ from saae_export.pipeline.report import write_heatmaps  # noqa: E402
 from saae_export.report.data import Example  # noqa: E402
 from saae_runtime import Engine, backends  # noqa: E402
 from saae_runtime.backends.onnxruntime import backend as ort_backend  # noqa: E402
+from saae_runtime.backends.onnxruntime import choose as ort_choose  # noqa: E402
 from saae_runtime.backends.onnxruntime import openvino as ort_openvino  # noqa: E402
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle  # noqa: E402
 from saae_runtime.errors import (  # noqa: E402
@@ -247,7 +248,7 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: True)
     monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("not installed", "install it"))
     opened = ort_backend.OrtBackend._open
 

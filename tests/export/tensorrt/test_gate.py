@@ -299,7 +299,7 @@ def test_a_build_ends_where_its_engine_gives_no_numbers(bundle, monkeypatch):
     from saae_export.pipeline.images import Request
     from saae_export.pipeline.options import BuildOptions
     from saae_runtime.errors import EngineIncompatibleError
-    from saae_runtime.stages import Stages
+    from saae_runtime.terminal import Stages
     from saae_train.data.category import Category
 
     made = with_engine(bundle, artefact())
