@@ -30,6 +30,7 @@ from saae_runtime.files import (
 from saae_runtime.version import saae_version
 
 from ..config import FitConfig
+from ..record import FitRecord
 from .detector import Detector, FeatureSpace
 from .saae import SAAE
 from .vit import bare_backbone
@@ -49,14 +50,14 @@ class Checkpoint:
         detector: the model, in evaluation mode, on the CPU.
         config: the configuration it was fitted with (layers and latent resolved).
         category: product name.
-        facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
-        state: folder from which the fit resumes until the model is saved; not saved itself.
+        record: how it was fitted.
+        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
     """
 
     detector: Detector
     config: FitConfig
     category: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    record: FitRecord = field(default_factory=FitRecord)
     state: Path | None = field(default=None, compare=False)
 
 
@@ -133,6 +134,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         tensors: dict[str, Tensor] = load_file(weights)
         detector, config = _build(record)
+        fit_record = FitRecord.from_json(record["facts"])
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
         raise CheckpointError(
@@ -145,7 +147,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"e.g. {bad[0]}; such a model calls everything normal.",
             "fit again with a lower --learning-rate or --fit-precision fp32",
         )
-    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"])
+    return Checkpoint(detector.eval(), config, str(record["category"]), fit_record)
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "grid": list(saae.grid),
             "patch": saae.patch,
         },
-        "facts": dict(checkpoint.facts),
+        "facts": checkpoint.record.to_json(),
     }
 
 

@@ -290,24 +290,22 @@ def test_latency_leaves_out_what_does_not_load(bundle: Bundle) -> None:
 def test_a_device_lost_in_the_middle_is_skipped_and_not_finite_is_not(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = Engine.__call__
+
     def losing(error: BackendError) -> object:
-        def scorer(engine: Engine) -> object:
-            def score(frame: object) -> object:
-                if engine.backend.precision == "fp16":
-                    raise error
-                result = engine(frame)  # type: ignore[call-overload]
-                return result.anomaly_map, result.score
+        def score(engine: Engine, frame: object) -> object:
+            if engine.backend.precision == "fp16":
+                raise error
+            return whole(engine, frame)  # type: ignore[call-overload]
 
-            return score
+        return score
 
-        return scorer
-
-    monkeypatch.setattr(verify_module, "engine_scorer", losing(DeviceError("The device is lost.", "unplugged")))
+    monkeypatch.setattr(Engine, "__call__", losing(DeviceError("The device is lost.", "unplugged")))
     found = verify(bundle.path, backend="onnxruntime:cpu")
     assert [report.precision for report in found.reports] == ["fp32"]
     lost = [(item.name, item.why) for item in found.skipped if "bf16" not in item.name]  # bf16 is OpenVINO's alone
     assert lost == [("onnxruntime:cpu fp16", "The device is lost. unplugged")]
-    monkeypatch.setattr(verify_module, "engine_scorer", losing(BackendError("a score that is not finite")))
+    monkeypatch.setattr(Engine, "__call__", losing(BackendError("a score that is not finite")))
     with pytest.raises(BackendError, match="not finite"):
         verify(bundle.path, backend="onnxruntime:cpu")
 

@@ -18,7 +18,8 @@ from tiny_models import TINY  # noqa: E402
 
 from saae_runtime.bundle import open_bundle  # noqa: E402
 from saae_train.calibrate import OBJECT_FPR  # noqa: E402
-from saae_train.data.category import content_digest, content_hashes, find_category, split_held_out  # noqa: E402
+from saae_train.data.category import find_category  # noqa: E402
+from saae_train.data.split import content_digest, content_hashes, split_held_out  # noqa: E402
 from saae_train.model.checkpoint import load_checkpoint  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,7 +71,7 @@ def test_fit_and_build_live_beside_each_other(tmp_path: Path) -> None:
     (built,) = (work / "models").iterdir()
     before = load_checkpoint(built)
     assert before.config.replace(seed=3) == fitted.config, "one set of options, two models"
-    assert before.facts["texture"] is fitted.facts["texture"] is False
+    assert before.record.texture is fitted.record.texture is False
 
     again = _run(tmp_path, "saae-export", "build", "--category", "weave", "--data", "my data", *MODEL, *QUICK)
     assert "reused" in again
@@ -86,7 +87,7 @@ def test_fit_and_build_live_beside_each_other(tmp_path: Path) -> None:
     assert "FITTED ON" not in said
     manifest = open_bundle(tmp_path / "bundles" / "weave").manifest
     fitting, held_out = split_held_out(find_category(tmp_path / "my data", "weave").train, seed=3)
-    assert fitted.facts["fitted_on"] == sorted(content_hashes(fitting))
+    assert fitted.record.fitted_on == tuple(sorted(content_hashes(fitting)))
     assert manifest.calibration.held_out is True
     assert manifest.calibration.digest == content_digest(held_out)
     assert manifest.model.config["seed"] == 3

@@ -26,7 +26,7 @@ from saae_runtime import Engine, open_bundle  # noqa: E402
 from saae_runtime.errors import SelfTestError  # noqa: E402
 from saae_train.cli import app  # noqa: E402
 from saae_train.data.category import find_category  # noqa: E402
-from saae_train.data.unseen import unseen_images  # noqa: E402
+from saae_train.data.split import split_of  # noqa: E402
 from saae_train.model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from saae_train.selftest.run import selftest  # noqa: E402
 
@@ -93,9 +93,9 @@ def test_the_numbers_are_those_of_the_bundle(built: tuple[BuildResult, str, Path
     assert result.self_test is not None
     (model,) = (folder / "runs" / "weave" / "models").iterdir()
     checkpoint = load_checkpoint(model)
-    samples = unseen_images(checkpoint.facts, checkpoint.config, find_category(data, "weave")).samples
+    samples = split_of(checkpoint.record, checkpoint.config, find_category(data, "weave")).held_out
     with Engine(folder / "bundle") as engine:
-        again = selftest(engine, samples, frames=20)
+        again = selftest(engine, samples, threshold=engine.threshold, image_threshold=engine.image_threshold, frames=20)
     assert again.share() == result.self_test.share()
     assert again.easy == result.self_test.easy
     assert again.image_threshold == result.self_test.image_threshold

@@ -296,24 +296,20 @@ def test_a_build_ends_where_its_engine_gives_no_numbers(bundle, monkeypatch):
     from rich.console import Console
 
     from saae_export.pipeline import graphs as build_graphs
-    from saae_export.pipeline.images import Request
-    from saae_export.pipeline.options import BuildOptions
     from saae_runtime.errors import EngineIncompatibleError
     from saae_runtime.terminal import Stages
-    from saae_train.data.category import Category
 
     made = with_engine(bundle, artefact())
-    images = Category("tiny", made.path, (), ())
     stages = Stages(Console(quiet=True), 1)
 
     def compared():
-        return build_graphs.compared(BuildOptions(Request()), made, None, images, (), stages)
+        return build_graphs.check_parity(made, None, (), ("fp32", "fp16"), "", stages)
 
     def elsewhere(*_):
         raise EngineIncompatibleError("It is for another GPU.")
 
-    monkeypatch.setattr(build_graphs, "artefact_parity", elsewhere)
-    assert compared()[2] == {artefact().file: "It is for another GPU."}
-    monkeypatch.setattr(build_graphs, "artefact_parity", _no_numbers)
+    monkeypatch.setattr(build_graphs, "open_artefact", elsewhere)
+    assert compared().not_compared == {artefact().file: "It is for another GPU."}
+    monkeypatch.setattr(build_graphs, "open_artefact", _no_numbers)
     with pytest.raises(BackendError, match="not finite"):
         compared()

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from saae_train.cli import app
 from saae_train.config import FitConfig
 from saae_train.model.checkpoint import Checkpoint, save_checkpoint
+from saae_train.record import FitRecord
 
 NO_MASKS = "the defective images have no ground-truth masks"
 
@@ -27,7 +28,7 @@ NO_MASKS = "the defective images have no ground-truth masks"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that nothing was fitted to: its numbers are poor, and all there."""
     config = FitConfig(backbone="vit_tiny_patch16_224", layers=(0, 1, 2), input_size=(64, 64), score="l2")
-    fitted = Checkpoint(tiny_detector(), config, "part", {"fitted_on": []})
+    fitted = Checkpoint(tiny_detector(), config, "part", FitRecord(fitted_on=()))
     return save_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", fitted)
 
 

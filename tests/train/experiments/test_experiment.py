@@ -156,13 +156,14 @@ def test_the_scorer_gives_each_frame_a_map_of_its_own_size(smoothing: float) -> 
     scorer = TorchScorer(detector)
     for size in ((64, 64), (90, 71), (40, 100)):
         frame = noise_frames(1, size)[0]
-        anomaly_map, score = scorer(frame)
+        found = scorer(frame)
+        anomaly_map, score = found.anomaly_map, found.score
         assert anomaly_map.shape == size
         assert score == anomaly_map.max()
-        fixed, _ = TorchScorer(detector, size)(frame)
+        fixed = TorchScorer(detector, size)(frame).anomaly_map
         assert np.array_equal(anomaly_map, fixed)
-    coarse, _ = TorchScorer(detector, (64, 64))(frame)  # resized twice, brought back twice
+    coarse = TorchScorer(detector, (64, 64))(frame).anomaly_map  # resized twice, brought back twice
     assert coarse.shape == size
     assert not np.array_equal(coarse, anomaly_map)
-    small = TorchScorer(detector)(frame)[0]
+    small = TorchScorer(detector)(frame).anomaly_map
     assert np.allclose(upsample_map(small, (80, 200)).mean(), small.mean(), rtol=0.05)

@@ -23,6 +23,7 @@ from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from saae_train.model.detector import Detector, FeatureSpace  # noqa: E402
 from saae_train.model.saae import SAAE  # noqa: E402
 from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
+from saae_train.record import FitRecord  # noqa: E402
 
 SIZE = (32, 48)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -44,8 +45,8 @@ def make(**options: Any) -> Checkpoint:
         smoothing=detector.smoothing,
         components=options.get("components"),
     )
-    facts = {"images": 7, "loss": [[1, 0.5], [2, 0.25]], "held_out": ["a.png"], "note": "größer"}
-    return Checkpoint(detector, config, "zipper", facts)
+    record = FitRecord(images=7, loss=((1, 0.5), (2, 0.25)), held_out=("größer.png",))
+    return Checkpoint(detector, config, "zipper", record)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_round_trip_gives_identical_outputs(tmp_path: Path, variant: str) -> Non
     frames = torch.from_numpy(noise_frames(2, before.config.input_size)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.equal(after.detector(frames), before.detector(frames))
-    assert (after.config, after.category, after.facts) == (before.config, before.category, before.facts)
+    assert (after.config, after.category, after.record) == (before.config, before.category, before.record)
     assert after.detector.score == before.detector.score
     assert after.detector.smoothing == before.detector.smoothing
     assert after.detector.backbone.weights == before.detector.backbone.weights
