@@ -241,9 +241,9 @@ def test_build_takes_several_folders_and_its_next_command_can_be_pasted(place: P
     assert done.returncode == 0, done.stderr
     manifest = open_bundle(tmp_path / "my bundle", verify=True).manifest
     (model,) = (tmp_path / "runs" / "mine" / "models").iterdir()
-    facts = load_checkpoint(model).facts
-    assert facts["images"] + manifest.calibration.images == len(good)
-    assert len(set(facts["held_out"])) == manifest.calibration.images
+    record = load_checkpoint(model).record
+    assert (record.images or 0) + manifest.calibration.images == len(good)
+    assert len(set(record.held_out)) == manifest.calibration.images
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("Next: "))
     program, *arguments = shlex.split(line.removeprefix("Next: "))
     assert program == "saae-run"

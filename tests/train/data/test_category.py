@@ -1,4 +1,4 @@
-"""Listing of the MVTec AD tree and of plain folders, the held-out split and the content digest."""
+"""Listing of the MVTec AD tree and of plain folders."""
 
 from __future__ import annotations
 
