@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from saae_runtime.errors import CalibrationError, ConfigError, ImageError
 from saae_runtime.result import Scored
 from saae_runtime.thresholds import MARGIN
 from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate, default_fpr
 from saae_train.data.category import Sample
 from saae_train.data.split import content_digest
+
+pytestmark = pytest.mark.needs("torch")
 
 
 @pytest.fixture

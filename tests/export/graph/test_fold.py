@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-
-from torch import nn  # noqa: E402
-
-from saae_export.graph.fold import (  # noqa: E402
+from saae_export.graph.fold import (
     fold_batchnorm,
     fold_input_norm,
     fold_output_scale,

@@ -6,19 +6,17 @@ import copy
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.saae import GraphSAAE  # noqa: E402
-from saae_export.graph.vit import GraphBlock, GraphViT  # noqa: E402
-from saae_export.parity.pytorch import TorchReference  # noqa: E402
-from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.model.detector import Detector  # noqa: E402
-from saae_train.model.vit import ViTFeatures  # noqa: E402
-from saae_train.model.weights import WeightsInfo  # noqa: E402
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.saae import GraphSAAE
+from saae_export.graph.vit import GraphBlock, GraphViT
+from saae_export.parity.pytorch import TorchReference
+from saae_runtime.errors import ConfigError
+from saae_train.model.detector import Detector
+from saae_train.model.vit import ViTFeatures
+from saae_train.model.weights import WeightsInfo
 
 VARIANTS = {
     "paper": {"standardise": False},

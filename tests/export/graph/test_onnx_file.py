@@ -6,20 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_export.artefacts import set_threshold  # noqa: E402
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.onnx_file import OPSET, check_onnx, export_onnx, run_onnx, session  # noqa: E402
-from saae_export.parity.nodes import compare_nodes  # noqa: E402
-from saae_export.parity.pytorch import TorchReference  # noqa: E402
-from saae_runtime.errors import ConfigError, StorageError  # noqa: E402
+from saae_export.artefacts import set_threshold
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.onnx_file import OPSET, check_onnx, export_onnx, run_onnx, session
+from saae_export.parity.nodes import compare_nodes
+from saae_export.parity.pytorch import TorchReference
+from saae_runtime.errors import ConfigError, StorageError
 
 SIZE = (80, 100)
 BOUNDS = {"fp32": 1e-5, "fp16": 3e-3}

@@ -13,25 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from folders import copy_tree, leftovers
+from needs import need
+from PIL import Image
+from rich.console import Console
+from tiny_builds import options, quiet_build
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
-from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
-
-import saae_export.pipeline.build as build_module  # noqa: E402
-import saae_export.pipeline.fit as fit_module  # noqa: E402
-import saae_export.pipeline.graphs as graphs_module  # noqa: E402
-import saae_export.pipeline.measure as quality_module  # noqa: E402
-from saae_export.parity.pytorch import TorchReference  # noqa: E402
-from saae_export.pipeline.build import BuildResult, build  # noqa: E402
-from saae_export.pipeline.fit import FittedModel  # noqa: E402
-from saae_export.pipeline.images import Request  # noqa: E402
-from saae_runtime import Bundle, Engine, open_bundle  # noqa: E402
-from saae_runtime.errors import (  # noqa: E402
+import saae_export.pipeline.build as build_module
+import saae_export.pipeline.fit as fit_module
+import saae_export.pipeline.graphs as graphs_module
+import saae_export.pipeline.measure as quality_module
+from saae_export.parity.pytorch import TorchReference
+from saae_export.pipeline.build import BuildResult, build
+from saae_export.pipeline.fit import FittedModel
+from saae_export.pipeline.images import Request
+from saae_runtime import Bundle, Engine, open_bundle
+from saae_runtime.errors import (
     CalibrationError,
     ConfigError,
     DataError,
@@ -40,26 +39,14 @@ from saae_runtime.errors import (  # noqa: E402
     StorageError,
     WeightsError,
 )
-from saae_runtime.files import alone  # noqa: E402
-from saae_runtime.geometry import gaussian_matrix, upsample_map  # noqa: E402
-from saae_runtime.images import read_image  # noqa: E402
-from saae_runtime.thresholds import MARGIN  # noqa: E402
-from saae_train.data.category import Sample, find_category  # noqa: E402
-from saae_train.data.split import Split, content_digest, content_hashes, split_held_out, split_of  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from saae_train.record import FitRecord  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, str, Path]:
-    folder = tmp_path_factory.mktemp("built")
-    result, text = quiet_build(options(data, folder, measure_latency=True))
-    return result, text, folder
+from saae_runtime.files import alone
+from saae_runtime.geometry import gaussian_matrix, upsample_map
+from saae_runtime.images import read_image
+from saae_runtime.thresholds import MARGIN
+from saae_train.data.category import Sample, find_category
+from saae_train.data.split import Split, content_digest, content_hashes, split_held_out, split_of
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.record import FitRecord
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +61,24 @@ def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_fac
 def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
     """A folder with everything a first build left: bundle, fitted model, features."""
     return copy_tree(built[2], tmp_path / "again")
+
+
+@pytest.fixture(scope="module")
+def graphs(built: tuple[BuildResult, str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The FP32 graph of the fitted model at the images' size, as a build exports it."""
+    checkpoint = load_checkpoint(_checkpoint(built[2]))
+    return graphs_module.export_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
+
+
+@pytest.fixture
+def exported_before(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of the fitted model take its graph as it was exported: exporting takes longest, and it is the same one."""
+
+    def copies(checkpoint: object, folder: Path, frame_size: object, precisions: Sequence[str], *_: object) -> object:
+        assert frame_size == (96, 80)
+        return {name: Path(shutil.copyfile(graphs[name], folder / graphs[name].name)) for name in precisions}
+
+    monkeypatch.setattr(graphs_module, "export_graphs", copies)
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -126,7 +131,7 @@ def test_thresholds_are_those_of_the_deployed_graph(built: tuple[BuildResult, st
 
 
 def test_the_graphs_default_is_the_calibrated_threshold(built: tuple[BuildResult, str, Path]) -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = need("onnx")
     bundle = built[0].bundle
     for precision, name in (("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")):
         graph = onnx.load(str(bundle.file(name))).graph
@@ -201,6 +206,7 @@ def test_building_again_reuses_the_model_and_replaces_the_bundle(again: Path, da
     assert after.files["model.onnx"] == before.files["model.onnx"], "the same model gave other bytes"
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_a_gpu_that_a_library_does_not_build_for_is_a_note(
     again: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +365,7 @@ def test_a_reused_model_of_random_weights_is_refused_as_a_new_one_is(
     assert until_export == []
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_parity_is_a_gate(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is not the model's: nothing is written, what was fitted is kept."""
     manifest = (again / "bundle" / "manifest.json").read_bytes()
@@ -403,6 +410,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("stage", STOPS)
+@pytest.mark.usefixtures("exported_before")
 def test_ctrl_c_at_every_stage_is_clean(stage: str, again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_bundle(again / "bundle").manifest
 
@@ -444,6 +452,7 @@ def test_an_error_leaves_no_graphs_behind(stage: str, again: Path, data: Path, m
     assert [path.name for path in (again / "runs" / "weave").iterdir()] == ["models"]
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_a_full_disk_keeps_the_old_bundle(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_bundle(again / "bundle").manifest
     copyfile = shutil.copyfile

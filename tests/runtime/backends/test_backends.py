@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine, backends, open_bundle
@@ -79,7 +80,7 @@ def test_asked_for_and_missing_is_an_error(bundle: Bundle, name: str) -> None:
 
 
 def test_missing_cuda_gives_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match="built without CUDA") as caught:
         backends.open_backend(bundle, "onnxruntime:cuda")
@@ -87,7 +88,7 @@ def test_missing_cuda_gives_the_pip_line(bundle: Bundle, monkeypatch: pytest.Mon
 
 
 def test_provider_that_does_not_load_is_no_silent_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has the CUDA provider")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
@@ -98,7 +99,7 @@ def test_provider_that_does_not_load_is_no_silent_cpu(bundle: Bundle, monkeypatc
 
 
 def test_no_driver_is_said(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: False)
     with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"):

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from tiny_models import tiny_detector
 from tiny_sets import write_square_set
 from typer.testing import CliRunner

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fake_recorder import FakeRecorder
+from tiny_models import noise_samples
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from fake_recorder import FakeRecorder  # noqa: E402
-from tiny_models import noise_samples  # noqa: E402
-
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import loop as module  # noqa: E402
-from saae_train.fitting.cuda_graph import EAGER_STEPS, Captured  # noqa: E402
-from saae_train.fitting.fit import fit  # noqa: E402
-from saae_train.fitting.loop import Reporter  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, discard_state  # noqa: E402
-from saae_train.model.vit import build_backbone  # noqa: E402
+from saae_train.config import FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import loop as module
+from saae_train.fitting.cuda_graph import EAGER_STEPS, Captured
+from saae_train.fitting.fit import fit
+from saae_train.fitting.loop import Reporter
+from saae_train.model.checkpoint import Checkpoint, discard_state
+from saae_train.model.vit import build_backbone
 
 SIZE = (48, 48)
 STEPS = 12

@@ -12,22 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import noise_frames, noise_samples
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from tiny_models import noise_frames, noise_samples  # noqa: E402
-
-from saae_runtime.errors import ConfigError, FitError  # noqa: E402
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import loop as module  # noqa: E402
-from saae_train.fitting.fit import fit  # noqa: E402
-from saae_train.fitting.loop import Reporter  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, discard_state  # noqa: E402
-from saae_train.model.saae import latent_width  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
+from saae_runtime.errors import ConfigError, FitError
+from saae_train.config import FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import loop as module
+from saae_train.fitting.fit import fit
+from saae_train.fitting.loop import Reporter
+from saae_train.model.checkpoint import Checkpoint, discard_state
+from saae_train.model.saae import latent_width
+from saae_train.model.vit import ViTFeatures, build_backbone
 
 SIZE = (48, 48)
 TINY = FitConfig(
@@ -416,10 +414,11 @@ def test_identical_images_and_dead_channels_stay_finite(samples: list[Sample], t
 # --- the space ---
 
 
-def test_space_is_pca_of_the_standardised_features(samples: list[Sample], shared_cache: Path) -> None:
-    checkpoint = run(samples, shared_cache, dataclasses.replace(TINY, latent=None, latent_limit=None))
+def test_space_is_pca_of_the_standardised_features(samples: list[Sample], tmp_path: Path) -> None:
+    checkpoint = run(samples, tmp_path, dataclasses.replace(TINY, latent=None, latent_limit=None))
     space = checkpoint.detector.space
-    features = np.load(next((shared_cache / "features").glob("*.npy"))).astype(np.float64).reshape(-1, 128)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    features = np.load(file).astype(np.float64).reshape(-1, 128)
     np.testing.assert_allclose(space.mean, features.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(space.scale, 1 / features.std(axis=0, ddof=1), rtol=1e-3)
     standard = (features - features.mean(axis=0)) / features.std(axis=0, ddof=1)
@@ -436,10 +435,11 @@ def test_space_is_pca_of_the_standardised_features(samples: list[Sample], shared
     assert checkpoint.detector.saae.latent == checkpoint.config.latent
 
 
-def test_raw_space_changes_nothing(samples: list[Sample], shared_cache: Path) -> None:
+def test_raw_space_changes_nothing(samples: list[Sample], tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS["paper: raw, l2, no schedule"], latent=None, latent_limit=None)
-    checkpoint = run(samples, shared_cache, config)
-    features = np.load(next((shared_cache / "features").glob("*.npy"))).astype(np.float64).reshape(-1, 128)
+    checkpoint = run(samples, tmp_path, config)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    features = np.load(file).astype(np.float64).reshape(-1, 128)
     eigenvalues = np.linalg.eigvalsh(np.cov(features.T))  # V is that of the principal components all the same
     assert checkpoint.config.latent == latent_width(torch.from_numpy(eigenvalues), 0.8)
     space = checkpoint.detector.space

@@ -9,17 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from tiny_models import noise_frames
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from PIL import Image  # noqa: E402
-from tiny_models import noise_frames  # noqa: E402
-
-from saae_train.config import PRECISIONS, FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import features, fit, loop, precision  # noqa: E402
-from saae_train.fitting.precision import arithmetic, matmul_precision, reached  # noqa: E402
-from saae_train.model.vit import build_backbone  # noqa: E402
+from saae_train.config import PRECISIONS, FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import features, fit, loop, precision
+from saae_train.fitting.precision import arithmetic, matmul_precision, reached
+from saae_train.model.vit import build_backbone
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # a name alone: no GPU is touched
 

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from safetensors import SafetensorError  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_runtime.errors import CheckpointError, StorageError  # noqa: E402
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.model import checkpoint as module  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from saae_train.model.detector import Detector, FeatureSpace  # noqa: E402
-from saae_train.model.saae import SAAE  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
-from saae_train.record import FitRecord  # noqa: E402
+from saae_runtime.errors import CheckpointError, StorageError
+from saae_train.config import FitConfig
+from saae_train.model import checkpoint as module
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.saae import SAAE
+from saae_train.model.vit import ViTFeatures, build_backbone
+from saae_train.record import FitRecord
 
 SIZE = (32, 48)
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +24,8 @@ from saae_train.selftest.chart import chart
 from saae_train.selftest.result import SelfTest, Share
 from saae_train.selftest.run import draw_examples, require_detection
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
+
+pytestmark = pytest.mark.needs("torch")
 
 SIDE = 96
 

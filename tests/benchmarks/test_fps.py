@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-pytest.importorskip("onnxscript", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
-
 import torch
 from tiny_models import TINY, noise_frames, tiny_detector
 from typer import Typer
@@ -26,6 +21,8 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendUnavailableError, ConfigError
 from saae_train.model.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.needs("onnxscript")
 
 BACKENDS = ("pytorch", "pytorch:fused", "onnxruntime:cpu")
 
