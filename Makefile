@@ -18,7 +18,7 @@ demo: $(VENV)/.stamp-demo
 	@echo "          $(BIN)/saae-export build --normal FOLDER --category NAME"
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -171,7 +171,8 @@ def measure(
     from saae_train.data.category import Sample
     from saae_train.fitting.cuda_graph import EAGER_STEPS
     from saae_train.fitting.features import extract, pick_device
-    from saae_train.fitting.fit import Reporter, fit
+    from saae_train.fitting.fit import fit
+    from saae_train.fitting.loop import Reporter
     from saae_train.fitting.precision import reached
     from saae_train.model.checkpoint import discard_state
     from saae_train.model.vit import build_backbone, choose_layers
@@ -231,9 +232,9 @@ def measure(
     timings = {name: common.Timing.of(values[min(WARM_UP, len(values) - 1) :]) for name, values in seconds.items()}
     once = {
         "saae": max(0.0, spent - alone * timings["saae"].median_ms / 1000),
-        "plain": spent - first.facts["seconds_fit"],
+        "plain": spent - (first.record.seconds_fit or 0.0),
     }
-    precision = {"saae": first.facts["precision"], "plain": reached(device, False)}
+    precision = {"saae": first.record.precision, "plain": reached(device, False)}
     rows = []
     for name in WAYS:
         step_s = timings[name].median_ms / 1000
@@ -261,7 +262,7 @@ def measure(
         "whole_fit_steps": whole,
         "batch": config.batch,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "captured": first.facts["captured_steps"] > 0,
+        "captured": first.record.captured_steps > 0,
         "peak_device_gib": peak["all"],
     }
     return rows, model

@@ -311,7 +311,7 @@ def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
-    from saae_export.pipeline.bundle import parse_frame_size
+    from saae_export.pipeline.options import parse_frame_size
 
     console = Console(stderr=True)
     checkpoint = random_checkpoint(random_config(**options["model"]))
@@ -466,7 +466,7 @@ def _graphs(settings: Settings) -> tuple[str, ...]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    from saae_export.pipeline.bundle import parse_frame_size
+    from saae_export.pipeline.options import parse_frame_size
 
     size = parse_frame_size(text, None)
     if size is None:

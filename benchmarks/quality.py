@@ -34,6 +34,7 @@ from benchmarks import common
 from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
+from saae_runtime.result import Scored
 from saae_train.experiments.experiment import (
     SAAE_METHOD,
     Experiment,
@@ -74,7 +75,7 @@ def _fit_baseline(
         samples,
         cache,
         precision=config.precision,
-        progress=lambda done, total: report("features", done, total),
+        progress=lambda done, total, text="": report("features", done, total),
     )
     model, change = baseline(experiment.method, features.values)
     backbone.cpu()
@@ -82,13 +83,13 @@ def _fit_baseline(
     std = torch.tensor(backbone.std).view(3, 1, 1) * 255.0
     rows, columns = (gaussian_matrix(n, config.smoothing) for n in backbone.grid)
 
-    def score(frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    def score(frame: NDArray[np.uint8]) -> Scored:
         pixels = torch.tensor(resize_frames(frame, backbone.input_size)).permute(2, 0, 1).float()
         with torch.inference_mode():
             f = backbone(((pixels - mean) / std)[None])[0].numpy()
         a = rows @ model.score(change.apply(f)).reshape(backbone.grid) @ columns.T
         full = upsample_map(a, (frame.shape[0], frame.shape[1]))
-        return full, float(full.max())
+        return Scored(float(full.max()), full)
 
     facts = {"patches": int(np.prod(features.values.shape[:2])), "channels": backbone.channels}
     return FittedMethod(score, facts, config.replace(layers=backbone.layers, input_size=backbone.input_size))

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import torch
 
+from saae_export.artefacts import onnx_file
 from saae_export.graph.fused import GRAPH_PRECISIONS
 from saae_export.int8.qdq import insert_qdq, observe, weighted_products
-from saae_export.pipeline.bundle import bf16_missing, describe, export_graphs, onnx_file, provisional_bundle
+from saae_export.pipeline.bundle import describe, provisional_bundle, write_graphs
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
@@ -108,7 +110,7 @@ def random_bundle(
     """
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         place = Path(temporary)
-        files = export_graphs(checkpoint, place, frame_size, [name for name in precisions if name in GRAPH_PRECISIONS])
+        files = write_graphs(checkpoint, place, frame_size, [name for name in precisions if name in GRAPH_PRECISIONS])
         if {"int8", "int8-bf16"} & set(precisions):
             files["int8"] = _int8(files["fp32"], place / onnx_file("int8"), frame_size or checkpoint.config.input_size)
         manifest = describe(

@@ -1,4 +1,4 @@
-"""One artefact of a bundle: opened as it is calibrated and compared, and the default T in its file.
+"""One artefact of a bundle: its name and entry, opened as it is calibrated and compared, and the default T in its file.
 
 Needs neither PyTorch nor onnx.
 """
@@ -6,7 +6,9 @@ Needs neither PyTorch nor onnx.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from saae_runtime.backends.onnxruntime.graph import with_default
 from saae_runtime.bundle import Bundle
@@ -15,13 +17,47 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.files import write_bytes
 from saae_runtime.manifest import IN_BF16, Artefact
 
-__all__ = ["CPU", "OPENVINO", "open_artefact", "set_threshold", "with_threshold"]
+__all__ = [
+    "CPU",
+    "OPENVINO",
+    "STORED_HALF",
+    "onnx_artefact",
+    "onnx_file",
+    "open_artefact",
+    "set_threshold",
+    "stores_half",
+    "with_threshold",
+]
 
 CPU = "onnxruntime:cpu"
 """The backend that calibrates and compares what every machine can run."""
 
 OPENVINO = "onnxruntime:openvino"
 """The backend that calibrates and compares what is computed in bf16: no other does."""
+
+
+STORED_HALF: Mapping[str, Any] = {"weights": "fp16"}
+"""What the `options` of a graph say where its weights are stored in FP16."""
+
+
+def onnx_file(precision: str) -> str:
+    """The graph's file name in a bundle: model.onnx, model.fp16.onnx, model.int8.onnx.
+
+    The bf16 precisions have no file of their own: OpenVINO computes the FP32 and the INT8 graph in bf16, too.
+    """
+    graph = {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
+    return "model.onnx" if graph == "fp32" else f"model.{graph}.onnx"
+
+
+def onnx_artefact(precision: str, half_weights: bool = False) -> Artefact:
+    """The manifest's entry for the graph of a precision, not compared yet."""
+    file = onnx_file(precision)
+    return Artefact(file, "onnx", precision, options=STORED_HALF if half_weights and file == onnx_file("fp32") else {})
+
+
+def stores_half(artefact: Artefact) -> bool:
+    """Whether the artefact is a graph that stores its weights in FP16 and computes with them in FP32 or bf16."""
+    return artefact.kind == "onnx" and artefact.options.get("weights") == STORED_HALF["weights"]
 
 
 def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:

@@ -25,12 +25,11 @@ from saae_runtime.backends.tensorrt.library import (
     FLAVOURS,
     engine_library,
     install_hint,
-    rebuild_command,
     wheel_cuda_major,
 )
 from saae_runtime.bundle import open_bundle
 from saae_runtime.errors import SaaeError
-from saae_runtime.manifest import Artefact
+from saae_runtime.manifest import Artefact, rebuild_command
 
 __all__ = ["ArtefactCheck", "Diagnosis", "Finding", "doctor", "print_diagnosis"]
 

@@ -19,7 +19,7 @@ from .errors import (
     shell_line,
 )
 from .files import atomic_directory, put_back, sha256_file, write_json
-from .manifest import SCHEMA, Artefact, FileEntry, Manifest
+from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
 
 __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "update_bundle", "write_bundle"]
 
@@ -243,8 +243,6 @@ def _without(manifest: Manifest, names: set[str]) -> Manifest:
 
 
 def _compile_again(engine: Artefact, folder: Path) -> str:
-    from .backends.tensorrt.library import rebuild_command  # which reads manifests: not at the top
-
     command = rebuild_command(str(engine.library), engine.sm, engine.precision, str(folder))
     return f"copy the bundle again, or compile the engine again: {command}"
 

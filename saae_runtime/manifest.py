@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 import types
 import typing
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ __all__ = [
     "Parity",
     "Profile",
     "Thresholds",
+    "rebuild_command",
+    "split_sms",
 ]
 
 SCHEMA = 3
@@ -267,6 +270,18 @@ class Manifest:
     def precisions(self) -> tuple[str, ...]:
         """Precisions that the bundle has an artefact for, in the order of the manifest, without repeats."""
         return tuple(dict.fromkeys(artefact.precision for artefact in self.artefacts))
+
+
+def rebuild_command(library: str, sm: str | None, precision: str, bundle: str = "BUNDLE") -> str:
+    """The command that builds an engine for a library and GPU; `tensorrt` builds on the GPU that it is for."""
+    target = f" --for {','.join(split_sms(sm))}" if sm else ""
+    named = f"{shlex.quote(bundle)} --library {library.replace('_', '-')}"
+    return f"saae-export engine {named}{target} --precision {precision}"
+
+
+def split_sms(sm: str | None) -> tuple[str, ...]:
+    """The GPU generations of an engine: `sm89` is one, `sm86+sm89+sm120` is three, None is none."""
+    return tuple(part for part in (sm or "").split("+") if part)
 
 
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"

@@ -1,7 +1,8 @@
-"""What an engine says about one frame."""
+"""What a model says about one frame: score and anomaly map; from an engine also mask, thresholds and regions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,28 @@ from numpy.typing import NDArray
 
 from .regions import Region, find_regions
 
-__all__ = ["Region", "Result"]
+__all__ = ["Region", "Result", "Scored", "Scorer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The least that any model says about one frame of H x W pixels.
+
+    Attributes:
+        score: anomaly score of the whole frame.
+        anomaly_map: A, float32 H x W (paper eq. 3).
+    """
+
+    score: float
+    anomaly_map: NDArray[np.float32]
+
+
+Scorer = Callable[[NDArray[np.uint8]], Scored]
+"""Scores one frame, uint8 H x W x 3 (RGB). A `saae_runtime.Engine` is one, and so is a fitted model in PyTorch."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Result:
+class Result(Scored):
     """The result for one frame of H x W pixels. The arrays are read-only; copy them to change them.
 
     Attributes:
@@ -31,8 +49,6 @@ class Result:
         ...     print(result.score, result.regions()[0].bbox)
     """
 
-    score: float
-    anomaly_map: NDArray[np.float32]
     mask: NDArray[np.bool_]
     threshold: float
     image_threshold: float

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,13 @@ from saae_runtime.errors import CalibrationError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.images import read_image
+from saae_runtime.progress import Progress, silent
+from saae_runtime.result import Scorer
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
 
 from .config import TEXTURES
-from .data.category import Sample, content_digest
+from .data.category import Sample
+from .data.split import content_digest
 
 if TYPE_CHECKING:
     from .model.left_out import LeftOut
@@ -34,8 +37,6 @@ __all__ = [
 TEXTURE_FPR = 0.0
 OBJECT_FPR = 0.001
 """Acceptable pixel FPR of objects (paper section 4.1.2); textures have 0."""
-
-Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 
 
 @dataclass(frozen=True)
@@ -55,28 +56,28 @@ class Calibration:
     digest: str
 
 
-def default_fpr(facts: Mapping[str, Any], name: str) -> float:
+def default_fpr(texture: bool | None, name: str) -> float:
     """The paper's acceptable pixel FPR (section 4.1.2) of what a model was fitted as.
 
     Args:
-        facts: of the fit, see `saae_train.model.checkpoint.Checkpoint`; `texture` in it counts.
-        name: of the category, which counts where the facts do not say.
+        texture: whether it was fitted as a texture; None: not known.
+        name: of the category, which counts where it is not known.
     """
-    return TEXTURE_FPR if facts.get("texture", name in TEXTURES) else OBJECT_FPR
+    return TEXTURE_FPR if (name in TEXTURES if texture is None else texture) else OBJECT_FPR
 
 
 def calibrate(
-    score: Score,
+    scorer: Scorer,
     samples: Sequence[Sample],
     pixel_fpr: float = OBJECT_FPR,
     image_fpr: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
     estimate: bool = False,
 ) -> Calibration:
     """Computes both threshold tables from the scores of the graph that will be deployed.
 
     Args:
-        score: frame, uint8 H x W x 3 -> (anomaly map, float32 H x W; image score).
+        scorer: scores one frame.
         samples: held-out normal images.
         pixel_fpr: default acceptable share of normal pixels above T.
         image_fpr: default acceptable share of normal images called anomalous.
@@ -95,13 +96,11 @@ def calibrate(
     pixels = ThresholdAccumulator()
     scores = []
     for done, sample in enumerate(samples):
-        if progress is not None:
-            progress(done, len(samples))
-        anomaly_map, value = score(read_image(sample.path))
-        pixels.add(anomaly_map)
-        scores.append(float(value))
-    if progress is not None:
-        progress(len(samples), len(samples))
+        progress(done, len(samples))
+        found = scorer(read_image(sample.path))
+        pixels.add(found.anomaly_map)
+        scores.append(float(found.score))
+    progress(len(samples), len(samples))
     if estimate:
         image = ThresholdTable.estimated(scores, image_fpr)
     else:

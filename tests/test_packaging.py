@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("onnx", reason="the tiny bundle is made with onnx")
-
+from needs import need
 from PIL import Image
 from tiny_bundle import expected_map, gray_frame, make_tiny_bundle
+
+pytestmark = pytest.mark.needs("onnx")
 
 PACKAGES = ("saae_runtime", "saae_train", "saae_export")
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "sklearn", "safetensors", "jinja2")
@@ -37,7 +37,7 @@ def run(*command: str | os.PathLike[str], **options: object) -> subprocess.Compl
 @pytest.fixture(scope="session")
 def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy, so that the checkout stays clean."""
-    pytest.importorskip("build", reason="needs the extra `dev`")
+    need("build")
     source = tmp_path_factory.mktemp("source") / "saae"
     source.mkdir()
     for name in ("pyproject.toml", "README.md"):

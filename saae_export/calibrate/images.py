@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.progress import Progress, silent
 from saae_runtime.sources.files import find_sources
 from saae_runtime.sources.video import VIDEO_SUFFIXES
 from saae_runtime.thresholds import ThresholdTable
-from saae_train.data.category import GOOD, MIN_HELD_OUT, Category, Sample, content_hashes
+from saae_train.data.category import GOOD, Category, Sample
 from saae_train.data.check import check
+from saae_train.data.split import MIN_HELD_OUT, content_hashes
 
 __all__ = ["about_pictures", "check_pictures", "find_pictures"]
 
@@ -37,15 +39,13 @@ def find_pictures(names: Sequence[str]) -> tuple[Sample, ...]:
     return tuple(found.values())
 
 
-def check_pictures(
-    category: str, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
-) -> tuple[str, ...]:
+def check_pictures(category: str, samples: Sequence[Sample], progress: Progress = silent) -> tuple[str, ...]:
     """Opens every picture; returns what looks odd about them, one line each.
 
     Args:
         category: the product's name, for messages.
         samples: the pictures.
-        progress: called with (done, all).
+        progress: called with (done, total).
 
     Raises:
         DataError: too few different ones, or some that cannot be used; all of these are named.

@@ -21,14 +21,16 @@ from saae_runtime.bundle import Bundle, open_bundle, refuse_foreign, update_bund
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.files import sha256_bytes
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thresholds
-from saae_runtime.stages import Stage, Stages
+from saae_runtime.result import Scored
+from saae_runtime.terminal import Stage, Stages
 from saae_train.calibrate import calibrate
-from saae_train.data.category import Sample, content_digest
+from saae_train.data.category import Sample
+from saae_train.data.split import content_digest
 
 from ..artefacts import open_artefact, with_threshold
 from ..parity.compare import ParityReport, require
 from ..parity.reference import read_reference
-from ..parity.verify import compare_stored, engine_scorer
+from ..parity.verify import compare_artefact, stored_source
 from .images import about_pictures, check_pictures
 
 __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
@@ -233,14 +235,13 @@ def _calibrated(
     above = pixels = 0
 
     with stages.stage(f"calibrate {artefact.precision}") as stage, open_artefact(bundle, artefact) as engine:
-        scorer = engine_scorer(engine)
 
-        def score(frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        def score(frame: NDArray[np.uint8]) -> Scored:
             nonlocal above, pixels
-            anomaly_map, value = scorer(frame)
-            above += int(np.count_nonzero(anomaly_map > limit))
-            pixels += anomaly_map.size
-            return anomaly_map, value
+            result: Scored = engine(frame)
+            above += int(np.count_nonzero(result.anomaly_map > limit))
+            pixels += result.anomaly_map.size
+            return result
 
         found = calibrate(
             score,
@@ -342,7 +343,7 @@ def _at_new_thresholds(bundle: Bundle, artefact: Artefact) -> ParityReport | Non
     except BackendError:  # an engine for another machine; the graphs were opened before
         return None
     with engine:
-        return compare_stored(bundle, artefact, engine)
+        return compare_artefact(engine, stored_source(bundle))
 
 
 def _written(

@@ -41,7 +41,7 @@ def onnx_command(
 
     from ..graph.fused import FusedGraph
     from ..graph.onnx_file import export_onnx
-    from ..pipeline.bundle import parse_frame_size
+    from ..pipeline.options import parse_frame_size
 
     if frame_size == "auto":
         raise ConfigError(

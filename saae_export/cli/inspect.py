@@ -14,7 +14,7 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
 from saae_train.evaluation.ranking import METRIC_NAMES
 
-from ..parity.compare import stores_half
+from ..artefacts import stores_half
 
 __all__ = ["bundle_view", "print_bundle"]
 

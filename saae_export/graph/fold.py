@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 __all__ = [
     "fold_batchnorm",
-    "fold_input_affine",
     "fold_input_norm",
     "fold_padded_input_norm",
     "fold_output_scale",
@@ -89,15 +88,6 @@ def fold_padded_input_norm(
     if conv.bias is not None:
         folded.bias = nn.Parameter(conv.bias.detach().float(), requires_grad=False)
     return folded
-
-
-def fold_input_affine(linear: nn.Linear, scale: Tensor, shift: Tensor) -> nn.Linear:
-    """`linear(x * scale + shift)` as one linear layer of x; scale and shift are [in]."""
-    weight = linear.weight.detach().double()
-    bias = weight @ shift.double()
-    if linear.bias is not None:
-        bias = bias + linear.bias.detach().double()
-    return make_linear(weight * scale.double(), bias)
 
 
 def fold_output_scale(linear: nn.Linear, scale: Tensor) -> nn.Linear:

@@ -57,7 +57,7 @@ def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Pat
     """Rewrites an exported FP32 file with its large weights in FP16 (atomically), and checks it.
 
     Args:
-        path: written by `onnx_export.export_onnx`.
+        path: written by `saae_export.graph.onnx_file.export_onnx`.
         frame_size: (H, W) of its frames.
 
     Raises:

@@ -202,7 +202,7 @@ def _clean(model: onnx.ModelProto) -> None:
     """Readable, stable names; no stack traces, no machine's paths, no exporter bookkeeping.
 
     A node is named after its place in the module tree and its operator ("backbone.blocks.0.attn.qkv/MatMul"), so the
-    FP32 and the FP16 graph have the same names but for the casts, which `parity.first_divergent_node` builds on.
+    FP32 and the FP16 graph have the same names but for the casts, which `parity.nodes.compare_nodes` builds on.
     """
     graph = model.graph
     keep = {item.name for item in (*graph.input, *graph.output)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import CalibrationError, ConfigError
 from saae_runtime.files import write_bytes
+from saae_runtime.progress import Progress, labelled, nth, silent
 
 from ..graph.half_weights import whole_weights
 from ..graph.onnx_file import check_onnx
@@ -27,8 +28,6 @@ LIMITS = (0.02, 0.01, 0.005, 0.0025)
 """Errors that one product alone may bring into the map, tried in turn until the quality gate passes."""
 
 _MEASURED_ON = 3  # frames for each product's own error
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class Quantiser:
     """An FP32 graph, observed and measured once; gives INT8 graphs of growing care.
 
     Args:
-        path: the FP32 graph, written by `onnx_export.export_onnx`.
+        path: the FP32 graph, written by `saae_export.graph.onnx_file.export_onnx`.
         frames: normal images, uint8 H x W x 3 at the graph's frame size, `MIN_FRAMES` or more.
         frame_size: (H, W).
-        progress: called with (done, total, name of the step).
+        progress: called with (done, total, of what).
 
     Raises:
         CalibrationError: too few frames.
@@ -68,7 +67,7 @@ class Quantiser:
         path: str | os.PathLike[str],
         frames: Sequence[NDArray[np.uint8]],
         frame_size: tuple[int, int],
-        progress: Progress = lambda done, total, what: None,
+        progress: Progress = silent,
     ) -> None:
         require_frames(len(frames))
         self.frame_size = frame_size
@@ -76,11 +75,9 @@ class Quantiser:
         whole_weights(model)
         if not weighted_products(model):
             raise ConfigError(f"{path} has no product that INT8 could compute.", "", "build without --int8")
-        observed = observe(model, frames, lambda done, total: progress(done, 2 * total, "ranges"))
+        observed = observe(model, frames, labelled(nth(progress, 0, 2), "ranges"))
         self._model = smooth(model, observed)
-        observed = observe(
-            self._model, frames, lambda done, total: progress(total + done, 2 * total, "ranges, smoothed")
-        )
+        observed = observe(self._model, frames, labelled(nth(progress, 1, 2), "ranges, smoothed"))
         spread = np.linspace(0, len(frames) - 1, _MEASURED_ON).round().astype(int)
         self.products = _measured(self._model, observed, [frames[index] for index in spread], progress)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from saae_runtime.engine import Engine
+from saae_runtime.progress import Progress, silent
 from saae_train.data.category import Category, Sample
 from saae_train.evaluation.evaluate import evaluate
 from saae_train.selftest.run import selftest
@@ -79,7 +80,7 @@ def quality(
     engine: Engine,
     category: Category,
     held_out: Sequence[Sample],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Quality:
     """Measures an engine on the test set where it has defects with masks, else on simulated defects.
 
@@ -87,7 +88,7 @@ def quality(
         engine: at its own thresholds.
         category: its test images are used.
         held_out: the calibration images; simulated defects are drawn onto them.
-        progress: called with (done, total) images.
+        progress: called with (images done, images in all).
 
     Raises:
         SimulationError: no test set, and nothing can be drawn onto these pictures.
@@ -98,7 +99,14 @@ def quality(
         if pixel is not None and pro is not None:
             decisions = tuple(image.score > engine.image_threshold for image in found.images)
             return Quality(f"{len(found.images)} test images", pixel, pro, decisions)
-    simulated = selftest(engine, held_out, synthetic=category.synthetic, progress=progress)
+    simulated = selftest(
+        engine,
+        held_out,
+        threshold=engine.threshold,
+        image_threshold=engine.image_threshold,
+        synthetic=category.synthetic,
+        progress=progress,
+    )
     return Quality(
         f"{len(simulated.defects)} simulated defects",
         _value(simulated.pixel_roc_auc),

@@ -8,13 +8,15 @@ norms, the resize and the upsample stay as they are. Which of the products are i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from saae_runtime.progress import Progress, silent
 
 from ..graph.onnx_file import run_onnx, session
 
@@ -90,14 +92,14 @@ def run_frames(
 def observe(
     model: onnx.ModelProto,
     frames: Sequence[NDArray[np.uint8]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Observed]:
     """Ranges of every activation that a weighted product reads.
 
     Args:
         model: the FP32 graph.
         frames: uint8 H x W x 3 at the graph's frame size, of normal images.
-        progress: called with (done, total) frames.
+        progress: called with (frames done, frames in all).
     """
     tensors = sorted({activation for activation, _ in weighted_products(model).values()})
     chooser = np.random.default_rng(0)

@@ -8,9 +8,8 @@ outside a dead band around it (a stated share of the threshold): inside the band
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +17,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from saae_runtime.errors import ConfigError, ParityError
-from saae_runtime.manifest import IN_BF16, Artefact, Manifest, Parity
+from saae_runtime.manifest import IN_BF16, Manifest, Parity
+from saae_runtime.result import Scored, Scorer
+
+from ..artefacts import stores_half
 
 __all__ = [
     "BOUNDS",
     "HALF_WEIGHTS",
-    "STORED_HALF",
     "Bounds",
     "ImageParity",
     "ParityReport",
-    "Scorer",
     "bounds_of",
     "compare",
     "parity_table",
     "require",
-    "stores_half",
 ]
-
-Scorer = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
-"""Frame, uint8 H x W x 3 -> (anomaly map float32 H x W, image score)."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,7 @@ BOUNDS = {
     "int8-bf16": Bounds(map=3e-1, score=2e-1, dead_band=3e-1),
 }
 """Bounds per precision. FP32 is what reordered sums give; FP16 keeps 11 bits and bf16 8, which some 30 layers add up.
-INT8 has a gate of its own, on quality (int8_gate.py): rounding raises the whole map, and thresholds with it."""
-
-STORED_HALF: Mapping[str, Any] = {"weights": "fp16"}
-"""What the `options` of a graph say where its weights are stored in FP16."""
+INT8 has a gate of its own, on quality (int8/gate.py): rounding raises the whole map, and thresholds with it."""
 
 HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 """Bounds of an FP32 graph whose weights are stored in FP16: their rounding alone, the sums being FP32."""
@@ -171,27 +164,17 @@ def compare(
     limits = bounds or BOUNDS[precision]
     rows = []
     for name, frame in frames:
-        map_reference, score_reference = reference(frame)
-        map_found, score_found = candidate(frame)
-        if map_found.shape != map_reference.shape:
+        expected, found = reference(frame), candidate(frame)
+        if found.anomaly_map.shape != expected.anomaly_map.shape:
             raise ConfigError(
-                f"{name}: the maps have different shapes, {map_reference.shape} and {map_found.shape}.",
+                f"{name}: the maps have different shapes, {expected.anomaly_map.shape} and {found.anomaly_map.shape}.",
                 "The two sides were built for different geometries.",
                 "rebuild the bundle: saae-export build",
             )
-        rows.append(
-            _compare_one(
-                name, map_reference, score_reference, map_found, score_found, threshold, image_threshold, limits
-            )
-        )
+        rows.append(_compare_one(name, expected, found, threshold, image_threshold, limits))
     if not rows:
         raise ConfigError("Parity needs at least one image.", "None were given.", "give images: --data FOLDER")
     return ParityReport(artefact, precision, against, limits, tuple(rows))
-
-
-def stores_half(artefact: Artefact) -> bool:
-    """Whether the artefact is a graph that stores its weights in FP16 and computes with them in FP32 or bf16."""
-    return artefact.kind == "onnx" and artefact.options.get("weights") == STORED_HALF["weights"]
 
 
 def bounds_of(manifest: Manifest, precision: str) -> Bounds:
@@ -254,27 +237,20 @@ def _measured(value: float, bound: float) -> str:
 
 
 def _compare_one(
-    name: str,
-    map_reference: NDArray[np.float32],
-    score_reference: float,
-    map_found: NDArray[np.float32],
-    score_found: float,
-    threshold: float,
-    image_threshold: float,
-    bounds: Bounds,
+    name: str, reference: Scored, found: Scored, threshold: float, image_threshold: float, bounds: Bounds
 ) -> ImageParity:
-    a, b = map_reference.astype(np.float64), map_found.astype(np.float64)
+    a, b = reference.anomaly_map.astype(np.float64), found.anomaly_map.astype(np.float64)
     difference = np.abs(a - b)
     difference[~np.isfinite(b)] = np.inf
     row, column = (int(x) for x in np.unravel_index(int(np.argmax(difference)), difference.shape))
     clear = np.abs(a - threshold) > bounds.dead_band * abs(threshold)
     flipped = ((a > threshold) != (b > threshold)) & clear
-    image_clear = abs(score_reference - image_threshold) > bounds.dead_band * abs(image_threshold)
-    image_flip = image_clear and (score_reference > image_threshold) != (score_found > image_threshold)
+    image_clear = abs(reference.score - image_threshold) > bounds.dead_band * abs(image_threshold)
+    image_flip = image_clear and (reference.score > image_threshold) != (found.score > image_threshold)
     return ImageParity(
         name=name,
         map_error=float(difference[row, column]) / max(float(np.abs(a).max()), _TINY),
-        score_error=_relative(score_reference, score_found),
+        score_error=_relative(reference.score, found.score),
         pixel_flips=int(np.count_nonzero(flipped)),
         image_flip=bool(image_flip),
         worst_pixel=(row, column),

@@ -14,7 +14,7 @@ from saae_runtime.errors import ConfigError
 
 from ..graph.onnx_file import run_onnx, session
 
-__all__ = ["Divergence", "compare_nodes", "first_divergent_node"]
+__all__ = ["Divergence", "compare_nodes"]
 
 _MOVERS = frozenset(
     {"Cast", "Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
@@ -80,19 +80,6 @@ def compare_nodes(
         error, largest = _relative_error(a, b)
         rows.append(Divergence(node.name, node.op_type, error, largest, position))
     return rows
-
-
-def first_divergent_node(
-    onnx_fp32: str | os.PathLike[str],
-    onnx_fp16: str | os.PathLike[str],
-    frame: NDArray[np.uint8],
-    bound: float,
-) -> Divergence | None:
-    """The first node, in the graph's order, whose FP16 output leaves `bound`; None where all stay inside.
-
-    Args and errors as `compare_nodes`; `bound` is the relative error that a node may have.
-    """
-    return next((row for row in compare_nodes(onnx_fp32, onnx_fp16, frame) if not row.error <= bound), None)
 
 
 def _inner_values(

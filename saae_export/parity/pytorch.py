@@ -19,7 +19,7 @@ __all__ = ["TorchReference", "load_reference"]
 
 
 class TorchReference(TorchScorer):
-    """Frame -> (anomaly map, score) with the Detector itself, by way of one graph's frame size.
+    """Scores frames with the Detector itself, resized to one graph's frame size.
 
     Args:
         detector: the fitted model.
@@ -34,8 +34,8 @@ class TorchReference(TorchScorer):
     def stored(self, name: str, frame: NDArray[np.uint8]) -> ReferenceFrame:
         """A frame at the graph's size with this reference's answers, to be kept in a bundle."""
         resized = resize_frames(frame, self.frame_size)
-        anomaly_map, score = self(resized)
-        return ReferenceFrame(name, resized, anomaly_map, score)
+        found = self(resized)
+        return ReferenceFrame(name, resized, found.anomaly_map, found.score)
 
 
 def load_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> TorchReference:

@@ -22,12 +22,22 @@ from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.images import IMAGE_SUFFIXES, read_image
-from saae_runtime.manifest import Artefact, Parity
+from saae_runtime.manifest import Artefact, Manifest, Parity
+from saae_runtime.result import Scored, Scorer
 
-from .compare import ParityReport, Scorer, bounds_of, compare
+from .compare import ParityReport, bounds_of, compare
 from .reference import read_reference
 
-__all__ = ["Skipped", "Verification", "compare_engine", "compare_stored", "engine_scorer", "record_parity", "verify"]
+__all__ = [
+    "Skipped",
+    "Source",
+    "Verification",
+    "compare_artefact",
+    "compare_engine",
+    "record_parity",
+    "stored_source",
+    "verify",
+]
 
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
@@ -39,6 +49,25 @@ class Skipped:
 
     name: str
     why: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What artefacts are compared with.
+
+    Attributes:
+        manifest: of the whole bundle; it decides the bounds.
+        scorer: right by definition.
+        frames: gives (name, frame uint8 H x W x 3) pairs, as often as it is called.
+        against: what the scorer is, in words.
+        own_file: (backend, precision) of an artefact that is the scorer itself.
+    """
+
+    manifest: Manifest
+    scorer: Scorer
+    frames: Callable[[], Iterable[tuple[str, NDArray[np.uint8]]]]
+    against: str = "PyTorch FP32"
+    own_file: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,17 +136,7 @@ def verify(
                 continue
             with engine:
                 try:
-                    report = compare(
-                        source.scorer,
-                        engine_scorer(engine),
-                        source.frames(),
-                        threshold=engine.threshold,
-                        image_threshold=engine.image_threshold,
-                        artefact=f"{artefact.file} ({name})",
-                        precision=precision,
-                        against=source.against,
-                        bounds=bounds_of(opened.manifest, precision),
-                    )
+                    report = compare_artefact(engine, source, f"{artefact.file} ({name})")
                 except DeviceError as error:  # no other: outputs that are not finite are a fault
                     failed.append(_skipped(name, precision, error))
                     continue
@@ -171,46 +190,52 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
     except BackendError as error:
         return _skipped(name, artefact.precision, error)
     with engine:
-        return compare_stored(bundle, artefact, engine)
+        return compare_artefact(engine, stored_source(bundle))
 
 
-def compare_stored(bundle: Bundle, artefact: Artefact, engine: Engine) -> ParityReport:
-    """Compares an opened artefact with the frames that the bundle carries, at the thresholds in force.
+def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityReport:
+    """Compares an opened artefact with a source, at the engine's thresholds.
+
+    Args:
+        engine: opened on one artefact alone (`Bundle.only`).
+        source: what it is compared with.
+        name: in the report; by default the artefact's file.
 
     Raises:
-        ConfigError: the bundle carries none.
+        ConfigError: no frames, or maps of another shape.
         BackendError: the inference failed, or gave values that are not finite.
     """
-    source = _stored(bundle, None)
+    (artefact,) = engine.manifest.artefacts
     return compare(
         source.scorer,
-        engine_scorer(engine),
+        engine,
         source.frames(),
         threshold=engine.threshold,
         image_threshold=engine.image_threshold,
-        artefact=artefact.file,
+        artefact=name or artefact.file,
         precision=artefact.precision,
         against=source.against,
-        bounds=bounds_of(bundle.manifest, artefact.precision),
+        bounds=bounds_of(source.manifest, artefact.precision),
     )
 
 
-def engine_scorer(engine: Engine) -> Scorer:
-    """An engine as (map, score) of one frame."""
+def stored_source(bundle: Bundle, checkpoint: str | os.PathLike[str] | None = None) -> Source:
+    """The frames that the bundle carries, with the answers stored beside them or those of a fitted model.
 
-    def score(frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-        result = engine(frame)
-        return result.anomaly_map, result.score
-
-    return score
-
-
-@dataclass(frozen=True)
-class _Source:
-    scorer: Scorer
-    frames: Callable[[], Iterable[tuple[str, NDArray[np.uint8]]]]
-    against: str
-    own_file: tuple[str, str] | None = None
+    Raises:
+        ConfigError: the bundle carries none.
+        CheckpointError: the checkpoint cannot be loaded or belongs to another bundle.
+    """
+    stored, against = read_reference(bundle)
+    if not stored:
+        raise ConfigError(
+            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
+        )
+    pairs = [(item.name, item.frame) for item in stored]
+    if checkpoint is not None:
+        return Source(bundle.manifest, _torch_reference(bundle, checkpoint), lambda: pairs)
+    answers = {id(item.frame): Scored(item.score, item.anomaly_map) for item in stored}
+    return Source(bundle.manifest, lambda frame: answers[id(frame)], lambda: pairs, f"{against}, stored in the bundle")
 
 
 def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefact]], list[Skipped]]:
@@ -259,36 +284,23 @@ def _source(
     checkpoint: str | os.PathLike[str] | None,
     most_images: int,
     stack: ExitStack,
-) -> _Source:
+) -> Source:
     if data is None:
-        return _stored(bundle, checkpoint)
+        return stored_source(bundle, checkpoint)
     paths = _images(Path(data), most_images)
 
     def frames() -> Iterable[tuple[str, NDArray[np.uint8]]]:
         return ((path.name, read_image(path)) for path in paths)
 
     if checkpoint is not None:
-        return _Source(_torch_reference(bundle, checkpoint), frames, "PyTorch FP32")
+        return Source(bundle.manifest, _torch_reference(bundle, checkpoint), frames)
     if "fp32" not in bundle.manifest.precisions():
         raise ConfigError(
             f"{bundle.path} has no FP32 graph to compare with.", "", "give the fitted model: --checkpoint FOLDER"
         )
     own = ("onnxruntime:cpu", "fp32")
     engine = stack.enter_context(Engine(bundle, backend=own[0], precision=own[1], verify=False))
-    return _Source(engine_scorer(engine), frames, "model.onnx on the CPU", own)
-
-
-def _stored(bundle: Bundle, checkpoint: str | os.PathLike[str] | None) -> _Source:
-    stored, against = read_reference(bundle)
-    if not stored:
-        raise ConfigError(
-            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
-        )
-    pairs = [(item.name, item.frame) for item in stored]
-    if checkpoint is not None:
-        return _Source(_torch_reference(bundle, checkpoint), lambda: pairs, "PyTorch FP32")
-    answers = {id(item.frame): (item.anomaly_map, item.score) for item in stored}
-    return _Source(lambda frame: answers[id(frame)], lambda: pairs, f"{against}, stored in the bundle")
+    return Source(bundle.manifest, engine, frames, "model.onnx on the CPU", own)
 
 
 def _torch_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> Scorer:

@@ -16,28 +16,29 @@ from pathlib import Path
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
+from saae_runtime.errors import shell_line
 from saae_runtime.files import alone
-from saae_runtime.manifest import IN_BF16, Calibration
-from saae_runtime.stages import Stages
-from saae_train.data.category import Category, content_digest, split_held_out
+from saae_runtime.manifest import IN_BF16, Manifest
+from saae_runtime.terminal import Stages
+from saae_train.calibrate import default_fpr
+from saae_train.data.category import Category
 from saae_train.data.check import check
-from saae_train.evaluation.evaluate import Evaluation
+from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
-from ..int8.choose import require_frames
 from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
 from ..parity.reference import ReferenceFrame, write_reference
-from ..report.data import LatencyRow
+from ..report.data import LatencyRow, Report
 from ..report.html import write_report
-from .bundle import named_frames, parse_frame_size
-from .fit import fitted
-from .graphs import calibrated, compared, compiled, default_pixel_fpr, exported, mixed, quantised
-from .images import find_images, shared_size
-from .measure import evaluated, self_tested, shown, timed
-from .options import BuildOptions, check_options
-from .report import Findings, manifest_metrics, report_data, write_heatmaps
+from .fit import FittedModel, fit_model
+from .graphs import Rates, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
+from .images import find_images, named_frames, shared_size
+from .int8 import Int8Images, add_int8
+from .measure import measure_detection, measure_latency, measure_quality
+from .options import BuildOptions, check_options, parse_frame_size
+from .report import add_examples, manifest_metrics, write_heatmaps
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
@@ -72,75 +73,111 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
 
     Raises:
         SaaeError: of the kind that the failing stage raises; ParityError where an artefact disagrees with PyTorch,
-            SelfTestError where the model misses what nobody could.
+            SelfTestError if the model misses large, strong simulated defects.
             What was done before is kept for the next run, and an earlier bundle is untouched.
         ConfigError: another build of the same product is going on in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
     stages = Stages(console, _STAGES + options.int8)
     check_options(options)
-    category, source = _find(options, stages)
+    category, source = _find_category(options, stages)
     target = options.out or Path("bundles") / category.name
     refuse_foreign(target)  # before the work, not after it
-    _validate(category, stages)
-    if options.int8:
-        fitting, _ = split_held_out(category.train, options.config.held_out, seed=options.config.seed)
-        require_frames(len(fitting))
+    _check_images(category, stages)
     work = options.work / category.name
     lock = options.work / f".{category.name}.lock"
     with alone(lock, f"A build of {category.name}", "wait for it, or give this one a place of its own: --work FOLDER"):
-        return _built(options, category, source, target, work, stages)
+        model = fit_model(options, category, work, stages)
+        try:
+            return _build_bundle(options, category, source, model, target, work, stages)
+        finally:
+            for folder in ("staged", "onnx"):
+                shutil.rmtree(work / folder, ignore_errors=True)
 
 
-def _built(
-    options: BuildOptions, category: Category, source: str, target: Path, work: Path, stages: Stages
+def _build_bundle(
+    options: BuildOptions,
+    category: Category,
+    source: str,
+    model: FittedModel,
+    target: Path,
+    work: Path,
+    stages: Stages,
 ) -> BuildResult:
-    """From the fit on; nobody else is in the work folder."""
-    checkpoint, held_out, unseen = fitted(options, category, work, stages)
-    frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
-    staged, graphs = work / "staged", work / "onnx"
-    try:
-        calibration = Calibration(len(held_out), content_digest(held_out), held_out=unseen)
-        files, manifest = exported(options, checkpoint, category, calibration, frame_size, graphs, stages)
-        pixel_fpr = default_pixel_fpr(options, checkpoint, category)
-        bundle = calibrated(options, manifest, files, held_out, pixel_fpr, staged, stages)
-        if options.int8:
-            bundle = quantised(options, bundle, files["fp32"], category, held_out, pixel_fpr, work / "int8", stages)
-        bundle = compiled(options, bundle, stages)
-        reference = TorchReference(checkpoint.detector, (bundle.manifest.frame.height, bundle.manifest.frame.width))
-        bundle, reports, not_compared = compared(options, bundle, reference, category, held_out, stages)
-        evaluation = evaluated(bundle, category, stages)
-        self_test, simulated = self_tested(options, bundle, category, held_out, work, stages)
-        latency = timed(options, bundle, held_out, stages)
-        with stages.stage("bundle and report") as stage:
-            view = shown(bundle, category, evaluation, held_out)
-            in_bf16 = set(IN_BF16) & set(bundle.manifest.precisions())
-            findings = Findings(
-                held_out_scores=view.held_out_scores,
-                image_threshold=view.image_threshold,
-                evaluation=evaluation,
-                parity=reports,
-                not_compared=not_compared,
-                latency=latency,
-                self_test=self_test,
-                simulated=simulated,
-                examples=view.examples,
-                fit=checkpoint.facts,
-                source=source,
-                calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
-                shown_with=view.engine,
-            )
-            kept = named_frames(mixed(category, held_out, options.samples))
-            stored = [reference.stored(name, frame) for name, frame in kept]
-            final = _written(target, bundle, reports, findings, stored)
-            stage.note(str(target))
-    finally:
-        for folder in (staged, graphs):
-            shutil.rmtree(folder, ignore_errors=True)
-    return BuildResult(final, evaluation, self_test, tuple(reports), tuple(latency), category, target)
+    """Runs all stages from the export on. The work folder is locked."""
+    split, asked = model.split, options.precisions
+    rates = Rates(_pixel_fpr(options, model, category), options.image_fpr)
+    graphs = export_graphs(
+        model,
+        work / "onnx",
+        asked,
+        parse_frame_size(options.frame_size, shared_size(category.train)),
+        stages,
+        half_weights=options.half_weights,
+        synthetic=category.synthetic,
+    )
+    bundle = calibrate_bundle(graphs, split.held_out, rates, work / "staged", asked, stages)
+    if options.int8:
+        bundle = add_int8(bundle, graphs.files["fp32"], Int8Images(split, category, rates), work / "int8", stages)
+    bundle = compile_engines(bundle, options.engines, "fp16" if "fp16" in asked else asked[0], stages)
+    frame = bundle.manifest.frame
+    reference = TorchReference(model.checkpoint.detector, (frame.height, frame.width))
+    images = balanced_sample(category, split.held_out, options.parity_images)
+    cure = f"the model is kept in {work}; try --precision fp32"
+    compared = check_parity(bundle, reference, images, asked, cure, stages)
+    bundle = compared.bundle
+    evaluation = measure_quality(bundle, category, stages)
+    self_test, simulated = measure_detection(
+        bundle,
+        split.held_out,
+        options.self_test_frames if options.self_test else 0,
+        None if options.allow_blind else _blind_cure(options, model, category, work),
+        stages,
+        synthetic=category.synthetic,
+    )
+    latency = measure_latency(bundle, split.held_out, options.measure_latency, stages)
+    with stages.stage("bundle and report") as stage:
+        in_bf16 = set(IN_BF16) & set(bundle.manifest.precisions())
+        report = Report(
+            manifest=_final_manifest(bundle.manifest, compared.reports, evaluation, self_test),
+            bundle=str(target),
+            source=source,
+            record=model.checkpoint.record,
+            evaluation=evaluation,
+            self_test=self_test,
+            not_compared=compared.not_compared,
+            latency=latency,
+            simulated=simulated,
+            calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
+        )
+        report = add_examples(report, bundle, category, split.held_out)
+        kept = named_frames(balanced_sample(category, split.held_out, options.samples))
+        final = _write_final(target, bundle, report, [reference.stored(name, frame) for name, frame in kept])
+        stage.note(str(target))
+    return BuildResult(final, evaluation, self_test, compared.reports, tuple(latency), category, target)
 
 
-def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
+def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) -> float:
+    """The default pixel FPR: the one asked for, or the paper's for what the product is."""
+    if options.pixel_fpr is not None:
+        return options.pixel_fpr
+    texture = model.checkpoint.record.texture if options.texture is None else options.texture
+    return default_fpr(texture, category.name)
+
+
+def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, work: Path) -> str:
+    """What to type where the model is blind: how to see its misses, and how to build all the same."""
+    images = [word for folder in options.request.normal for word in ("--normal", folder)]
+    images = images or ["--data", category.root.parent]
+    words = ["saae-train", "selftest", model.folder, *images, "--category", category.name]
+    command = shell_line(*words, "--out", work / "misses")
+    return (
+        f"give more or clearer pictures, or fit longer (--steps); `{command}` shows what the model misses; "
+        "--allow-blind builds it all the same"
+    )
+
+
+def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
@@ -153,7 +190,7 @@ def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     return category, source
 
 
-def _validate(category: Category, stages: Stages) -> None:
+def _check_images(category: Category, stages: Stages) -> None:
     with stages.stage("check images") as stage:
         report = check(category, progress=stage)
         report.raise_if_bad()
@@ -162,23 +199,22 @@ def _validate(category: Category, stages: Stages) -> None:
         stages.say(f"  note: {warning}", "yellow")
 
 
-def _written(
-    target: Path,
-    staged: Bundle,
+def _final_manifest(
+    manifest: Manifest,
     reports: Sequence[ParityReport],
-    findings: Findings,
-    stored: Sequence[ReferenceFrame],
-) -> Bundle:
-    """The final bundle, whole or not at all."""
+    evaluation: Evaluation | None,
+    self_test: SelfTest | None,
+) -> Manifest:
+    """The manifest with parity and metrics."""
     parity = {(report.artefact, report.precision): report.summary() for report in reports}
-    manifest = dataclasses.replace(
-        staged.manifest,
-        artefacts=tuple(
-            dataclasses.replace(item, parity=parity.get((item.file, item.precision)))
-            for item in staged.manifest.artefacts
-        ),
-        metrics=manifest_metrics(findings.evaluation, findings.self_test),
+    artefacts = tuple(
+        dataclasses.replace(item, parity=parity.get((item.file, item.precision))) for item in manifest.artefacts
     )
+    return dataclasses.replace(manifest, artefacts=artefacts, metrics=manifest_metrics(evaluation, self_test))
+
+
+def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame]) -> Bundle:
+    """Writes the final bundle, whole or not at all."""
 
     def fill(folder: Path) -> None:
         for name in staged.manifest.files:
@@ -186,7 +222,7 @@ def _written(
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(staged.file(name), place)
         write_reference(folder, stored, "PyTorch FP32")
-        write_heatmaps(folder / "heatmaps", findings.examples)
-        write_report(folder / "report.html", report_data(manifest, findings, str(target)))
+        write_heatmaps(folder / "heatmaps", report.examples)
+        write_report(folder / "report.html", report)
 
-    return write_bundle(target, manifest, fill)
+    return write_bundle(target, report.manifest, fill)

@@ -1,101 +1,43 @@
-"""From a fitted model to a complete, calibrated, compared bundle in the work folder; the steps of `build`."""
+"""Graphs, manifest and thresholds of a bundle in the making, each step from the one before."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino
 from saae_runtime.bundle import Bundle, update_bundle, write_bundle
-from saae_runtime.errors import ConfigError
-from saae_runtime.images import read_image
 from saae_runtime.manifest import SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
+from saae_runtime.progress import Progress, silent
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
-from saae_train.data.category import Sample, distinct_names
 from saae_train.model.checkpoint import Checkpoint
 
-from ..artefacts import open_artefact, set_threshold
+from ..artefacts import onnx_artefact, onnx_file, set_threshold
 from ..graph.fused import FusedGraph
 from ..graph.half_weights import store_half
 from ..graph.onnx_file import export_onnx
-from ..parity.compare import STORED_HALF, ParityReport, bounds_of, compare
-from ..parity.pytorch import TorchReference
-from ..parity.verify import engine_scorer
 
 __all__ = [
-    "artefact_parity",
-    "bf16_missing",
     "describe",
-    "export_graphs",
-    "named_frames",
-    "onnx_artefact",
-    "onnx_file",
-    "parse_frame_size",
     "provisional_bundle",
     "with_thresholds",
     "without_artefact",
+    "write_graphs",
 ]
-
-Progress = Callable[[int, int], None]
 
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow")
 
 
-def onnx_file(precision: str) -> str:
-    """The graph's file name in a bundle: model.onnx, model.fp16.onnx, model.int8.onnx.
-
-    OpenVINO computes the first and the last in bf16, too, from the same file.
-    """
-    graph = {"bf16": "fp32", "int8-bf16": "int8"}.get(precision, precision)
-    return "model.onnx" if graph == "fp32" else f"model.{graph}.onnx"
-
-
-def bf16_missing() -> str:
-    """Why nothing can be calibrated in bf16 here; empty where it can."""
-    import onnxruntime as ort
-
-    why, _ = ort_openvino.missing(ort)
-    if why:
-        return why
-    return "" if ort_openvino.has_bf16(ort) else "OpenVINO reports no bf16 for this processor"
-
-
-def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The frame size to bake into the graph, None for the model's own.
-
-    Args:
-        text: `auto` (the images' own size where all share one), `model`, or HEIGHTxWIDTH.
-        shared: the size that all images share, or None.
-
-    Raises:
-        ConfigError: none of these.
-    """
-    if text == "auto":
-        return shared
-    if text == "model":
-        return None
-    parts = text.lower().split("x")
-    if len(parts) == 2 and all(part.isdecimal() and 1 <= int(part) <= 16384 for part in parts):
-        return int(parts[0]), int(parts[1])
-    raise ConfigError(
-        f"--frame-size {text} is not a size.",
-        "It is the camera's frame, height first.",
-        "--frame-size 1024x1280, or auto, or model",
-    )
-
-
-def export_graphs(
+def write_graphs(
     checkpoint: Checkpoint,
     folder: Path,
     frame_size: tuple[int, int] | None,
     precisions: Sequence[str],
-    progress: Progress | None = None,
+    progress: Progress = silent,
     half_weights: bool = False,
 ) -> dict[str, Path]:
     """Writes one ONNX file per precision, with thresholds yet to come.
@@ -108,8 +50,7 @@ def export_graphs(
     """
     files = {}
     for number, precision in enumerate(precisions):
-        if progress is not None:
-            progress(number, len(precisions))
+        progress(number, len(precisions))
         graph = FusedGraph(checkpoint.detector, frame_size, precision)
         metadata = {
             "saae.category": checkpoint.category,
@@ -123,12 +64,6 @@ def export_graphs(
         path = export_onnx(graph, folder / onnx_file(precision), np.finfo(np.float32).max, metadata)
         files[precision] = store_half(path, graph.frame_size) if half_weights and precision == "fp32" else path
     return files
-
-
-def onnx_artefact(precision: str, half_weights: bool = False) -> Artefact:
-    """The manifest's entry for the graph of a precision, not compared yet."""
-    file = onnx_file(precision)
-    return Artefact(file, "onnx", precision, options=STORED_HALF if half_weights and file == onnx_file("fp32") else {})
 
 
 def describe(
@@ -204,30 +139,3 @@ def without_artefact(bundle: Bundle, artefact: Artefact) -> Bundle:
     drop = () if any(item.file == artefact.file for item in kept) else (artefact.file,)
     changed = dataclasses.replace(manifest, artefacts=kept, thresholds=thresholds)
     return update_bundle(bundle, changed, {}, drop)
-
-
-def artefact_parity(
-    bundle: Bundle, artefact: Artefact, reference: TorchReference, frames: Iterable[tuple[str, NDArray[np.uint8]]]
-) -> ParityReport:
-    """Compares one artefact with PyTorch.
-
-    Raises:
-        BackendError: it cannot run here.
-    """
-    with open_artefact(bundle, artefact) as engine:
-        return compare(
-            reference,
-            engine_scorer(engine),
-            frames,
-            threshold=engine.threshold,
-            image_threshold=engine.image_threshold,
-            artefact=artefact.file,
-            precision=artefact.precision,
-            bounds=bounds_of(bundle.manifest, artefact.precision),
-        )
-
-
-def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
-    """(name, frame) pairs of images."""
-    names = distinct_names([sample.path for sample in samples])
-    return [(f"{item.label}-{name}", read_image(item.path)) for item, name in zip(samples, names, strict=True)]

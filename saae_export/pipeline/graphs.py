@@ -1,11 +1,13 @@
-"""The graphs of a build: export, calibration, engines and parity of every artefact."""
+"""The artefacts of a build: ONNX graphs, their thresholds, engines, and parity of every one of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import (
     BackendError,
@@ -16,143 +18,144 @@ from saae_runtime.errors import (
     EngineIncompatibleError,
 )
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
-from saae_runtime.stages import Stages
-from saae_train.calibrate import calibrate, default_fpr
-from saae_train.data.category import Category, Sample, spread
-from saae_train.model.checkpoint import Checkpoint
+from saae_runtime.progress import nth
+from saae_runtime.terminal import Stages
+from saae_train.calibrate import calibrate
+from saae_train.data.category import Category, Sample
+from saae_train.data.split import content_digest, spread
 
-from ..artefacts import open_artefact
+from ..artefacts import onnx_artefact, open_artefact
 from ..parity.compare import ParityReport, parity_table, require
 from ..parity.pytorch import TorchReference
-from ..parity.verify import engine_scorer
+from ..parity.verify import Source, compare_artefact
 from ..tensorrt.compile import build_engine
-from .bundle import (
-    artefact_parity,
-    bf16_missing,
-    describe,
-    export_graphs,
-    named_frames,
-    onnx_artefact,
-    provisional_bundle,
-    with_thresholds,
-    without_artefact,
-)
-from .int8 import Int8Images, add_int8
-from .options import BuildOptions
+from .bundle import describe, provisional_bundle, with_thresholds, without_artefact, write_graphs
+from .fit import FittedModel
+from .images import named_frames
 
-__all__ = ["calibrated", "compared", "compiled", "default_pixel_fpr", "exported", "mixed", "quantised"]
+__all__ = [
+    "Compared",
+    "Graphs",
+    "Rates",
+    "balanced_sample",
+    "calibrate_bundle",
+    "check_parity",
+    "compile_engines",
+    "export_graphs",
+]
 
 _AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
 _NOT_HERE = (BackendUnavailableError, EngineIncompatibleError, DeviceError)
 
 
-def exported(
-    options: BuildOptions,
-    checkpoint: Checkpoint,
-    category: Category,
-    calibration: Calibration,
+@dataclass(frozen=True)
+class Graphs:
+    """ONNX files by precision, and their manifest with thresholds yet to come."""
+
+    files: Mapping[str, Path]
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Default acceptable false-positive rates of a bundle, 0..1."""
+
+    pixel: float
+    image: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What parity left of a bundle.
+
+    Attributes:
+        bundle: without the artefacts that nobody asked for and that disagree.
+        reports: one per artefact that was compared and kept.
+        not_compared: artefact file -> why it could not be compared here.
+    """
+
+    bundle: Bundle
+    reports: tuple[ParityReport, ...]
+    not_compared: Mapping[str, str]
+
+
+def export_graphs(
+    model: FittedModel,
+    folder: Path,
+    precisions: Sequence[str],
     frame_size: tuple[int, int] | None,
-    graphs: Path,
     stages: Stages,
-) -> tuple[dict[str, Path], Manifest]:
-    """Graphs in the folder `graphs`, and their manifest with thresholds yet to come."""
+    *,
+    half_weights: bool,
+    synthetic: bool,
+) -> Graphs:
+    """Writes the graphs of the precisions; bf16 comes along where it can be calibrated: it is the FP32 file again."""
     with stages.stage("export ONNX") as stage:
-        graphs.mkdir(parents=True, exist_ok=True)
-        precisions = [name for name in options.precisions if name != "bf16"]
-        files = export_graphs(checkpoint, graphs, frame_size, precisions, stage, options.half_weights)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [name for name in precisions if name != "bf16"]
+        files = write_graphs(model.checkpoint, folder, frame_size, written, stage, half_weights)
+        if "fp32" in files and not bf16_missing():
+            written.append("bf16")
+        held_out = model.split.held_out
         manifest = describe(
-            checkpoint,
-            synthetic=category.synthetic,
+            model.checkpoint,
+            synthetic=synthetic,
             frame_size=frame_size,
-            calibration=calibration,
+            calibration=Calibration(len(held_out), content_digest(held_out), held_out=model.split.unseen),
             thresholds={},
         )
-        if "fp32" in files and not bf16_missing():  # free: the same file, thresholds of its own
-            precisions.append("bf16")
-        stage.note(f"{', '.join(precisions)}, frame {manifest.frame.height} x {manifest.frame.width}")
-    artefacts = tuple(onnx_artefact(name, options.half_weights) for name in precisions)
-    return files, dataclasses.replace(manifest, artefacts=artefacts)
+        stage.note(f"{', '.join(written)}, frame {manifest.frame.height} x {manifest.frame.width}")
+    artefacts = tuple(onnx_artefact(name, half_weights) for name in written)
+    return Graphs(files, dataclasses.replace(manifest, artefacts=artefacts))
 
 
-def default_pixel_fpr(options: BuildOptions, checkpoint: Checkpoint, category: Category) -> float:
-    """The default pixel FPR: the one asked for, or the paper's for what the product is."""
-    if options.pixel_fpr is not None:
-        return options.pixel_fpr
-    facts = checkpoint.facts if options.texture is None else {"texture": options.texture}
-    return default_fpr(facts, category.name)
-
-
-def calibrated(
-    options: BuildOptions,
-    manifest: Manifest,
-    files: dict[str, Path],
-    held_out: Sequence[Sample],
-    pixel_fpr: float,
-    staged: Path,
-    stages: Stages,
+def calibrate_bundle(
+    graphs: Graphs, held_out: Sequence[Sample], rates: Rates, folder: Path, asked: Collection[str], stages: Stages
 ) -> Bundle:
-    """A bundle with thresholds that were calibrated on its very files.
+    """Writes a bundle with thresholds that were calibrated on its very files.
 
-    bf16 that was not asked for is left out where OpenVINO cannot run it.
+    Args:
+        graphs: from `export_graphs`.
+        held_out: normal images to calibrate on.
+        rates: the bundle's default rates.
+        folder: where to write it.
+        asked: precisions that were asked for; others are left out where they cannot be run.
+        stages: progress.
     """
+    manifest = graphs.manifest
     with stages.stage("calibrate") as stage:
-        artefacts = manifest.artefacts
-        bundle = provisional_bundle(staged, manifest, files)
+        bundle = provisional_bundle(folder, manifest, graphs.files)
         tables: dict[str, Thresholds] = {}
-        for number, artefact in enumerate(artefacts):
+        for number, artefact in enumerate(manifest.artefacts):
+            progress = nth(stage, number, len(manifest.artefacts))
             try:
                 with open_artefact(bundle, artefact) as engine:
-                    found = calibrate(
-                        engine_scorer(engine),
-                        held_out,
-                        pixel_fpr,
-                        options.image_fpr,
-                        lambda done, total, number=number: stage(number * total + done, len(artefacts) * total),  # type: ignore[misc]
-                    )
+                    found = calibrate(engine, held_out, rates.pixel, rates.image, progress)
             except (BackendError, CalibrationError) as error:
-                if artefact.precision in options.precisions:
+                if artefact.precision in asked:
                     raise
-                manifest = dataclasses.replace(
-                    manifest, artefacts=tuple(a for a in manifest.artefacts if a != artefact)
-                )
                 stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
                 continue
             tables[artefact.precision] = Thresholds(found.pixel, found.image)
         words = "held-out images" if manifest.calibration.held_out else "images, some FITTED ON"
-        stage.note(f"{len(held_out)} {words}, T at pixel FPR {pixel_fpr:g}")
-        return with_thresholds(staged, manifest, files, tables)
+        stage.note(f"{len(held_out)} {words}, T at pixel FPR {rates.pixel:g}")
+        kept = tuple(item for item in manifest.artefacts if item.precision in tables)
+        return with_thresholds(folder, dataclasses.replace(manifest, artefacts=kept), graphs.files, tables)
 
 
-def quantised(
-    options: BuildOptions,
-    bundle: Bundle,
-    graph: Path,
-    category: Category,
-    held_out: Sequence[Sample],
-    pixel_fpr: float,
-    work: Path,
-    stages: Stages,
-) -> Bundle:
-    """The bundle with INT8 where it passes its gate; what was found is said either way."""
-    calibrating = {sample.path for sample in held_out}
-    fitting = [sample for sample in category.train if sample.path not in calibrating]
-    with stages.stage("INT8") as stage:
-        images = Int8Images(fitting, held_out, category, pixel_fpr, options.image_fpr)
-        bundle, outcome = add_int8(bundle, graph, images, work, stage)
-        stage.note(", ".join(outcome.shipped) or "refused")
-    for line in outcome.lines:
-        stages.say(f"  {line}", "" if outcome.shipped else "yellow")
-    return bundle
+def compile_engines(bundle: Bundle, engines: Sequence[str], precision: str, stages: Stages) -> Bundle:
+    """Adds engines; a library that is not there is said where the choice is `auto`, else an error.
 
-
-def compiled(options: BuildOptions, bundle: Bundle, stages: Stages) -> Bundle:
-    """Engines for what this machine has; what it has not is said, not hidden."""
+    Args:
+        bundle: a calibrated bundle.
+        engines: `auto` (for what this machine has), `none`, or libraries.
+        precision: of the graph that is compiled.
+        stages: progress.
+    """
     with stages.stage("engines") as stage:
-        auto = "auto" in options.engines
-        libraries = _AUTO_LIBRARIES if auto else tuple(name for name in options.engines if name != "none")
-        precision = "fp16" if "fp16" in options.precisions else options.precisions[0]
+        auto = "auto" in engines
         built = []
-        for library in libraries:
+        for library in _AUTO_LIBRARIES if auto else tuple(name for name in engines if name != "none"):
             try:
                 result = build_engine(bundle, library=library, precision=precision, console=None)
             except (BackendError, ConfigError) as error:  # ConfigError: a GPU that the library does not build for
@@ -168,35 +171,43 @@ def compiled(options: BuildOptions, bundle: Bundle, stages: Stages) -> Bundle:
     return bundle
 
 
-def compared(
-    options: BuildOptions,
+def check_parity(
     bundle: Bundle,
     reference: TorchReference,
-    category: Category,
-    held_out: Sequence[Sample],
+    samples: Sequence[Sample],
+    asked: Collection[str],
+    cure: str,
     stages: Stages,
-) -> tuple[Bundle, list[ParityReport], dict[str, str]]:
-    """The gate: every artefact that runs here against PyTorch, on normal and defective images.
+) -> Compared:
+    """The gate: every artefact that runs here against PyTorch.
 
     bf16 that was not asked for, and INT8, leave the bundle where they disagree or give no finite values; anything else
     ends the build.
+
+    Args:
+        bundle: with all its artefacts.
+        reference: the model in PyTorch.
+        samples: images to compare on.
+        asked: precisions that were asked for.
+        cure: what to type where the gate closes.
+        stages: progress.
+
+    Raises:
+        ParityError: an artefact that was asked for disagrees.
     """
     reports: list[ParityReport] = []
     dropped: list[ParityReport] = []
     not_compared: dict[str, str] = {}
     with stages.stage("parity") as stage:
-        frames = named_frames(mixed(category, held_out, options.parity_images))
+        frames = named_frames(samples)
+        source = Source(bundle.manifest, reference, lambda: frames)
         artefacts = bundle.manifest.artefacts
         for number, artefact in enumerate(artefacts):
             stage(number, len(artefacts), artefact.file)
-            extra = artefact.precision not in options.precisions and artefact.kind == "onnx"
+            extra = artefact.precision not in asked and artefact.kind == "onnx"
             try:
-                report = artefact_parity(bundle, artefact, reference, frames)
-                if extra and not report.passed:
-                    bundle = without_artefact(bundle, artefact)
-                    dropped.append(report)
-                else:
-                    reports.append(report)
+                with open_artefact(bundle, artefact) as engine:
+                    report = compare_artefact(engine, source)
             except BackendError as error:
                 if extra:
                     bundle = without_artefact(bundle, artefact)
@@ -205,16 +216,22 @@ def compared(
                 if artefact.kind == "onnx" or not isinstance(error, _NOT_HERE):
                     raise  # of an engine that runs here: values that are not finite are a fault like any other
                 not_compared[artefact.file] = error.what
-        stage.note(f"{len(frames)} images against PyTorch FP32")
+                continue
+            if extra and not report.passed:
+                bundle = without_artefact(bundle, artefact)
+                dropped.append(report)
+            else:
+                reports.append(report)
+        stage.note(f"{len(frames)} images against {source.against}")
     stages.console.print(parity_table([*reports, *dropped]))
     for report in dropped:
         stages.say(f"  {report.precision} disagrees with PyTorch on these images and is left out.", "yellow")
-    require(reports, f"the model is kept in {options.work / category.name}; try --precision fp32")
-    return bundle, reports, not_compared
+    require(reports, cure)
+    return Compared(bundle, tuple(reports), not_compared)
 
 
-def mixed(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
-    """Half normal, half defective images where there are both, evenly spread."""
+def balanced_sample(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` images, evenly spread: half of them defective where there are defective ones."""
     defective = [sample for sample in category.test if sample.is_anomalous]
     bad = spread(defective, count // 2)
     return [*spread(held_out, count - len(bad)), *bad]

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from saae_runtime.errors import ConfigError
-from saae_train.data.category import Category, Sample, find_category, from_folders, list_categories
+from saae_runtime.images import read_image
+from saae_runtime.progress import Progress, silent
+from saae_train.data.category import Category, Sample, distinct_names, find_category, from_folders, list_categories
 from saae_train.data.demo import DEMO_CATEGORIES, write_demo
 
-__all__ = ["DATA_VARIABLE", "Request", "find_images", "shared_size"]
+__all__ = ["DATA_VARIABLE", "Request", "find_images", "named_frames", "shared_size"]
 
 DATA_VARIABLE = "SAAE_DATA"
 """Environment variable that names the folder of categories."""
 
 _USUAL = Path("data")
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Request:
     demo: bool = False
 
 
-def find_images(request: Request, demo_root: Path, progress: Progress | None = None) -> tuple[Category, str]:
+def find_images(request: Request, demo_root: Path, progress: Progress = silent) -> tuple[Category, str]:
     """Lists the images of a build, drawing the demo set where nothing else was named or found.
 
     The order: folders of one's own, `data`, the folder that SAAE_DATA names, ./data, the demo set.
@@ -52,7 +54,7 @@ def find_images(request: Request, demo_root: Path, progress: Progress | None = N
     Args:
         request: what was asked for.
         demo_root: where a demo set is drawn, and reused from.
-        progress: told (pictures drawn, pictures in all).
+        progress: called with (images drawn, images in all).
 
     Returns:
         The category, and in words where it was found.
@@ -104,7 +106,13 @@ def shared_size(samples: tuple[Sample, ...]) -> tuple[int, int] | None:
     return sizes.pop() if sizes else None
 
 
-def _usual(name: str, demo_root: Path, progress: Progress | None) -> tuple[Category, str]:
+def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(name, frame uint8 H x W x 3) pairs of images."""
+    names = distinct_names([sample.path for sample in samples])
+    return [(f"{item.label}-{name}", read_image(item.path)) for item, name in zip(samples, names, strict=True)]
+
+
+def _usual(name: str, demo_root: Path, progress: Progress) -> tuple[Category, str]:
     places = []
     named = os.environ.get(DATA_VARIABLE)
     if named:
@@ -140,6 +148,6 @@ def _only(root: Path) -> str:
     raise ConfigError(f"Which category of {root}?", f"There are: {listed}.", "add --category NAME")
 
 
-def _demo(name: str, demo_root: Path, progress: Progress | None) -> tuple[Category, str]:
+def _demo(name: str, demo_root: Path, progress: Progress) -> tuple[Category, str]:
     category = write_demo(demo_root, name, progress=progress)
     return category, f"drawn demo images, in {category.root}"

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
 from saae_runtime.images import read_image
-from saae_runtime.manifest import Artefact, Manifest, Thresholds
-from saae_runtime.stages import Stage
-from saae_train.calibrate import Calibration, calibrate
-from saae_train.data.category import Category, Sample, spread
+from saae_runtime.manifest import Thresholds
+from saae_runtime.progress import labelled
+from saae_runtime.terminal import Stage, Stages
+from saae_train.calibrate import calibrate
+from saae_train.data.category import Category
+from saae_train.data.split import Split, spread
 
-from ..artefacts import CPU, open_artefact, set_threshold
+from ..artefacts import CPU, onnx_artefact, onnx_file, open_artefact, set_threshold
 from ..int8.choose import LIMITS, Product, Quantiser
 from ..int8.gate import Quality, Verdict, compare_quality, quality
-from ..parity.verify import engine_scorer
-from .bundle import bf16_missing, onnx_file, provisional_bundle
+from .bundle import provisional_bundle
+from .graphs import Rates
 
-__all__ = ["Int8Images", "Int8Outcome", "add_int8"]
+__all__ = ["Int8Images", "add_int8"]
 
 _FRAMES = 32
 """Calibration frames: ranges change little beyond."""
@@ -36,33 +39,17 @@ class Int8Images:
     """What INT8 is made and judged with.
 
     Attributes:
-        fitting: normal images for the ranges.
-        held_out: normal images for the thresholds.
+        split: images to take ranges from, and held-out images for the thresholds.
         category: its test set, or none.
-        pixel_fpr, image_fpr: the default rates of the bundle.
+        rates: the default rates of the bundle.
     """
 
-    fitting: Sequence[Sample]
-    held_out: Sequence[Sample]
+    split: Split
     category: Category
-    pixel_fpr: float
-    image_fpr: float
+    rates: Rates
 
 
-@dataclass(frozen=True)
-class Int8Outcome:
-    """What came of it.
-
-    Attributes:
-        shipped: precisions that are in the bundle now: none, `int8`, or `int8` and `int8-bf16`.
-        lines: what was found, for a person.
-    """
-
-    shipped: tuple[str, ...]
-    lines: tuple[str, ...]
-
-
-def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stage: Stage) -> tuple[Bundle, Int8Outcome]:
+def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stages: Stages) -> Bundle:
     """Adds `int8`, and where OpenVINO has bf16 `int8-bf16`, to a calibrated bundle, if they pass the gate.
 
     Args:
@@ -70,62 +57,28 @@ def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stage:
         graph: the FP32 graph.
         images: see `Int8Images`.
         work: a folder for what is tried; removed at the end.
-        stage: progress.
+        stages: progress, and what was found.
 
     Raises:
         CalibrationError: too few images for ranges.
         ConfigError: nothing in the graph can be quantised.
     """
-    size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
-    frames = [resize_frames(read_image(sample.path), size) for sample in spread(images.fitting, _FRAMES)]
-    quantiser = Quantiser(graph, frames, size, stage)
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        return _tried(bundle, quantiser, images, work, stage)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _tried(
-    bundle: Bundle, quantiser: Quantiser, images: Int8Images, work: Path, stage: Stage
-) -> tuple[Bundle, Int8Outcome]:
     lines: list[str] = []
-    try:
-        with Engine(bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
-            reference = _measured(engine, images, stage)
-    except SimulationError as error:
-        lines.append(f"INT8 cannot be judged and is refused: {error.what}")
-        return bundle, Int8Outcome((), tuple(lines))
-    before: list[Product] = []
-    for limit in LIMITS:
-        products = quantiser.chosen(limit)
-        if not products or products == before:
-            continue
-        before = products
-        share = sum(product.share for product in products)
-        what = f"{len(products)} of {len(quantiser.products)} products, {share:.0%} of their weights"
-        file = quantiser.write(work / onnx_file("int8"), products)
-        candidate = _gated("int8", bundle.manifest, file, images, reference, work, stage)
-        lines.append(f"INT8 in {what}: {candidate.verdict}" + ("" if candidate.verdict.passed else ", refused"))
-        if not candidate.verdict.passed:
-            continue
-        found = [candidate]
-        if not bf16_missing():
-            try:
-                candidate = _gated("int8-bf16", bundle.manifest, file, images, reference, work, stage)
-            except (BackendError, CalibrationError) as error:  # nobody asked for it by name
-                lines.append(f"not with the rest in bf16: {error.what} {error.why}".rstrip())
-            else:
-                if candidate.verdict.passed:
-                    found.append(candidate)
-                refused = "" if candidate.verdict.passed else ", refused"
-                lines.append(f"the same with the rest in bf16: {candidate.verdict}{refused}")
-        left = {item.name: round(item.error, 4) for item in quantiser.products if item not in products}
-        return _shipped(bundle, file, found, {"products": len(products), "left_in_fp32": left}), Int8Outcome(
-            tuple(item.precision for item in found), tuple(lines)
-        )
-    lines.append("No INT8 graph is shipped: the bundle runs in its other precisions.")
-    return bundle, Int8Outcome((), tuple(lines))
+    with stages.stage("INT8") as stage:
+        size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
+        frames = [resize_frames(read_image(sample.path), size) for sample in spread(images.split.fitting, _FRAMES)]
+        quantiser = Quantiser(graph, frames, size, stage)
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            found = _Trials(bundle, quantiser, images, work, stage, lines).run()
+            if found is not None:
+                bundle = _ship(bundle, found)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        stage.note(", ".join(item.precision for item in found.candidates) if found else "refused")
+    for line in lines:
+        stages.say(f"  {line}", "" if found else "yellow")
+    return bundle
 
 
 @dataclass(frozen=True)
@@ -134,53 +87,99 @@ class _Candidate:
     thresholds: Thresholds
     verdict: Verdict
 
-
-def _gated(
-    precision: str,
-    manifest: Manifest,
-    file: Path,
-    images: Int8Images,
-    reference: Quality,
-    work: Path,
-    stage: Stage,
-) -> _Candidate:
-    artefact = Artefact(onnx_file(precision), "onnx", precision)
-    alone = dataclasses.replace(manifest, artefacts=(artefact,), thresholds={}, files={})
-    scratch = work / "bundle"
-    trial = provisional_bundle(scratch, alone, {"int8": file})
-    with open_artefact(trial, artefact) as engine:
-        found = _calibrated(engine, images, stage)
-    thresholds = Thresholds(found.pixel, found.image)
-    trial = update_bundle(trial, dataclasses.replace(trial.manifest, thresholds={precision: thresholds}), {})
-    with open_artefact(trial, artefact) as engine:
-        reached = _measured(engine, images, stage)
-    return _Candidate(precision, thresholds, compare_quality(reference, reached))
+    def __str__(self) -> str:
+        return f"{self.verdict}" + ("" if self.verdict.passed else ", refused")
 
 
-def _calibrated(engine: Engine, images: Int8Images, stage: Stage) -> Calibration:
-    return calibrate(
-        engine_scorer(engine),
-        images.held_out,
-        images.pixel_fpr,
-        images.image_fpr,
-        lambda done, total: stage(done, total, "calibrating"),
-    )
+@dataclass(frozen=True)
+class _Passed:
+    """A quantised graph, the precisions that it passed the gate in, and what the manifest says of it."""
+
+    file: Path
+    candidates: Sequence[_Candidate]
+    options: Mapping[str, Any]
 
 
-def _measured(engine: Engine, images: Int8Images, stage: Stage) -> Quality:
-    return quality(engine, images.category, images.held_out, lambda done, total: stage(done, total, "judging quality"))
+@dataclass(frozen=True)
+class _Trials:
+    """Quantised graphs of growing care, each judged against FP32; `lines` collects what was found, for a person."""
+
+    bundle: Bundle
+    quantiser: Quantiser
+    images: Int8Images
+    work: Path
+    stage: Stage
+    lines: list[str]
+
+    def run(self) -> _Passed | None:
+        """The first graph that passes, None where none does."""
+        try:
+            with Engine(self.bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
+                reference = self._quality(engine)
+        except SimulationError as error:
+            self.lines.append(f"INT8 cannot be judged and is refused: {error.what}")
+            return None
+        before: list[Product] = []
+        every = self.quantiser.products
+        for limit in LIMITS:
+            products = self.quantiser.chosen(limit)
+            if not products or products == before:
+                continue
+            before = products
+            file = self.quantiser.write(self.work / onnx_file("int8"), products)
+            candidate = self._try("int8", file, reference)
+            share = sum(product.share for product in products)
+            self.lines.append(
+                f"INT8 in {len(products)} of {len(every)} products, {share:.0%} of their weights: {candidate}"
+            )
+            if candidate.verdict.passed:
+                left = {item.name: round(item.error, 4) for item in every if item not in products}
+                options = {"products": len(products), "left_in_fp32": left}
+                return _Passed(file, [candidate, *self._try_bf16(file, reference)], options)
+        self.lines.append("No INT8 graph is shipped: the bundle runs in its other precisions.")
+        return None
+
+    def _try_bf16(self, file: Path, reference: Quality) -> list[_Candidate]:
+        """The same graph with the rest in bf16, where that runs here and passes; nobody asked for it by name."""
+        if bf16_missing():
+            return []
+        try:
+            candidate = self._try("int8-bf16", file, reference)
+        except (BackendError, CalibrationError) as error:
+            self.lines.append(f"not with the rest in bf16: {error.what} {error.why}".rstrip())
+            return []
+        self.lines.append(f"the same with the rest in bf16: {candidate}")
+        return [candidate] if candidate.verdict.passed else []
+
+    def _try(self, precision: str, file: Path, reference: Quality) -> _Candidate:
+        artefact = onnx_artefact(precision)
+        alone = dataclasses.replace(self.bundle.manifest, artefacts=(artefact,), thresholds={}, files={})
+        trial = provisional_bundle(self.work / "bundle", alone, {"int8": file})
+        rates, progress = self.images.rates, labelled(self.stage, "calibrating")
+        with open_artefact(trial, artefact) as engine:
+            found = calibrate(engine, self.images.split.held_out, rates.pixel, rates.image, progress)
+        thresholds = Thresholds(found.pixel, found.image)
+        trial = update_bundle(trial, dataclasses.replace(trial.manifest, thresholds={precision: thresholds}), {})
+        with open_artefact(trial, artefact) as engine:
+            return _Candidate(precision, thresholds, compare_quality(reference, self._quality(engine)))
+
+    def _quality(self, engine: Engine) -> Quality:
+        held_out = self.images.split.held_out
+        return quality(engine, self.images.category, held_out, labelled(self.stage, "judging quality"))
 
 
-def _shipped(bundle: Bundle, file: Path, found: Sequence[_Candidate], options: dict[str, Any]) -> Bundle:
+def _ship(bundle: Bundle, passed: _Passed) -> Bundle:
+    """The bundle with the graph and its thresholds."""
     manifest = bundle.manifest
     artefacts = tuple(
-        Artefact(onnx_file(item.precision), "onnx", item.precision, options={**options, "gate": item.verdict.to_json()})
-        for item in found
+        dataclasses.replace(onnx_artefact(item.precision), options={**passed.options, "gate": item.verdict.to_json()})
+        for item in passed.candidates
     )
+    thresholds = {item.precision: item.thresholds for item in passed.candidates}
     changed = dataclasses.replace(
         manifest,
         artefacts=(*manifest.artefacts, *artefacts),
-        thresholds={**manifest.thresholds, **{item.precision: item.thresholds for item in found}},
+        thresholds={**manifest.thresholds, **thresholds},
     )
-    set_threshold(file, changed.thresholds["int8"].pixel.at())
-    return update_bundle(bundle, changed, {onnx_file("int8"): file})
+    set_threshold(passed.file, thresholds["int8"].pixel.at())
+    return update_bundle(bundle, changed, {onnx_file("int8"): passed.file})

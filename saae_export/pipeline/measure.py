@@ -4,67 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import SimulationError, shell_line
-from saae_runtime.images import read_image
-from saae_runtime.stages import Stages
+from saae_runtime.errors import SimulationError
+from saae_runtime.terminal import Stages
 from saae_train.data.category import Category, Sample
-from saae_train.evaluation.evaluate import Evaluation, evaluate
+from saae_train.evaluation.evaluate import evaluate
+from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
-from saae_train.selftest.run import examples as simulated_examples
-from saae_train.selftest.run import require_detection, selftest
+from saae_train.selftest.run import draw_examples, require_detection, selftest
 
 from ..report.data import Example, LatencyRow
-from .bundle import named_frames
-from .fit import model_folder
+from .images import named_frames
 from .latency import measure
-from .options import BuildOptions
-from .report import examples
 
-__all__ = ["evaluated", "self_tested", "shown", "timed"]
+__all__ = ["deployed", "measure_detection", "measure_latency", "measure_quality"]
 
 
-def evaluated(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
+def deployed(bundle: Bundle) -> Engine:
+    """The engine as `saae-run` would open it here."""
+    return Engine(bundle, verify=False, cache=False)
+
+
+def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
+    """Evaluates the bundle on the test set; None where there are no defect images."""
     with stages.stage("evaluate") as stage:
         if not any(sample.is_anomalous for sample in category.test):
             stage.note("no defect images, so no metrics")
             return None
-        with _deployed(bundle) as engine:
-            done = [0]
-
-            def score(frame: object) -> object:
-                stage(done[0], len(category.test))
-                done[0] += 1
-                return engine(frame)  # type: ignore[call-overload]
-
-            evaluation = evaluate(score, category, progress=False)  # type: ignore[arg-type]
+        with deployed(bundle) as engine:
+            evaluation = evaluate(
+                engine,
+                category,
+                threshold=engine.threshold,
+                image_threshold=engine.image_threshold,
+                progress=stage,
+            )
             stage.note(f"{len(category.test)} test images with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(evaluation.table())
     return evaluation
 
 
-def self_tested(
-    options: BuildOptions, bundle: Bundle, category: Category, held_out: Sequence[Sample], work: Path, stages: Stages
+def measure_detection(
+    bundle: Bundle, held_out: Sequence[Sample], frames: int, cure: str | None, stages: Stages, *, synthetic: bool
 ) -> tuple[SelfTest | None, list[Example]]:
-    """Simulated defects on the held-out images, and one example of each kind; the second gate of a build.
+    """Counts simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
+
+    Args:
+        bundle: calibrated.
+        held_out: normal images to draw on.
+        frames: how many; 0: none, there is no self-test.
+        cure: what to type where the gate closes; None leaves it open.
+        stages: progress.
+        synthetic: whether the images were drawn.
 
     Raises:
-        SelfTestError: the model misses large, strong simulated defects, and was not allowed to.
+        SelfTestError: the model misses large, strong simulated defects, and the gate is not left open.
     """
     with stages.stage("self-test (simulated defects)") as stage:
-        if not options.self_test:
+        if not frames:
             stage.note("not asked for")
             return None, []
-        with _deployed(bundle) as engine:
+        with deployed(bundle) as engine:
             try:
                 result = selftest(
                     engine,
                     held_out,
-                    frames=options.self_test_frames,
-                    synthetic=category.synthetic,
+                    threshold=engine.threshold,
+                    image_threshold=engine.image_threshold,
+                    frames=frames,
+                    synthetic=synthetic,
                     progress=stage,
                 )
             except SimulationError as error:  # nothing is wrong with the model
@@ -83,33 +93,21 @@ def self_tested(
                     label=f"simulated {defect.kind}, {defect.size}, {defect.contrast}",
                     verdict="found" if defect.found else "missed",
                 )
-                for defect, drawn in simulated_examples(engine, held_out, result, per_kind=1)
+                for defect, drawn in draw_examples(engine, held_out, result, per_kind=1)
             ]
             stage.note(f"{result.share()} found with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(result.table())
-    if result.misses_easy and options.allow_blind:
+    if cure is not None:
+        require_detection(result, cure)
+    elif result.misses_easy:
         stages.say(f"  The model is BLIND: it finds {result.easy} large, strong simulated defects.", "bold yellow")
-    else:
-        require_detection(
-            result,
-            "give more or clearer pictures, or fit longer (--steps); "
-            f"`{_selftest_command(options, category, work)}` shows what the model misses; "
-            "--allow-blind builds it all the same",
-        )
     return result, found
 
 
-def _selftest_command(options: BuildOptions, category: Category, work: Path) -> str:
-    """What to type to see the misses of the model that was just built from."""
-    model = options.checkpoint or model_folder(options, category, work)
-    images = [word for folder in options.request.normal for word in ("--normal", folder)]
-    images = images or ["--data", category.root.parent]
-    return shell_line("saae-train", "selftest", model, *images, "--category", category.name, "--out", work / "misses")
-
-
-def timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], stages: Stages) -> list[LatencyRow]:
+def measure_latency(bundle: Bundle, held_out: Sequence[Sample], wanted: bool, stages: Stages) -> list[LatencyRow]:
+    """Times the backends that are here on a few frames; nothing where it is not wanted."""
     with stages.stage("latency") as stage:
-        if not options.measure_latency:
+        if not wanted:
             stage.note("not measured")
             return []
         frames = [frame for _, frame in named_frames(held_out[:4])]
@@ -118,28 +116,3 @@ def timed(options: BuildOptions, bundle: Bundle, held_out: Sequence[Sample], sta
             rows.append(row)
             stage.note(f"{row.backend} {row.precision} {row.median_ms:.0f} ms")
     return rows
-
-
-class Shown(NamedTuple):
-    """Examples, the calibration images' scores, the image threshold, and what computed them, in words."""
-
-    examples: list[Example]
-    held_out_scores: tuple[float, ...]
-    image_threshold: float
-    engine: str
-
-
-def shown(bundle: Bundle, category: Category, evaluation: Evaluation | None, held_out: Sequence[Sample]) -> Shown:
-    """What the report shows, all from the engine that gave the metrics."""
-    with _deployed(bundle) as engine:
-        return Shown(
-            examples(engine, category, evaluation, held_out),
-            tuple(engine(read_image(sample.path)).score for sample in held_out),
-            engine.image_threshold,
-            f"{engine.backend.name}: {engine.backend.description}",
-        )
-
-
-def _deployed(bundle: Bundle) -> Engine:
-    """The engine as `saae-run` would open it here."""
-    return Engine(bundle, verify=False, cache=False)

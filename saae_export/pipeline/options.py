@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.errors import ConfigError
 from saae_train.config import FitConfig, preset
 from saae_train.selftest.run import DEFAULT_FRAMES
 
 from ..graph.half_weights import require_blocks
-from .bundle import bf16_missing, parse_frame_size
 from .images import Request
 
-__all__ = ["BuildOptions", "check_options"]
+__all__ = ["BuildOptions", "check_options", "parse_frame_size"]
 
 _ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
 
@@ -111,3 +111,27 @@ def check_options(options: BuildOptions) -> None:
     if strange:
         raise ConfigError(f"There is no engine {', '.join(strange)}.", "", f"--engine, of: {', '.join(_ENGINES)}")
     parse_frame_size(options.frame_size, None)
+
+
+def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The frame size to bake into the graph, None for the model's own.
+
+    Args:
+        text: `auto` (the images' own size where all share one), `model`, or HEIGHTxWIDTH.
+        shared: the size that all images share, or None.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if text == "auto":
+        return shared
+    if text == "model":
+        return None
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(part.isdecimal() and 1 <= int(part) <= 16384 for part in parts):
+        return int(parts[0]), int(parts[1])
+    raise ConfigError(
+        f"--frame-size {text} is not a size.",
+        "It is the camera's frame, height first.",
+        "--frame-size 1024x1280, or auto, or model",
+    )

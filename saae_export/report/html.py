@@ -1,4 +1,4 @@
-"""The build report: `write_report(path, ReportData)` writes one self-contained HTML file.
+"""The build report: `write_report(path, Report)` writes one self-contained HTML file.
 
 The page is the Jinja template report.html with report.css inside it; charts are inline SVG (saae_train.charts.svg),
 pictures are base64 PNG. It loads nothing and runs no script, and whatever a user supplied is escaped.
@@ -18,40 +18,22 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from saae_export.report.data import (
-    Curve,
-    Example,
-    Facts,
-    FitHistory,
-    LatencyRow,
-    MetricRow,
-    ParityRow,
-    ReportData,
-    Scores,
-    SelfTestView,
-    ThresholdSet,
-)
+from saae_runtime.errors import shell_line
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
+from saae_runtime.manifest import Artefact, Thresholds
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
-from saae_runtime.thresholds import ThresholdTable
-from saae_train.charts.svg import Series, bar_chart, histogram, line_chart, plain_text, rate_chart, smooth
+from saae_train.charts.svg import Series, bar_chart, histogram, line_chart, plain_text, smooth
+from saae_train.evaluation.ranking import METRIC_NAMES
+from saae_train.evaluation.result import Evaluation
+from saae_train.record import FitRecord
+from saae_train.selftest.chart import chart
+from saae_train.selftest.result import SelfTest
+from saae_train.selftest.simulate import CONTRASTS, SIZES
 
-__all__ = [
-    "Curve",
-    "Example",
-    "Facts",
-    "FitHistory",
-    "LatencyRow",
-    "MetricRow",
-    "ParityRow",
-    "ReportData",
-    "Scores",
-    "SelfTestView",
-    "ThresholdSet",
-    "render_report",
-    "write_report",
-]
+from .data import Example, LatencyRow, Report
+
+__all__ = ["render_report", "write_report"]
 
 _THUMBNAIL = 320  # pixels of a panel's longer side
 _RATES = (0.0, 1e-4, 1e-3, 1e-2, 5e-2)
@@ -64,20 +46,31 @@ _SECTIONS = (
     ("latency", "Latency"),
     ("images", "Images"),
     ("fit", "Fit"),
+    ("next", "Next"),
+)
+_METRICS = (
+    "pixel_roc_auc",
+    "pro_auc",
+    "image_roc_auc",
+    "pixel_average_precision",
+    "pixel_fpr",
+    "pixel_tpr",
+    "image_fpr",
+    "image_tpr",
 )
 
 
-def write_report(path: str | os.PathLike[str], data: ReportData) -> None:
-    """Writes the report atomically; see `saae_export.report.data` for an example of filling it.
+def write_report(path: str | os.PathLike[str], report: Report) -> None:
+    """Writes the report atomically.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.
         FrameError: an example's arrays do not fit each other.
     """
-    write_text(path, render_report(data))
+    write_text(path, render_report(report))
 
 
-def render_report(data: ReportData) -> str:
+def render_report(report: Report) -> str:
     """The report as HTML text.
 
     Raises:
@@ -91,34 +84,36 @@ def render_report(data: ReportData) -> str:
     folder = resources.files("saae_export.report")
     page = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
     css = folder.joinpath("report.css").read_text(encoding="utf-8")
-    sections = list(_SECTIONS)
-    if data.next_commands:
-        sections.append(("next", "Next"))
+    groups = _score_groups(report)
+    evaluation = report.evaluation
     return page.render(
-        data=data,
+        report=report,
+        manifest=report.manifest,
         css=Markup(css),
-        verdict=_verdict(data.parity),
-        tiles=_tiles(data),
-        sections=sections,
-        metric_names=list(dict.fromkeys(name for row in data.metrics for name in row.values)),
-        any_reason=any(row.reasons for row in data.metrics),
-        histogram=_histogram(data.scores),
-        decisions=_decisions(data.scores),
-        curves=[(plain_text(curve.title) + _area(curve), svg) for curve in data.curves if (svg := _curve(curve))],
-        self_test_chart="" if data.self_test is None else _data_address(data.self_test.chart),
-        simulated_examples=[] if data.self_test is None else [_example(item) for item in data.self_test.examples],
-        thresholds=_thresholds(data.thresholds),
-        latency_chart=_latency_chart(data.latency),
-        fit=_fit(data.fit),
-        examples=[_example(example) for example in data.worst],
+        verdict=_verdict(report.manifest.artefacts),
+        tiles=_tiles(report),
+        sections=_SECTIONS,
+        facts=_facts(report),
+        notes=() if evaluation is None else evaluation.notes,
+        metrics=None if evaluation is None else _metrics(evaluation),
+        histogram=_histogram(groups, report.image_threshold),
+        decisions=_decisions(groups, report.image_threshold),
+        curves=[] if evaluation is None else [(curve.heading, Markup(curve.chart())) for curve in evaluation.curves],
+        self_test=None if report.self_test is None else _self_test(report.self_test),
+        simulated=[_example(item) for item in report.simulated],
+        thresholds=_thresholds(report.manifest.thresholds),
+        latency_chart=_latency_chart(report.latency),
+        fit=_fit(report.record),
+        examples=[_example(item) for item in report.examples],
+        next_commands=_next_commands(report.bundle),
         ramp=", ".join(f"rgb({r},{g},{b})" for r, g, b in ramp()[::15].tolist()),
     )
 
 
-def _verdict(rows: Sequence[ParityRow]) -> dict[str, Any]:
-    failed = [row.artefact for row in rows if row.parity is not None and not row.parity.passed]
-    checked = sum(row.parity is not None for row in rows)
-    unchecked = len(rows) - checked
+def _verdict(artefacts: Sequence[Artefact]) -> dict[str, Any]:
+    failed = [item.file for item in artefacts if item.parity is not None and not item.parity.passed]
+    checked = sum(item.parity is not None for item in artefacts)
+    unchecked = len(artefacts) - checked
     if failed:
         return {"css": "bad", "text": f"parity failed: {len(failed)} of {checked}", "failed": failed}
     if not checked:
@@ -127,46 +122,100 @@ def _verdict(rows: Sequence[ParityRow]) -> dict[str, Any]:
     return {"css": "good", "text": text + (f", {unchecked} not checked" if unchecked else ""), "failed": []}
 
 
-def _tiles(data: ReportData) -> list[dict[str, str]]:
+def _tiles(report: Report) -> list[dict[str, str]]:
     tiles = []
-    note = " (synthetic)" if data.synthetic else ""
-    if data.metrics:
-        headline = [(name, value) for name, value in data.metrics[0].values.items() if _is_number(value)]
+    note = " (synthetic)" if report.manifest.synthetic else ""
+    if report.evaluation is not None:
+        found = [(METRIC_NAMES[name], report.evaluation.overall.metrics.get(name)) for name in _METRICS]
+        headline = [(name, metric.value) for name, metric in found if metric is not None and metric.value is not None]
         tiles += [{"value": _percent(value), "name": name + note} for name, value in headline[:4]]
-    if data.self_test is not None and data.self_test.easy is not None:
-        tiles.append(
-            {"value": f"{100 * data.self_test.easy:.0f} %", "name": "of large, strong SIMULATED defects found" + note}
-        )
-    timed = [row for row in data.latency if _is_number(row.median_ms)]
-    if timed:
-        best = min(timed, key=lambda row: row.median_ms)
+    if report.self_test is not None and report.self_test.judged:
+        share = f"{100 * (report.self_test.easy.value or 0.0):.0f} %"
+        tiles.append({"value": share, "name": "of large, strong SIMULATED defects found" + note})
+    if report.latency:
+        best = min(report.latency, key=lambda row: row.median_ms)
         tiles.append({"value": _milliseconds(best.median_ms), "name": f"per frame, {best.backend} {best.precision}"})
-    if data.scores is not None and _is_number(data.scores.threshold):
-        tiles.append({"value": f"{data.scores.threshold:.4g}", "name": "image threshold"})
+    if _is_number(report.image_threshold):
+        tiles.append({"value": f"{report.image_threshold:.4g}", "name": "image threshold"})
     return tiles
 
 
-def _groups(scores: Scores) -> list[tuple[str, Any]]:
+def _facts(report: Report) -> list[tuple[str, dict[str, object]]]:
+    """Titled lists of what was built from what."""
+    manifest = report.manifest
+    model, backbone, frame, calibration = manifest.model, manifest.backbone, manifest.frame, manifest.calibration
+    size = "the camera's own, resized inside the graph" if frame.baked else "the model's"
     return [
-        (scores.held_out_label, scores.held_out),
-        ("test, good", scores.test_good),
-        ("test, defective", scores.test_defective),
+        (
+            "Data",
+            {
+                "images": report.source,
+                "calibrated on": f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images",
+                "calibration digest": calibration.digest,
+                "thresholds computed with": report.calibrated_with,
+                "metrics and examples computed with": report.shown_with,
+            },
+        ),
+        (
+            "Backbone",
+            {"name": backbone.name, "weights": backbone.weights_source, "weights sha256": backbone.weights_sha256},
+        ),
+        (
+            "Model",
+            {
+                "frame": f"{frame.height} x {frame.width} pixels, {size}",
+                "model input": f"{model.height} x {model.width} pixels, patch {model.patch}",
+                "layers": list(model.layers),
+                "autoencoder": model.autoencoder,
+                "latent V": model.latent_dim,
+                "components": model.components,
+                "loss": model.loss,
+                "score": model.score,
+                "preset": model.preset,
+            },
+        ),
+        ("Versions", {"saae": manifest.saae_version, **manifest.tools}),
     ]
 
 
-def _histogram(scores: Scores | None) -> Markup:
-    if scores is None:
+def _metrics(evaluation: Evaluation) -> dict[str, Any]:
+    """Headings, and one row for all images and for each defect type."""
+    names = [name for name in _METRICS if name in evaluation.overall.metrics]
+    rows = []
+    for subset in (evaluation.overall, *evaluation.by_type):
+        found = [(METRIC_NAMES[name], subset.metrics[name]) for name in names]
+        reasons = [f"{name}: {metric.reason}" for name, metric in found if metric.value is None]
+        cells = [metric.value for _, metric in found]
+        rows.append({"label": subset.label, "images": subset.images, "cells": cells, "reasons": "; ".join(reasons)})
+    return {
+        "names": [METRIC_NAMES[name] for name in names],
+        "rows": rows,
+        "any_reason": any(row["reasons"] for row in rows),
+    }
+
+
+def _score_groups(report: Report) -> list[tuple[str, Any]]:
+    """Image scores of the calibration images and of the test set's good and defective ones."""
+    images = () if report.evaluation is None else report.evaluation.images
+    return [
+        ("normal, held out" if report.manifest.calibration.held_out else "normal, fitted on", report.held_out_scores),
+        ("test, good", [row.score for row in images if not row.is_anomalous]),
+        ("test, defective", [row.score for row in images if row.is_anomalous]),
+    ]
+
+
+def _histogram(groups: list[tuple[str, Any]], threshold: float | None) -> Markup:
+    if not any(len(scores) for _, scores in groups):
         return Markup("")
-    return Markup(histogram(_groups(scores), title="Image scores", x_label="image score", threshold=scores.threshold))
+    return Markup(histogram(groups, title="Image scores", x_label="image score", threshold=threshold))
 
 
-def _decisions(scores: Scores | None) -> list[dict[str, Any]]:
+def _decisions(groups: list[tuple[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
     """How many images of each group lie above the image threshold, and how many of those decisions are wrong."""
-    threshold = None if scores is None else scores.threshold
-    if scores is None or threshold is None or not math.isfinite(threshold):
+    if threshold is None or not math.isfinite(threshold):
         return []
     rows = []
-    for (name, values), defective in zip(_groups(scores), (False, False, True), strict=True):
+    for (name, values), defective in zip(groups, (False, False, True), strict=True):
         found = np.asarray(values, np.float64).reshape(-1)
         above = int((found > threshold).sum())
         wrong = found.size - above if defective else above
@@ -177,32 +226,31 @@ def _decisions(scores: Scores | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _curve(curve: Curve) -> Markup:
-    return Markup(
-        rate_chart(
-            curve.x,
-            curve.y,
-            title=plain_text(curve.title),
-            x_label=curve.x_label,
-            y_label=curve.y_label,
-            limit=curve.limit,
-            chance=curve.chance,
-            dot=curve.dot,
-        )
-    )
+def _self_test(result: SelfTest) -> dict[str, Any]:
+    rows = []
+    for kind in (*result.kinds, None):
+        shares = [result.share(kind, size=name) for name in SIZES]
+        shares += [result.share(kind, contrast=name) for name in CONTRASTS]
+        shares += [result.share(kind), result.share(kind, marked=True)]
+        rows.append((kind or "all", [f"{share.found} of {share.count}" if share.count else "-" for share in shares]))
+    return {
+        "chart": _data_address(chart(result)),
+        "columns": [*SIZES, *CONTRASTS, "all", "marked"],
+        "rows": rows,
+        "misses_easy": result.misses_easy,
+        "banner": f"Defects were drawn by a program onto normal images: {result.easy} large, strong ones were found. "
+        "See the self-test below; nothing else in this report is simulated.",
+        "summary": f"Large and strong: {result.easy} found. "
+        f"Calibration images called defective: {result.false_alarms} (at FPR 0 T is just above their largest score). "
+        f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
+        "notes": result.notes(),
+    }
 
 
-def _area(curve: Curve) -> str:
-    if not _is_number(curve.area):
-        return ""
-    limit = f", area up to FPR {curve.limit:g}" if curve.limit is not None else ", area"
-    return f"{limit} {_percent(curve.area)}"
-
-
-def _thresholds(sets: Sequence[ThresholdSet]) -> dict[str, Any]:
-    kinds: tuple[tuple[str, list[tuple[str, ThresholdTable]]], ...] = (
-        ("pixels", [(entry.precision, entry.pixel) for entry in sets if entry.pixel is not None]),
-        ("images", [(entry.precision, entry.image) for entry in sets if entry.image is not None]),
+def _thresholds(thresholds: Mapping[str, Thresholds]) -> dict[str, Any]:
+    kinds = (
+        ("pixels", [(precision, pair.pixel) for precision, pair in thresholds.items()]),
+        ("images", [(precision, pair.image) for precision, pair in thresholds.items()]),
     )
     rows, charts = [], []
     for kind, tables in kinds:
@@ -245,33 +293,32 @@ def _latency_chart(rows: Sequence[LatencyRow]) -> Markup:
     return Markup(bar_chart(bars, title="Latency", x_label="milliseconds per frame"))
 
 
-def _fit(fit: FitHistory | None) -> dict[str, Any] | None:
-    if fit is None:
+def _fit(record: FitRecord) -> dict[str, Any] | None:
+    if not record.loss:
         return None
-    loss = np.asarray(fit.loss, np.float64).reshape(-1)
-    if not loss.size:
-        return None
+    steps, loss = (np.asarray(values, np.float64) for values in zip(*record.loss, strict=True))
     at, means = smooth(loss)
-    steps = np.asarray(fit.steps, np.float64).reshape(-1)
-    known = steps.size == loss.size
-    place = np.interp(at, np.arange(loss.size), steps) if known else at + 1
     # A loss that falls by more than ten times is flat on a linear axis.
     falls = means.size > 0 and means.min() > 0 and means.max() > 10 * means.min()
     svg = line_chart(
-        [Series("loss", place, means)],
+        [Series("loss", np.interp(at, np.arange(loss.size), steps), means)],
         title="Loss",
-        x_label=fit.unit,
+        x_label="step",
         y_label="loss (log)" if falls else "loss",
         y_log=bool(falls),
     )
-    last = int(steps[-1]) if known and math.isfinite(steps[-1]) else loss.size
-    words = f"Loss {loss[0]:.4g} at the start, {loss[-1]:.4g} after {last} {plain_text(fit.unit)}s"
-    if fit.seconds is not None:
-        words += f", in {_duration(fit.seconds)}"
-    words += "."
-    if fit.stopped:
-        words += f" Ended early: {plain_text(fit.stopped)}."
-    return {"chart": Markup(svg), "summary": words}
+    words = f"Loss {loss[0]:.4g} at the start, {loss[-1]:.4g} after {int(steps[-1])} steps"
+    if record.seconds_fit is not None:
+        words += f", in {_duration(record.seconds_fit)}"
+    return {"chart": Markup(svg), "summary": f"{words}."}
+
+
+def _next_commands(bundle: str) -> list[tuple[str, str]]:
+    return [
+        ("score images with it", shell_line("saae-run", bundle, "IMAGES", "--overlays", "--out", "results")),
+        ("check it on another machine", shell_line("saae-export", "verify", bundle)),
+        ("see what this machine can run", shell_line("saae-export", "doctor", bundle)),
+    ]
 
 
 def _example(example: Example) -> dict[str, Any]:

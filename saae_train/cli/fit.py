@@ -12,11 +12,12 @@ from rich.console import Console
 
 from saae_runtime.errors import DataError, shell_line
 from saae_runtime.files import write_json
-from saae_runtime.stages import Stages
-from saae_runtime.terminal import LineCommand, log
+from saae_runtime.progress import labelled
+from saae_runtime.terminal import LineCommand, Stages, log
 
-from ..data.category import Category, distinct_names, find_category, split_held_out
+from ..data.category import Category, find_category
 from ..data.check import check
+from ..data.split import split_for, split_of
 from .model import OpenModel, named_images, open_model, thresholds
 from .options import Cache, Data, FitOptions, Normal, expand_options
 
@@ -73,8 +74,8 @@ def fit(
 
 def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | None, stages: Stages) -> Checkpoint:
     """The stages from the backbone to the fitted model."""
-    from ..fitting.fit import Reporter
     from ..fitting.fit import fit as fit_model
+    from ..fitting.loop import Reporter
     from ..model.vit import build_backbone, choose_layers
     from ..model.weights import refuse_random
 
@@ -83,27 +84,27 @@ def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | 
         config = config.replace(layers=chosen)
         if not measured:
             stages.say(f"No measured layers for {config.backbone}: taking its middle third, {chosen}", "yellow")
-    samples, held_out = split_held_out(found.train, fraction=config.held_out, seed=config.seed)
+    split = split_for(config, found)
     with stages.stage("backbone") as stage:
         features = build_backbone(config.backbone, config.layers or (), config.input_size, options.weights)
         refuse_random(features.weights.source, features.name)
         stage.note(features.weights.source)
-    names = distinct_names([sample.path for sample in held_out])
     with stages.stage("features and fit") as stage:
         return fit_model(
             features,
-            samples,
+            split.fitting,
             config,
             found.name,
             device=options.device,
             cache=cache,
             texture=options.texture,
             reporter=Reporter(
-                features=lambda done, total: stage(done, total, "features"),
+                features=labelled(stage, "features"),
                 steps=lambda done, total, value: stage(done, total, f"loss {value:.4f}"),
                 say=lambda text: stages.say(text, "dim"),
             ),
-            facts={"held_out": sorted(names), "synthetic": found.synthetic},
+            held_out=split.held_out,
+            synthetic=found.synthetic,
         )
 
 
@@ -122,16 +123,17 @@ def evaluate(
     from saae_runtime.render import save_png
 
     from ..charts.files import write_chart
-    from ..evaluation.curves import qualitative_sheet
+    from ..charts.sheet import qualitative_sheet
     from ..evaluation.evaluate import evaluate as measure
-    from ..evaluation.evaluate import representatives, shown
+    from ..evaluation.examples import representatives, sheet_columns
 
     with ExitStack() as stack:
         opened = open_model(model, backend, stack)
         scorer = opened.scorer
         found = find_category(data, category or opened.category)
         threshold, image_threshold, source = _thresholds(opened, found)
-        result = measure(scorer, found, threshold=threshold, image_threshold=image_threshold)
+        with Stages(log(), 1).stage(f"evaluate {found.name}") as stage:
+            result = measure(scorer, found, threshold=threshold, image_threshold=image_threshold, progress=stage)
         Console().print(result.table(intervals=True))
         Console().print(f"T: {source}", style="dim", markup=False, highlight=False)
         if out is not None:
@@ -143,8 +145,8 @@ def evaluate(
                 log().print(f"Written: {png}, {svg.name}", soft_wrap=True, markup=False)
             threshold = result.threshold if result.threshold is not None else result.best_f1_threshold
             if threshold is not None:
-                sheet = qualitative_sheet(shown(scorer, found, representatives(result)), threshold)
-                save_png(out / "sheet.png", sheet)
+                columns = sheet_columns(scorer, found, representatives(result))
+                save_png(out / "sheet.png", qualitative_sheet(columns, threshold))
                 log().print(f"Written: {out}/sheet.png", soft_wrap=True, markup=False)
 
 
@@ -152,12 +154,10 @@ def _thresholds(model: OpenModel, found: Category) -> tuple[float | None, float 
     """Pixel and image T, and where they are from; none for a checkpoint without images that it has not seen."""
     if model.checkpoint is None:
         return thresholds(model, None, found.name)
-    from ..data.unseen import unseen_images
-
     try:
-        unseen = unseen_images(model.checkpoint.facts, model.checkpoint.config, found)
+        split = split_of(model.checkpoint.record, model.checkpoint.config, found)
     except DataError as error:
         return None, None, f"none, {error.what} {error.why}".strip()
     with Stages(log(), 1).stage("calibrate T") as stage:
-        pixel, image, source = thresholds(model, unseen, found.name, progress=stage)
-    return pixel, image, f"{source}. {unseen.note}".strip()
+        pixel, image, source = thresholds(model, split, found.name, progress=stage)
+    return pixel, image, f"{source}. {split.note}".strip()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.files import put_back
+from saae_runtime.progress import Progress, silent
+from saae_runtime.result import Scorer
 
 from ..data.category import Category, find_category, from_folders
 
 if TYPE_CHECKING:
     from saae_runtime.engine import Engine
 
-    from ..data.unseen import Unseen
+    from ..data.split import Split
     from ..model.checkpoint import Checkpoint
 
 __all__ = ["OpenModel", "named_images", "open_model", "thresholds"]
@@ -27,11 +29,11 @@ class OpenModel:
     """A bundle's engine or a fitted checkpoint, one of the two, ready to score.
 
     Attributes:
-        scorer: see `saae_train.evaluation.evaluate.Scorer`.
+        scorer: scores one frame.
         category: the product that it was made for.
     """
 
-    scorer: Any
+    scorer: Scorer
     category: str
     engine: Engine | None = None
     checkpoint: Checkpoint | None = None
@@ -81,17 +83,16 @@ def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
 
     checkpoint = load_checkpoint(path)
     refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
-    score = TorchScorer(checkpoint.detector)
-    return OpenModel(lambda frame: score(frame)[::-1], checkpoint.category, checkpoint=checkpoint)
+    return OpenModel(TorchScorer(checkpoint.detector), checkpoint.category, checkpoint=checkpoint)
 
 
 def thresholds(
     model: OpenModel,
-    unseen: Unseen | None,
+    split: Split | None,
     name: str,
     fpr: float | None = None,
     image_fpr: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[float, float, str]:
     """Pixel and image T, and in words where they are from.
 
@@ -100,10 +101,10 @@ def thresholds(
 
     Args:
         model: from `open_model`.
-        unseen: the images to calibrate a checkpoint on.
+        split: its held-out images calibrate a checkpoint.
         name: of the category.
         fpr, image_fpr: acceptable rates of pixels and images; None: the bundle's, or the paper's.
-        progress: told (done, total).
+        progress: called with (done, total).
 
     Raises:
         ConfigError: a rate outside 0..1.
@@ -115,8 +116,8 @@ def thresholds(
     from ..calibrate import calibrate, default_fpr
 
     assert model.checkpoint is not None
-    assert unseen is not None
-    rate = default_fpr(model.checkpoint.facts, name) if fpr is None else fpr
-    found = calibrate(lambda frame: model.scorer(frame)[::-1], unseen.samples, rate, image_fpr or 0.0, progress)
-    source = f"calibrated on {len(unseen.samples)} normal images at a pixel FPR of {rate:g}"
+    assert split is not None
+    rate = default_fpr(model.checkpoint.record.texture, name) if fpr is None else fpr
+    found = calibrate(model.scorer, split.held_out, rate, image_fpr or 0.0, progress)
+    source = f"calibrated on {len(split.held_out)} normal images at a pixel FPR of {rate:g}"
     return found.pixel.at(), found.image.at(), source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +12,13 @@ from rich.console import Console
 
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_json
-from saae_runtime.stages import Stages
-from saae_runtime.terminal import LineCommand, log
+from saae_runtime.terminal import LineCommand, Stages, log
 
 from .model import OpenModel, named_images, open_model, thresholds
 
 if TYPE_CHECKING:
     from ..data.category import Category
-    from ..data.unseen import Unseen
+    from ..data.split import Split
 
 app = typer.Typer(no_args_is_help=True, help="Try a model without defect images.")
 
@@ -60,9 +60,9 @@ def selftest(
     """
     from saae_runtime.render import save_png
 
-    from ..evaluation.curves import qualitative_sheet
+    from ..charts.sheet import qualitative_sheet
     from ..selftest.chart import chart
-    from ..selftest.run import check_request, examples
+    from ..selftest.run import check_request, draw_examples
     from ..selftest.run import selftest as run
     from ..selftest.simulate import KINDS
 
@@ -74,17 +74,17 @@ def selftest(
             opened = open_model(model, backend, stack)
             scorer = opened.scorer
             found = named_images(category or opened.category, data, normal or ())
-            unseen = _unseen(opened, found)
-            stage.note(f"{len(unseen.samples)} normal images")
-        if unseen.note:
-            stages.say(f"  {unseen.note}", "yellow")
+            split = _split(opened, found)
+            stage.note(f"{len(split.held_out)} normal images")
+        if split.note:
+            stages.say(f"  {split.note}", "yellow")
         with stages.stage("thresholds") as stage:
-            threshold, image_threshold, source = thresholds(opened, unseen, found.name, fpr, image_fpr, stage)
+            threshold, image_threshold, source = thresholds(opened, split, found.name, fpr, image_fpr, stage)
             stage.note(source)
         with stages.stage("simulated defects") as stage:
             result = run(
                 scorer,
-                unseen.samples,
+                split.held_out,
                 threshold=threshold,
                 image_threshold=image_threshold,
                 kinds=chosen,
@@ -98,27 +98,26 @@ def selftest(
         if out is not None:
             write_json(out / "selftest.json", result.to_json())
             save_png(out / "chart.png", chart(result))
-            columns = [shown for _, shown in examples(scorer, unseen.samples, result)]
+            columns = [column for _, column in draw_examples(scorer, split.held_out, result)]
             save_png(out / "sheet.png", qualitative_sheet(columns, result.threshold))
             log().print(f"Written: {out}/selftest.json, chart.png, sheet.png", soft_wrap=True, markup=False)
 
 
-def _unseen(model: OpenModel, found: Category) -> Unseen:
+def _split(model: OpenModel, found: Category) -> Split:
     """Images that the model was not fitted on; of a bundle's, those that its thresholds came from."""
     from ..config import FitConfig
-    from ..data.category import content_digest, split_held_out
-    from ..data.unseen import Unseen, unseen_images
+    from ..data.split import Split, content_digest, split_for, split_of
 
     if model.checkpoint is not None:
-        return unseen_images(model.checkpoint.facts, model.checkpoint.config, found)
+        return split_of(model.checkpoint.record, model.checkpoint.config, found)
     assert model.engine is not None
     manifest = model.engine.manifest
     with suppress(ConfigError, DataError):  # a bundle of another version; a few images that are not the fit's
-        config = FitConfig.from_json(manifest.model.config)
-        _, held_out = split_held_out(found.train, config.held_out, seed=config.seed)
-        if content_digest(held_out) == manifest.calibration.digest:
-            return Unseen(held_out, manifest.calibration.held_out is True)
-    return Unseen(
+        split = split_for(FitConfig.from_json(manifest.model.config), found)
+        if content_digest(split.held_out) == manifest.calibration.digest:
+            return replace(split, unseen=manifest.calibration.held_out is True)
+    return Split(
+        (),
         found.train,
         False,
         "These are not the images that the bundle was built from: all of them are taken. Where it was fitted on some, "

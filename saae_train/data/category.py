@@ -1,37 +1,28 @@
-"""Finds the images of one product: the MVTec AD tree or plain folders, and splits off a held-out part."""
+"""Finds the images of one product, in the MVTec AD tree or in plain folders."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from saae_runtime.errors import DataError
-from saae_runtime.files import sha256_file
 from saae_runtime.images import IMAGE_SUFFIXES
 
 __all__ = [
     "GOOD",
-    "MIN_FIT",
-    "MIN_HELD_OUT",
     "SYNTHETIC_STAMP",
     "Category",
     "Finding",
     "Sample",
-    "content_digest",
-    "content_hashes",
     "distinct_names",
     "find_category",
     "from_folders",
     "list_categories",
-    "split_held_out",
-    "spread",
 ]
 
 GOOD = "good"
@@ -39,14 +30,6 @@ GOOD = "good"
 
 SYNTHETIC_STAMP = ".saae-demo.json"
 """A category folder that holds this file was drawn, not photographed."""
-
-MIN_FIT = 4
-"""Fewest different normal images that the model is fitted to."""
-
-MIN_HELD_OUT = 2
-"""Fewest different normal images that the thresholds are calibrated on."""
-
-T = TypeVar("T")
 
 Folder: TypeAlias = "str | os.PathLike[str]"
 Folders: TypeAlias = "Folder | Sequence[Folder]"
@@ -280,115 +263,6 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
             "/".join(path.parts[-depth:]) if count[name] > 1 else name for name, path in zip(names, paths, strict=True)
         ]
     return names
-
-
-def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """One of each image, in the order of the paths; copies would vouch for each other."""
-    first: dict[str, Sample] = {}
-    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
-        first.setdefault(_file_hash(sample.path), sample)
-    if len(first) < MIN_FIT:
-        raise DataError(
-            f"{len(first)} different normal images are too few: at least {MIN_FIT} are needed.",
-            "The model learns from them what is normal, and how much normal images differ; 50 or more are advisable.",
-            "add normal images",
-        )
-    return tuple(first.values())
-
-
-def split_held_out(
-    samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Splits normal images into a part to fit on and a part to calibrate thresholds on.
-
-    The split follows from what is in the files and from the seed, not from names, order or folder, so renaming or
-    moving images changes nothing; copies of one image always fall on the same side. Both parts come back in an
-    order that depends on content and seed alone.
-
-    Args:
-        samples: normal images.
-        fraction: share to hold out, below 1; with 0 every image is fitted, each once, in the order of the paths.
-        minimum: hold out at least so many where there are enough images (never fewer than `MIN_HELD_OUT`).
-        seed: another seed, another split.
-
-    Returns:
-        (to fit on, held out).
-
-    Raises:
-        DataError: fewer than `MIN_FIT + MIN_HELD_OUT` different images, or an impossible fraction.
-    """
-    if not 0.0 <= fraction < 1.0:
-        raise DataError(f"A share of {fraction} cannot be held out.", "It must lie between 0 and 1.", "use e.g. 0.15")
-    if fraction == 0.0:
-        return _each_once(samples), ()
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        key = hashlib.sha256(f"{seed}:{_file_hash(sample.path)}".encode()).hexdigest()
-        groups.setdefault(key, []).append(sample)
-    different, needed = len(groups), MIN_FIT + MIN_HELD_OUT
-    if different < needed:
-        copies = f" ({len(samples)} files, the rest are copies)" if len(samples) != different else ""
-        noun = "image is" if different == 1 else "images are"
-        raise DataError(
-            f"{different} normal {noun} too few{copies}: at least {needed} different ones are needed.",
-            f"{MIN_FIT} to fit the model on, and {MIN_HELD_OUT} that it has not seen to set the thresholds; "
-            "50 or more are advisable.",
-            "add normal images",
-        )
-    want = max(round(fraction * different), minimum, MIN_HELD_OUT)
-    # With few images a larger share is held out, but never more than half of them.
-    count = min(want, max(MIN_HELD_OUT, different // 2), different - MIN_FIT)
-    order = sorted(groups)
-    for key in order:
-        groups[key].sort(key=lambda sample: sample.path.as_posix())
-    held_out = tuple(sample for key in order[:count] for sample in groups[key])
-    return tuple(sample for key in order[count:] for sample in groups[key]), held_out
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, the first one and then at even distances, in their order."""
-    if count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
-
-
-def content_digest(samples: Sequence[Sample]) -> str:
-    """Hex sha256 over labels, image files and mask files of `samples`, in their order; paths do not count.
-
-    The key of everything computed from a list of images: equal digests mean equal bytes in equal order.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    digest = hashlib.sha256(b"saae-samples-1")
-    for sample in samples:
-        mask = _file_hash(sample.mask) if sample.mask is not None else "-"
-        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
-    return digest.hexdigest()
-
-
-def content_hashes(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Hex sha256 of each image file, in the order of `samples`; names and masks do not count.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    return tuple(_file_hash(sample.path) for sample in samples)
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        state = path.stat()
-        return _cached_hash(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read.", f"{error.strerror or error}", "check that the file is there and readable"
-        ) from error
-
-
-@lru_cache(maxsize=100_000)
-def _cached_hash(path: str, size: int, modified: int, inode: int) -> str:
-    return sha256_file(path)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from saae_train.evaluation.pixel_pool import PixelPool
+from .pixel_pool import PixelPool
 
 Interval = tuple[float, float]
 Array = NDArray[np.float64]

@@ -1,8 +1,8 @@
 """Metrics of anomaly segmentation, exact on all pixels at the images' own resolution.
 
-The functions here take lists of maps [H, W] and masks [H, W] (nonzero = defect, None = no defect), each
-pair of its own size, or scores [n] and labels [n], and return `Metric`s: a fraction, or None with its
-reason. Several pixel metrics of the same maps share one sort through `pixel_metrics` or a `PixelPool`.
+The functions here take lists of maps H x W and masks H x W (nonzero = defect, None = no defect), each pair of its own
+size, or n scores and n labels, and return `Metric`s: a fraction, or None with its reason. Several pixel metrics of the
+same maps share one sort through `pixel_metrics` or a `PixelPool`.
 
     pixel ROC-AUC, average precision, best F1   as scikit-learn defines them
     PRO-AUC                                     paper section 4.1.3, regions by 8-connectivity,
@@ -14,7 +14,7 @@ Example:
     >>> masks = [np.array([[0, 0], [1, 0]], bool)]
     >>> float(pixel_roc_auc(maps, masks)), float(pro_auc(maps, masks))
     (1.0, 1.0)
-    >>> image_roc_auc([0.2, 0.4], [0, 0]).reason
+    >>> roc_auc([0.2, 0.4], [0, 0]).reason
     'no defective image in the test set'
 """
 
@@ -24,9 +24,9 @@ from collections.abc import Iterable
 
 from numpy.typing import ArrayLike
 
-from saae_train.evaluation.bootstrap import pixel_intervals, score_intervals
-from saae_train.evaluation.pixel_pool import PixelPool
-from saae_train.evaluation.ranking import (
+from .bootstrap import pixel_intervals
+from .pixel_pool import PixelPool
+from .ranking import (
     BestF1,
     Metric,
     Ranking,
@@ -46,11 +46,7 @@ __all__ = [
     "Rates",
     "average_precision",
     "best_f1",
-    "image_roc_auc",
-    "pixel_average_precision",
-    "pixel_best_f1",
     "pixel_metrics",
-    "pixel_rates",
     "pixel_roc_auc",
     "pool_metrics",
     "pro_auc",
@@ -74,23 +70,8 @@ def pro_auc(maps: Maps, masks: Masks, limit: float = PRO_LIMIT) -> Metric:
     return pro_auc_of(PixelPool.of(maps, masks).ranking(), limit)
 
 
-def pixel_average_precision(maps: Maps, masks: Masks) -> Metric:
-    """Average precision over all pixels of all images."""
-    return average_precision_of(PixelPool.of(maps, masks).ranking())
-
-
-def pixel_best_f1(maps: Maps, masks: Masks) -> BestF1:
-    """Highest pixel F1 over all thresholds, and the T that reaches it (`map > T`)."""
-    return best_f1_of(PixelPool.of(maps, masks).ranking())
-
-
-def pixel_rates(maps: Maps, masks: Masks, threshold: float) -> Rates:
-    """Pixel FPR and TPR at T (`map > T`)."""
-    return PixelPool.of(maps, masks).rates(threshold)
-
-
 def pixel_metrics(maps: Maps, masks: Masks, *, limit: float = PRO_LIMIT, intervals: bool = False) -> dict[str, Metric]:
-    """`pixel_roc_auc`, `pro_auc`, `pixel_average_precision`, `pixel_best_f1` from one sort."""
+    """Pixel ROC-AUC, PRO-AUC, average precision and best F1 from one sort."""
     return pool_metrics(PixelPool.of(maps, masks), limit=limit, intervals=intervals)
 
 
@@ -127,16 +108,6 @@ def pool_metrics(
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> Metric:
     """ROC-AUC of scores [n] with labels [n] (nonzero = defective); ties count one half."""
     return roc_auc_of(Ranking.from_scores(scores, labels))
-
-
-def image_roc_auc(scores: ArrayLike, labels: ArrayLike, *, intervals: bool = False) -> Metric:
-    """ROC-AUC over images, optionally with its 95 % bootstrap interval."""
-    metric = roc_auc(scores, labels)
-    if intervals and metric.value is not None:
-        interval = score_intervals(scores, labels)
-        if interval is not None:
-            metric = metric.with_interval(*interval)
-    return metric
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> Metric:

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from saae_runtime.errors import DataError
-from saae_train.evaluation.ranking import Floats, Metric, Ranking, Rates, recall_at, require_finite
+
+from .ranking import Floats, Metric, Ranking, Rates, recall_at, require_finite
 
 EXACT_PIXELS = 150_000_000  # about 1.2 GB at the peak with float32 maps
 PROFILE_BINS = 2048

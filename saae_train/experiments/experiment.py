@@ -22,16 +22,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from saae_runtime import errors
 from saae_runtime.errors import SaaeError
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
+from saae_runtime.progress import Progress
+from saae_runtime.result import Scorer
 from saae_runtime.version import library_versions, saae_version
 
 from ..config import FitConfig
-from ..data.category import Category, Sample, find_category, split_held_out
+from ..data.category import Category, Sample, find_category
+from ..data.split import split_held_out
 from .timing import PeakMemory, stopwatch
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ __all__ = [
     "tools",
 ]
 
-Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]]
 Report = Callable[[str, int, int], None]
 """Called with (what is running, done, total)."""
 
@@ -107,7 +106,7 @@ class FittedMethod(NamedTuple):
         discard: deletes the resumable state of the fit.
     """
 
-    score: Score
+    score: Scorer
     facts: Mapping[str, Any]
     config: FitConfig
     discard: Callable[[], None] = lambda: None
@@ -177,19 +176,20 @@ def fit_saae(
 ) -> FittedMethod:
     """Fits SAAE."""
     from ..fitting.features import pick_device
-    from ..fitting.fit import Reporter, fit
+    from ..fitting.fit import fit
+    from ..fitting.loop import Reporter
     from ..model.checkpoint import discard_state
     from ..model.scorer import TorchScorer
 
     watch = Reporter(
-        features=lambda done, total: report("features", done, total),
+        features=_under("features", report),
         steps=lambda done, total, loss: report(f"step, loss {loss:.4g}", done, total),
     )
     checkpoint = fit(
         backbone, samples, experiment.config, experiment.category, device=experiment.device, cache=cache, reporter=watch
     )
     kept = ("seconds_features", "seconds_fit", "precision", "bf16", "texture", "device")
-    facts = {key: value for key, value in checkpoint.facts.items() if key in kept}
+    facts = {key: getattr(checkpoint.record, key) for key in kept}
     facts["latent"] = checkpoint.detector.saae.latent
     return FittedMethod(
         TorchScorer(checkpoint.detector, device=pick_device(experiment.device)),
@@ -197,6 +197,10 @@ def fit_saae(
         checkpoint.config,
         lambda: discard_state(checkpoint),  # the model is not kept, and the next run must time the whole fit again
     )
+
+
+def _under(what: str, report: Report) -> Progress:
+    return lambda done, total, text="": report(what, done, total)
 
 
 def run_experiment(
@@ -228,15 +232,15 @@ def run_experiment(
         with stopwatch() as seconds:
             fitted = fit_method(experiment, backbone, fitted_on, Path(experiment.cache or fresh), report)
         fit_seconds = seconds()
-        fpr = default_fpr(fitted.facts, category.name)
-        tables = calibrate(fitted.score, held_out, fpr, progress=lambda done, total: report("calibrate", done, total))
+        fpr = default_fpr(fitted.facts.get("texture"), category.name)
+        tables = calibrate(fitted.score, held_out, fpr, progress=_under("calibrate", report))
         with stopwatch() as seconds:
             found = evaluate(
-                lambda frame: fitted.score(frame)[::-1],
+                fitted.score,
                 category,
                 threshold=tables.pixel.at(None),
                 image_threshold=tables.image.at(None),
-                progress=lambda done, total: report("evaluate", done, total),
+                progress=_under("evaluate", report),
             )
         fitted.discard()
     sizes = [image.size for image in found.images]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,15 @@ from saae_runtime.errors import FitError, StorageError
 from saae_runtime.files import canonical_json, sha256_bytes, storage_error, write_json
 from saae_runtime.geometry import resize_frames
 from saae_runtime.images import read_image
+from saae_runtime.progress import Progress, silent
 
-from ..data.category import Sample, content_digest
+from ..data.category import Sample
+from ..data.split import content_digest
 from ..model.vit import Features
 from .precision import arithmetic, matmul_precision
 
 __all__ = ["FeatureSet", "cache_root", "extract", "pick_device"]
 
-Progress = Callable[[int, int], None]
 _BATCH = 8
 
 
@@ -99,7 +100,7 @@ def extract(
     cache: Path | None = None,
     device: torch.device | None = None,
     precision: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FeatureSet:
     """Features of `samples`, from the cache where they are there.
 
@@ -129,7 +130,7 @@ def extract(
         _fill(backbone, samples, part_file, mark, shape, place, kind, progress)
         part_file.replace(done_file)
         mark.unlink(missing_ok=True)
-    elif progress is not None:
+    else:
         progress(len(samples), len(samples))
     values = None
     with suppress(ValueError, EOFError):  # cut short or no array
@@ -148,7 +149,7 @@ def _fill(
     shape: tuple[int, int, int],
     device: torch.device,
     kind: str,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     try:
         values, start = _open_part(part_file, mark, shape)
@@ -159,8 +160,7 @@ def _fill(
     mean = torch.tensor(backbone.mean, device=device).view(3, 1, 1) * 255.0
     std = torch.tensor(backbone.std, device=device).view(3, 1, 1) * 255.0
     for first in range(start, len(samples), _BATCH):
-        if progress is not None:
-            progress(first, len(samples))
+        progress(first, len(samples))
         batch = samples[first : first + _BATCH]
         frames = np.stack([resize_frames(read_image(sample.path), backbone.input_size) for sample in batch])
         x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
@@ -176,8 +176,7 @@ def _fill(
         values[first : first + len(batch)] = f.cpu().numpy().astype(np.float16)
         values.flush()
         write_json(mark, {"done": first + len(batch)})
-    if progress is not None:
-        progress(len(samples), len(samples))
+    progress(len(samples), len(samples))
 
 
 def _open_part(part_file: Path, mark: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:

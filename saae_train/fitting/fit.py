@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from saae_runtime.errors import ConfigError, FitError, StorageError
-from saae_runtime.files import atomic_directory, canonical_json, sha256_bytes
+from saae_runtime.errors import ConfigError, FitError
+from saae_runtime.files import canonical_json, sha256_bytes
 from saae_runtime.version import library_versions, saae_version
 
 from ..config import TEXTURES, FitConfig
-from ..data.bursts import sequence_reach
-from ..data.category import Sample, content_digest, content_hashes
+from ..data.category import Sample, distinct_names
+from ..data.split import content_digest, content_hashes
 from ..model.checkpoint import Checkpoint
-from ..model.detector import LOSSES, SCORES, Detector, FeatureSpace, Projected, anomaly_score, memory_score
-from ..model.left_out import LeftOut
-from ..model.memory import Memory
-from ..model.saae import SAAE, check_shape, latent_width
+from ..model.detector import LOSSES, SCORES, Detector
+from ..model.saae import SAAE, check_shape
 from ..model.vit import Features
-from .cuda_graph import Captured, recorder_for
-from .features import FeatureSet, cache_root, extract, pick_device
-from .interrupt import ctrl_c_after_the_step
-from .memory import balance, build_memory
-from .precision import arithmetic, matmul_precision
-from .process import set_for_training
+from ..record import FitRecord
+from .components import principal_components
+from .features import cache_root, extract, pick_device
+from .loop import Loop, Reporter
+from .memory import remember
 
 __all__ = ["Reporter", "fit"]
-
-_SAVE_EVERY_SECONDS = 30.0
-_STATISTICS_ROWS = 60_000
-"""Rows that the mean, deviation and covariance rest on, spread over all images and positions."""
-
-
-@dataclass
-class Reporter:
-    """What a caller may watch: each is called often and must return quickly."""
-
-    features: Callable[[int, int], None] = field(default=lambda done, total: None)
-    steps: Callable[[int, int, float], None] = field(default=lambda done, total, loss: None)
-    memory: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
-    say: Callable[[str], None] = field(default=lambda text: None)
 
 
 def fit(
@@ -63,7 +39,8 @@ def fit(
     cache: Path | None = None,
     texture: bool | None = None,
     reporter: Reporter | None = None,
-    facts: dict[str, Any] | None = None,
+    held_out: Sequence[Sample] = (),
+    synthetic: bool | None = None,
 ) -> Checkpoint:
     """Fits one category.
 
@@ -81,7 +58,8 @@ def fit(
         cache: folder of the feature cache and of resumable states.
         texture: whether the product is a texture (MLP size V) or an object (2V); None: by its name.
         reporter: progress.
-        facts: goes into the checkpoint's facts.
+        held_out: images kept out of the fit; the record names them.
+        synthetic: whether the images were drawn; for the record.
 
     Raises:
         ConfigError: an unknown loss or score, or one that needs components; a latent width or a patch that the
@@ -101,7 +79,7 @@ def fit(
     is_texture = category in TEXTURES if texture is None else texture
     ratio = config.mlp_ratio or (1 if is_texture else 2)
     watch.say("principal components of the features")
-    space, latent = _space(features, config)
+    space, latent = principal_components(features, config)
     config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
     config = replace(config, saae_patch=patch)
     state_key = sha256_bytes(
@@ -118,64 +96,29 @@ def fit(
         grid=backbone.grid,
         patch=patch,
     )
-    loop = _Loop(saae, space, features, config, place, state)
+    loop = Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
     space, saae = space.cpu(), saae.cpu().eval()
     memory, left_out = None, None
     if config.memory is not None:
-        memory, left_out = _remember(features, space, saae, samples, config, backbone.grid, watch)
+        memory, left_out = remember(features, space, saae, samples, config, watch)
     detector = Detector(backbone.cpu(), space, saae, config.score, config.smoothing, memory)
-    record = {
-        "images": len(samples),
-        "digest": content_digest(samples),
-        "fitted_on": sorted(content_hashes(samples)),
-        "texture": is_texture,
-        "device": str(place),
-        "precision": loop.arithmetic,
-        "bf16": loop.arithmetic == "bf16",
-        "captured_steps": loop.captured_steps,
-        "seconds_features": round(seconds_features, 2),
-        "seconds_fit": round(loop.seconds, 2),
-        "loss": history,
-        "tools": {"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
-        **(facts or {}),
-    }
+    record = FitRecord(
+        images=len(samples),
+        digest=content_digest(samples),
+        fitted_on=tuple(sorted(content_hashes(samples))),
+        held_out=tuple(sorted(distinct_names([sample.path for sample in held_out]))),
+        synthetic=synthetic,
+        texture=is_texture,
+        device=str(place),
+        precision=loop.arithmetic,
+        captured_steps=loop.captured_steps,
+        seconds_features=round(seconds_features, 2),
+        seconds_fit=round(loop.seconds, 2),
+        loss=tuple(history),
+        tools={"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
+    )
     return Checkpoint(detector, config, category, record, state, left_out)
-
-
-def _remember(
-    features: FeatureSet,
-    space: FeatureSpace,
-    saae: SAAE,
-    samples: Sequence[Sample],
-    config: FitConfig,
-    grid: tuple[int, int],
-    watch: Reporter,
-) -> tuple[Memory, LeftOut]:
-    """The memory of the fitted images, and how each of them scores as if it were new."""
-    assert config.memory is not None
-
-    def g(index: int) -> Tensor:
-        with torch.no_grad():
-            return space(features.rows(index, index + 1)).g[0]
-
-    reach = sequence_reach(samples, lambda done, total: watch.memory(done, total, "images, near-copies"))
-    if reach:
-        watch.say(
-            f"neighbours in the order of the names are near-copies (a burst or a video): each image is judged without "
-            f"the {reach} before and after it"
-        )
-    memory, nearest = build_memory(g, len(samples), config.memory, config.seed, reach, watch.memory)
-    cosines = []
-    for index in range(len(samples)):
-        watch.memory(index, len(samples), "images, autoencoder")
-        patches = g(index)[None]
-        with torch.no_grad():
-            cosines.append(anomaly_score(Projected(patches), saae(patches), "cosine"))
-    cosine = torch.cat(cosines)
-    memory.alpha.fill_(balance(nearest, cosine))
-    scores = memory_score(nearest, cosine, memory.alpha).reshape(len(samples), *grid)
-    return memory, LeftOut(scores, tuple(sample.path.name for sample in samples), reach)
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:
@@ -190,256 +133,3 @@ def _check(samples: Sequence[Sample], config: FitConfig) -> None:
         raise ConfigError(
             "The score `joint` needs components.", "Half of it is the energy outside them.", "give --components"
         )
-
-
-def _space(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
-    """The feature space and V, from a spread sample of the training features' rows."""
-    count, positions, channels = features.values.shape
-    stride = max(1, count * positions // _STATISTICS_ROWS)
-    # A stride that shares no factor with the row length visits every position of the grid.
-    while stride > 1 and math.gcd(stride, positions) > 1:
-        stride += 1
-    rows = _strided(features, stride)
-    mean = rows.mean(dim=0) if config.standardise else torch.zeros(channels)
-    # A channel that never varies (a dead unit) must not become infinitely loud.
-    deviation = rows.std(dim=0).clamp_min(1e-6 * float(rows.std()) + 1e-12)
-    scale = 1.0 / deviation if config.standardise else torch.ones(channels)
-    standard = (rows - mean) * scale
-    centred = standard - standard.mean(dim=0)
-    covariance = (centred.T @ centred / max(1, len(rows) - 1)).double()
-    if config.components is None:  # the vectors are not needed, and would take most of the time
-        eigenvalues, vectors = torch.linalg.eigvalsh(covariance), None
-    else:
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-    eigenvalues = eigenvalues.flip(0).clamp_min(0)
-    latent = config.latent or latent_width(eigenvalues, config.keep)
-    if config.latent_limit is not None and config.latent is None:
-        latent = min(latent, config.latent_limit // 3 * 3)
-    if vectors is None:
-        return FeatureSpace(mean, scale), latent
-    k = min(config.components, channels // 2)  # something must be left outside
-    leading = eigenvalues[:k].clamp_min(float(eigenvalues[0]) * 1e-9)
-    weights = leading**-config.component_power
-    return FeatureSpace(mean, scale, vectors.flip(1)[:, :k].float(), (weights / weights.mean()).float()), latent
-
-
-def _strided(features: FeatureSet, stride: int) -> Tensor:
-    parts, offset = [], 0
-    for index in range(len(features)):
-        rows = features.rows(index, index + 1)[0]
-        parts.append(rows[offset::stride])
-        offset = (offset - rows.shape[0]) % stride
-    return torch.cat(parts)
-
-
-class _Loop:
-    """The training loop with its saved state: weights, moments and step; the order of images needs no saving."""
-
-    def __init__(
-        self,
-        saae: SAAE,
-        space: FeatureSpace,
-        features: FeatureSet,
-        config: FitConfig,
-        device: torch.device,
-        state: Path,
-    ) -> None:
-        self.model = saae.to(device).train()
-        self.space = space.to(device)
-        self.features, self.config, self.device, self.state = features, config, device, state
-        per_epoch = max(1, math.ceil(len(features) / config.batch))
-        self.total = config.steps or per_epoch * int(config.epochs or 1)
-        self.recorder = recorder_for(device)
-        recorded = self.recorder is not None
-        # What is recorded finds the rate where it was: in a tensor, which is written before each step.
-        rate = torch.tensor(config.learning_rate, device=device) if recorded else config.learning_rate
-        self.optimizer = torch.optim.Adam(saae.parameters(), lr=rate, fused=True, capturable=recorded)
-        self.arithmetic = arithmetic(config.precision, device)
-        self.step = self.captured_steps = 0
-        self.whole = True  # no step is half done
-        self.seconds = 0.0
-        self.history: list[list[float]] = []
-        self.average = 0.0
-        # Reading a number makes the processor wait for a GPU, so there it is done now and then.
-        self.read_every = 20 if device.type == "cuda" else 1
-        self.unread: list[Tensor] = []
-        with matmul_precision(self.arithmetic, device):
-            self.resident = self._resident()
-        self.picked = torch.zeros(config.batch, dtype=torch.int64, device=device)
-
-    def _resident(self) -> Projected | None:
-        """The whole set in the SAAE's space, on the device, where it fits; else batches are read from disk."""
-        needed = len(self.features) * self.features.values.shape[1] * self.space.channels * 2
-        if needed > _free_memory(self.device) // 2:
-            return None
-        return self._project(range(len(self.features)))
-
-    def _project(self, indices: Iterable[int]) -> Projected:
-        """Images in the SAAE's space, in half precision; each by itself, so that its numbers depend on no other."""
-        g, residual_energy = [], []
-        for index in indices:
-            with torch.no_grad():
-                part = self.space(self.features.rows(index, index + 1).to(self.device))
-            g.append(part.g.half())
-            if part.residual_energy is not None:
-                residual_energy.append(part.residual_energy)
-        return Projected(torch.cat(g), torch.cat(residual_energy) if residual_energy else None)
-
-    def _step_on_resident(self) -> Tensor:
-        """A step on the images in `picked`; all that it reads and writes stays where it is (see `captured.Step`)."""
-        assert self.resident is not None
-        g, residual_energy, _ = self.resident
-        return self._train(Projected(g[self.picked], None if residual_energy is None else residual_energy[self.picked]))
-
-    def _pick(self, indices: list[int]) -> None:
-        picked = torch.tensor(indices)
-        # Pinned memory is not handed out again before it was read, so the copy need not be waited for.
-        self.picked.copy_(picked.pin_memory() if self.device.type == "cuda" else picked, non_blocking=True)
-
-    def run(self, watch: Reporter) -> list[list[float]]:
-        """Trains to the end; returns [step, mean loss per position] pairs."""
-        self._resume(watch)
-        if self.recorder is not None and self.resident is None:
-            watch.say("the features do not fit into the GPU's memory: they are read from disk, step by step")
-        step = Captured(self._step_on_resident, self.recorder, watch.say)
-        started, saved, before = time.monotonic(), time.monotonic(), self.seconds
-        first = self.step
-        try:
-            with set_for_training(), ctrl_c_after_the_step() as stopped:
-                while self.step < self.total:
-                    self._advance(step)
-                    self.seconds = before + time.monotonic() - started
-                    if len(self.unread) >= self.read_every or self.step == self.total:
-                        self._read()
-                    watch.steps(self.step, self.total, self.average)
-                    if stopped():
-                        raise KeyboardInterrupt
-                    if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                        self._save()
-                        saved = time.monotonic()
-                if self.step > first:
-                    with suppress(StorageError):  # no room for the state: the model in hand still counts
-                        self._save()
-                if stopped():
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
-                self._save()
-            raise
-        self.captured_steps = step.replayed
-        return self.history
-
-    def _advance(self, step: Captured) -> None:
-        self.whole = False
-        rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
-        with matmul_precision(self.arithmetic, self.device):
-            if self.resident is None:
-                value = self._train(self._project(self._indices()))
-            else:
-                self._pick(self._indices())
-                value = step()
-        self.unread.append(value)
-        self.step += 1
-        self.whole = True
-
-    def _train(self, batch: Projected) -> Tensor:
-        """One step of the optimiser; returns the loss per position."""
-        value = self._gradients(batch)
-        if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        return value
-
-    def _gradients(self, batch: Projected) -> Tensor:
-        """Gradients of eq. (2), the sum of A over positions, averaged over the batch; returns it per position."""
-        self.optimizer.zero_grad(set_to_none=True)
-        bf16 = self.arithmetic == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            g_hat = self.model(batch.g.to(torch.bfloat16 if bf16 else torch.float32))
-        value = anomaly_score(batch, g_hat, self.config.loss).sum(dim=1).mean()
-        value.backward()
-        return value.detach() / batch.g.shape[1]
-
-    def _read(self) -> None:
-        """Takes in the losses of the steps since the last time. Raises FitError where one is not finite."""
-        first = self.step - len(self.unread)
-        numbers = torch.stack(self.unread).tolist()
-        self.unread.clear()
-        for step, number in enumerate(numbers, first + 1):
-            if not math.isfinite(number):
-                raise FitError(
-                    f"The loss became {number} at step {step}.",
-                    "The learning rate is too high for these features, or the features are not finite.",
-                    "fit again with --learning-rate a third of it, or --fit-precision fp32",
-                )
-            self.average = number if not self.average else 0.9 * self.average + 0.1 * number
-            if step % max(1, self.total // 100) == 0 or step == self.total:
-                self.history.append([step, round(self.average, 6)])
-
-    def _rate(self) -> float:
-        config, done = self.config, self.step
-        rate = config.learning_rate * min(1.0, (done + 1) / max(1, config.warmup))
-        if config.cosine_decay:
-            rate *= 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done / self.total))
-        return rate
-
-    def _indices(self) -> list[int]:
-        """Images of this step: consecutive pieces of one seeded permutation after another."""
-        count, batch = len(self.features), self.config.batch
-        first = self.step * batch
-        picked = []
-        for position in range(first, first + batch):
-            epoch, place = divmod(position, count)
-            picked.append(self._order(epoch)[place])
-        return picked
-
-    def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_order_epoch", None) != epoch:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self._order_list = torch.randperm(len(self.features), generator=generator).tolist()
-            self._order_epoch = epoch
-        return self._order_list
-
-    def _save(self) -> None:
-        if self.unread:
-            self._read()  # what is not finite is not saved
-        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
-        with atomic_directory(self.state) as folder:
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / "s.safetensors"
-            )
-            record = {"step": self.step, "seconds": self.seconds, "average": self.average, "history": self.history}
-            (folder / "s.json").write_text(json.dumps(record))
-
-    def _resume(self, watch: Reporter) -> None:
-        with suppress(OSError, ValueError, KeyError, RuntimeError, SafetensorError):
-            record = json.loads((self.state / "s.json").read_text())
-            step, seconds, average = int(record["step"]), float(record["seconds"]), float(record.get("average", 0.0))
-            history = [[int(at), float(loss)] for at, loss in record["history"]]
-            tensors = load_file(self.state / "s.safetensors")
-            self.model.load_state_dict(
-                {key[len("model.") :]: value for key, value in tensors.items() if key.startswith("model.")}
-            )
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith("adam."):
-                    _, index, name = key.split(".", 2)
-                    moments.setdefault(int(index), {})[name] = value
-            state = self.optimizer.state_dict()
-            self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-            self.step, self.seconds, self.average, self.history = step, seconds, average, history
-            watch.say(f"going on from step {self.step} of {self.total}")
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, 8 << 30)
-    return 4 << 30

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from saae_runtime.errors import FitError
+from saae_runtime.progress import Progress, labelled, silent
 
+from ..config import FitConfig
+from ..data.bursts import sequence_reach
+from ..data.category import Sample, distinct_names
+from ..model.detector import FeatureSpace, Projected, anomaly_score, memory_score
+from ..model.left_out import LeftOut
 from ..model.memory import Memory, Nearest, compare
+from ..model.saae import SAAE
+from .features import FeatureSet
+from .loop import Reporter
 
-__all__ = ["balance", "build_memory"]
+__all__ = ["balance", "build_memory", "remember"]
 
 _POOL = 120_000
 """Patches that entries are chosen from at most, spread over all images."""
@@ -37,8 +46,6 @@ _WEIGHT_POWER = -0.25
 Rows = Callable[[int], Tensor]
 """Number of an image -> its patches g, float32 L x k."""
 
-Progress = Callable[[int, int, str], None]
-
 
 def build_memory(
     rows: Rows,
@@ -46,7 +53,7 @@ def build_memory(
     entries: int,
     seed: int,
     reach: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[Memory, Nearest]:
     """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
 
@@ -86,8 +93,7 @@ def build_memory(
     provisional = Memory(held, torch.ones(len(held)), weight)
     distances, neighbours = [], []
     for index in range(images):
-        if progress is not None:
-            progress(index, images, "images, memory")
+        progress(index, images, "images, memory")
         z = rows(index)[None] * weight
         near = provisional.choose(z, (held_image - index).abs() <= reach)
         distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
@@ -99,6 +105,52 @@ def build_memory(
         for index in range(images)
     ]
     return Memory(held, radius, weight), Nearest(distance, torch.stack(found))
+
+
+def remember(
+    features: FeatureSet,
+    space: FeatureSpace,
+    saae: SAAE,
+    samples: Sequence[Sample],
+    config: FitConfig,
+    watch: Reporter,
+) -> tuple[Memory, LeftOut]:
+    """The memory of the fitted images, and how each of them scores as if it were new.
+
+    Args:
+        features: of the images.
+        space, saae: fitted, on the CPU.
+        samples: the images, in the order of `features`.
+        config: of the fit, with a memory.
+        watch: progress.
+
+    Raises:
+        FitError: fewer than two images that are no near-copies.
+        ImageError: an image cannot be read.
+    """
+
+    def patches(index: int) -> Tensor:
+        with torch.no_grad():
+            return space(features.rows(index, index + 1)).g[0]
+
+    count = len(samples)
+    reach = sequence_reach(samples, labelled(watch.memory, "images, near-copies"))
+    if reach:
+        watch.say(
+            "neighbours in the order of the names are near-copies (a burst or a video): each image is judged without "
+            f"the {reach} before and after it"
+        )
+    memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, watch.memory)
+    cosines = []
+    for index in range(count):
+        watch.memory(index, count, "images, autoencoder")
+        g = patches(index)[None]
+        with torch.no_grad():
+            cosines.append(anomaly_score(Projected(g), saae(g), "cosine"))
+    cosine = torch.cat(cosines)
+    memory.alpha.fill_(balance(nearest, cosine))
+    scores = memory_score(nearest, cosine, memory.alpha).reshape(count, *saae.grid)
+    return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
 
 
 def balance(nearest: Nearest, cosine: Tensor) -> float:
@@ -115,13 +167,12 @@ def balance(nearest: Nearest, cosine: Tensor) -> float:
     return float(_SHARE * memory / cosine.clamp_min(1e-12).log().std().clamp_min(1e-6))
 
 
-def _pool(rows: Rows, images: int, generator: torch.Generator, progress: Progress | None) -> tuple[Tensor, Tensor]:
+def _pool(rows: Rows, images: int, generator: torch.Generator, progress: Progress) -> tuple[Tensor, Tensor]:
     """Patches to choose from, and the image of each."""
     parts, owner = [], []
     share = max(1, _POOL // images)
     for index in range(images):
-        if progress is not None:
-            progress(index, images, "images, patches")
+        progress(index, images, "images, patches")
         patches = rows(index)
         if share < len(patches):
             patches = patches[torch.randperm(len(patches), generator=generator)[:share]]

@@ -30,6 +30,7 @@ from saae_runtime.files import (
 from saae_runtime.version import saae_version
 
 from ..config import FitConfig
+from ..record import FitRecord
 from .detector import Detector, FeatureSpace
 from .left_out import LeftOut
 from .memory import Memory
@@ -52,15 +53,15 @@ class Checkpoint:
         detector: the model, in evaluation mode, on the CPU.
         config: the configuration it was fitted with (layers and latent resolved).
         category: product name.
-        facts: free JSON: data digests, sha256 of the fitted images, loss history, seconds, library versions.
+        record: how it was fitted.
         left_out: scores of the fitted images, each as if it were new; None without a memory.
-        state: folder from which the fit resumes until the model is saved; not saved itself.
+        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
     """
 
     detector: Detector
     config: FitConfig
     category: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    record: FitRecord = field(default_factory=FitRecord)
     state: Path | None = field(default=None, compare=False)
     left_out: LeftOut | None = None
 
@@ -142,6 +143,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         detector, config = _build(record)
         scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
         left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
+        fit_record = FitRecord.from_json(record["facts"])
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
         raise CheckpointError(
@@ -154,7 +156,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"e.g. {bad[0]}; such a model calls everything normal.",
             "fit again with a lower --learning-rate or --fit-precision fp32",
         )
-    return Checkpoint(detector.eval(), config, str(record["category"]), record["facts"], left_out=left_out)
+    return Checkpoint(detector.eval(), config, str(record["category"]), fit_record, left_out=left_out)
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "grid": list(saae.grid),
             "patch": saae.patch,
         },
-        "facts": dict(checkpoint.facts),
+        "facts": checkpoint.record.to_json(),
     }
 
 

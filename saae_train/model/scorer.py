@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saae_runtime.geometry import gaussian_matrix, resize_frames, resize_matrix, upsample_map
+from saae_runtime.result import Scored
 
 from .detector import Detector
 
@@ -18,7 +19,7 @@ __all__ = ["TorchScorer"]
 
 
 class TorchScorer:
-    """Frame -> (anomaly map, score) with the Detector itself (paper section 3.3).
+    """Scores frames with the Detector itself (paper section 3.3); a `saae_runtime.result.Scorer`.
 
     Takes the frame's way through a deployed graph: host resize to the graph's frame size, resize to the model's size,
     map at the frame's size with torch's own interpolation. The score is the largest value of the map.
@@ -45,8 +46,8 @@ class TorchScorer:
         self._resize = lru_cache(maxsize=128)(self._matrix)
 
     @torch.no_grad()
-    def __call__(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-        """frame: uint8 H x W x 3 -> (map, float32 H x W; its largest value at the graph's frame size)."""
+    def __call__(self, frame: NDArray[np.uint8]) -> Scored:
+        """Scores one frame, uint8 H x W x 3. The score is the map's largest value at the graph's frame size."""
         own = (int(frame.shape[0]), int(frame.shape[1]))
         size = self.frame_size or own
         pixels = torch.tensor(resize_frames(frame, size)).permute(2, 0, 1)[None].to(self.device).float()
@@ -55,7 +56,7 @@ class TorchScorer:
             pixels = self._resize(size[0], model_size[0]) @ pixels @ self._resize(size[1], model_size[1]).T
         scores = self._smooth_rows @ self.detector(pixels) @ self._smooth_columns
         full = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return upsample_map(full.cpu().numpy(), own), float(full.max())
+        return Scored(float(full.max()), upsample_map(full.cpu().numpy(), own))
 
     def _matrix(self, n_in: int, n_out: int) -> Tensor:
         return torch.tensor(resize_matrix(n_in, n_out)).to(self.device)

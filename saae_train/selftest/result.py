@@ -17,12 +17,16 @@ from .simulate import CONTRASTS, KINDS, SIZES
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "SelfTest", "Share"]
+__all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "Recipe", "SelfTest", "Share"]
 
 LEAST_FOUND = 0.5
 """A model that finds less than this share of the large, strong simulated defects is called blind."""
 LEAST_JUDGED = 5
 """Fewest large, strong defects for a verdict."""
+
+
+Recipe = tuple[int, int, str, str, str, int]
+"""Index of the image, index of the donor, kind, size, contrast, seed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Defect:
         peak: largest map value inside the mask.
         found: the score is above the image threshold.
         marked: the map is above T inside the mask.
-        recipe: (index of the image, index of the donor, kind, size, contrast, seed), which redraws it.
+        recipe: redraws it.
     """
 
     file: str
@@ -90,7 +94,7 @@ class Defect:
     peak: float
     found: bool
     marked: bool
-    recipe: tuple[int, int, str, str, str, int]
+    recipe: Recipe
 
     @property
     def easy(self) -> bool:

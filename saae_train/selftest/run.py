@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from saae_runtime.errors import ConfigError, DataError, SelfTestError, SimulationError
 from saae_runtime.geometry import upsample_map
 from saae_runtime.images import read_image
+from saae_runtime.progress import Progress, silent
+from saae_runtime.result import Scored, Scorer
 
-from ..data.category import GOOD, Sample, spread
-from ..evaluation.curves import Shown
-from ..evaluation.evaluate import Scorer, unpack
+from ..charts.sheet import SheetColumn
+from ..data.category import GOOD, Sample
+from ..data.split import spread
 from ..evaluation.metrics import pool_metrics
 from ..evaluation.pixel_pool import PixelPool
-from .result import LEAST_FOUND, LEAST_JUDGED, Defect, SelfTest, Share
+from .result import LEAST_FOUND, LEAST_JUDGED, Defect, Recipe, SelfTest, Share
 from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 
-__all__ = ["DEFAULT_FRAMES", "check_request", "examples", "require_detection", "selftest"]
+__all__ = ["DEFAULT_FRAMES", "check_request", "draw_examples", "require_detection", "selftest"]
 
 DEFAULT_FRAMES = 60
 _EASY_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
@@ -39,13 +41,13 @@ def selftest(
     scorer: Scorer,
     samples: Sequence[Sample],
     *,
-    threshold: float | None = None,
-    image_threshold: float | None = None,
+    threshold: float,
+    image_threshold: float,
     kinds: Sequence[str] = KINDS,
     frames: int = DEFAULT_FRAMES,
     seed: int = 0,
     synthetic: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> SelfTest:
     """Draws defects onto held-out normal images and counts what a scorer finds.
 
@@ -53,9 +55,10 @@ def selftest(
     one by one.
 
     Args:
-        scorer: see `saae_train.evaluation.evaluate.Scorer`; an Engine is one.
+        scorer: scores one frame.
         samples: normal images that the model was not fitted on, at least one.
-        threshold: pixel T; image_threshold: image T. Default: those that the scorer's results carry.
+        threshold: pixel T.
+        image_threshold: image T.
         kinds: of `saae_train.selftest.simulate.KINDS`.
         frames: pictures with a defect; up to half as many untouched ones are scored beside them.
         seed: of places, shapes and colours.
@@ -65,7 +68,7 @@ def selftest(
     Raises:
         DataError: no samples, or a score that is not finite.
         SimulationError: images too small to draw on, or nothing could be drawn that can be seen.
-        ConfigError: no frames, an unknown kind, or no threshold.
+        ConfigError: no frames, or an unknown kind.
     """
     chosen = tuple(samples)
     if not chosen:
@@ -80,45 +83,28 @@ def selftest(
     total = len(plan) + len(untouched)
     pool = PixelPool()
     alarms = 0
-    limits = [threshold, image_threshold]
     for done, index in enumerate(untouched):
-        _tell(progress, done, total)
-        frame = read(index)
-        score, anomaly_map = _score(scorer, frame, limits, str(chosen[index].path))
-        alarms += score > limits[1]  # type: ignore[operator]
-        pool.add(anomaly_map, None, GOOD, str(chosen[index].path))
+        progress(done, total)
+        name = str(chosen[index].path)
+        found = _score(scorer, read(index), name)
+        alarms += found.score > image_threshold
+        pool.add(found.anomaly_map, None, GOOD, name)
     defects: list[Defect] = []
     not_drawn: dict[str, int] = {}
     for number, (kind, size, contrast) in enumerate(plan):
-        _tell(progress, len(untouched) + number, total)
+        progress(len(untouched) + number, total)
         # With few frames, spread over all images: not only onto those that are scored untouched.
         index = number % len(chosen) if frames >= len(chosen) else number * len(chosen) // frames
         recipe = (index, (index + 1) % len(chosen), kind, size, contrast, seed * 1_000_003 + number)
-        found = _draw(read, recipe)
-        if found is None:
+        drawn = _draw(read, recipe)
+        if drawn is None:
             not_drawn[kind] = not_drawn.get(kind, 0) + 1
             continue
         name = str(chosen[index].path)
-        score, anomaly_map = _score(scorer, found.frame, limits, name)
-        pool.add(anomaly_map, found.mask, _SIMULATED, name)
-        peak = float(anomaly_map[found.mask].max())
-        defects.append(
-            Defect(
-                file=name,
-                kind=kind,
-                size=found.size,
-                contrast=found.strength,
-                extent=round(found.extent, 1),
-                area=found.area,
-                change=round(found.contrast, 2),
-                score=score,
-                peak=peak,
-                found=score > limits[1],  # type: ignore[operator]
-                marked=peak > limits[0],  # type: ignore[operator]
-                recipe=recipe,
-            )
-        )
-    _tell(progress, total, total)
+        found = _score(scorer, drawn.frame, name)
+        pool.add(found.anomaly_map, drawn.mask, _SIMULATED, name)
+        defects.append(_judge(drawn, found, name, recipe, threshold, image_threshold))
+    progress(total, total)
     if not defects:
         raise SimulationError(
             "No simulated defect could be made visible.",
@@ -126,13 +112,11 @@ def selftest(
             "give images that show something, or all kinds",
         )
     metrics = pool_metrics(pool)
-    assert limits[0] is not None  # _score has seen to it
-    assert limits[1] is not None
     return SelfTest(
         defects=tuple(defects),
         false_alarms=Share(alarms, len(untouched)),
-        threshold=limits[0],
-        image_threshold=limits[1],
+        threshold=threshold,
+        image_threshold=image_threshold,
         pixel_roc_auc=metrics["pixel_roc_auc"],
         pro_auc=metrics["pro_auc"],
         not_drawn=not_drawn,
@@ -159,10 +143,10 @@ def require_detection(result: SelfTest, cure: str) -> None:
     )
 
 
-def examples(
+def draw_examples(
     scorer: Scorer, samples: Sequence[Sample], result: SelfTest, per_kind: int = 2
-) -> list[tuple[Defect, Shown]]:
-    """Of each kind the plainest miss, then what was found with a score around the middle; drawn and scored again.
+) -> list[tuple[Defect, SheetColumn]]:
+    """Of each kind the easiest miss, then what was found with a score around the middle; drawn and scored again.
 
     Args:
         scorer, samples: those that `result` came from.
@@ -183,10 +167,10 @@ def examples(
     for defect in chosen:
         drawn = _draw(read, defect.recipe)
         assert drawn is not None  # it was drawn before
-        _, anomaly_map = unpack(scorer(drawn.frame))
+        anomaly_map = scorer(drawn.frame).anomaly_map
         title = f"{defect.kind}, {defect.size}, {defect.contrast}: {'found' if defect.found else 'MISSED'}"
         columns.append(
-            (defect, Shown(title, drawn.frame, drawn.mask, upsample_map(anomaly_map, drawn.frame.shape[:2])))
+            (defect, SheetColumn(title, drawn.frame, drawn.mask, upsample_map(anomaly_map, drawn.frame.shape[:2])))
         )
     return columns
 
@@ -221,36 +205,38 @@ def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, 
     return [planned[i] for i in rng.permutation(len(planned))]
 
 
-def _draw(read: Callable[[int], NDArray[np.uint8]], recipe: tuple[int, int, str, str, str, int]) -> Simulated | None:
+def _draw(read: Callable[[int], NDArray[np.uint8]], recipe: Recipe) -> Simulated | None:
     index, donor, kind, size, contrast, seed = recipe
     return simulate(read(index), kind, size, contrast, seed=seed, donor=None if donor == index else read(donor))
 
 
-def _score(
-    scorer: Scorer, frame: NDArray[np.uint8], limits: list[float | None], name: str
-) -> tuple[float, NDArray[np.float32]]:
-    """Score and map at the frame's size; fills in the thresholds that the scorer's result carries."""
-    result = scorer(frame)
-    score, anomaly_map = unpack(result)
-    for place, attribute in enumerate(("threshold", "image_threshold")):
-        if limits[place] is None:
-            value = getattr(result, attribute, None)
-            if value is None:
-                raise ConfigError(
-                    "The self-test has no thresholds.",
-                    "The scorer's results carry none, and none were given.",
-                    "pass threshold and image_threshold",
-                )
-            limits[place] = float(value)
-    if not np.isfinite(score):
+def _score(scorer: Scorer, frame: NDArray[np.uint8], name: str) -> Scored:
+    """Score and map at the frame's size."""
+    found = scorer(frame)
+    if not np.isfinite(found.score):
         raise DataError(
-            f"{name}: the score is {score}.",
+            f"{name}: the score is {found.score}.",
             "A score that is not finite cannot be compared with a threshold.",
             "look for NaN weights or an FP16 overflow in the model",
         )
-    return score, upsample_map(anomaly_map, frame.shape[:2])
+    return Scored(found.score, upsample_map(found.anomaly_map, frame.shape[:2]))
 
 
-def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+def _judge(
+    drawn: Simulated, found: Scored, name: str, recipe: Recipe, threshold: float, image_threshold: float
+) -> Defect:
+    peak = float(found.anomaly_map[drawn.mask].max())
+    return Defect(
+        file=name,
+        kind=recipe[2],
+        size=drawn.size,
+        contrast=drawn.strength,
+        extent=round(drawn.extent, 1),
+        area=drawn.area,
+        change=round(drawn.contrast, 2),
+        score=found.score,
+        peak=peak,
+        found=found.score > image_threshold,
+        marked=peak > threshold,
+        recipe=recipe,
+    )

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="the documented commands need the extra `export`")
-pytest.importorskip("onnx", reason="the documented commands need the extra `export`")
-
 from doc_checks import (
     ROOT,
     command_problems,
@@ -23,6 +19,8 @@ from doc_checks import (
 )
 from PIL import Image
 from tiny_bundle import gray_frame, make_tiny_bundle
+
+pytestmark = pytest.mark.needs("torch", "onnx")
 
 EXPECTED = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/design.md", "docs/jetson.md"]
 DOCUMENTS = sorted({*EXPECTED, *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))})

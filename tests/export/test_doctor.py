@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-
-pytest.importorskip("onnx", reason="needs the extra `export`")
-
 from tiny_bundle import make_tiny_bundle, tiny_graph, tiny_manifest
 from typer.testing import CliRunner
 
 from saae_export.doctor import doctor, print_diagnosis, run_probe
 from saae_runtime.bundle import write_bundle
 from saae_runtime.manifest import Artefact, Profile
+
+pytestmark = pytest.mark.needs("onnx")
 
 ADA = {"index": 0, "name": "RTX 4000 Ada", "sm": "sm89", "memory": 20 << 30, "integrated": False}
 ORIN = {"index": 0, "name": "Orin", "sm": "sm87", "memory": 8 << 30, "integrated": True}

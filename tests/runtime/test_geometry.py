@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import need
 from PIL import Image
 
 from saae_runtime.errors import ConfigError
@@ -74,7 +75,7 @@ def test_matrices_are_shared_and_cannot_be_changed() -> None:
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), to_height=SIDE, to_width=SIDE, seed=st.integers(0, 99))
 def test_upsample_is_torchs_interpolate(height: int, width: int, to_height: int, to_width: int, seed: int) -> None:
-    torch = pytest.importorskip("torch", reason="compares with torch (extra `train`)")
+    torch = need("torch")
     maps = np.random.default_rng(seed).normal(size=(2, height, width)).astype(np.float32)
     # In float64: in float32 torch rounds the positions, too.
     expected = torch.nn.functional.interpolate(
@@ -116,7 +117,7 @@ def test_upsample_keeps_rank_dtype_and_a_map_of_that_size() -> None:
 
 @pytest.mark.parametrize("sigma", [0.3, 0.7, 2.5])
 def test_gaussian_is_scipys_away_from_the_border(sigma: float) -> None:
-    ndimage = pytest.importorskip("scipy.ndimage", reason="compares with scipy (extra `train`)")
+    ndimage = need("scipy.ndimage")
     matrix = gaussian_matrix(41, sigma)
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-6)
     impulse = np.zeros(41)

@@ -1,15 +1,17 @@
-"""Options given twice, and help that is wrapped to the terminal."""
+"""Options given twice, help that is wrapped to the terminal, and stages in a log file."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from saae_runtime.terminal import LineCommand, command_group
+from saae_runtime.terminal import LineCommand, Stages, command_group
 
 runner = CliRunner()
 
@@ -72,3 +74,45 @@ def test_help_answers_whatever_else_is_there() -> None:
     assert done.exit_code == 0
     assert "First line goes on." in done.output
     assert "Second paragraph goes on." in done.output
+
+
+def _lines(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120, highlight=False)
+
+
+def test_a_stage_counts_one_thing_after_another(console: Console) -> None:
+    stages = Stages(console, 2)
+    with stages.stage("fit") as stage:
+        for done in range(21):
+            stage(done, 20, "images")
+        for done in range(101):
+            stage(done, 100, "steps")
+        stage.note("done well")
+    lines = _lines(console)
+    assert lines[0] == "1/2 fit ..."
+    assert sum("images" in line for line in lines) == 9
+    assert sum("steps" in line for line in lines) == 9
+    assert lines[-1].startswith("1/2 fit: done well (")
+
+
+def test_a_stage_that_fails_has_no_closing_line(console: Console) -> None:
+    stages = Stages(console, 1)
+    with pytest.raises(KeyboardInterrupt), stages.stage("fit"):
+        raise KeyboardInterrupt
+    assert _lines(console) == ["1/1 fit ..."]
+
+
+def test_brackets_in_names_are_text(console: Console) -> None:
+    stages = Stages(console, 1)
+    stages.say("[red]file[/red].png")
+    with stages.stage("check [a]") as stage:
+        stage.note("[b]")
+    text = "\n".join(_lines(console))
+    assert "[red]file[/red].png" in text
+    assert "check [a]: [b]" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -65,14 +64,3 @@ def quiet_build(chosen: BuildOptions) -> tuple[BuildResult, str]:
     result = build(chosen, console)
     assert isinstance(console.file, io.StringIO)
     return result, console.file.getvalue()
-
-
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files and folders anywhere below `folder`."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(".tmp"))
-
-
-def copy_tree(source: Path, target: Path) -> Path:
-    """A copy that a test may damage."""
-    shutil.copytree(source, target)
-    return target

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from saae_runtime.errors import CalibrationError, ConfigError, ImageError
+from saae_runtime.result import Scored
 from saae_runtime.thresholds import MARGIN
 from saae_train.calibrate import OBJECT_FPR, TEXTURE_FPR, calibrate, default_fpr
-from saae_train.data.category import Sample, content_digest
+from saae_train.data.category import Sample
+from saae_train.data.split import content_digest
+
+pytestmark = pytest.mark.needs("torch")
 
 
 @pytest.fixture
@@ -28,14 +30,14 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def score(frame: np.ndarray) -> tuple[np.ndarray, float]:
+def score(frame: np.ndarray) -> Scored:
     """A map that depends on each pixel, and an image score that is not its maximum."""
     values = frame.astype(np.float32) @ np.array([1.0, 1 / 256, 1 / 65536], np.float32)
-    return values, float(values.mean())
+    return Scored(float(values.mean()), values)
 
 
 def every_map(samples: list[Sample]) -> np.ndarray:
-    return np.concatenate([score(np.asarray(Image.open(sample.path)))[0].ravel() for sample in samples])
+    return np.concatenate([score(np.asarray(Image.open(sample.path))).anomaly_map.ravel() for sample in samples])
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.001, 0.05])
@@ -60,7 +62,7 @@ def test_zero_is_the_largest_value_seen(samples: list[Sample]) -> None:
 
 def test_images_have_their_own_threshold(samples: list[Sample]) -> None:
     found = calibrate(score, samples, image_fpr=0.25)
-    expected = [score(np.asarray(Image.open(sample.path)))[1] for sample in samples]
+    expected = [score(np.asarray(Image.open(sample.path))).score for sample in samples]
     assert found.scores == pytest.approx(expected)
     assert found.image.count == 9
     assert sum(value > found.image.at(None) for value in expected) == 2  # a quarter of nine, rounded down
@@ -90,12 +92,12 @@ def test_no_images() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["map", "score"])
 def test_scores_that_are_not_finite(samples: list[Sample], bad: float, where: str) -> None:
-    def broken(frame: np.ndarray) -> tuple[np.ndarray, float]:
-        anomaly_map, value = score(frame)
+    def broken(frame: np.ndarray) -> Scored:
+        found = score(frame)
         if where == "map":
-            anomaly_map[3, 4] = bad
-            return anomaly_map, value
-        return anomaly_map, bad
+            found.anomaly_map[3, 4] = bad
+            return found
+        return Scored(bad, found.anomaly_map)
 
     with pytest.raises(CalibrationError, match="NaN or infinite"):
         calibrate(broken, samples)
@@ -114,7 +116,7 @@ def test_an_unreadable_image_is_named(samples: list[Sample], tmp_path: Path) -> 
 
 
 def test_what_a_model_was_fitted_as_counts_before_its_name() -> None:
-    assert default_fpr({"texture": True}, "bottle") == TEXTURE_FPR
-    assert default_fpr({"texture": False}, "tile") == OBJECT_FPR
-    assert default_fpr({}, "tile") == TEXTURE_FPR
-    assert default_fpr({}, "bottle") == OBJECT_FPR
+    assert default_fpr(True, "bottle") == TEXTURE_FPR
+    assert default_fpr(False, "tile") == OBJECT_FPR
+    assert default_fpr(None, "tile") == TEXTURE_FPR
+    assert default_fpr(None, "bottle") == OBJECT_FPR

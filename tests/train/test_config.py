@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from saae_runtime.errors import ConfigError
 from saae_train.config import LITE_LAYERS, PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
 from saae_train.model.vgg import VGGFeatures

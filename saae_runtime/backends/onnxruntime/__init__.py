@@ -1,5 +1,5 @@
 """ONNX Runtime: CPU, CUDA, TensorRT and OpenVINO."""
 
-from .backend import candidates, open_backend
+from .choose import candidates, open_backend
 
 __all__ = ["candidates", "open_backend"]

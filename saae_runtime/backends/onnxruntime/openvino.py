@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import BackendUnavailableError
 from ..base import BackendOptions
 
-__all__ = ["PROVIDER", "add_device", "calibrated_first", "has_bf16", "missing", "plugin_config"]
+__all__ = ["PROVIDER", "add_device", "bf16_missing", "calibrated_first", "has_bf16", "missing", "plugin_config"]
 
 PROVIDER = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
@@ -53,6 +53,15 @@ def has_bf16(ort: Any, device_type: str | None = None) -> bool:
         return False
     _, facts = _devices(ort).get(device_type or "CPU", (None, {}))
     return "BF16" in facts.get("OPTIMIZATION_CAPABILITIES", "").split()
+
+
+def bf16_missing() -> str:
+    """Why nothing can be computed in bf16 on this machine's processor; empty if it can."""
+    ort = importlib.import_module("onnxruntime")
+    why, _ = missing(ort)
+    if why:
+        return why
+    return "" if has_bf16(ort) else "OpenVINO reports no bf16 for this processor"
 
 
 def calibrated_first(precisions: Sequence[str], arithmetic: str, device_type: str | None = None) -> tuple[str, ...]:

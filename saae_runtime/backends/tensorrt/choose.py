@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import BackendUnavailableError, BundleCorruptError, EngineIncompatibleError, SaaeError
 from ...files import sha256_bytes
-from ...manifest import IN_BF16, Artefact
+from ...manifest import IN_BF16, Artefact, rebuild_command
 from ..base import Backend, BackendOptions, Candidate
 from ..cache import cache_folder
 from ..cuda.api import CudaApi, GpuInfo
@@ -22,7 +22,6 @@ from .library import (
     is_installed,
     library_name,
     load_library,
-    rebuild_command,
     sm_problem,
     version_problem,
 )

@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
-import shlex
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendUnavailableError, ConfigError, DeviceError, EngineIncompatibleError
-from ...manifest import Artefact
+from ...manifest import Artefact, split_sms
 from ..cuda.jetson import Jetson, find_jetson
 
 __all__ = [
@@ -29,9 +28,7 @@ __all__ = [
     "is_installed",
     "library_name",
     "load_library",
-    "rebuild_command",
     "sm_problem",
-    "split_sms",
     "version_problem",
     "version_tuple",
     "wheel_cuda_major",
@@ -88,18 +85,6 @@ def install_hint(flavour: str, jetson: Jetson | None = None) -> str:
     if flavour == "tensorrt_lean":
         return "pip install tensorrt-lean cuda-python"
     return "pip install 'saae[tensorrt]' (pip needs to reach the vendor's own index, pypi.nvidia.com)"
-
-
-def rebuild_command(library: str, sm: str | None, precision: str, bundle: str = "BUNDLE") -> str:
-    """The command that builds an engine for a library and GPU; `tensorrt` builds on the GPU that it is for."""
-    target = f" --for {','.join(split_sms(sm))}" if sm else ""
-    named = f"{shlex.quote(bundle)} --library {library.replace('_', '-')}"
-    return f"saae-export engine {named}{target} --precision {precision}"
-
-
-def split_sms(sm: str | None) -> tuple[str, ...]:
-    """The GPU generations of an engine: `sm89` is one, `sm86+sm89+sm120` is three, None is none."""
-    return tuple(part for part in (sm or "").split("+") if part)
 
 
 def wheel_cuda_major(flavour: str) -> int | None:

@@ -14,33 +14,32 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+from folders import leftovers
 from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
-from tiny_builds import leftovers
 from tiny_bundle import expected_map, make_tiny_bundle
 
-ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-
-import saae_export.calibrate.recalibrate as recalibrate_module  # noqa: E402
-from saae_export.calibrate.images import find_pictures  # noqa: E402
-from saae_export.calibrate.recalibrate import Recalibration, recalibrate  # noqa: E402
-from saae_export.cli.inspect import bundle_view  # noqa: E402
-from saae_export.parity.reference import ReferenceFrame, write_reference  # noqa: E402
-from saae_export.parity.verify import verify  # noqa: E402
-from saae_runtime import Engine  # noqa: E402
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino  # noqa: E402
-from saae_runtime.bundle import Bundle, open_bundle, update_bundle  # noqa: E402
-from saae_runtime.errors import (  # noqa: E402
+import saae_export.calibrate.recalibrate as recalibrate_module
+from saae_export.calibrate.images import find_pictures
+from saae_export.calibrate.recalibrate import Recalibration, recalibrate
+from saae_export.cli.inspect import bundle_view
+from saae_export.parity.reference import ReferenceFrame, write_reference
+from saae_export.parity.verify import verify
+from saae_runtime import Engine
+from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle
+from saae_runtime.errors import (
     BackendUnavailableError,
     BundleCorruptError,
     ConfigError,
     DataError,
     ParityError,
 )
-from saae_runtime.manifest import SCHEMA, Artefact, Parity  # noqa: E402
-from saae_runtime.thresholds import MARGIN  # noqa: E402
+from saae_runtime.manifest import SCHEMA, Artefact, Parity
+from saae_runtime.thresholds import MARGIN
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE = (64, 96)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-
-from saae_train.model.detector import FeatureSpace, anomaly_score  # noqa: E402
+from saae_train.model.detector import FeatureSpace, anomaly_score
 
 
 def _features(seed: int) -> tuple[torch.Tensor, FeatureSpace]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-
-from torch import nn  # noqa: E402
-
-from saae_export.graph.fold import (  # noqa: E402
+from saae_export.graph.fold import (
     fold_batchnorm,
-    fold_input_affine,
     fold_input_norm,
     fold_output_scale,
     fold_padded_input_norm,
@@ -38,14 +35,6 @@ def test_input_norm_goes_into_a_padding_free_convolution() -> None:
 def test_input_norm_refuses_a_padded_convolution() -> None:
     with pytest.raises(ValueError, match="padding-free"):
         fold_input_norm(nn.Conv2d(3, 8, 3, padding=1), (0.5,) * 3, (0.5,) * 3)
-
-
-def test_input_affine_goes_into_a_linear_layer() -> None:
-    linear, scale, shift = nn.Linear(6, 5), torch.rand(6) + 0.5, torch.randn(6)
-    x = torch.randn(4, 6)
-    _close(linear(x * scale + shift), fold_input_affine(linear, scale, shift)(x))
-    bare = nn.Linear(6, 5, bias=False)
-    _close(bare(x * scale + shift), fold_input_affine(bare, scale, shift)(x))
 
 
 @pytest.mark.parametrize("bias", [True, False])

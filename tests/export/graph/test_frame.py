@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-
-import torch.nn.functional as F  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from saae_export.graph.frame import FrameToPixels, ScoresToMap  # noqa: E402
-from saae_runtime.geometry import gaussian_matrix  # noqa: E402
+from saae_export.graph.frame import FrameToPixels, ScoresToMap
+from saae_runtime.geometry import gaussian_matrix
 
 sides = st.integers(1, 90)
 

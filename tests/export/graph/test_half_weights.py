@@ -7,26 +7,23 @@ import io
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, numpy_helper
+from rich.console import Console
+from tiny_builds import CONFIG, draw, options, quiet_build
+from tiny_models import noise_frames, tiny_detector
 
-pytest.importorskip("torch", reason="needs the extra `export`")
-onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-ort = pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from onnx import TensorProto, numpy_helper  # noqa: E402
-from rich.console import Console  # noqa: E402
-from tiny_builds import CONFIG, draw, options, quiet_build  # noqa: E402
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_export.cli.inspect import bundle_view  # noqa: E402
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.half_weights import halve_weights, store_half  # noqa: E402
-from saae_export.graph.onnx_file import export_onnx, run_onnx, session  # noqa: E402
-from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, bounds_of  # noqa: E402
-from saae_export.parity.verify import verify  # noqa: E402
-from saae_export.pipeline.options import check_options  # noqa: E402
-from saae_runtime import open_bundle  # noqa: E402
-from saae_runtime.errors import ConfigError  # noqa: E402
+from saae_export.cli.inspect import bundle_view
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.half_weights import halve_weights, store_half
+from saae_export.graph.onnx_file import export_onnx, run_onnx, session
+from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, bounds_of
+from saae_export.parity.verify import verify
+from saae_export.pipeline.options import check_options
+from saae_runtime import open_bundle
+from saae_runtime.errors import ConfigError
 
 SIZE = (80, 100)
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.onnx_file import export_onnx, run_onnx, session  # noqa: E402
-from saae_export.graph.vgg import GraphVGG  # noqa: E402
-from saae_export.int8.qdq import weighted_products  # noqa: E402
-from saae_export.parity.pytorch import TorchReference  # noqa: E402
-from saae_train.model.detector import Detector  # noqa: E402
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.onnx_file import export_onnx, run_onnx, session
+from saae_export.graph.vgg import GraphVGG
+from saae_export.int8.qdq import weighted_products
+from saae_export.parity.pytorch import TorchReference
+from saae_train.model.detector import Detector
 
 SIZE = (40, 60)
 VARIANTS = {
@@ -32,16 +31,32 @@ def vgg_detector(layers: tuple[int, ...] = (1, 3, 6), **options: object) -> Dete
     return tiny_detector(name="vgg19", size=(32, 48), layers=layers, **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The ONNX file of a variant at a precision, exported once."""
+    folder = tmp_path_factory.mktemp("vgg")
+
+    @functools.cache
+    def export(variant: str, precision: str) -> Path:
+        graph = FusedGraph(vgg_detector(**VARIANTS[variant]), SIZE, precision)
+        return export_onnx(graph, folder / f"{variant}.{precision}.onnx", 0.5)
+
+    return export
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 5e-3)])
-def test_the_file_equals_the_detector(variant: str, precision: str, bound: float, tmp_path: Path) -> None:
+def test_the_file_equals_the_detector(
+    exported: Callable[[str, str], Path], variant: str, precision: str, bound: float
+) -> None:
     detector = vgg_detector(**VARIANTS[variant])
-    path = export_onnx(FusedGraph(detector, SIZE, precision), tmp_path / "model.onnx", 0.5)
+    path = exported(variant, precision)
     frames = noise_frames(3, SIZE)
     outputs = run_onnx(session(path), frames)
     reference = TorchReference(detector, SIZE)
     for found, score, frame in zip(outputs["anomaly_map"], outputs["score"], frames, strict=True):
-        expected, expected_score = reference(frame)
+        right = reference(frame)
+        expected, expected_score = right.anomaly_map, right.score
         assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
         assert abs(score - expected_score) <= bound * abs(expected_score)
 
@@ -65,9 +80,8 @@ def test_fp16_is_in_the_convolutions_alone() -> None:
         assert value.dtype == (torch.float16 if name.startswith("convs.") else torch.float32), name
 
 
-def test_the_graph_holds_no_operator_that_a_library_refuses(tmp_path: Path) -> None:
-    path = export_onnx(FusedGraph(vgg_detector(patch=4), SIZE), tmp_path / "model.onnx", 0.5)
-    model = onnx.load(str(path))
+def test_the_graph_holds_no_operator_that_a_library_refuses(exported: Callable[[str, str], Path]) -> None:
+    model = onnx.load(str(exported("patches", "fp32")))
     kinds = [node.op_type for node in model.graph.node]
     assert not {"Resize", "Upsample", "GridSample", "Loop", "If"} & set(kinds)
     assert kinds.count("Conv") == 6
@@ -78,14 +92,14 @@ def test_the_graph_holds_no_operator_that_a_library_refuses(tmp_path: Path) -> N
     assert not set(weighted_products(model)) & set(aligning)
 
 
+@pytest.mark.needs("tensorrt_rtx")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_tensorrt_builds_it(precision: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
+def test_tensorrt_builds_it(exported: Callable[[str, str], Path], precision: str) -> None:
     from saae_export.tensorrt.compile import EngineOptions, compile_engine
     from saae_export.tensorrt.network import onnx_for_tensorrt
     from saae_runtime.backends.tensorrt.library import load_library
 
-    path = export_onnx(FusedGraph(vgg_detector(patch=4), SIZE, precision), tmp_path / "model.onnx", 0.5)
+    path = exported("patches", precision)
     built = compile_engine(
         load_library("tensorrt_rtx"),
         onnx_for_tensorrt(path),

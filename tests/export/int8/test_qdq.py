@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-import onnx  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.half_weights import halve_weights  # noqa: E402
-from saae_export.graph.onnx_file import export_onnx  # noqa: E402
-from saae_export.int8.choose import MIN_FRAMES, Quantiser  # noqa: E402
-from saae_export.int8.qdq import Observed, insert_qdq, observe, run_frames, smooth, weighted_products  # noqa: E402
-from saae_runtime.errors import CalibrationError, ConfigError  # noqa: E402
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.half_weights import halve_weights
+from saae_export.graph.onnx_file import export_onnx
+from saae_export.int8.choose import MIN_FRAMES, Quantiser
+from saae_export.int8.qdq import Observed, insert_qdq, observe, run_frames, smooth, weighted_products
+from saae_runtime.errors import CalibrationError, ConfigError
 
 SIZE = (64, 64)
 

@@ -9,6 +9,7 @@ import pytest
 
 from saae_export.parity.compare import BOUNDS, Bounds, compare, parity_table, require
 from saae_runtime.errors import ConfigError, ParityError
+from saae_runtime.result import Scored
 
 MAP = np.linspace(0.1, 1.0, 12 * 10, dtype=np.float32).reshape(12, 10)
 FRAME = np.zeros((12, 10, 3), np.uint8)
@@ -18,8 +19,8 @@ def _report(
     found: np.ndarray, score: float = 0.5, precision: str = "fp16", bounds: Bounds | None = None, t: float = 0.5
 ):
     return compare(
-        lambda frame: (MAP, 0.5),
-        lambda frame: (found, score),
+        lambda frame: Scored(0.5, MAP),
+        lambda frame: Scored(score, found),
         [("a.png", FRAME)],
         threshold=t,
         image_threshold=0.45,
@@ -102,8 +103,8 @@ def test_worst_image_is_the_one_furthest_out() -> None:
     names = list(maps)
     frames = [(name, np.full_like(FRAME, index)) for index, name in enumerate(names)]
     report = compare(
-        lambda frame: (MAP, 0.5),
-        lambda frame: (maps[names[int(frame[0, 0, 0])]], 0.5),
+        lambda frame: Scored(0.5, MAP),
+        lambda frame: Scored(0.5, maps[names[int(frame[0, 0, 0])]]),
         frames,
         threshold=5.0,
         image_threshold=5.0,
@@ -118,8 +119,8 @@ def test_worst_image_is_the_one_furthest_out() -> None:
 def test_no_images_and_other_shapes_are_errors() -> None:
     with pytest.raises(ConfigError, match="at least one image"):
         compare(
-            lambda f: (MAP, 0.5),
-            lambda f: (MAP, 0.5),
+            lambda f: Scored(0.5, MAP),
+            lambda f: Scored(0.5, MAP),
             [],
             threshold=1,
             image_threshold=1,

@@ -11,33 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from tiny_models import tiny_detector
 from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from rich.console import Console  # noqa: E402
-from tiny_builds import draw, options, quiet_build  # noqa: E402
-from tiny_models import tiny_detector  # noqa: E402
-
-import saae_export.parity.verify as verify_module  # noqa: E402
-from saae_export.calibrate.images import find_pictures  # noqa: E402
-from saae_export.calibrate.recalibrate import recalibrate  # noqa: E402
-from saae_export.cli import app  # noqa: E402
-from saae_export.cli.inspect import bundle_view  # noqa: E402
-from saae_export.graph.fused import FusedGraph  # noqa: E402
-from saae_export.graph.onnx_file import export_onnx  # noqa: E402
-from saae_export.parity.compare import require  # noqa: E402
-from saae_export.parity.reference import ReferenceFrame, read_reference, write_reference  # noqa: E402
-from saae_export.parity.verify import verify  # noqa: E402
-from saae_export.pipeline.latency import measure  # noqa: E402
-from saae_export.pipeline.report import write_heatmaps  # noqa: E402
-from saae_export.report.data import Example  # noqa: E402
-from saae_runtime import Engine, backends  # noqa: E402
-from saae_runtime.backends.onnxruntime import backend as ort_backend  # noqa: E402
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino  # noqa: E402
-from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle  # noqa: E402
-from saae_runtime.errors import (  # noqa: E402
+import saae_export.parity.verify as verify_module
+from saae_export.calibrate.images import find_pictures
+from saae_export.calibrate.recalibrate import recalibrate
+from saae_export.cli import app
+from saae_export.cli.inspect import bundle_view
+from saae_export.graph.fused import FusedGraph
+from saae_export.graph.onnx_file import export_onnx
+from saae_export.parity.compare import require
+from saae_export.parity.reference import ReferenceFrame, read_reference, write_reference
+from saae_export.parity.verify import verify
+from saae_export.pipeline.build import BuildResult
+from saae_export.pipeline.latency import measure
+from saae_export.pipeline.report import write_heatmaps
+from saae_export.report.data import Example
+from saae_runtime import Engine, backends
+from saae_runtime.backends.onnxruntime import backend as ort_backend
+from saae_runtime.backends.onnxruntime import choose as ort_choose
+from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle
+from saae_runtime.errors import (
     BackendError,
     BackendUnavailableError,
     BundleCorruptError,
@@ -47,32 +44,20 @@ from saae_runtime.errors import (  # noqa: E402
     DeviceError,
     ParityError,
 )
-from saae_runtime.images import read_image  # noqa: E402
-from saae_train.evaluation.ranking import METRIC_NAMES  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built")
-    quiet_build(options(data, folder))
-    return folder
+from saae_runtime.images import read_image
+from saae_train.evaluation.ranking import METRIC_NAMES
 
 
 @pytest.fixture
-def bundle(built: Path, tmp_path: Path) -> Bundle:
+def bundle(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Bundle:
     """A copy that a test may change."""
-    source = open_bundle(built / "bundle")
+    source = open_bundle(built[2] / "bundle")
     files = {name: source.file(name) for name in source.manifest.files}
     return write_bundle(tmp_path / "bundle", source.manifest, files)
 
 
-def _checkpoint(built: Path) -> Path:
-    return next((built / "runs" / "weave" / "models").iterdir())
+def _checkpoint(built: tuple[BuildResult, str, Path]) -> Path:
+    return next((built[2] / "runs" / "weave" / "models").iterdir())
 
 
 def test_a_fresh_bundle_verifies_from_its_own_frames(bundle: Bundle) -> None:
@@ -168,7 +153,7 @@ def test_what_no_processor_feature_lets_run_is_said(
     assert {item.name: item.why for item in found.skipped}["model.onnx bf16"].startswith("only OpenVINO computes in")
 
 
-def test_against_pytorch_on_images(bundle: Bundle, built: Path, data: Path) -> None:
+def test_against_pytorch_on_images(bundle: Bundle, built: tuple[BuildResult, str, Path], data: Path) -> None:
     found = verify(
         bundle.path,
         data=data / "weave" / "test",
@@ -214,7 +199,7 @@ def test_no_bundle(tmp_path: Path) -> None:
         verify(tmp_path / "nothing")
 
 
-def test_a_checkpoint_of_another_build(bundle: Bundle, built: Path) -> None:
+def test_a_checkpoint_of_another_build(bundle: Bundle, built: tuple[BuildResult, str, Path]) -> None:
     manifest = dataclasses.replace(
         bundle.manifest, backbone=dataclasses.replace(bundle.manifest.backbone, weights_sha256="0" * 64)
     )
@@ -247,7 +232,7 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
-    monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: True)
     monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("not installed", "install it"))
     opened = ort_backend.OrtBackend._open
 
@@ -289,24 +274,22 @@ def test_latency_leaves_out_what_does_not_load(bundle: Bundle) -> None:
 def test_a_device_lost_in_the_middle_is_skipped_and_not_finite_is_not(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = Engine.__call__
+
     def losing(error: BackendError) -> object:
-        def scorer(engine: Engine) -> object:
-            def score(frame: object) -> object:
-                if engine.backend.precision == "fp16":
-                    raise error
-                result = engine(frame)  # type: ignore[call-overload]
-                return result.anomaly_map, result.score
+        def score(engine: Engine, frame: object) -> object:
+            if engine.backend.precision == "fp16":
+                raise error
+            return whole(engine, frame)  # type: ignore[call-overload]
 
-            return score
+        return score
 
-        return scorer
-
-    monkeypatch.setattr(verify_module, "engine_scorer", losing(DeviceError("The device is lost.", "unplugged")))
+    monkeypatch.setattr(Engine, "__call__", losing(DeviceError("The device is lost.", "unplugged")))
     found = verify(bundle.path, backend="onnxruntime:cpu")
     assert [report.precision for report in found.reports] == ["fp32"]
     lost = [(item.name, item.why) for item in found.skipped if "bf16" not in item.name]  # bf16 is OpenVINO's alone
     assert lost == [("onnxruntime:cpu fp16", "The device is lost. unplugged")]
-    monkeypatch.setattr(verify_module, "engine_scorer", losing(BackendError("a score that is not finite")))
+    monkeypatch.setattr(Engine, "__call__", losing(BackendError("a score that is not finite")))
     with pytest.raises(BackendError, match="not finite"):
         verify(bundle.path, backend="onnxruntime:cpu")
 

@@ -13,25 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from folders import copy_tree, leftovers
+from needs import need
+from PIL import Image
+from rich.console import Console
+from tiny_builds import options, quiet_build
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-import torch.nn.functional as F  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
-from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
-from tiny_models import tiny_detector  # noqa: E402
-
-import saae_export.pipeline.build as build_module  # noqa: E402
-import saae_export.pipeline.fit as fit_module  # noqa: E402
-import saae_export.pipeline.graphs as graphs_module  # noqa: E402
-import saae_export.pipeline.measure as quality_module  # noqa: E402
-from saae_export.parity.pytorch import TorchReference  # noqa: E402
-from saae_export.pipeline.build import BuildResult, build  # noqa: E402
-from saae_export.pipeline.images import Request  # noqa: E402
-from saae_runtime import Bundle, Engine, open_bundle  # noqa: E402
-from saae_runtime.errors import (  # noqa: E402
+import saae_export.pipeline.build as build_module
+import saae_export.pipeline.fit as fit_module
+import saae_export.pipeline.graphs as graphs_module
+import saae_export.pipeline.measure as quality_module
+from saae_export.parity.pytorch import TorchReference
+from saae_export.pipeline.build import BuildResult, build
+from saae_export.pipeline.fit import FittedModel
+from saae_export.pipeline.images import Request
+from saae_runtime import Bundle, Engine, open_bundle
+from saae_runtime.errors import (
     CalibrationError,
     ConfigError,
     DataError,
@@ -40,24 +39,14 @@ from saae_runtime.errors import (  # noqa: E402
     StorageError,
     WeightsError,
 )
-from saae_runtime.files import alone  # noqa: E402
-from saae_runtime.geometry import gaussian_matrix, upsample_map  # noqa: E402
-from saae_runtime.images import read_image  # noqa: E402
-from saae_runtime.thresholds import MARGIN  # noqa: E402
-from saae_train.data.category import Sample, content_digest, content_hashes, find_category, split_held_out  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, str, Path]:
-    folder = tmp_path_factory.mktemp("built")
-    result, text = quiet_build(options(data, folder, measure_latency=True))
-    return result, text, folder
+from saae_runtime.files import alone
+from saae_runtime.geometry import gaussian_matrix, upsample_map
+from saae_runtime.images import read_image
+from saae_runtime.thresholds import MARGIN
+from saae_train.data.category import Sample, find_category
+from saae_train.data.split import Split, content_digest, content_hashes, split_held_out, split_of
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.record import FitRecord
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +61,24 @@ def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_fac
 def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
     """A folder with everything a first build left: bundle, fitted model, features."""
     return copy_tree(built[2], tmp_path / "again")
+
+
+@pytest.fixture(scope="module")
+def graphs(built: tuple[BuildResult, str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The FP32 graph of the fitted model at the images' size, as a build exports it."""
+    checkpoint = load_checkpoint(_checkpoint(built[2]))
+    return graphs_module.export_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
+
+
+@pytest.fixture
+def exported_before(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of the fitted model take its graph as it was exported: exporting takes longest, and it is the same one."""
+
+    def copies(checkpoint: object, folder: Path, frame_size: object, precisions: Sequence[str], *_: object) -> object:
+        assert frame_size == (96, 80)
+        return {name: Path(shutil.copyfile(graphs[name], folder / graphs[name].name)) for name in precisions}
+
+    monkeypatch.setattr(graphs_module, "export_graphs", copies)
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -109,7 +116,7 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
 
 def test_thresholds_are_those_of_the_deployed_graph(built: tuple[BuildResult, str, Path], data: Path) -> None:
     result, _, folder = built
-    held_out = set(load_checkpoint(_checkpoint(folder)).facts["held_out"])
+    held_out = set(load_checkpoint(_checkpoint(folder)).record.held_out)
     train = [sample for sample in find_category(data, "weave").train if sample.path.name in held_out]
     assert len(train) == result.bundle.manifest.calibration.images
     for precision in ("fp32", "fp16"):
@@ -124,7 +131,7 @@ def test_thresholds_are_those_of_the_deployed_graph(built: tuple[BuildResult, st
 
 
 def test_the_graphs_default_is_the_calibrated_threshold(built: tuple[BuildResult, str, Path]) -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = need("onnx")
     bundle = built[0].bundle
     for precision, name in (("fp32", "model.onnx"), ("fp16", "model.fp16.onnx")):
         graph = onnx.load(str(bundle.file(name))).graph
@@ -199,6 +206,7 @@ def test_building_again_reuses_the_model_and_replaces_the_bundle(again: Path, da
     assert after.files["model.onnx"] == before.files["model.onnx"], "the same model gave other bytes"
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_a_gpu_that_a_library_does_not_build_for_is_a_note(
     again: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +235,7 @@ def until_export(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         sizes.append(frame_size)
         raise _Enough
 
-    monkeypatch.setattr(graphs_module, "export_graphs", end)
+    monkeypatch.setattr(graphs_module, "write_graphs", end)
     return sizes
 
 
@@ -246,7 +254,7 @@ def test_a_texture_is_fitted_as_one(again: Path, data: Path, until_export: list[
         quiet_build(options(data, again, texture=False))
     (other,) = {*(again / "runs" / "weave" / "models").iterdir()} - {_checkpoint_of(again, as_texture)}
     as_object = load_checkpoint(other)
-    assert (as_texture.facts["texture"], as_object.facts["texture"]) == (True, False)
+    assert (as_texture.record.texture, as_object.record.texture) == (True, False)
     assert as_object.detector.saae.mlp_size == 2 * as_texture.detector.saae.mlp_size
     category = find_category(data, "weave")
     for checkpoint, texture, asked, expected in (
@@ -256,12 +264,13 @@ def test_a_texture_is_fitted_as_one(again: Path, data: Path, until_export: list[
         (as_texture, None, 0.01, 0.01),
     ):
         chosen = options(data, again, texture=texture, pixel_fpr=asked)
-        assert graphs_module.default_pixel_fpr(chosen, checkpoint, category) == expected
+        model = FittedModel(checkpoint, Path(), Split((), ()))
+        assert build_module._pixel_fpr(chosen, model, category) == expected
 
 
 def _checkpoint_of(folder: Path, checkpoint: Checkpoint) -> Path:
     models = folder / "runs" / "weave" / "models"
-    return next(path for path in models.iterdir() if load_checkpoint(path).facts == checkpoint.facts)
+    return next(path for path in models.iterdir() if load_checkpoint(path).record == checkpoint.record)
 
 
 def test_other_weights_under_the_same_name_are_another_model(data: Path, tmp_path: Path) -> None:
@@ -271,10 +280,10 @@ def test_other_weights_under_the_same_name_are_another_model(data: Path, tmp_pat
     keys = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
-        keys.append(fit_module.model_key(chosen, category, category.train, str(weights)))
+        keys.append(fit_module.model_key(chosen.config, category, category.train, str(weights), None))
     assert keys[0] == keys[2] != keys[1]
     copied = shutil.copyfile(weights, tmp_path / "other.safetensors")
-    assert fit_module.model_key(chosen, category, category.train, str(copied)) == keys[0]
+    assert fit_module.model_key(chosen.config, category, category.train, str(copied), None) == keys[0]
 
 
 def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +294,7 @@ def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: py
         patch.setattr(fit_module, "save_checkpoint", full)
         with pytest.raises(StorageError):
             quiet_build(options(data, tmp_path))
-    monkeypatch.setattr(graphs_module, "export_graphs", full)
+    monkeypatch.setattr(graphs_module, "write_graphs", full)
     console = Console(file=io.StringIO(), width=160)
     with pytest.raises(StorageError):
         build(options(data, tmp_path), console)
@@ -295,18 +304,8 @@ def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: py
     load_checkpoint(_checkpoint(tmp_path))
 
 
-class _Said:
-    """Stands in for the stages of a build where only what is said counts."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def say(self, text: str, style: str = "") -> None:
-        self.text += text
-
-
 def test_a_given_model_is_calibrated_on_images_that_it_has_not_seen(data: Path, tmp_path: Path) -> None:
-    """By content, in whatever names: unseen where there are any, and an honest word where there are none."""
+    """By content, in whatever names: unseen where there are any, and an is_unseen word where there are none."""
     images = copy_tree(data, tmp_path / "data")
     good = images / "weave" / "train" / "good"
     for number, path in enumerate(sorted(good.iterdir())):
@@ -314,25 +313,20 @@ def test_a_given_model_is_calibrated_on_images_that_it_has_not_seen(data: Path, 
     category = find_category(images, "weave")
     config = dataclasses.replace(options(data, tmp_path).config, seed=3)
     fitting, held_out = split_held_out(category.train, config.held_out, seed=3)
-    detector = tiny_detector(size=(64, 64))
 
-    def unseen(seen: Sequence[Sample], **facts: object) -> tuple[set[Path], bool, str]:
-        stages = _Said()
-        record = facts or {"fitted_on": sorted(content_hashes(seen))}
-        found, honest = fit_module._unseen(
-            Checkpoint(detector, config, "weave", record),
-            category,
-            stages,  # type: ignore[arg-type]
-        )
-        return {sample.path for sample in found}, honest, stages.text
+    def unseen(seen: Sequence[Sample], digest: str | None = None) -> tuple[set[Path], bool, str]:
+        record = FitRecord(digest=digest) if digest else FitRecord(fitted_on=content_hashes(seen))
+        found = split_of(record, config, category)
+        assert not {sample.path for sample in found.fitting} & {sample.path for sample in found.held_out}
+        return {sample.path for sample in found.held_out}, found.unseen, found.note
 
     wanted = {sample.path for sample in held_out}
     assert unseen(fitting) == (wanted, True, "")
-    found, honest, text = unseen([*fitting[3:], held_out[0]])
-    assert (found, honest) == ({s.path for s in (*fitting[:3], *held_out[1:])}, True)
+    found, is_unseen, text = unseen([*fitting[3:], held_out[0]])
+    assert (found, is_unseen) == ({s.path for s in (*fitting[:3], *held_out[1:])}, True)
     assert "has not seen" in text
-    found, honest, text = unseen(category.train)
-    assert (found, honest) == (wanted, False)
+    found, is_unseen, text = unseen(category.train)
+    assert (found, is_unseen) == (wanted, False)
     assert f"{len(held_out)} of the {len(held_out)} images" in text
     # Checkpoints of earlier versions name no images, only the digest of them all.
     assert unseen((), digest=content_digest(fitting)) == (wanted, True, "")
@@ -343,10 +337,9 @@ def test_a_bundle_says_that_its_images_were_fitted_on(
     built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path
 ) -> None:
     checkpoint = load_checkpoint(_checkpoint(built[2]))
-    every = sorted(content_hashes(find_category(data, "weave").train))
-    given = save_checkpoint(
-        tmp_path / "given", dataclasses.replace(checkpoint, facts={**checkpoint.facts, "fitted_on": every})
-    )
+    every = tuple(sorted(content_hashes(find_category(data, "weave").train)))
+    record = dataclasses.replace(checkpoint.record, fitted_on=every)
+    given = save_checkpoint(tmp_path / "given", dataclasses.replace(checkpoint, record=record))
     result, text = quiet_build(options(data, tmp_path, checkpoint=given, precisions=("fp32",), frame_size="model"))
     assert result.bundle.manifest.calibration.held_out is False
     assert "FITTED ON" in text
@@ -372,6 +365,7 @@ def test_a_reused_model_of_random_weights_is_refused_as_a_new_one_is(
     assert until_export == []
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_parity_is_a_gate(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is not the model's: nothing is written, what was fitted is kept."""
     manifest = (again / "bundle" / "manifest.json").read_bytes()
@@ -401,9 +395,9 @@ STOPS = {
     "find images": (build_module, "find_images"),
     "check images": (build_module, "check"),
     "fit": (fit_module, "fit"),
-    "export": (graphs_module, "export_graphs"),
+    "export": (graphs_module, "write_graphs"),
     "calibrate": (graphs_module, "calibrate"),
-    "parity": (graphs_module, "artefact_parity"),
+    "parity": (graphs_module, "compare_artefact"),
     "engines": (graphs_module, "build_engine"),
     "evaluate": (quality_module, "evaluate"),
     "self-test": (quality_module, "selftest"),
@@ -416,6 +410,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("stage", STOPS)
+@pytest.mark.usefixtures("exported_before")
 def test_ctrl_c_at_every_stage_is_clean(stage: str, again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_bundle(again / "bundle").manifest
 
@@ -444,7 +439,7 @@ def test_ctrl_c_at_every_stage_is_clean(stage: str, again: Path, data: Path, mon
 @pytest.mark.parametrize("stage", ["export", "calibrate"])
 def test_an_error_leaves_no_graphs_behind(stage: str, again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the graphs are written, as a full disk or a NaN would."""
-    real = graphs_module.export_graphs
+    real = graphs_module.write_graphs
 
     def fail(*arguments: object, **keywords: object) -> object:
         if stage == "export":
@@ -457,6 +452,7 @@ def test_an_error_leaves_no_graphs_behind(stage: str, again: Path, data: Path, m
     assert [path.name for path in (again / "runs" / "weave").iterdir()] == ["models"]
 
 
+@pytest.mark.usefixtures("exported_before")
 def test_a_full_disk_keeps_the_old_bundle(again: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_bundle(again / "bundle").manifest
     copyfile = shutil.copyfile

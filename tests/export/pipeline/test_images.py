@@ -6,9 +6,6 @@ import functools
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `export`")
-
 from PIL import Image
 from tiny_builds import draw
 

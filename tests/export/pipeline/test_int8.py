@@ -6,17 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_builds import options, quiet_build
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from tiny_builds import options, quiet_build  # noqa: E402
-
-from saae_export.int8 import gate as int8_gate  # noqa: E402
-from saae_export.int8.gate import Quality, Verdict, compare_quality  # noqa: E402
-from saae_runtime import Engine  # noqa: E402
-from saae_runtime.errors import CalibrationError  # noqa: E402
-from saae_train.data.demo import write_demo  # noqa: E402
+from saae_export.int8 import gate as int8_gate
+from saae_export.int8.gate import Quality, Verdict, compare_quality
+from saae_runtime import Engine
+from saae_runtime.errors import CalibrationError
+from saae_train.data.demo import write_demo
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_builds import options, quiet_build
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from tiny_builds import options, quiet_build  # noqa: E402
-
-from saae_export.pipeline.build import BuildResult  # noqa: E402
-from saae_export.pipeline.images import Request  # noqa: E402
-from saae_runtime import Engine, open_bundle  # noqa: E402
-from saae_runtime.images import read_image  # noqa: E402
-from saae_train.data.category import find_category  # noqa: E402
-from saae_train.data.demo import write_demo  # noqa: E402
+from saae_export.pipeline.build import BuildResult
+from saae_export.pipeline.images import Request
+from saae_runtime import Engine, open_bundle
+from saae_runtime.images import read_image
+from saae_train.data.category import find_category
+from saae_train.data.demo import write_demo
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -9,33 +9,25 @@ import shutil
 from pathlib import Path
 
 import pytest
+from folders import copy_tree, leftovers
+from PIL import Image
+from rich.console import Console
+from tiny_builds import options, quiet_build
+from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch", reason="needs the extra `export`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
-from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from saae_export.cli.inspect import print_bundle  # noqa: E402
-from saae_export.pipeline.build import BuildResult, build  # noqa: E402
-from saae_export.pipeline.images import Request  # noqa: E402
-from saae_export.pipeline.summary import print_summary  # noqa: E402
-from saae_runtime import Engine, open_bundle  # noqa: E402
-from saae_runtime.errors import SelfTestError  # noqa: E402
-from saae_train.cli import app  # noqa: E402
-from saae_train.data.category import find_category  # noqa: E402
-from saae_train.data.unseen import unseen_images  # noqa: E402
-from saae_train.model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from saae_train.selftest.run import selftest  # noqa: E402
+from saae_export.cli.inspect import print_bundle
+from saae_export.pipeline.build import BuildResult, build
+from saae_export.pipeline.images import Request
+from saae_export.pipeline.summary import print_summary
+from saae_runtime import Engine, open_bundle
+from saae_runtime.errors import SelfTestError
+from saae_train.cli import app
+from saae_train.data.category import find_category
+from saae_train.data.split import split_of
+from saae_train.model.checkpoint import load_checkpoint, save_checkpoint
+from saae_train.selftest.run import selftest
 
 QUICK = {"self_test": True, "self_test_frames": 20, "precisions": ("fp32",), "parity_images": 2, "samples": 0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +85,9 @@ def test_the_numbers_are_those_of_the_bundle(built: tuple[BuildResult, str, Path
     assert result.self_test is not None
     (model,) = (folder / "runs" / "weave" / "models").iterdir()
     checkpoint = load_checkpoint(model)
-    samples = unseen_images(checkpoint.facts, checkpoint.config, find_category(data, "weave")).samples
+    samples = split_of(checkpoint.record, checkpoint.config, find_category(data, "weave")).held_out
     with Engine(folder / "bundle") as engine:
-        again = selftest(engine, samples, frames=20)
+        again = selftest(engine, samples, threshold=engine.threshold, image_threshold=engine.image_threshold, frames=20)
     assert again.share() == result.self_test.share()
     assert again.easy == result.self_test.easy
     assert again.image_threshold == result.self_test.image_threshold

@@ -16,29 +16,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_bundle import tiny_manifest
 
-from saae_export.report import html as report
-from saae_export.report.html import (
-    Curve,
-    Example,
-    Facts,
-    FitHistory,
-    LatencyRow,
-    MetricRow,
-    ParityRow,
-    ReportData,
-    Scores,
-    ThresholdSet,
-    render_report,
-    write_report,
-)
+from saae_export.report import html as html_module
+from saae_export.report.data import Example, LatencyRow, Report
+from saae_export.report.html import render_report, write_report
 from saae_runtime import files, render
 from saae_runtime.errors import FrameError, StorageError
-from saae_runtime.manifest import Parity
+from saae_runtime.manifest import Artefact, Backbone, Calibration, Manifest, Parity, Thresholds
 from saae_runtime.thresholds import ThresholdTable
+from saae_train.evaluation.curves import Curve
+from saae_train.evaluation.ranking import Metric
+from saae_train.evaluation.result import Evaluation, ImageScore, Subset
+from saae_train.record import FitRecord
+from saae_train.selftest.result import Defect, SelfTest, Share
 
 TABLE = ThresholdTable((0.0, 0.001, 0.1, 1.0), (4.0, 3.25, 2.0, 0.5), 0.001, 100_000)
 PASSED = Parity(12, 2.1e-6, 1.3e-6, 0, 1e-4, 1e-4, True, "good/004.jpg", "PyTorch fp32")
+ENGINE = Artefact("x-sm89.engine", "engine", "fp16", library="tensorrt")
 
 
 class Page(HTMLParser):
@@ -80,44 +75,73 @@ def example(truth: bool = True, size: tuple[int, int] = (40, 60)) -> Example:
     )
 
 
-def full(**changes: object) -> ReportData:
-    data = ReportData(
+def manifest(**changes: object) -> Manifest:
+    found = dataclasses.replace(
+        tiny_manifest(precisions=("fp32", "fp16")),
         category="zipper",
         created="2025-05-06T12:00:00Z",
-        bundle="bundles/zipper",
-        synthetic=True,
-        simulated=["The GPU figures were not measured."],
-        notes=["Half of the images were darker than usual."],
-        facts=[
-            Facts("Backbone", {"name": "vit_small_patch14_dinov2", "sha256": "ab" * 32, "layers": [3, 4], "cut": True}),
-            Facts("Model", {"V": 60, "rate": 0.001, "components": None, "sizes": {"h": 28, "w": 28}}),
-        ],
-        thresholds=[ThresholdSet("fp32", TABLE, TABLE), ThresholdSet("fp16", TABLE)],
-        scores=Scores([0.1, 0.2, 0.9], [0.3, 0.8], [0.4, 1.5, 1.75], threshold=0.7),
-        metrics=[
-            MetricRow("overall", {"pixel ROC-AUC": 0.98534, "PRO-AUC": None}, 5, {"PRO-AUC": "no masks"}),
-            MetricRow("scratch", {"pixel ROC-AUC": 0.97, "image ROC-AUC": 1.0}),
-        ],
-        curves=[Curve("PRO", [0, 0.5, 1], [0, 0.9, 1], y_label="overlap", area=0.9561, limit=0.3)],
-        fit=FitHistory(np.geomspace(40, 2, 500), seconds=184.0, stopped="the loss no longer fell"),
-        parity=[ParityRow("model.onnx", "fp32", PASSED), ParityRow("x-sm89.engine", "fp16", why_not="no such GPU")],
-        latency=[LatencyRow("onnxruntime:cpu", "fp32", 40.0, 44.0, "frame to result", runs=50, where="2 cores")],
-        worst=[example()],
-        missing={},
-        next_commands=[("score a folder", "saae-run bundles/zipper images/")],
+        backbone=Backbone("vit_small_patch14_dinov2", "packaged", "ab" * 32),
+        thresholds={"fp32": Thresholds(TABLE, TABLE), "fp16": Thresholds(TABLE, TABLE)},
+        artefacts=(Artefact("model.onnx", "onnx", "fp32", parity=PASSED), ENGINE),
     )
-    return dataclasses.replace(data, **changes)
+    return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+
+
+def evaluation(label: str = "scratch", text: str = "no masks") -> Evaluation:
+    overall = {"pixel_roc_auc": Metric(0.98534), "pro_auc": Metric(None, text), "image_roc_auc": Metric(0.75)}
+    scores = [("good", 0.3), ("good", 0.8), (label, 0.4), (label, 1.5), (label, 1.75)]
+    return Evaluation(
+        category="zipper",
+        synthetic=True,
+        overall=Subset("overall", 5, 3, overall),
+        by_type=(Subset(label, 5, 3, overall | {"pixel_roc_auc": Metric(0.97)}),),
+        images=tuple(ImageScore("x.png", (4, 4), kind, kind != "good", score, score, 0.1) for kind, score in scores),
+        curves=(Curve("PRO", np.array([0, 0.5, 1]), np.array([0, 0.9, 1]), "FPR", "overlap", Metric(0.9561), 0.3),),
+        threshold=0.7,
+        image_threshold=0.7,
+        best_f1_threshold=None,
+        pro_limit=0.3,
+        exact=True,
+        notes=(f"Half of the images were darker than usual. {text}",),
+    )
+
+
+def self_test(text: str = "glare") -> SelfTest:
+    recipe = (0, 1, "spot", "large", "strong", 7)
+    drawn = [Defect("a.png", "spot", "large", "strong", 9.0, 70, 80.0, 2.0, 2.0, n > 0, True, recipe) for n in range(6)]
+    return SelfTest(tuple(drawn), Share(1, 8), 1.0, 1.0, Metric(0.91), Metric(0.82), {text: 2}, 1, 0)
+
+
+def full(**changes: object) -> Report:
+    data = Report(
+        manifest=manifest(),
+        bundle="bundles/zipper",
+        source="./data",
+        record=FitRecord(
+            seconds_fit=184.0, loss=tuple((step, float(loss)) for step, loss in enumerate(np.geomspace(40, 2, 500), 1))
+        ),
+        evaluation=evaluation(),
+        self_test=self_test(),
+        held_out_scores=[0.1, 0.2, 0.9],
+        image_threshold=0.7,
+        not_compared={"x-sm89.engine": "no such GPU"},
+        latency=[LatencyRow("onnxruntime:cpu", "fp32", 40.0, 44.0, "frame to result", runs=50, where="2 cores")],
+        examples=[example()],
+        calibrated_with="onnxruntime:cpu",
+        shown_with="the CPU",
+    )
+    return dataclasses.replace(data, **changes)  # type: ignore[arg-type]
 
 
 def test_everything_given_is_shown() -> None:
     page = Page(render_report(full()))
     for part in (
-        "zipper", "2025-05-06T12:00:00Z", "bundles/zipper", "The GPU figures were not measured.",
-        "Half of the images were darker than usual.", "vit_small_patch14_dinov2", "ab" * 32, "3, 4", "yes", "0.001",
-        "h 28, w 28", "98.53 %", "97.00 %", "PRO-AUC: no masks", "PRO, area up to FPR 0.3 95.61 %", "3.25", "100,000",
-        "40 at the start, 2 after 500 steps", "3 min 4 s", "the loss no longer fell", "2.1e-06 of 1.0e-04",
-        "good/004.jpg", "no such GPU", "40 ms", "25", "frame to result", "2 cores", "scratch/007.png",
-        "most certain defect", "score 3 > T 2: defect", "saae-run bundles/zipper images/",
+        "zipper", "2025-05-06T12:00:00Z", "bundles/zipper", "./data", "nothing else in this report is simulated",
+        "Half of the images were darker than usual.", "vit_small_patch14_dinov2", "ab" * 32, "0, 1", "0.001",
+        "98.53 %", "97.00 %", "PRO-AUC: no masks", "PRO, area up to FPR 0.3: 95.61 %", "3.25", "100,000",
+        "40 at the start, 2 after 500 steps", "3 min 4 s", "2.1e-06 of 1.0e-04", "5 of 6 large, strong ones", "2 glare",
+        "good/004.jpg", "no such GPU", "40 ms", "25", "frame to result", "2 cores", "scratch/007.png", "the CPU",
+        "most certain defect", "score 3 > T 2: defect", "saae-run bundles/zipper IMAGES",
         "parity passed: 1 artefact, 1 not checked",
     ):  # fmt: skip
         assert part in page.words, part
@@ -133,7 +157,8 @@ def test_decisions_at_the_threshold_are_counted() -> None:
 
 @pytest.mark.parametrize("given_", [True, False])
 def test_labels_stand_where_they_are_true_and_nowhere_else(given_: bool) -> None:
-    page = Page(render_report(full(synthetic=given_, simulated=["x"] if given_ else [])))
+    chosen = full(manifest=manifest(synthetic=given_), self_test=self_test() if given_ else None)
+    page = Page(render_report(chosen))
     ids = {attributes.get("id") for _, attributes in page.elements}
     assert ({"synthetic", "simulated"} <= ids) == given_
     assert ("Synthetic demo data" in page.words) == given_
@@ -141,33 +166,30 @@ def test_labels_stand_where_they_are_true_and_nowhere_else(given_: bool) -> None
 
 
 def test_failed_parity_is_loud() -> None:
-    failed = dataclasses.replace(PASSED, passed=False, flips=2)
-    words = Page(render_report(full(parity=[ParityRow("model.fp16.onnx", "fp16", failed)]))).words
+    failed = Artefact("model.fp16.onnx", "onnx", "fp16", parity=dataclasses.replace(PASSED, passed=False, flips=2))
+    words = Page(render_report(full(manifest=manifest(artefacts=(failed,))))).words
     assert "Do not deploy" in words
     assert "parity failed: 1 of 1" in words
     assert "Do not deploy" not in Page(render_report(full())).words
 
 
-def test_empty_report_says_what_is_missing_and_why() -> None:
-    page = Page(render_report(ReportData("zipper", missing={"metrics": "no defect images were given"})))
-    assert "no defect images were given" in page.words
-    assert "parity not checked" in page.words
-    for word in ("Latency was not measured", "No thresholds were calibrated", "No images were kept"):
-        assert word in page.words
+def test_empty_report_says_what_is_missing() -> None:
+    page = Page(render_report(Report(manifest(thresholds={}, artefacts=()))))
+    for words in (
+        "no defect images were given", "parity not checked", "Latency was not measured", "No images were kept",
+        "No thresholds were calibrated", "No image scores were recorded", "No simulated defects were tried",
+        "The course of the fit was not recorded",
+    ):  # fmt: skip
+        assert words in page.words, words
     assert not any(tag in ("svg", "img") for tag, _ in page.elements)
-
-
-@pytest.mark.parametrize("name", ["facts", "thresholds", "scores", "metrics", "curves", "fit", "parity", "latency"])
-def test_each_part_can_be_left_out(name: str) -> None:
-    empty = getattr(ReportData("x"), name)
-    words = Page(render_report(full(**{name: empty}, missing={name: "left out on purpose"}))).words
-    assert "left out on purpose" in words
 
 
 def test_pictures_are_png_of_the_panels() -> None:
     shown = example(size=(640, 960))
     sources = [
-        attributes["src"] or "" for tag, attributes in Page(render_report(full(worst=[shown]))).elements if tag == "img"
+        attributes["src"] or ""
+        for tag, attributes in Page(render_report(full(examples=[shown], self_test=None))).elements
+        if tag == "img"
     ]
     assert len(sources) == 4
     panels = []
@@ -177,19 +199,19 @@ def test_pictures_are_png_of_the_panels() -> None:
         panels.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
     assert {panel.shape for panel in panels} == {(213, 320, 3)}
     small = example()
-    page = Page(render_report(full(worst=[small])))
+    page = Page(render_report(full(examples=[small], self_test=None)))
     data = [attributes["src"] or "" for tag, attributes in page.elements if tag == "img"][1].partition(",")[2]
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), render.heatmap(small.anomaly_map, 1.0)
     )
-    three = Page(render_report(full(worst=[example(truth=False)])))
+    three = Page(render_report(full(examples=[example(truth=False)], self_test=None)))
     assert sum(tag == "img" for tag, _ in three.elements) == 3
 
 
 def test_example_that_does_not_fit_is_named() -> None:
     wrong = dataclasses.replace(example(), frame=np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(FrameError):
-        render_report(full(worst=[wrong]))
+        render_report(full(examples=[wrong]))
 
 
 def test_page_needs_no_network_and_no_script() -> None:
@@ -212,25 +234,31 @@ def shape_of(page: Page) -> list[tuple[str, tuple[str, ...]]]:
     return [(tag, tuple(sorted(attributes))) for tag, attributes in page.elements]
 
 
-def filled_with(text: str) -> ReportData:
-    """A report with the text in every place that a user can fill."""
-    return ReportData(
-        category=text, created=text, bundle=text, synthetic=True, simulated=[text], notes=[text],
-        facts=[Facts(text, {text: text, "list": [text], "map": {text: text}})],
-        thresholds=[ThresholdSet(text, TABLE, TABLE), ThresholdSet(text, TABLE)],
-        scores=Scores([1.0, 2.0], threshold=1.5, held_out_label=text),
-        metrics=[MetricRow(text, {text: 0.5, "other": None}, 3, {text: text})],
-        curves=[Curve(text, [0, 1], [0, 1], x_label=text, y_label=text, area=0.5)],
-        fit=FitHistory([2.0, 1.0], unit=text, seconds=1.0, stopped=text),
-        parity=[
-            ParityRow(text, text, Parity(1, 1.0, 1.0, 1, 0.1, 0.1, False, text, text)),
-            ParityRow(text, text, None, text),
-        ],
+def filled_with(text: str) -> Report:
+    """A report with the text in every place that a user or a file can fill."""
+    found = manifest(
+        category=text,
+        created=text,
+        backbone=Backbone(text, text, text),
+        calibration=Calibration(3, text, True),
+        tools={text: text},
+        artefacts=(
+            Artefact(text, "onnx", "fp32", parity=Parity(1, 1.0, 1.0, 1, 0.1, 0.1, False, text, text)),
+            dataclasses.replace(ENGINE, file=f"{text}2"),
+        ),
+    )
+    return full(
+        manifest=dataclasses.replace(found, model=dataclasses.replace(found.model, loss=text, score=text, preset=text)),
+        bundle=text,
+        source=text,
+        evaluation=evaluation(text, text),
+        self_test=self_test(text),
+        not_compared={f"{text}2": text},
         latency=[LatencyRow(text, text, 1.0, 2.0, text, where=text)],
-        worst=[dataclasses.replace(example(size=(41, 43)), name=text, label=text, verdict=text)],
-        missing={"curves": text},
-        next_commands=[(text, text)],
-    )  # fmt: skip
+        examples=[dataclasses.replace(example(size=(41, 43)), name=text, label=text, verdict=text)],
+        calibrated_with=text,
+        shown_with=text,
+    )
 
 
 PLAIN_SHAPE = shape_of(Page(render_report(filled_with("x"))))
@@ -275,7 +303,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(StorageError):
-        write_report(target, full(category="other"))
+        write_report(target, full(bundle="other"))
     assert target.read_bytes() == before
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
 
@@ -287,20 +315,19 @@ def test_same_data_gives_the_same_bytes() -> None:
 def test_size_stays_bounded_for_long_inputs() -> None:
     rng = np.random.default_rng(0)
     x = np.sort(rng.random(300_000))
-    long = full(
-        worst=[], curves=[Curve("ROC", x, x)], fit=FitHistory(rng.random(100_000)),
-        scores=Scores(rng.random(50_000), threshold=0.5),
-    )  # fmt: skip
+    many = dataclasses.replace(evaluation(), curves=(dataclasses.replace(evaluation().curves[0], x=x, y=x),))
+    record = FitRecord(loss=tuple(enumerate(rng.random(100_000).tolist())))
+    long = full(examples=[], evaluation=many, record=record, held_out_scores=rng.random(50_000), self_test=None)
     assert len(render_report(long)) < 150_000
 
 
 def test_report_needs_no_torch() -> None:
     code = "import sys, saae_export.report.html; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(report.__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(html_module.__file__).parents[2]).returncode == 0
 
 
 def test_style_has_a_dark_side() -> None:
-    html = render_report(ReportData("x"))
+    html = render_report(Report(manifest()))
     assert "prefers-color-scheme: dark" in html
     names = set(re.findall(r"var\((--[\w-]+)\)", html))
     defined = set(re.findall(r"(--[\w-]+):", html))

@@ -11,24 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from needs import need
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
+from tiny_bundle import make_tiny_bundle
+from typer.testing import CliRunner
 
-onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from tiny_bundle import make_tiny_bundle  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from saae_export.doctor import run_probe  # noqa: E402
-from saae_export.tensorrt.compile import EngineOptions, build_engine, compile_engine, engine_file  # noqa: E402
-from saae_export.tensorrt.network import onnx_for_tensorrt, parse_network  # noqa: E402
-from saae_export.tensorrt.progress import BuildProgress  # noqa: E402
-from saae_runtime.backends.cuda.api import CudaApi  # noqa: E402
-from saae_runtime.backends.tensorrt import choose as backend_module  # noqa: E402
-from saae_runtime.backends.tensorrt.library import TrtLibrary, load_library  # noqa: E402
-from saae_runtime.bundle import open_bundle  # noqa: E402
-from saae_runtime.errors import (  # noqa: E402
+from saae_export.doctor import run_probe
+from saae_export.tensorrt.compile import EngineOptions, build_engine, compile_engine, engine_file
+from saae_export.tensorrt.network import onnx_for_tensorrt, parse_network
+from saae_export.tensorrt.progress import BuildProgress
+from saae_runtime.backends.cuda.api import CudaApi
+from saae_runtime.backends.tensorrt import choose as backend_module
+from saae_runtime.backends.tensorrt.library import TrtLibrary, load_library
+from saae_runtime.bundle import open_bundle
+from saae_runtime.errors import (
     BackendError,
     BackendUnavailableError,
     BundleCorruptError,
@@ -42,7 +41,7 @@ SIZE = (16, 24)
 
 @pytest.fixture(scope="module")
 def rtx() -> TrtLibrary:
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
+    need("tensorrt_rtx")
     return load_library("tensorrt_rtx")
 
 
@@ -65,17 +64,23 @@ def signature(tensors):
 # -- real builds
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("sm", ["sm89", "sm120"])
-def test_the_fused_graph_is_built_for_another_machines_gpu(rtx, tmp_path, precision, sm):
-    pytest.importorskip("torch", reason="needs the extra `export`")
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def fused(request, tmp_path_factory):
+    """A precision, and the fused graph of a tiny model in it."""
+    need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
     detector = tiny_detector(components=48, score="cosine", smoothing=0.5)
-    path = export_onnx(FusedGraph(detector, (80, 100), precision), tmp_path / "model.onnx", 0.5)
+    path = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    return request.param, export_onnx(FusedGraph(detector, (80, 100), request.param), path, 0.5)
+
+
+@pytest.mark.parametrize("sm", ["sm89", "sm120"])
+def test_the_fused_graph_is_built_for_another_machines_gpu(rtx, fused, sm):
+    precision, path = fused
     options = EngineOptions(min_batch=1, opt_batch=2, max_batch=6)
     built = compile_engine(rtx, onnx_for_tensorrt(path), name=path.name, sms=(sm,), options=options)
     assert len(built.data) > 100_000

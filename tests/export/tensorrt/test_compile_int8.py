@@ -6,28 +6,27 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from needs import need
+from onnxruntime import quantization
+from tiny_bundle import make_tiny_bundle
+from typer.testing import CliRunner
 
-onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
-quantization = pytest.importorskip("onnxruntime.quantization", reason="needs onnxruntime's quantization tools")
-
-from tiny_bundle import make_tiny_bundle  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from saae_export.cli import app  # noqa: E402
-from saae_export.tensorrt.compile import compile_engine  # noqa: E402
-from saae_export.tensorrt.network import onnx_for_tensorrt  # noqa: E402
-from saae_runtime.backends.tensorrt.library import TrtLibrary, load_library  # noqa: E402
-from saae_runtime.bundle import open_bundle, update_bundle  # noqa: E402
-from saae_runtime.errors import BackendError  # noqa: E402
-from saae_runtime.manifest import Artefact  # noqa: E402
+from saae_export.cli import app
+from saae_export.tensorrt.compile import compile_engine
+from saae_export.tensorrt.network import onnx_for_tensorrt
+from saae_runtime.backends.tensorrt.library import TrtLibrary, load_library
+from saae_runtime.bundle import open_bundle, update_bundle
+from saae_runtime.errors import BackendError
+from saae_runtime.manifest import Artefact
 
 SIZE = (16, 24)
 
 
 @pytest.fixture(scope="module")
 def rtx() -> TrtLibrary:
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
+    need("tensorrt_rtx")
     return load_library("tensorrt_rtx")
 
 
@@ -73,7 +72,7 @@ def convolutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(folder: Path, **options) -> Path:
-    pytest.importorskip("torch", reason="needs the extra `export`")
+    need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fake_backend import SIZE, frames
 from fake_cuda import FakeCuda, expected_map, fake_tensorrt
 from tiny_bundle import tiny_manifest
-from trt_fakes import SIZE, frames
 from typer.testing import CliRunner
 
 from saae_export.parity.reference import ReferenceFrame, write_reference
@@ -257,9 +257,8 @@ def test_a_bundle_that_cannot_be_written_to_is_verified_all_the_same(bundle, gpu
 # -- build
 
 
+@pytest.mark.needs("torch", "onnxruntime")
 def test_build_compares_its_engine_with_pytorch_and_keeps_the_parity(tmp_path, gpu, monkeypatch):
-    pytest.importorskip("torch", reason="needs the extra `export`")
-    pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
     from tiny_builds import draw, options, quiet_build
 
     from saae_export.graph.onnx_file import run_onnx, session
@@ -290,30 +289,26 @@ def test_build_compares_its_engine_with_pytorch_and_keeps_the_parity(tmp_path, g
 # -- saae-export build
 
 
+@pytest.mark.needs("torch")
 def test_a_build_ends_where_its_engine_gives_no_numbers(bundle, monkeypatch):
     """And goes on where the engine is for another machine."""
-    pytest.importorskip("torch", reason="needs the extra `export`")
     from rich.console import Console
 
     from saae_export.pipeline import graphs as build_graphs
-    from saae_export.pipeline.images import Request
-    from saae_export.pipeline.options import BuildOptions
     from saae_runtime.errors import EngineIncompatibleError
-    from saae_runtime.stages import Stages
-    from saae_train.data.category import Category
+    from saae_runtime.terminal import Stages
 
     made = with_engine(bundle, artefact())
-    images = Category("tiny", made.path, (), ())
     stages = Stages(Console(quiet=True), 1)
 
     def compared():
-        return build_graphs.compared(BuildOptions(Request()), made, None, images, (), stages)
+        return build_graphs.check_parity(made, None, (), ("fp32", "fp16"), "", stages)
 
     def elsewhere(*_):
         raise EngineIncompatibleError("It is for another GPU.")
 
-    monkeypatch.setattr(build_graphs, "artefact_parity", elsewhere)
-    assert compared()[2] == {artefact().file: "It is for another GPU."}
-    monkeypatch.setattr(build_graphs, "artefact_parity", _no_numbers)
+    monkeypatch.setattr(build_graphs, "open_artefact", elsewhere)
+    assert compared().not_compared == {artefact().file: "It is for another GPU."}
+    monkeypatch.setattr(build_graphs, "open_artefact", _no_numbers)
     with pytest.raises(BackendError, match="not finite"):
         compared()

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine, backends, open_bundle
 from saae_runtime.backends import BACKENDS, BackendOptions
 from saae_runtime.backends.cache import cache_folder
-from saae_runtime.backends.onnxruntime import backend as ort_backend
+from saae_runtime.backends.onnxruntime import choose as ort_choose
 from saae_runtime.backends.onnxruntime import openvino as ort_openvino
 from saae_runtime.bundle import Bundle, write_bundle
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
@@ -79,7 +80,7 @@ def test_asked_for_and_missing_is_an_error(bundle: Bundle, name: str) -> None:
 
 
 def test_missing_cuda_gives_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match="built without CUDA") as caught:
         backends.open_backend(bundle, "onnxruntime:cuda")
@@ -87,20 +88,20 @@ def test_missing_cuda_gives_the_pip_line(bundle: Bundle, monkeypatch: pytest.Mon
 
 
 def test_provider_that_does_not_load_is_no_silent_cpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has the CUDA provider")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: True)
     # This ONNX Runtime has no CUDA provider: it warns and goes on with the CPU, as it does for a missing cuDNN.
     with pytest.raises(BackendError):
         backends.open_backend(bundle, "onnxruntime:cuda")
 
 
 def test_no_driver_is_said(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort = pytest.importorskip("onnxruntime")
+    ort = need("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort_backend, "_has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: False)
     with pytest.raises(BackendUnavailableError, match="no NVIDIA driver"):
         backends.open_backend(bundle, "onnxruntime:cuda")
 
@@ -118,8 +119,8 @@ def test_onnx_runtime_that_cannot_be_imported(bundle: Bundle, monkeypatch: pytes
     def broken(name: str) -> None:
         raise ImportError("libfoo.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(ort_backend.importlib, "import_module", broken)
-    candidate = next(c for c in ort_backend.candidates(bundle) if c.name == "onnxruntime:cpu")
+    monkeypatch.setattr(ort_choose.importlib, "import_module", broken)
+    candidate = next(c for c in ort_choose.candidates(bundle) if c.name == "onnxruntime:cpu")
     assert "libfoo.so.1" in (candidate.why_not or "")
 
 

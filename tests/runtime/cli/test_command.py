@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 from PIL import Image
 from repeated_options import repeatable
 from tiny_bundle import gray_frame, make_tiny_bundle
@@ -25,7 +26,8 @@ from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
 from saae_runtime.render import heatmap, save_png
 
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+pytestmark = pytest.mark.needs("onnxruntime")
+
 SPOT = (10, 20, 9, 14)
 COMMAND = [sys.executable, "-m", "saae_runtime.cli"]
 
@@ -335,7 +337,7 @@ def test_name_that_is_no_utf8(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_video(bundle: Path, tmp_path: Path) -> None:
-    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'saae[video]'")
+    av = need("av")
     path = tmp_path / "line.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 
 from saae_runtime import Engine
@@ -21,7 +22,7 @@ SPOT = (10, 20, 9, 14)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    need("onnxruntime")
     with Engine(make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"), threads=1) as engine:
         yield engine
 

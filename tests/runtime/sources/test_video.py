@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ GRAYS = (20, 70, 120, 170, 220, 90)
 
 
 def film(path: Path, grays: tuple[int, ...] = GRAYS) -> Path:
-    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'saae[video]'")
+    av = need("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -38,7 +39,7 @@ def film(path: Path, grays: tuple[int, ...] = GRAYS) -> Path:
 
 @pytest.fixture(params=["av", "cv2"])
 def library(request, monkeypatch) -> str:
-    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    need(request.param)
     found = video.find_spec
     monkeypatch.setattr(video, "find_spec", lambda name: found(name) if name == request.param else None)
     assert video.check_video() == request.param
@@ -82,7 +83,7 @@ def test_no_film_at_all_is_one_error(tmp_path: Path, library: str) -> None:
 
 
 def test_film_of_sound_alone_is_named(tmp_path: Path) -> None:
-    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'saae[video]'")
+    av = need("av")
     path = tmp_path / "sound.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -106,8 +107,8 @@ def test_library_that_cannot_be_loaded_is_said(monkeypatch) -> None:
     assert "opencv-python-headless" in caught.value.cure
 
 
+@pytest.mark.needs("cv2")
 def test_camera_that_is_not_there(tmp_path: Path) -> None:
-    pytest.importorskip("cv2", reason="OpenCV is not installed")
     if Path("/dev/video97").exists():
         pytest.skip("this machine has a camera of that number")
     with pytest.raises(DeviceError) as caught:
@@ -171,8 +172,8 @@ def test_camera_that_fails_is_reported_once_and_then_given_up(camera: type[FakeC
     assert camera.released == [True]  # type: ignore[attr-defined]
 
 
+@pytest.mark.needs("onnxruntime")
 def test_a_camera_on_the_command_line(camera: type[FakeCamera], tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
     bundle = make_tiny_bundle(tmp_path / "bundle")
     camera.picture = gray_frame(spot=(10, 20, 9, 14))
     camera.script = (True, False, *[True] * 100)

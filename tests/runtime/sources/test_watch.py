@@ -183,9 +183,9 @@ def test_only_folders_are_watched(tmp_path: Path) -> None:
 # --- the command ---
 
 
+@pytest.mark.needs("onnxruntime")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_goes_on_until_it_is_stopped(tmp_path: Path, number: int) -> None:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
     bundle, folder = make_tiny_bundle(tmp_path / "bundle"), tmp_path / "arriving"
     save_png(folder / "0.png", gray_frame())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
@@ -214,8 +214,8 @@ def test_the_command_goes_on_until_it_is_stopped(tmp_path: Path, number: int) ->
     assert "Traceback" not in log
 
 
+@pytest.mark.needs("onnxruntime")
 def test_a_limit_ends_the_watch(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
     from typer.testing import CliRunner
 
     from saae_runtime.cli import command as cli

@@ -7,9 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from repeated_options import repeatable
 from typer.testing import CliRunner
 
@@ -17,6 +14,8 @@ from saae_runtime.errors import ConfigError
 from saae_train.cli import app
 from saae_train.cli.options import make_config, parse_layers, parse_size
 from saae_train.data.demo import write_demo
+
+pytestmark = pytest.mark.needs("torch")
 
 runner = CliRunner()
 

@@ -8,9 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from typer.testing import CliRunner
 
 from saae_runtime.errors import CheckpointError, ConfigError

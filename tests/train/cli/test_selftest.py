@@ -7,10 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
-
 from PIL import Image
 from tiny_bundle import make_tiny_bundle
 from typer.testing import CliRunner
@@ -18,6 +14,8 @@ from typer.testing import CliRunner
 from saae_runtime.errors import ConfigError, DataError
 from saae_train.cli import app
 from saae_train.data.demo import write_demo
+
+pytestmark = pytest.mark.needs("torch", "onnxruntime")
 
 runner = CliRunner()
 

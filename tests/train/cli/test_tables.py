@@ -8,15 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("timm", reason="needs the extra `train`")
-
 from tiny_sets import TINY_CHANGES, write_square_set
 from typer.testing import CliRunner
 
 from saae_train.cli import app
 from saae_train.data.category import SYNTHETIC_STAMP
 from saae_train.experiments.experiment import run_experiment
+
+pytestmark = pytest.mark.needs("timm")
 
 SET = [
     word

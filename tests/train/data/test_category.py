@@ -1,4 +1,4 @@
-"""Listing of the MVTec AD tree and of plain folders, the held-out split and the content digest."""
+"""Listing of the MVTec AD tree and of plain folders."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from saae_runtime.errors import DataError
 from saae_train.data.category import (
-    MIN_FIT,
-    MIN_HELD_OUT,
-    Sample,
-    content_digest,
     distinct_names,
     find_category,
     from_folders,
     list_categories,
-    split_held_out,
 )
 
 
@@ -241,87 +234,3 @@ def test_names_are_kept_apart_by_the_folders_before_them() -> None:
     assert distinct_names(paths[:1]) == ["1.png"]
     assert distinct_names([]) == []
     assert distinct_names([Path("1.png")] * 2) == ["1.png"] * 2  # one file twice cannot be told apart
-
-
-@pytest.fixture(scope="module")
-def normals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sample, ...]:
-    folder = tmp_path_factory.mktemp("normals")
-    return from_folders(*{picture(folder / f"{i:02d}.png", i, (34, 34)).parent for i in range(40)}).train
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), fraction=st.floats(0.01, 0.99), minimum=st.integers(0, 60), seed=st.integers(0, 2**40))
-def test_split_is_a_partition_that_ignores_order(
-    normals: tuple[Sample, ...], data: st.DataObject, fraction: float, minimum: int, seed: int
-) -> None:
-    count = data.draw(st.integers(MIN_FIT + MIN_HELD_OUT, len(normals)))
-    chosen = normals[:count]
-    fit, held_out = split_held_out(chosen, fraction, minimum, seed)
-    assert sorted(fit + held_out, key=lambda s: s.path) == list(chosen)
-    assert len(fit) >= MIN_FIT
-    assert len(held_out) >= MIN_HELD_OUT
-    assert split_held_out(data.draw(st.permutations(chosen)), fraction, minimum, seed) == (fit, held_out)
-
-
-def test_split_survives_renaming_and_changes_with_the_seed(normals: tuple[Sample, ...], tmp_path: Path) -> None:
-    fit, held_out = split_held_out(normals)
-    assert len(held_out) == 6
-    renamed = [
-        Sample(Path(shutil.copy(s.path, tmp_path / f"{97 * i % 89:02d}x.png")), "good", None, False)
-        for i, s in enumerate(normals)
-    ]
-    fit_2, held_out_2 = split_held_out(renamed)
-    assert [s.path.read_bytes() for s in held_out] == [s.path.read_bytes() for s in held_out_2]
-    assert content_digest(fit) == content_digest(fit_2)
-    assert {s.path for s in split_held_out(normals, seed=1)[1]} != {s.path for s in held_out}
-
-
-def test_copies_fall_on_one_side(normals: tuple[Sample, ...], tmp_path: Path) -> None:
-    copies = [
-        Sample(Path(shutil.copy(s.path, tmp_path / f"copy{i}.png")), "good", None, False)
-        for i, s in enumerate(normals[:10])
-    ]
-    for seed in range(5):
-        fit, held_out = split_held_out([*normals[:10], *copies], 0.3, seed=seed)
-        assert not {s.path.read_bytes() for s in fit} & {s.path.read_bytes() for s in held_out}
-
-
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_too_few_images(normals: tuple[Sample, ...], count: int) -> None:
-    with pytest.raises(DataError, match="at least 6") as caught:
-        split_held_out(normals[:count])
-    assert caught.value.what.startswith(f"{count} normal image")
-    assert "thresholds" in caught.value.why
-
-
-def test_copies_do_not_count_as_images(normals: tuple[Sample, ...], tmp_path: Path) -> None:
-    copies = [Sample(Path(shutil.copy(normals[0].path, tmp_path / f"{i}.png")), "good", None, False) for i in range(9)]
-    with pytest.raises(DataError, match="1 normal image is too few") as caught:
-        split_held_out(copies)
-    assert "9 files" in caught.value.what
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
-def test_impossible_share(normals: tuple[Sample, ...], fraction: float) -> None:
-    with pytest.raises(DataError, match="cannot be held out"):
-        split_held_out(normals, fraction)
-
-
-def test_digest_tells_content_order_label_and_mask_apart(normals: tuple[Sample, ...], tmp_path: Path) -> None:
-    a, b = normals[:2]
-    moved = Sample(Path(shutil.copy(a.path, tmp_path / "elsewhere.png")), "good", None, False)
-    assert content_digest([a, b]) == content_digest([moved, b])
-    bad = Sample(a.path, "bent", None, True)
-    masked = Sample(a.path, "bent", mask(tmp_path / "m.png"), True)
-    lists = ([a, b], [b, a], [a], [], [bad, b], [masked, b])
-    assert len({content_digest(samples) for samples in lists}) == len(lists)
-
-
-def test_digest_sees_a_file_change(tmp_path: Path) -> None:
-    sample = Sample(picture(tmp_path / "a.png", 1), "good", None, False)
-    before = content_digest([sample])
-    picture(tmp_path / "a.png", 2)
-    assert content_digest([sample]) != before
-    sample.path.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        content_digest([sample])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saae_runtime.errors import DataError
-from saae_train.evaluation.curves import Shown, curves, decimate, qualitative_sheet
+from saae_train.charts.sheet import SheetColumn, qualitative_sheet
+from saae_train.evaluation.curves import curves, decimate
 from saae_train.evaluation.metrics import PixelPool
 from saae_train.evaluation.ranking import Ranking
 
@@ -67,8 +68,8 @@ def test_sheet_shows_the_segmentation_at_t() -> None:
     truth = np.zeros((40, 80), bool)
     truth[10:30, 20:40] = True
     anomaly_map = np.where(truth, 2.0, 0.5).astype(np.float32)
-    tall = Shown("good", np.full((80, 40, 3), 50, np.uint8), None, np.zeros((80, 40), np.float32))
-    page = qualitative_sheet([Shown("hole", frame, truth, anomaly_map), tall], 1.0, cell=80)
+    tall = SheetColumn("good", np.full((80, 40, 3), 50, np.uint8), None, np.zeros((80, 40), np.float32))
+    page = qualitative_sheet([SheetColumn("hole", frame, truth, anomaly_map), tall], 1.0, cell=80)
     assert page.dtype == np.uint8
     left, top, step = 104, 26, 86
     cells = [page[top + j * step : top + j * step + 80, left : left + 80] for j in range(4)]

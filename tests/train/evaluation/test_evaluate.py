@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -12,11 +11,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from saae_runtime.errors import ConfigError, DataError
+from saae_runtime.errors import DataError
 from saae_runtime.images import read_image, read_mask
+from saae_runtime.result import Scored
 from saae_train.data.category import Category, from_folders
 from saae_train.evaluation import metrics
-from saae_train.evaluation.evaluate import evaluate, representatives, shown
+from saae_train.evaluation.bootstrap import score_intervals
+from saae_train.evaluation.evaluate import evaluate
+from saae_train.evaluation.examples import representatives, sheet_columns
 
 SIZES = [(20, 24), (24, 20), (31, 17), (20, 20)]
 
@@ -58,17 +60,9 @@ def make_category(root: Path, masks: bool = True, bad: bool = True, good: bool =
     )
 
 
-def brightness(frame: np.ndarray) -> tuple[float, np.ndarray]:
+def brightness(frame: np.ndarray) -> Scored:
     anomaly_map = frame.astype(np.float32).mean(axis=2) - 100.0
-    return float(anomaly_map.max()), anomaly_map
-
-
-@dataclass
-class FakeResult:
-    score: float
-    anomaly_map: np.ndarray
-    threshold: float = 15.0
-    image_threshold: float = 20.0
+    return Scored(float(anomaly_map.max()), anomaly_map)
 
 
 @pytest.fixture
@@ -77,12 +71,12 @@ def category(tmp_path: Path) -> Category:
 
 
 def test_overall_and_by_type_equal_the_metrics_of_the_listed_maps(category: Category) -> None:
-    found = evaluate(brightness, category, progress=False)
+    found = evaluate(brightness, category)
     assert [s.label for s in found.by_type] == ["dent", "stain"]
     for subset in (found.overall, *found.by_type):
         rows = [s for s in category.test if subset.label in ("overall", s.label) or not s.is_anomalous]
         frames = [read_image(s.path) for s in rows]
-        maps = [brightness(f)[1] for f in frames]
+        maps = [brightness(f).anomaly_map for f in frames]
         masks = [None if s.mask is None else read_mask(s.mask) for s in rows]
         for name, metric in metrics.pixel_metrics(maps, masks, intervals=True).items():
             same = subset.metrics[name]
@@ -90,7 +84,9 @@ def test_overall_and_by_type_equal_the_metrics_of_the_listed_maps(category: Cate
             # The histograms behind intervals have the whole pool's bins.
             assert (same.low, same.high) == pytest.approx((metric.low, metric.high), abs=1e-3)
         scores, labels = [m.max() for m in maps], [s.is_anomalous for s in rows]
-        assert subset.metrics["image_roc_auc"] == metrics.image_roc_auc(scores, labels, intervals=True)
+        interval = score_intervals(scores, labels)
+        assert interval is not None
+        assert subset.metrics["image_roc_auc"] == metrics.roc_auc(scores, labels).with_interval(*interval)
         assert (subset.images, subset.defective) == (len(rows), sum(labels))
         assert "pixel_fpr" not in subset.metrics  # no T was given
     assert len({s.mask for s in category.test}) == 9  # masks really were there
@@ -103,31 +99,29 @@ def test_overall_and_by_type_equal_the_metrics_of_the_listed_maps(category: Cate
     assert 0 < best < 60
 
 
-def test_thresholds_come_from_the_results_or_the_caller(category: Category) -> None:
-    def scorer(frame: np.ndarray) -> FakeResult:
-        return FakeResult(*brightness(frame))
-
-    found = evaluate(scorer, category, progress=False, intervals=False)
+def test_rates_at_the_thresholds_given(category: Category) -> None:
+    found = evaluate(brightness, category, threshold=15.0, image_threshold=20.0, intervals=False)
     assert (found.threshold, found.image_threshold) == (15.0, 20.0)
     stain = found.by_type[1].metrics
     assert float(stain["image_fpr"]) == 0.0  # noise stays below 10
     assert float(stain["image_tpr"]) == 1.0
     assert float(stain["pixel_fpr"]) == 0.0
     assert float(stain["pixel_tpr"]) == 1.0
-    assert evaluate(scorer, category, threshold=-100.0, progress=False).metric("pixel_fpr").value == 1.0
+    assert evaluate(brightness, category, threshold=-100.0).metric("pixel_fpr").value == 1.0
 
 
 def test_a_coarse_map_is_brought_to_the_image_size(category: Category) -> None:
-    def coarse(frame: np.ndarray) -> tuple[float, np.ndarray]:
-        score, anomaly_map = brightness(frame)
+    def coarse(frame: np.ndarray) -> Scored:
+        found = brightness(frame)
+        anomaly_map = found.anomaly_map
         h, w = anomaly_map.shape[0] // 2 * 2, anomaly_map.shape[1] // 2 * 2
-        return score, anomaly_map[:h, :w].reshape(h // 2, 2, w // 2, 2).mean(axis=(1, 3))
+        return Scored(found.score, anomaly_map[:h, :w].reshape(h // 2, 2, w // 2, 2).mean(axis=(1, 3)))
 
-    assert float(evaluate(coarse, category, progress=False).metric("pixel_roc_auc")) > 0.9
+    assert float(evaluate(coarse, category).metric("pixel_roc_auc")) > 0.9
 
 
 def test_json_holds_everything_and_no_nan(category: Category) -> None:
-    found = evaluate(brightness, category, progress=False, threshold=15.0, image_threshold=20.0)
+    found = evaluate(brightness, category, threshold=15.0, image_threshold=20.0)
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert data["category"] == "part"
     assert data["overall"]["metrics"]["pro_auc"]["value"] == found.metric("pro_auc").value
@@ -137,7 +131,7 @@ def test_json_holds_everything_and_no_nan(category: Category) -> None:
 
 
 def test_table_names_types_and_reasons(tmp_path: Path) -> None:
-    found = evaluate(brightness, make_category(tmp_path, masks=False), progress=False)
+    found = evaluate(brightness, make_category(tmp_path, masks=False))
     out = StringIO()
     Console(file=out, width=160).print(found.table())
     text = out.getvalue()
@@ -154,7 +148,7 @@ def test_table_names_types_and_reasons(tmp_path: Path) -> None:
 
 
 def test_without_masks_only_the_image_metrics_remain(tmp_path: Path) -> None:
-    found = evaluate(brightness, make_category(tmp_path, masks=False), progress=False, threshold=5.0)
+    found = evaluate(brightness, make_category(tmp_path, masks=False), threshold=5.0)
     for name in ("pixel_roc_auc", "pro_auc", "pixel_average_precision", "pixel_tpr"):
         assert found.metric(name).reason == "the defective images have no ground-truth masks"
     assert float(found.metric("image_roc_auc")) > 0.9
@@ -173,13 +167,13 @@ def test_one_mask_missing_leaves_that_image_out(tmp_path: Path) -> None:
         normal_test=tmp_path / "part/good",
         name="part",
     )
-    found = evaluate(brightness, again, progress=False)
+    found = evaluate(brightness, again)
     assert found.metric("pixel_roc_auc").value is not None
     assert "1 defective images" in found.notes[0]
 
 
 def test_all_normal_test_set(tmp_path: Path) -> None:
-    found = evaluate(brightness, make_category(tmp_path, bad=False), progress=False, threshold=5.0)
+    found = evaluate(brightness, make_category(tmp_path, bad=False), threshold=5.0)
     assert found.by_type == ()
     assert found.metric("pro_auc").reason == "no defective pixel in the test set"
     assert found.metric("image_roc_auc").reason == "no defective image in the test set"
@@ -188,7 +182,7 @@ def test_all_normal_test_set(tmp_path: Path) -> None:
 
 
 def test_no_good_test_image(tmp_path: Path) -> None:
-    found = evaluate(brightness, make_category(tmp_path, good=False), progress=False)
+    found = evaluate(brightness, make_category(tmp_path, good=False))
     assert found.metric("image_roc_auc").reason == "no defect-free image in the test set"
     assert found.metric("pixel_roc_auc").value is not None
 
@@ -196,12 +190,12 @@ def test_no_good_test_image(tmp_path: Path) -> None:
 def test_a_mask_without_a_defect_pixel_is_told(category: Category) -> None:
     mask = next(s.mask for s in category.test if s.mask is not None)
     Image.fromarray(np.zeros_like(read_mask(mask), dtype=np.uint8)).save(mask)
-    assert "1 masks of defective images mark no pixel" in evaluate(brightness, category, progress=False).notes[0]
+    assert "1 masks of defective images mark no pixel" in evaluate(brightness, category).notes[0]
 
 
 def test_binned_evaluation_says_so(category: Category) -> None:
-    exact = evaluate(brightness, category, progress=False)
-    found = evaluate(brightness, category, progress=False, exact_pixels=2000)
+    exact = evaluate(brightness, category)
+    found = evaluate(brightness, category, exact_pixels=2000)
     assert not found.exact
     assert "binned" in found.notes[-1]
     metric = found.metric("pixel_roc_auc")
@@ -212,34 +206,30 @@ def test_binned_evaluation_says_so(category: Category) -> None:
 
 
 def test_bad_scorers_and_data_are_named(category: Category, tmp_path: Path) -> None:
-    def nan_map(frame: np.ndarray) -> tuple[float, np.ndarray]:
-        score, anomaly_map = brightness(frame)
-        anomaly_map[0, 0] = np.nan
-        return score, anomaly_map
+    def nan_map(frame: np.ndarray) -> Scored:
+        found = brightness(frame)
+        found.anomaly_map[0, 0] = np.nan
+        return found
 
     with pytest.raises(DataError, match=r"\.png: 1 of \d+ values are NaN"):
-        evaluate(nan_map, category, progress=False)
+        evaluate(nan_map, category)
     with pytest.raises(DataError, match=r"\.png: the score is nan"):
-        evaluate(lambda f: (float("nan"), brightness(f)[1]), category, progress=False)
-    with pytest.raises(ConfigError, match="returned a float"):
-        evaluate(lambda f: 1.0, category, progress=False)
-    with pytest.raises(ConfigError, match="shape"):
-        evaluate(lambda f: (1.0, np.zeros((1, 4, 4), np.float32)), category, progress=False)
+        evaluate(lambda f: Scored(float("nan"), brightness(f).anomaly_map), category)
     with pytest.raises(DataError, match="no test image"):
-        evaluate(brightness, make_category(tmp_path / "other", bad=False, good=False), progress=False)
+        evaluate(brightness, make_category(tmp_path / "other", bad=False, good=False))
     mask = next(s.mask for s in category.test if s.mask is not None)
     Image.fromarray(np.full((5, 5), 255, np.uint8)).save(mask)
     with pytest.raises(DataError, match=r"its mask \(5, 5\)"):
-        evaluate(brightness, category, progress=False)
+        evaluate(brightness, category)
 
 
 def test_representatives_are_the_middle_of_each_type(category: Category) -> None:
-    found = evaluate(brightness, category, progress=False)
+    found = evaluate(brightness, category)
     chosen = representatives(found)
     assert [c.label for c in chosen] == ["good", "dent", "stain"]
     scores = sorted(i.score for i in found.images if i.label == "good")
     assert chosen[0].score in scores[2:4]
-    columns = shown(brightness, category, chosen)
+    columns = sheet_columns(brightness, category, chosen)
     assert columns[0].truth is not None
     assert not columns[0].truth.any()
     assert columns[1].truth is not None

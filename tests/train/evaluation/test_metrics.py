@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,25 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from saae_runtime.errors import DataError
 from saae_train.evaluation import metrics
-from saae_train.evaluation.bootstrap import ranked_intervals, share_interval
+from saae_train.evaluation.bootstrap import ranked_intervals, score_intervals, share_interval
 from saae_train.evaluation.metrics import Metric, PixelPool
+from saae_train.evaluation.ranking import BestF1, Rates, best_f1_of
 
 Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _pixel_best_f1(maps: Any, masks: Any) -> BestF1:
+    return best_f1_of(PixelPool.of(maps, masks).ranking())
+
+
+def _with_interval(scores: Any, labels: Any) -> Metric:
+    interval = score_intervals(scores, labels)
+    assert interval is not None
+    return metrics.roc_auc(scores, labels).with_interval(*interval)
+
+
+def _pixel_rates(maps: Any, masks: Any, threshold: float) -> Rates:
+    return PixelPool.of(maps, masks).rates(threshold)
 
 
 @st.composite
@@ -93,7 +109,7 @@ def test_pixel_metrics_equal_the_references(pairs: list[Pair], limit: float) -> 
 @given(cases())
 def test_best_f1_is_the_best_and_its_threshold_reaches_it(pairs: list[Pair]) -> None:
     values, labels = flat(pairs)
-    f1, threshold = metrics.pixel_best_f1([a for a, _ in pairs], [m for _, m in pairs])
+    f1, threshold = _pixel_best_f1([a for a, _ in pairs], [m for _, m in pairs])
     if not labels.any():
         assert threshold is None
         assert f1.value is None
@@ -108,7 +124,7 @@ def test_best_f1_is_the_best_and_its_threshold_reaches_it(pairs: list[Pair]) -> 
 @given(cases(), st.floats(-1, 1.25, width=32))
 def test_rates_count_what_lies_strictly_above(pairs: list[Pair], threshold: float) -> None:
     values, labels = flat(pairs)
-    found = metrics.pixel_rates([a for a, _ in pairs], [m for _, m in pairs], threshold)
+    found = _pixel_rates([a for a, _ in pairs], [m for _, m in pairs], threshold)
     for metric, chosen in ((found.fpr, ~labels), (found.tpr, labels)):
         if chosen.any():
             assert metric.value == pytest.approx(float((values[chosen] > threshold).mean()))
@@ -126,7 +142,7 @@ def test_rates_count_what_lies_strictly_above(pairs: list[Pair], threshold: floa
 )
 def test_image_metrics_equal_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     scores, labels = [s / 3 for s, _ in rows], [y for _, y in rows]
-    assert float(metrics.image_roc_auc(scores, labels)) == pytest.approx(roc_auc_score(labels, scores))
+    assert float(metrics.roc_auc(scores, labels)) == pytest.approx(roc_auc_score(labels, scores))
     assert float(metrics.average_precision(scores, labels)) == pytest.approx(average_precision_score(labels, scores))
 
 
@@ -136,7 +152,7 @@ def test_values_one_float32_step_apart_are_told_apart() -> None:
     maps = [np.array([[base, base, up, up]], np.float32)]
     masks = [np.array([[0, 0, 1, 1]], bool)]
     assert float(metrics.pixel_roc_auc(maps, masks)) == 1.0
-    assert metrics.pixel_best_f1(maps, masks).f1.value == 1.0
+    assert _pixel_best_f1(maps, masks).f1.value == 1.0
     maps[0][:] = base
     assert float(metrics.pixel_roc_auc(maps, masks)) == 0.5
 
@@ -167,7 +183,7 @@ def test_diagonal_neighbours_are_one_region() -> None:
 def test_all_normal_test_set() -> None:
     found = metrics.pixel_metrics([np.zeros((2, 2), np.float32)], [None], intervals=True)
     assert {m.reason for m in found.values()} == {"no defective pixel in the test set"}
-    assert metrics.image_roc_auc([0.1], [0], intervals=True).reason == "no defective image in the test set"
+    assert metrics.roc_auc([0.1], [0]).reason == "no defective image in the test set"
     assert metrics.best_f1([0.1], [0]) == (Metric(None, "no defective image in the test set"), None)
 
 
@@ -180,13 +196,13 @@ def test_mask_that_covers_everything() -> None:
 
 def test_nothing_at_all() -> None:
     assert metrics.pixel_roc_auc([], []).reason == "there is no pixel to evaluate"
-    assert metrics.image_roc_auc([], []).reason == "there is no image to evaluate"
-    assert metrics.pixel_rates([], [], 0.5).fpr.value is None
+    assert metrics.roc_auc([], []).reason == "there is no image to evaluate"
+    assert _pixel_rates([], [], 0.5).fpr.value is None
 
 
 def test_a_metric_without_a_value_says_why_when_used_as_a_number() -> None:
     with pytest.raises(DataError, match="no defective image"):
-        float(metrics.image_roc_auc([0.1], [0]))
+        float(metrics.roc_auc([0.1], [0]))
     with pytest.raises(ValueError, match="reason"):
         Metric(None)
     with pytest.raises(ValueError, match="finite"):
@@ -216,7 +232,7 @@ def test_non_finite_map_is_refused_by_name(bad: float) -> None:
     with pytest.raises(DataError, match=r"bad\.png.*1 of 9 values"):
         pool.add(anomaly_map, None, name="bad.png")
     with pytest.raises(DataError, match="scores"):
-        metrics.image_roc_auc([0.0, bad], [0, 1])
+        metrics.roc_auc([0.0, bad], [0, 1])
 
 
 def test_sizes_that_do_not_fit() -> None:
@@ -229,7 +245,7 @@ def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="only 1 maps"):
         metrics.pixel_roc_auc([np.zeros((2, 2))], [None, None])
     with pytest.raises(DataError, match="2 scores but 3 labels"):
-        metrics.image_roc_auc([0.1, 0.2], [0, 1, 1])
+        metrics.roc_auc([0.1, 0.2], [0, 1, 1])
     with pytest.raises(ValueError, match="limit"):
         metrics.pro_auc([np.zeros((1, 2))], [np.array([[0, 1]])], limit=0.0)
 
@@ -321,13 +337,13 @@ def test_intervals_cover_the_value_and_agree_with_naive_resampling() -> None:
 def test_image_interval_brackets_the_value() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
-    metric = metrics.image_roc_auc(rng.standard_normal(40) + labels, labels, intervals=True)
+    metric = _with_interval(rng.standard_normal(40) + labels, labels)
     assert metric.low is not None
     assert metric.high is not None
     assert 0.5 < metric.low < float(metric) < metric.high <= 1.0
-    perfect = metrics.image_roc_auc(labels, labels, intervals=True)
+    perfect = _with_interval(labels, labels)
     assert (perfect.value, perfect.low, perfect.high) == (1.0, 1.0, 1.0)
-    assert metrics.image_roc_auc([0, 1], [0, 1], intervals=True).low is None
+    assert score_intervals([0, 1], [0, 1]) is None
 
 
 def test_shares_are_resampled_by_image_within_their_strata() -> None:

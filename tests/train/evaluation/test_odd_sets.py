@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from tiny_models import tiny_detector
 from tiny_sets import write_square_set
 from typer.testing import CliRunner
@@ -19,6 +16,7 @@ from typer.testing import CliRunner
 from saae_train.cli import app
 from saae_train.config import FitConfig
 from saae_train.model.checkpoint import Checkpoint, save_checkpoint
+from saae_train.record import FitRecord
 
 NO_MASKS = "the defective images have no ground-truth masks"
 
@@ -29,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = FitConfig(
         backbone="vit_tiny_patch16_224", layers=(0, 1, 2), input_size=(64, 64), score="l2", memory=None, held_out=0.15
     )
-    fitted = Checkpoint(tiny_detector(), config, "part", {"fitted_on": []})
+    fitted = Checkpoint(tiny_detector(), config, "part", FitRecord(fitted_on=()))
     return save_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", fitted)
 
 

@@ -9,12 +9,9 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import fit_methods
+import fake_fit_methods
 import numpy as np
 import pytest
-
-pytest.importorskip("timm", reason="needs the extra `train`")
-
 from tiny_models import noise_frames, tiny_detector
 from tiny_sets import TINY_CHANGES, write_square_set
 
@@ -69,7 +66,7 @@ def test_a_texture_has_the_papers_mlp_and_rate(tree: Path, tmp_path: Path) -> No
 
 def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    row = run_fresh(experiment(tree), fit_methods.brightness, lambda *told: seen.append(told))
+    row = run_fresh(experiment(tree), fake_fit_methods.brightness, lambda *told: seen.append(told))
     assert row["facts"]["process"] != os.getpid()
     assert row["overall"]["metrics"]["pixel_roc_auc"]["value"] == 1.0
     assert ("looking", row["fit_images"], row["fit_images"]) in seen
@@ -78,12 +75,12 @@ def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
 
 def test_an_experiment_that_fails_keeps_its_words(tree: Path) -> None:
     with pytest.raises(DataError, match="nothere") as found:
-        run_fresh(experiment(tree, "nothere"), fit_methods.brightness)
+        run_fresh(experiment(tree, "nothere"), fake_fit_methods.brightness)
     assert found.value.cure
     with pytest.raises(SaaeError, match="RuntimeError: out of memory"):
-        run_fresh(experiment(tree), fit_methods.raises)
+        run_fresh(experiment(tree), fake_fit_methods.raises)
     with pytest.raises(SaaeError, match="ended with code -9"):
-        run_fresh(experiment(tree), fit_methods.killed)
+        run_fresh(experiment(tree), fake_fit_methods.killed)
 
 
 def test_stopping_stops_the_experiments_process_cleanly(
@@ -100,7 +97,7 @@ def test_stopping_stops_the_experiments_process_cleanly(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_fresh(replace(experiment(tree), cache=str(tmp_path)), fit_methods.endless, stop)
+            run_fresh(replace(experiment(tree), cache=str(tmp_path)), fake_fit_methods.endless, stop)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "stopped").exists()
@@ -156,13 +153,14 @@ def test_the_scorer_gives_each_frame_a_map_of_its_own_size(smoothing: float) -> 
     scorer = TorchScorer(detector)
     for size in ((64, 64), (90, 71), (40, 100)):
         frame = noise_frames(1, size)[0]
-        anomaly_map, score = scorer(frame)
+        found = scorer(frame)
+        anomaly_map, score = found.anomaly_map, found.score
         assert anomaly_map.shape == size
         assert score == anomaly_map.max()
-        fixed, _ = TorchScorer(detector, size)(frame)
+        fixed = TorchScorer(detector, size)(frame).anomaly_map
         assert np.array_equal(anomaly_map, fixed)
-    coarse, _ = TorchScorer(detector, (64, 64))(frame)  # resized twice, brought back twice
+    coarse = TorchScorer(detector, (64, 64))(frame).anomaly_map  # resized twice, brought back twice
     assert coarse.shape == size
     assert not np.array_equal(coarse, anomaly_map)
-    small = TorchScorer(detector)(frame)[0]
+    small = TorchScorer(detector)(frame).anomaly_map
     assert np.allclose(upsample_map(small, (80, 200)).mean(), small.mean(), rtol=0.05)

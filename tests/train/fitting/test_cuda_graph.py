@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fake_recorder import FakeRecorder
+from tiny_models import noise_samples
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from fake_recorder import FakeRecorder  # noqa: E402
-from tiny_models import noise_samples  # noqa: E402
-
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import fit as module  # noqa: E402
-from saae_train.fitting.cuda_graph import EAGER_STEPS, Captured  # noqa: E402
-from saae_train.fitting.fit import Reporter, fit  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, discard_state  # noqa: E402
-from saae_train.model.vit import build_backbone  # noqa: E402
+from saae_train.config import FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import loop as module
+from saae_train.fitting.cuda_graph import EAGER_STEPS, Captured
+from saae_train.fitting.fit import fit
+from saae_train.fitting.loop import Reporter
+from saae_train.model.checkpoint import Checkpoint, discard_state
+from saae_train.model.vit import build_backbone
 
 SIZE = (48, 48)
 STEPS = 12
@@ -103,7 +102,7 @@ def assert_same(a: Checkpoint, b: Checkpoint) -> None:
     assert set(first) == set(second)
     assert any(name.endswith("running_var") for name in first)
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
-    assert a.facts["loss"] == b.facts["loss"]
+    assert a.record.loss == b.record.loss
 
 
 # --- the recorder itself ---
@@ -159,17 +158,17 @@ def test_what_python_took_while_recording_would_show(fits: Fits, monkeypatch: py
             return found
 
         loops: list[Any] = []
-        began = module._Loop.__init__
+        began = module.Loop.__init__
 
         def begin(self: Any, *arguments: Any) -> None:
             began(self, *arguments)
             loops.append(self)
 
-        monkeypatch.setattr(module._Loop, "__init__", begin)
+        monkeypatch.setattr(module.Loop, "__init__", begin)
         monkeypatch.setattr(torch.optim.Adam, "step", step)
     else:
         monkeypatch.setattr(
-            module._Loop,
+            module.Loop,
             "_step_on_resident",
             lambda self: self._train(
                 module.Projected(*(x if x is None else x[self._indices()] for x in self.resident))
@@ -189,16 +188,16 @@ def test_played_back_it_is_the_same_fit(fits: Fits, name: str) -> None:
     config, recorder, refusing = CONFIGS[name], FakeRecorder(), FakeRecorder(refuse_at=0)
     found = fits(config, recorder)
     assert (recorder.warmed_up, recorder.recorded) == (EAGER_STEPS, 1)
-    assert recorder.replayed == found.facts["captured_steps"] == STEPS - EAGER_STEPS
+    assert recorder.replayed == found.record.captured_steps == STEPS - EAGER_STEPS
     assert fits.said == ["principal components of the features"]
     eager = fits(config, refusing)
-    assert eager.facts["captured_steps"] == refusing.replayed == 0
+    assert eager.record.captured_steps == refusing.replayed == 0
     assert_same(found, eager)
     # Without a recorder the rate is a float, not a tensor in single precision. (Biases before a norm have gradients of
     # rounding noise alone, which Adam makes as large as the others: they are not compared.)
-    losses = [loss for _, loss in fits(config, None).facts["loss"]]
+    losses = [loss for _, loss in fits(config, None).record.loss]
     assert len(losses) == STEPS
-    assert losses == pytest.approx([loss for _, loss in found.facts["loss"]], rel=1e-4 if name != "bf16" else 1e-2)
+    assert losses == pytest.approx([loss for _, loss in found.record.loss], rel=1e-4 if name != "bf16" else 1e-2)
 
 
 def test_all_that_a_step_does_is_recorded(fits: Fits) -> None:
@@ -214,13 +213,13 @@ def test_all_that_a_step_does_is_recorded(fits: Fits) -> None:
 
 def test_losses_read_now_and_then_are_not_written_over(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     every = fits(TINY, FakeRecorder())
-    real = module._Loop.__init__
+    real = module.Loop.__init__
 
     def rarely(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
         self.read_every = 5
 
-    monkeypatch.setattr(module._Loop, "__init__", rarely)
+    monkeypatch.setattr(module.Loop, "__init__", rarely)
     assert_same(every, fits(TINY, FakeRecorder()))
 
 
@@ -337,7 +336,7 @@ def test_the_installed_pytorch_takes_what_is_asked_of_it() -> None:
 def test_on_a_gpu_a_graph_is_the_same_fit(fits: Fits, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config = dataclasses.replace(CONFIGS[name], steps=40)
     captured = fits(config, None, device="cuda")
-    assert captured.facts["captured_steps"] == 40 - EAGER_STEPS
+    assert captured.record.captured_steps == 40 - EAGER_STEPS
     assert len(fits.said) == 1
 
     def refuse(self: Any, step: Any) -> Any:
@@ -349,13 +348,13 @@ def test_on_a_gpu_a_graph_is_the_same_fit(fits: Fits, monkeypatch: pytest.Monkey
     assert fits.steps[0] == 21
     monkeypatch.setattr("saae_train.fitting.cuda_graph.CudaRecorder.record", refuse)
     eager = fits(config, None, device="cuda")
-    assert eager.facts["captured_steps"] == 0
+    assert eager.record.captured_steps == 0
     assert "not today" in fits.said[-1]
     # Attention's gradients are summed in no fixed order there, so bits may differ; a step missed or done twice, a wrong
     # rate or batch change the losses by far more.
-    wanted = [loss for _, loss in eager.facts["loss"]]
+    wanted = [loss for _, loss in eager.record.loss]
     for found in (captured, resumed):
-        assert [loss for _, loss in found.facts["loss"]] == pytest.approx(wanted, rel=1e-2)
+        assert [loss for _, loss in found.record.loss] == pytest.approx(wanted, rel=1e-2)
         for key, value in eager.detector.state_dict().items():
             if key.endswith(("running_mean", "running_var", "num_batches_tracked")):
                 torch.testing.assert_close(found.detector.state_dict()[key], value, rtol=5e-2, atol=5e-2)

@@ -9,18 +9,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tiny_models import noise_frames
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from PIL import Image  # noqa: E402
-from tiny_models import noise_frames  # noqa: E402
-
-from saae_runtime.errors import FitError, ImageError, StorageError  # noqa: E402
-from saae_runtime.geometry import resize_frames  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import features as module  # noqa: E402
-from saae_train.fitting.features import cache_root, extract, feature_key, pick_device  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
+from saae_runtime.errors import FitError, ImageError, StorageError
+from saae_runtime.geometry import resize_frames
+from saae_train.data.category import Sample
+from saae_train.fitting import features as module
+from saae_train.fitting.features import cache_root, extract, feature_key, pick_device
+from saae_train.model.vit import ViTFeatures, build_backbone
 
 SIZE = (32, 48)
 

@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import noise_frames, noise_samples
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from tiny_models import noise_frames, noise_samples  # noqa: E402
-
-from saae_runtime.errors import ConfigError, FitError  # noqa: E402
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import fit as module  # noqa: E402
-from saae_train.fitting.fit import Reporter, fit  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, discard_state  # noqa: E402
-from saae_train.model.saae import latent_width  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
+from saae_runtime.errors import ConfigError, FitError
+from saae_train.config import FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import loop as module
+from saae_train.fitting.fit import fit
+from saae_train.fitting.loop import Reporter
+from saae_train.model.checkpoint import Checkpoint, discard_state
+from saae_train.model.saae import latent_width
+from saae_train.model.vit import ViTFeatures, build_backbone
 
 SIZE = (48, 48)
 TINY = FitConfig(
@@ -124,7 +123,7 @@ def test_loss_falls(samples: list[Sample], shared_cache: Path, name: str) -> Non
     checkpoint = run(samples, shared_cache, config, reporter=Reporter(steps=lambda done, of, loss: losses.append(loss)))
     assert len(losses) == 60
     assert losses[-1] < 0.75 * losses[0]
-    history = checkpoint.facts["loss"]
+    history = checkpoint.record.loss
     assert [step for step, _ in history] == sorted({step for step, _ in history})
     assert history[-1][0] == 60
     assert history[-1][1] == pytest.approx(losses[-1], abs=1e-6)
@@ -170,7 +169,7 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(samples: list[Sample], shared
     assert watch.steps[0] == 8
     assert f"going on from step 7 of {watch.steps[-1]}" in watch.said
     assert same(whole, resumed)
-    assert [step for step, _ in resumed.facts["loss"]] == [step for step, _ in whole.facts["loss"]]
+    assert [step for step, _ in resumed.record.loss] == [step for step, _ in whole.record.loss]
     assert not list((shared_cache / "states").iterdir())  # nothing stays behind
 
 
@@ -294,14 +293,14 @@ def test_every_image_is_seen_equally_often(
     samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    real = module._Loop._indices
+    real = module.Loop._indices
 
     def indices(self: Any) -> list[int]:
         found = real(self)
         seen.extend(found)
         return found
 
-    monkeypatch.setattr(module._Loop, "_indices", indices)
+    monkeypatch.setattr(module.Loop, "_indices", indices)
     run(samples, shared_cache, dataclasses.replace(TINY, steps=14))  # 14 * 4 = 8 * 7 images
     assert sorted(seen[:7]) == list(range(7))
     assert [seen.count(index) for index in range(7)] == [8] * 7
@@ -316,13 +315,13 @@ def test_epochs_are_passes_over_the_images(samples: list[Sample], shared_cache: 
 
 def test_rate_warms_up_and_decays(samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    real = module._Loop._rate
+    real = module.Loop._rate
 
     def rate(self: Any) -> float:
         rates.append(real(self))
         return rates[-1]
 
-    monkeypatch.setattr(module._Loop, "_rate", rate)
+    monkeypatch.setattr(module.Loop, "_rate", rate)
     run(samples, shared_cache, dataclasses.replace(TINY, steps=40, warmup=10, learning_rate=1e-3))
     assert rates[0] == pytest.approx(1e-4, rel=0.02)
     assert rates.index(max(rates)) in (9, 10)
@@ -347,16 +346,16 @@ def test_losses_read_now_and_then_are_the_same(
 ) -> None:
     """As on a GPU, where reading each would make it wait."""
     every = run(samples, shared_cache)
-    real = module._Loop.__init__
+    real = module.Loop.__init__
 
     def rarely(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
         self.read_every = 5
 
-    monkeypatch.setattr(module._Loop, "__init__", rarely)
+    monkeypatch.setattr(module.Loop, "__init__", rarely)
     found = run(samples, shared_cache)
     assert same(every, found)
-    assert found.facts["loss"] == every.facts["loss"]
+    assert found.record.loss == every.record.loss
     broken = dataclasses.replace(CONFIGS["standardised, l2"], learning_rate=1e30, clip=None, warmup=0)
     monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", -1.0)  # it would be saved before it is read
     with pytest.raises(FitError, match="The loss became"):
@@ -371,7 +370,7 @@ def test_a_stopped_fit_in_bf16_goes_on_to_the_same_weights(
 ) -> None:
     config = dataclasses.replace(CONFIGS[name], precision="bf16")
     whole = run(samples, shared_cache, config)
-    assert whole.facts["bf16"] is True
+    assert whole.record.bf16 is True
     with pytest.raises(KeyboardInterrupt):
         run(samples, shared_cache, config, reporter=Stop(7).reporter())
     assert same(whole, run(samples, shared_cache, config))
@@ -417,10 +416,11 @@ def test_identical_images_and_dead_channels_stay_finite(samples: list[Sample], t
 # --- the space ---
 
 
-def test_space_is_pca_of_the_standardised_features(samples: list[Sample], shared_cache: Path) -> None:
-    checkpoint = run(samples, shared_cache, dataclasses.replace(TINY, latent=None, latent_limit=None))
+def test_space_is_pca_of_the_standardised_features(samples: list[Sample], tmp_path: Path) -> None:
+    checkpoint = run(samples, tmp_path, dataclasses.replace(TINY, latent=None, latent_limit=None))
     space = checkpoint.detector.space
-    features = np.load(next((shared_cache / "features").glob("*.npy"))).astype(np.float64).reshape(-1, 128)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    features = np.load(file).astype(np.float64).reshape(-1, 128)
     np.testing.assert_allclose(space.mean, features.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(space.scale, 1 / features.std(axis=0, ddof=1), rtol=1e-3)
     standard = (features - features.mean(axis=0)) / features.std(axis=0, ddof=1)
@@ -437,10 +437,11 @@ def test_space_is_pca_of_the_standardised_features(samples: list[Sample], shared
     assert checkpoint.detector.saae.latent == checkpoint.config.latent
 
 
-def test_raw_space_changes_nothing(samples: list[Sample], shared_cache: Path) -> None:
+def test_raw_space_changes_nothing(samples: list[Sample], tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS["paper: raw, l2, no schedule"], latent=None, latent_limit=None)
-    checkpoint = run(samples, shared_cache, config)
-    features = np.load(next((shared_cache / "features").glob("*.npy"))).astype(np.float64).reshape(-1, 128)
+    checkpoint = run(samples, tmp_path, config)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    features = np.load(file).astype(np.float64).reshape(-1, 128)
     eigenvalues = np.linalg.eigvalsh(np.cov(features.T))  # V is that of the principal components all the same
     assert checkpoint.config.latent == latent_width(torch.from_numpy(eigenvalues), 0.8)
     space = checkpoint.detector.space
@@ -464,12 +465,14 @@ def test_mlp_size_of_textures_and_objects(samples: list[Sample], shared_cache: P
 
 
 def test_what_was_done_is_recorded(samples: list[Sample], shared_cache: Path) -> None:
-    checkpoint = run(samples, shared_cache, facts={"mine": 1})
-    facts = checkpoint.facts
-    assert (checkpoint.category, facts["images"], facts["mine"]) == ("thing", 7, 1)
-    assert (facts["device"], facts["bf16"]) == ("cpu", False)
-    assert facts["tools"]["torch"] == version("torch")
-    assert len(facts["digest"]) == 64
+    checkpoint = run(samples, shared_cache, held_out=samples[:1], synthetic=True)
+    record = checkpoint.record
+    assert (checkpoint.category, record.images, record.synthetic) == ("thing", 7, True)
+    assert record.held_out == (samples[0].path.name,)
+    assert (record.device, record.bf16) == ("cpu", False)
+    assert record.tools["torch"] == version("torch")
+    assert record.digest is not None
+    assert len(record.digest) == 64
     assert checkpoint.config.layers == (0, 2)
     assert checkpoint.config.input_size == SIZE
 
@@ -477,7 +480,7 @@ def test_what_was_done_is_recorded(samples: list[Sample], shared_cache: Path) ->
 def test_bf16(samples: list[Sample], shared_cache: Path) -> None:
     config = dataclasses.replace(TINY, precision="bf16", steps=30)
     first = run(samples, shared_cache, config)
-    assert first.facts["bf16"] is True
+    assert first.record.bf16 is True
     assert all(value.dtype != torch.bfloat16 for value in weights(first).values())  # weights stay float32
     assert same(first, run(samples, shared_cache, config))
-    assert first.facts["loss"][-1][1] < first.facts["loss"][0][1]
+    assert first.record.loss[-1][1] < first.record.loss[0][1]

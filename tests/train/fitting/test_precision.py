@@ -9,17 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from tiny_models import noise_frames
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from PIL import Image  # noqa: E402
-from tiny_models import noise_frames  # noqa: E402
-
-from saae_train.config import PRECISIONS, FitConfig  # noqa: E402
-from saae_train.data.category import Sample  # noqa: E402
-from saae_train.fitting import features, fit, precision  # noqa: E402
-from saae_train.fitting.precision import arithmetic, matmul_precision, reached  # noqa: E402
-from saae_train.model.vit import build_backbone  # noqa: E402
+from saae_train.config import PRECISIONS, FitConfig
+from saae_train.data.category import Sample
+from saae_train.fitting import features, fit, loop, precision
+from saae_train.fitting.precision import arithmetic, matmul_precision, reached
+from saae_train.model.vit import build_backbone
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # a name alone: no GPU is touched
 
@@ -122,9 +120,9 @@ def test_the_callers_work_is_outside_and_a_fits_inside(tmp_path: Path, monkeypat
     samples = [Sample(path, "good", None, False) for path in sorted(tmp_path.glob("*.png"))]
     backbone = build_backbone("test_vit2", (0, 2), (48, 48), "random")
     monkeypatch.setattr(type(backbone), "forward", watching("features", type(backbone).forward))
-    monkeypatch.setattr(fit.FeatureSpace, "forward", watching("project", fit.FeatureSpace.forward))
-    monkeypatch.setattr(fit, "anomaly_score", watching("step", fit.anomaly_score))
-    for place in (features, fit):
+    monkeypatch.setattr(loop.FeatureSpace, "forward", watching("project", loop.FeatureSpace.forward))
+    monkeypatch.setattr(loop, "anomaly_score", watching("step", loop.anomaly_score))
+    for place in (features, loop):
         monkeypatch.setattr(place, "matmul_precision", noted)
         monkeypatch.setattr(place, "arithmetic", lambda precision, device: precision)
     config = FitConfig(
@@ -138,7 +136,7 @@ def test_the_callers_work_is_outside_and_a_fits_inside(tmp_path: Path, monkeypat
         batch=2,
         precision="tf32",
     )
-    watch = fit.Reporter(steps=watching("reporter", lambda *_: None))
+    watch = loop.Reporter(steps=watching("reporter", lambda *_: None))
     found = fit.fit(backbone, samples, config, "thing", device="cpu", cache=tmp_path / "cache", reporter=watch)
     assert seen == {"features": {("tf32",)}, "project": {("tf32",)}, "step": {("tf32",)}, "reporter": {()}}
-    assert (found.facts["precision"], found.facts["bf16"]) == ("tf32", False)
+    assert (found.record.precision, found.record.bf16) == ("tf32", False)

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from safetensors import SafetensorError  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_runtime.errors import CheckpointError, StorageError  # noqa: E402
-from saae_train.config import FitConfig  # noqa: E402
-from saae_train.model import checkpoint as module  # noqa: E402
-from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from saae_train.model.detector import Detector, FeatureSpace  # noqa: E402
-from saae_train.model.left_out import LeftOut  # noqa: E402
-from saae_train.model.saae import SAAE  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
+from saae_runtime.errors import CheckpointError, StorageError
+from saae_train.config import FitConfig
+from saae_train.model import checkpoint as module
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.left_out import LeftOut
+from saae_train.model.saae import SAAE
+from saae_train.model.vit import ViTFeatures, build_backbone
+from saae_train.record import FitRecord
 
 SIZE = (32, 48)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,9 +47,9 @@ def make(**options: Any) -> Checkpoint:
         memory=options.get("memory"),
         held_out=0.0 if "memory" in options else 0.15,
     )
-    facts = {"images": 7, "loss": [[1, 0.5], [2, 0.25]], "held_out": ["a.png"], "note": "größer"}
+    record = FitRecord(images=7, loss=((1, 0.5), (2, 0.25)), held_out=("größer.png",))
     left_out = LeftOut(torch.rand(3, *detector.backbone.grid), ("a.png", "b.png", "ü.png"), 1)
-    return Checkpoint(detector, config, "zipper", facts, left_out=left_out if "memory" in options else None)
+    return Checkpoint(detector, config, "zipper", record, left_out=left_out if "memory" in options else None)
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_round_trip_gives_identical_outputs(tmp_path: Path, variant: str) -> Non
     frames = torch.from_numpy(noise_frames(2, before.config.input_size)).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.equal(after.detector(frames), before.detector(frames))
-    assert (after.config, after.category, after.facts) == (before.config, before.category, before.facts)
+    assert (after.config, after.category, after.record) == (before.config, before.category, before.record)
     assert after.detector.score == before.detector.score
     if before.left_out is None:
         assert after.left_out is None

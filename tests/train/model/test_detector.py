@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from tiny_models import noise_frames, tiny_detector
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from tiny_models import noise_frames, tiny_detector  # noqa: E402
-
-from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.model.detector import SCORES, Detector, FeatureSpace, Projected, anomaly_score  # noqa: E402
-from saae_train.model.memory import Memory  # noqa: E402
+from saae_runtime.errors import ConfigError
+from saae_train.model.detector import SCORES, Detector, FeatureSpace, Projected, anomaly_score
+from saae_train.model.memory import Memory
 
 U, K = 40, 12
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn import functional  # noqa: E402
-
-from saae_train.fitting.process import set_for_training  # noqa: E402
-from saae_train.model import gradients  # noqa: E402
-from saae_train.model import saae as model  # noqa: E402
-from saae_train.model.detector import Projected, anomaly_score  # noqa: E402
-from saae_train.model.saae import SAAE  # noqa: E402
+from saae_train.fitting.process import set_for_training
+from saae_train.model import gradients
+from saae_train.model import saae as model
+from saae_train.model.detector import Projected, anomaly_score
+from saae_train.model.saae import SAAE
 
 CLOSE = 0.02
 """Of the gradient's norm; bfloat16 has eight binary digits."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
-
-from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.model.saae import HEADS, SAAE, Attention, check_shape, from_patches, latent_width, to_patches  # noqa: E402
+from saae_runtime.errors import ConfigError
+from saae_train.model.saae import HEADS, SAAE, Attention, check_shape, from_patches, latent_width, to_patches
 
 
 def shaken(model: SAAE, seed: int = 0) -> SAAE:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-import timm  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch.nn import functional  # noqa: E402
-
-from saae_runtime.errors import ConfigError, WeightsError  # noqa: E402
-from saae_train.model.vgg import VGGFeatures, align_matrix  # noqa: E402
-from saae_train.model.vit import build_backbone, choose_input_size, choose_layers  # noqa: E402
+from saae_runtime.errors import ConfigError, WeightsError
+from saae_train.model.vgg import VGGFeatures, align_matrix
+from saae_train.model.vit import build_backbone, choose_input_size, choose_layers
 
 PAPER_LAYERS = range(1, 13)
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-import timm  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-
-from saae_runtime.errors import ConfigError  # noqa: E402
-from saae_train.model.vit import ViTFeatures, build_backbone  # noqa: E402
-from saae_train.model.weights import WeightsInfo  # noqa: E402
+from saae_runtime.errors import ConfigError
+from saae_train.model.vit import ViTFeatures, build_backbone
+from saae_train.model.weights import WeightsInfo
 
 INFO = WeightsInfo("test", "0" * 64)
 SIZE = (56, 84)

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from needs import need
+from safetensors.torch import save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-import timm  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from timm.models.vision_transformer import checkpoint_filter_fn  # noqa: E402
-
-from saae_runtime.errors import WeightsError  # noqa: E402
-from saae_train.model import weights as module  # noqa: E402
-from saae_train.model.vit import build_backbone  # noqa: E402
-from saae_train.model.weights import PACKAGED_NAME, PACKAGED_SHA256, load_state_dict  # noqa: E402
+from saae_runtime.errors import WeightsError
+from saae_train.model import weights as module
+from saae_train.model.vit import build_backbone
+from saae_train.model.weights import PACKAGED_NAME, PACKAGED_SHA256, load_state_dict
 
 SMALL = "test_vit2"  # timm's own miniature: 8 blocks, 64 wide
 
@@ -55,8 +54,8 @@ def test_every_key_of_the_packaged_file_matches_timm(packaged_weights: Path) -> 
 
 @pytest.mark.slow
 def test_features_are_those_of_the_packages_own_graph(packaged_weights: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    onnx = need("onnx")
+    runtime = need("onnxruntime")
     layers = range(1, 8)
     model = onnx.load(str(packaged_weights))
     image = model.graph.input[0]
@@ -143,7 +142,7 @@ def test_only_one_model_has_packaged_weights() -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An empty hub cache, and a record of what was asked for; a file put in `files` is found."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    huggingface_hub = need("huggingface_hub")
     state = SimpleNamespace(calls=[], files={}, online={})
 
     def download(repository: str, filename: str, local_files_only: bool = False) -> str:
@@ -212,7 +211,7 @@ def test_names_without_weights(hub: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_reachable_asks_for_the_name_alone(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = need("huggingface_hub").constants
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)

@@ -5,30 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra `train`")
-
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 
 from saae_runtime.errors import ConfigError, DataError, SelfTestError
-from saae_train.config import preset
-from saae_train.data.category import GOOD, Sample, content_hashes, find_category, split_held_out
-from saae_train.data.demo import write_demo
-from saae_train.data.unseen import unseen_images
+from saae_runtime.result import Scored
+from saae_train.data.category import GOOD, Sample
+from saae_train.selftest import run
 from saae_train.selftest.chart import chart
-from saae_train.selftest.result import Share
-from saae_train.selftest.run import examples, require_detection, selftest
+from saae_train.selftest.result import SelfTest, Share
+from saae_train.selftest.run import draw_examples, require_detection
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
 
+pytestmark = pytest.mark.needs("torch")
+
 SIDE = 96
+
+
+@dataclass
+class Model:
+    """A detector with its T, of pixels and of images."""
+
+    compute: Callable[[np.ndarray], np.ndarray]
+    limit: float = 1.0
+
+    def __call__(self, frame: np.ndarray) -> Scored:
+        found = self.compute(frame)
+        return Scored(float(found.max()), found)
+
+
+def selftest(model: Model, samples: list[Sample], **options: Any) -> SelfTest:
+    return run.selftest(model, samples, **{"threshold": model.limit, "image_threshold": model.limit, **options})
 
 
 def scene(seed: int) -> np.ndarray:
@@ -48,7 +63,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def seeing(samples: list[Sample]) -> Callable[[np.ndarray], object]:
+def seeing(samples: list[Sample]) -> Model:
     """A detector that works: the smoothed distance from the mean normal picture, thresholds from other normal ones."""
     mean = np.mean([scene(seed) for seed in range(100, 130)], axis=0)
 
@@ -57,24 +72,15 @@ def seeing(samples: list[Sample]) -> Callable[[np.ndarray], object]:
 
     limit = 1.02 * max(float(distance(scene(seed)).max()) for seed in range(20))
 
-    def score(frame: np.ndarray) -> object:
-        found = distance(frame)
-        return SimpleNamespace(score=float(found.max()), anomaly_map=found, threshold=limit, image_threshold=limit)
-
-    return score
+    return Model(distance, limit)
 
 
-def constant(value: float) -> Callable[[np.ndarray], object]:
+def constant(value: float) -> Model:
     """A detector that says the same of everything; T is 1."""
-    return lambda frame: SimpleNamespace(
-        score=value,
-        anomaly_map=np.full(frame.shape[:2], value, np.float32),
-        threshold=1.0,
-        image_threshold=1.0,
-    )
+    return Model(lambda frame: np.full(frame.shape[:2], value, np.float32))
 
 
-def test_a_detector_that_works_passes(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_a_detector_that_works_passes(samples: list[Sample], seeing: Model) -> None:
     result = selftest(seeing, samples, frames=40)
     assert len(result.defects) + sum(result.not_drawn.values()) == 40
     assert result.easy.count >= 8
@@ -114,15 +120,15 @@ def test_a_detector_that_always_cries_is_not_blind_but_seen_through(samples: lis
     assert result.pixel_roc_auc.value == pytest.approx(0.5)
 
 
-def test_two_scorers_see_the_same_pictures(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_two_scorers_see_the_same_pictures(samples: list[Sample], seeing: Model) -> None:
     frames: dict[str, list[bytes]] = {"a": [], "b": []}
 
-    def spy(name: str) -> Callable[[np.ndarray], object]:
-        def score(frame: np.ndarray) -> object:
+    def spy(name: str) -> Model:
+        def compute(frame: np.ndarray) -> np.ndarray:
             frames[name].append(frame.tobytes())
-            return seeing(frame)
+            return seeing.compute(frame)
 
-        return score
+        return Model(compute, seeing.limit)
 
     first, again = selftest(spy("a"), samples, frames=12, seed=3), selftest(spy("b"), samples, frames=12, seed=3)
     assert frames["a"] == frames["b"]
@@ -156,7 +162,7 @@ def test_a_blur_alone_cannot_convict(samples: list[Sample]) -> None:
     assert any("too few" in note for note in result.notes())
 
 
-def test_everything_says_simulated(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_everything_says_simulated(samples: list[Sample], seeing: Model) -> None:
     result = selftest(seeing, samples, frames=20)
     record = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert record["simulated"] is True
@@ -168,9 +174,9 @@ def test_everything_says_simulated(samples: list[Sample], seeing: Callable[[np.n
     assert any("Simulated" in note for note in result.notes())
 
 
-def test_examples_are_the_same_pictures_again(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_examples_are_the_same_pictures_again(samples: list[Sample], seeing: Model) -> None:
     result = selftest(seeing, samples, frames=40)
-    shown = examples(seeing, samples, result)
+    shown = draw_examples(seeing, samples, result)
     assert {defect.kind for defect, _ in shown} == set(result.kinds)
     for defect, column in shown:
         assert column.truth is not None
@@ -181,7 +187,7 @@ def test_examples_are_the_same_pictures_again(samples: list[Sample], seeing: Cal
         assert any(defect.kind == kind and not defect.found for defect, _ in shown), "a miss is not shown"
 
 
-def test_the_chart_shows_what_was_found(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_the_chart_shows_what_was_found(samples: list[Sample], seeing: Model) -> None:
     good, bad = (selftest(scorer, samples, frames=30) for scorer in (seeing, constant(0.0)))
     pictures = [chart(good), chart(bad)]
     assert pictures[0].shape == pictures[1].shape
@@ -191,12 +197,12 @@ def test_the_chart_shows_what_was_found(samples: list[Sample], seeing: Callable[
     assert few.shape[0] < pictures[0].shape[0]
 
 
-def test_no_images(seeing: Callable[[np.ndarray], object]) -> None:
+def test_no_images(seeing: Model) -> None:
     with pytest.raises(DataError, match="no image"):
         selftest(seeing, [])
 
 
-def test_one_image_is_enough_to_draw_on(samples: list[Sample], seeing: Callable[[np.ndarray], object]) -> None:
+def test_one_image_is_enough_to_draw_on(samples: list[Sample], seeing: Model) -> None:
     result = selftest(seeing, samples[:1], frames=10)
     assert result.images == 1
     assert result.false_alarms.count == 1
@@ -238,13 +244,8 @@ def test_options_that_cannot_work(samples: list[Sample], changes: dict[str, obje
         selftest(constant(0.0), samples, **changes)  # type: ignore[arg-type]
 
 
-def test_a_scorer_without_thresholds_needs_them(samples: list[Sample]) -> None:
-    def bare(frame: np.ndarray) -> tuple[float, np.ndarray]:
-        return 0.5, np.full(frame.shape[:2], 0.5, np.float32)
-
-    with pytest.raises(ConfigError, match="no thresholds"):
-        selftest(bare, samples, frames=2)
-    result = selftest(bare, samples, frames=6, threshold=0.1, image_threshold=0.9)
+def test_pixels_and_images_have_their_own_threshold(samples: list[Sample]) -> None:
+    result = selftest(constant(0.5), samples, frames=6, threshold=0.1, image_threshold=0.9)
     assert result.share(marked=True).found == result.share().count
     assert result.share().found == 0
 
@@ -264,17 +265,3 @@ def test_wilson_intervals_are_scipys(found: int, more: int) -> None:
     expected = stats.binomtest(found, share.count).proportion_ci(0.95, method="wilson")
     assert share.interval == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert share.interval[0] <= share.found / share.count <= share.interval[1]
-
-
-def test_unseen_images_by_content(tmp_path: Path) -> None:
-    write_demo(tmp_path, "weave", size=(64, 64), train=9, test_good=1, per_defect=1)
-    category = find_category(tmp_path, "weave")
-    config = preset("fast")
-    fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
-    chosen = unseen_images({"fitted_on": list(content_hashes(fitting))}, config, category)
-    assert chosen.samples == held_out
-    assert chosen.honest
-    assert not chosen.note
-    everything = unseen_images({"fitted_on": list(content_hashes(category.train))}, config, category)
-    assert not everything.honest
-    assert "FITTED ON" in everything.note

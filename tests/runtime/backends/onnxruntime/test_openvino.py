@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from needs import need
 from tiny_bundle import expected_map, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine
@@ -171,7 +172,7 @@ def test_plugin_config() -> None:
 
 def need_openvino() -> None:
     """Skips where OpenVINO has no CPU device, and says why: asked of the library, not of what is installed."""
-    ort = pytest.importorskip("onnxruntime", reason="pip install 'saae[cpu]'")
+    ort = need("onnxruntime")
     why, _ = missing(ort)
     if why:
         pytest.skip(why)
@@ -262,7 +263,7 @@ def test_openvino_computes_the_fp16_graph_in_f32(folder: Path) -> None:
 def test_what_auto_computes_is_what_was_calibrated(tmp_path: Path) -> None:
     """A network of the real shape, whose maps bf16 moves by several times this bound."""
     need_openvino()
-    pytest.importorskip("torch", reason="needs the extra `export`")
+    need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph

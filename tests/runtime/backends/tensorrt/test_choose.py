@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_backend import SIZE, FakeCudaForThreads, check, frames
 from fake_cuda import FakeArray, FakeCuda, expected_map, fake_tensorrt
 from tiny_bundle import tiny_manifest
-from trt_fakes import SIZE, FakeCudaForThreads, check, frames
 
 from saae_runtime.backends.cuda.jetson import Jetson, find_jetson
 from saae_runtime.backends.tensorrt import choose as backend_module
@@ -287,8 +287,8 @@ def test_install_hints_differ_on_a_jetson():
     assert "not offered" in install_hint("tensorrt_rtx", orin)
 
 
+@pytest.mark.needs("tensorrt_rtx")
 def test_the_wheels_cuda_version_is_known():
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
     assert load_library("tensorrt_rtx").cuda_major() in (12, 13, 14)
 
 
@@ -308,6 +308,6 @@ def test_activation_memory_is_given_in_the_way_that_the_release_has():
     assert old.device_memory == 512
 
 
+@pytest.mark.needs("tensorrt_rtx")
 def test_one_logger_serves_a_process():
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
     assert load_library("tensorrt-rtx") is load_library("tensorrt_rtx")

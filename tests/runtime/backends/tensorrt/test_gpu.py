@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 from tiny_bundle import expected_map, gray_frame, make_tiny_bundle
 
 from saae_runtime.backends.base import BackendOptions
@@ -41,7 +42,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A bundle with an engine for this GPU, and the backend that runs it."""
-    engines = pytest.importorskip("saae_export.tensorrt.compile", reason="needs the extra `export`")
+    need("onnx")
+    from saae_export.tensorrt import compile as engines
+
     path = make_tiny_bundle(
         tmp_path_factory.mktemp("gpu") / "tiny", size=SIZE, threshold=T, precisions=("fp32", "fp16")
     )
@@ -129,7 +132,7 @@ def test_four_threads(bundle):
 
 
 def test_torch_tensors_go_in_and_come_out_without_the_host(bundle):
-    torch = pytest.importorskip("torch", reason="needs torch")
+    torch = need("torch")
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
     backend, given = open_it(bundle), frames(3)
@@ -153,9 +156,9 @@ def test_torch_tensors_go_in_and_come_out_without_the_host(bundle):
     backend.close()
 
 
+@pytest.mark.needs("cuda.core")
 def test_dlpack_alone_is_enough(bundle):
-    torch = pytest.importorskip("torch", reason="needs torch")
-    pytest.importorskip("cuda.core", reason="needs cuda-core")
+    torch = need("torch")
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
     given = frames(2)
@@ -175,8 +178,8 @@ def test_dlpack_alone_is_enough(bundle):
     backend.close()
 
 
+@pytest.mark.needs("pycuda")
 def test_pycuda_arrays(bundle):
-    pytest.importorskip("pycuda", reason="needs the extra `pycuda`")
     import pycuda.autoprimaryctx  # noqa: F401
     from pycuda import gpuarray
 
@@ -186,7 +189,7 @@ def test_pycuda_arrays(bundle):
 
 
 def test_a_context_of_pycudas_own_is_left_alone_and_put_back(bundle):
-    driver = pytest.importorskip("pycuda.driver", reason="needs the extra `pycuda`")
+    driver = need("pycuda.driver")
     driver.init()
     own, given = driver.Device(0).make_context(), frames(2)
     try:
@@ -195,7 +198,7 @@ def test_a_context_of_pycudas_own_is_left_alone_and_put_back(bundle):
         block = driver.mem_alloc(1 << 20)  # in pycuda's context, which is the current one again
         driver.memset_d8(block, 7, 1 << 20)
         block.free()
-        gpuarray = pytest.importorskip("pycuda.gpuarray")
+        gpuarray = need("pycuda.gpuarray")
         with pytest.raises(FrameError, match="another CUDA context"):
             backend.infer(gpuarray.to_gpu(given), T)
         worker = threading.Thread(target=lambda: check(backend.infer(given, T), given))

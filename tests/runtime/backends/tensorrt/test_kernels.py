@@ -6,10 +6,11 @@ import gc
 from dataclasses import replace
 
 import pytest
+from fake_backend import SIZE, check, frames, make
 from fake_cuda import FakeCuda
 from fake_rtx import FakeRuntimeCache, FakeRuntimeConfig, RtxEngine, fake_tensorrt_rtx
+from needs import need
 from tiny_bundle import tiny_manifest
-from trt_fakes import SIZE, check, frames, make
 
 from saae_runtime.backends.base import BackendOptions
 from saae_runtime.backends.cache import cache_folder
@@ -116,7 +117,7 @@ def test_standard_tensorrt_keeps_nothing(tmp_path):
 
 
 def test_the_fake_has_what_the_installed_library_has():
-    module = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
+    module = need("tensorrt_rtx")
     for fake, real in (
         (FakeRuntimeCache, module.IRuntimeCache),
         (FakeRuntimeConfig, module.IRuntimeConfig),

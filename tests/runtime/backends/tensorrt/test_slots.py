@@ -13,6 +13,7 @@ import pytest
 from fake_cuda import FakeArray, FakeCuda, out_of_memory
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import need
 
 from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.backends.cuda.arrays import DeviceArray, is_device_array, read_device_frames
@@ -205,9 +206,9 @@ def test_what_counts_as_a_device_array():
     assert is_device_array(OnGpu())
 
 
+@pytest.mark.needs("cuda.core")
 def test_dlpack_is_read_by_cuda_core():
     """A host array through the same door: layout is read, and the place is refused."""
-    pytest.importorskip("cuda.core", reason="needs cuda-core (comes with cuda-python 13)")
 
     class Wrapped:
         def __init__(self, array):
@@ -278,7 +279,7 @@ def test_the_fake_has_exactly_the_methods_of_the_real_one():
 
 
 def test_every_cuda_function_that_is_called_exists_in_the_installed_wheel():
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    runtime = need("cuda.bindings.runtime")
     source = inspect.getsource(CudaApi)
     names = set(re.findall(r'"(cuda[A-Z]\w+)"', source))
     names = {name for name in names if not name.startswith("cudaError")}
@@ -299,8 +300,8 @@ def has_driver():
         return False
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 def test_no_driver_is_said_plainly():
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     if has_driver():
         pytest.skip("this machine has an NVIDIA driver")
     with pytest.raises(DeviceError, match="No NVIDIA driver") as caught:
@@ -308,8 +309,8 @@ def test_no_driver_is_said_plainly():
     assert "onnxruntime:cpu" in caught.value.cure
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 def test_calls_without_a_driver_are_errors_of_ours_and_not_crashes():
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     if has_driver():
         pytest.skip("this machine has an NVIDIA driver")
     api = CudaApi()
@@ -321,7 +322,7 @@ def test_calls_without_a_driver_are_errors_of_ours_and_not_crashes():
 
 def test_the_wheel_takes_plain_integers_everywhere():
     """Without a driver every call fails, but first it converts its arguments: a wrong type would be a TypeError."""
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    runtime = need("cuda.bindings.runtime")
     if has_driver():
         pytest.skip("this machine has an NVIDIA driver")
     api = CudaApi()
@@ -357,9 +358,9 @@ def test_the_wheel_takes_plain_integers_everywhere():
         assert hasattr(runtime.cudaDeviceProp(), name)
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 @pytest.mark.parametrize(("driver", "major", "says"), [((12, 6), None, "CUDA 13"), ((13, 0), 14, "CUDA 14")])
 def test_a_driver_that_is_too_old_names_both_versions(monkeypatch, driver, major, says):
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     api = CudaApi()
     monkeypatch.setattr(api, "driver_version", lambda: driver)
     monkeypatch.setattr(api, "runtime_version", lambda: (13, 0))
@@ -407,6 +408,7 @@ class Contexts:
         return (0,)
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 @pytest.mark.parametrize(
     ("current", "back"),
     [
@@ -418,7 +420,6 @@ class Contexts:
     ],
 )
 def test_work_is_done_in_the_primary_context_and_the_callers_is_put_back(monkeypatch, current, back):
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     api, contexts = CudaApi(), Contexts(current=current)
     monkeypatch.setattr(api, "_rt", contexts)
     monkeypatch.setattr(api, "_driver", contexts)
@@ -433,8 +434,8 @@ def test_work_is_done_in_the_primary_context_and_the_callers_is_put_back(monkeyp
     assert contexts.current == back
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     api, contexts = CudaApi(), Contexts()
     monkeypatch.setattr(api, "_rt", contexts)
     monkeypatch.setattr(api, "_driver", contexts)
@@ -447,12 +448,12 @@ def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
     assert contexts.calls == []
 
 
+@pytest.mark.needs("cuda.bindings.runtime")
 @pytest.mark.parametrize(
     ("pointer", "reachable"),
     [(11000, True), (11001, False), (17700, False), (512, True), (99999, True)],
 )
 def test_memory_of_another_context_is_told_from_the_primary_ones(monkeypatch, pointer, reachable):
-    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     api, contexts = CudaApi(), Contexts(current=7700)
     monkeypatch.setattr(api, "_rt", contexts)
     monkeypatch.setattr(api, "_driver", contexts)
@@ -461,7 +462,7 @@ def test_memory_of_another_context_is_told_from_the_primary_ones(monkeypatch, po
 
 
 def test_the_driver_calls_exist_in_the_installed_wheel():
-    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
+    driver = need("cuda.bindings.driver")
     assert int(driver.CUcontext(7)) == 7
     for name in set(re.findall(r"_driver\.(cu\w+)", inspect.getsource(CudaApi))):
         assert hasattr(driver, name)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_backend import make
 from fake_cuda import FakeCuda
+from needs import need
 from tiny_bundle import make_tiny_bundle
-from trt_fakes import make
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -122,8 +123,8 @@ def test_a_fit_is_well_if_it_was_recorded_and_came_to_the_same_loss():
     ]
 
 
+@pytest.mark.needs("torch")
 def test_the_fit_is_run_for_both_presets_and_written(command, bundle, tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="needs the extra `train`")
     from benchmarks import fit as bench
 
     asked = []
@@ -242,7 +243,7 @@ def test_the_split_names_each_parts_time(graph):
 
 
 def test_the_real_clock_calls_what_the_installed_wheel_has():
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    runtime = need("cuda.bindings.runtime")
     for name in ("cudaEventCreateWithFlags", "cudaEventDefault", "cudaEventElapsedTime"):
         assert hasattr(runtime, name)
     cuda = TimedCuda()
@@ -255,8 +256,8 @@ def test_the_real_clock_calls_what_the_installed_wheel_has():
 # -- parts that run on any backend
 
 
+@pytest.mark.needs("onnx")
 def test_an_engine_that_disagrees_is_not_well_and_a_missing_library_is_no_fault(command, bundle, tmp_path, monkeypatch):
-    pytest.importorskip("onnx", reason="needs the extra `export`")
     from saae_export.tensorrt import compile as engines
     from saae_export.tensorrt import gate as engine_parity
 
@@ -284,9 +285,9 @@ def test_an_engine_that_disagrees_is_not_well_and_a_missing_library_is_no_fault(
     assert "disagrees" in written["rows"][0]["said"]
 
 
+@pytest.mark.needs("onnxruntime")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_soak_and_threads_run_and_are_written(command, bundle, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
     cuda = FakeCuda()
     monkeypatch.setattr(gpu, "CudaApi", lambda: cuda)
     monkeypatch.setattr(gpu, "_noise", lambda engine, count: list(np.zeros((2, 16, 24, 3), np.uint8)))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
-
 from tiny_bundle import make_tiny_bundle
 
 from benchmarks import startup
 from saae_runtime.errors import SaaeError
+
+pytestmark = pytest.mark.needs("onnxruntime")
 
 
 def test_stages_come_in_order_and_without_torch(tmp_path: Path) -> None:

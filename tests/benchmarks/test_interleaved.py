@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime")
-
 from tiny_bundle import gray_frame, make_tiny_bundle
 
 from benchmarks.interleaved import stream
 from saae_runtime import Engine
+
+pytestmark = pytest.mark.needs("onnxruntime")
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from saae_runtime.result import Scored
 from saae_train.experiments.experiment import Experiment, FittedMethod, Report
 
 
@@ -18,9 +19,9 @@ def brightness(
 ) -> FittedMethod:
     """Bright pixels are anomalous; nothing is learned."""
 
-    def score(frame: np.ndarray) -> tuple[np.ndarray, float]:
+    def score(frame: np.ndarray) -> Scored:
         anomaly_map = frame.astype(np.float32).mean(axis=2)
-        return anomaly_map, float(anomaly_map.max())
+        return Scored(float(anomaly_map.max()), anomaly_map)
 
     report("looking", len(samples), len(samples))
     return FittedMethod(score, {"process": os.getpid()}, experiment.config)

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_sets import TINY_CHANGES, write_square_set
 from typer import Typer
 from typer.testing import CliRunner
-
-pytest.importorskip("timm", reason="needs the extra `train`")
-
-from tiny_sets import TINY_CHANGES, write_square_set
 
 from benchmarks import quality
 from saae_runtime.errors import DataError, SaaeError
 from saae_train.cli.options import make_config
 from saae_train.experiments.experiment import Experiment, is_same, run_experiment, run_fresh
+
+pytestmark = pytest.mark.needs("timm")
 
 WORDS = [
     word

@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from typer import Typer
+from typer.testing import CliRunner
 
-torch = pytest.importorskip("torch", reason="needs the extra `train`")
-
-from typer import Typer  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
-
-from benchmarks import fit as bench  # noqa: E402
-from saae_train import config as presets  # noqa: E402
+from benchmarks import fit as bench
+from saae_train import config as presets
 
 
 @pytest.fixture(autouse=True)

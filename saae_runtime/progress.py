@@ -1,0 +1,27 @@
+"""How long work reports how far it is: one signature for everything that counts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Progress", "labelled", "nth", "silent"]
+
+
+class Progress(Protocol):
+    """Called often with (done, total), and with a few words where several things are counted one after the other."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...
+
+
+def labelled(progress: Progress, text: str) -> Progress:
+    """Reports the same numbers with these words."""
+    return lambda done, total, more="": progress(done, total, text)
+
+
+def nth(progress: Progress, number: int, parts: int) -> Progress:
+    """Reports for part `number` (from 0) of a work of several parts of the same size."""
+    return lambda done, total, text="": progress(number * total + done, parts * total, text)
+
+
+def silent(done: int, total: int, text: str = "") -> None:
+    """Reports to nobody."""

@@ -1,0 +1,9 @@
+"""The training side's tests: a file that imports a library which is not installed is skipped with the reason."""
+
+from __future__ import annotations
+
+from needs import skips_without
+
+pytest_pycollect_makemodule = skips_without(
+    "huggingface_hub", "onnx", "onnxruntime", "safetensors", "scipy", "sklearn", "timm", "torch"
+)

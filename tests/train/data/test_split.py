@@ -1,0 +1,130 @@
+"""The split of normal images: by content, disjoint, and for a fitted model what it was not fitted on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from saae_runtime.errors import DataError
+from saae_train.config import preset
+from saae_train.data.category import Sample, find_category, from_folders
+from saae_train.data.demo import write_demo
+from saae_train.data.split import (
+    MIN_FIT,
+    MIN_HELD_OUT,
+    content_digest,
+    content_hashes,
+    split_for,
+    split_held_out,
+    split_of,
+)
+from saae_train.record import FitRecord
+
+
+def picture(path: Path, value: int, size: tuple[int, int] = (40, 48)) -> Path:
+    """Writes a small picture whose pixels depend on `value`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def normals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sample, ...]:
+    folder = tmp_path_factory.mktemp("normals")
+    return from_folders(*{picture(folder / f"{i:02d}.png", i, (34, 34)).parent for i in range(40)}).train
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), fraction=st.floats(0.01, 0.99), minimum=st.integers(0, 60), seed=st.integers(0, 2**40))
+def test_split_is_a_partition_that_ignores_order(
+    normals: tuple[Sample, ...], data: st.DataObject, fraction: float, minimum: int, seed: int
+) -> None:
+    count = data.draw(st.integers(MIN_FIT + MIN_HELD_OUT, len(normals)))
+    chosen = normals[:count]
+    fit, held_out = split_held_out(chosen, fraction, minimum, seed)
+    assert sorted(fit + held_out, key=lambda s: s.path) == list(chosen)
+    assert len(fit) >= MIN_FIT
+    assert len(held_out) >= MIN_HELD_OUT
+    assert split_held_out(data.draw(st.permutations(chosen)), fraction, minimum, seed) == (fit, held_out)
+
+
+def test_split_survives_renaming_and_changes_with_the_seed(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    fit, held_out = split_held_out(normals)
+    assert len(held_out) == 6
+    renamed = [
+        Sample(Path(shutil.copy(s.path, tmp_path / f"{97 * i % 89:02d}x.png")), "good", None, False)
+        for i, s in enumerate(normals)
+    ]
+    fit_2, held_out_2 = split_held_out(renamed)
+    assert [s.path.read_bytes() for s in held_out] == [s.path.read_bytes() for s in held_out_2]
+    assert content_digest(fit) == content_digest(fit_2)
+    assert {s.path for s in split_held_out(normals, seed=1)[1]} != {s.path for s in held_out}
+
+
+def test_copies_fall_on_one_side(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    copies = [
+        Sample(Path(shutil.copy(s.path, tmp_path / f"copy{i}.png")), "good", None, False)
+        for i, s in enumerate(normals[:10])
+    ]
+    for seed in range(5):
+        fit, held_out = split_held_out([*normals[:10], *copies], 0.3, seed=seed)
+        assert not {s.path.read_bytes() for s in fit} & {s.path.read_bytes() for s in held_out}
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_too_few_images(normals: tuple[Sample, ...], count: int) -> None:
+    with pytest.raises(DataError, match="at least 6") as caught:
+        split_held_out(normals[:count])
+    assert caught.value.what.startswith(f"{count} normal image")
+    assert "thresholds" in caught.value.why
+
+
+def test_copies_do_not_count_as_images(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    copies = [Sample(Path(shutil.copy(normals[0].path, tmp_path / f"{i}.png")), "good", None, False) for i in range(9)]
+    with pytest.raises(DataError, match="1 normal image is too few") as caught:
+        split_held_out(copies)
+    assert "9 files" in caught.value.what
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_impossible_share(normals: tuple[Sample, ...], fraction: float) -> None:
+    with pytest.raises(DataError, match="cannot be held out"):
+        split_held_out(normals, fraction)
+
+
+def test_digest_tells_content_order_label_and_mask_apart(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    a, b = normals[:2]
+    moved = Sample(Path(shutil.copy(a.path, tmp_path / "elsewhere.png")), "good", None, False)
+    assert content_digest([a, b]) == content_digest([moved, b])
+    bad = Sample(a.path, "bent", None, True)
+    masked = Sample(a.path, "bent", picture(tmp_path / "m.png", 9), True)
+    lists = ([a, b], [b, a], [a], [], [bad, b], [masked, b])
+    assert len({content_digest(samples) for samples in lists}) == len(lists)
+
+
+def test_digest_sees_a_file_change(tmp_path: Path) -> None:
+    sample = Sample(picture(tmp_path / "a.png", 1), "good", None, False)
+    before = content_digest([sample])
+    picture(tmp_path / "a.png", 2)
+    assert content_digest([sample]) != before
+    sample.path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        content_digest([sample])
+
+
+def test_the_split_of_a_fitted_model_goes_by_content(tmp_path: Path) -> None:
+    write_demo(tmp_path, "weave", size=(64, 64), train=9, test_good=1, per_defect=1)
+    category = find_category(tmp_path, "weave")
+    config = preset("fast")
+    split = split_for(config, category)
+    assert split_of(FitRecord(fitted_on=content_hashes(split.fitting)), config, category) == split
+    everything = split_of(FitRecord(fitted_on=content_hashes(category.train)), config, category)
+    assert not everything.unseen
+    assert "FITTED ON" in everything.note
