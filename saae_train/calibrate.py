@@ -32,6 +32,7 @@ __all__ = [
     "calibrate_left_out",
     "default_fpr",
     "left_out_scores",
+    "smooth_left_out",
 ]
 
 TEXTURE_FPR = 0.0
@@ -150,8 +151,14 @@ def calibrate_left_out(
     return Calibration(pixels.table(pixel_fpr), ThresholdTable.estimated(images, image_fpr), tuple(images), digest)
 
 
-def _smoothed(left_out: LeftOut, smoothing: float) -> Iterator[NDArray[np.float32]]:
+def smooth_left_out(left_out: LeftOut, smoothing: float, index: int) -> NDArray[np.float32]:
+    """The smoothed scores of one fitted image, float32 h x w."""
     height, width = left_out.scores.shape[1:]
     rows, columns = gaussian_matrix(height, smoothing), gaussian_matrix(width, smoothing)
-    for scores in left_out.scores.numpy():
-        yield (rows @ scores @ columns.T).astype(np.float32)
+    smoothed: NDArray[np.float32] = (rows @ left_out.scores[index].numpy() @ columns.T).astype(np.float32)
+    return smoothed
+
+
+def _smoothed(left_out: LeftOut, smoothing: float) -> Iterator[NDArray[np.float32]]:
+    for index in range(len(left_out.names)):
+        yield smooth_left_out(left_out, smoothing, index)

@@ -11,6 +11,7 @@ from typing import Any
 from saae_runtime.errors import ConfigError
 
 __all__ = [
+    "HELD_OUT",
     "LITE_LAYERS",
     "PACKAGED_NAME",
     "PAPER_BACKBONE",
@@ -105,7 +106,7 @@ def _check(name: str, annotation: str, value: Any) -> None:
     )
 
 
-_HELD_OUT = 0.15
+HELD_OUT = 0.15
 """Share of the normal images that thresholds without a memory rest on."""
 
 
@@ -223,7 +224,7 @@ class FitConfig:
         score = given.get("score", self.score)
         if score != "memory":
             given.setdefault("memory", None)
-            given.setdefault("held_out", self.held_out or _HELD_OUT)
+            given.setdefault("held_out", self.held_out or HELD_OUT)
         elif self.memory is None:
             given.setdefault("memory", FitConfig.memory)
         return dataclasses.replace(self, **given)
@@ -253,7 +254,7 @@ _PAPER = FitConfig(
     standardise=False,
     components=None,
     memory=None,
-    held_out=_HELD_OUT,
+    held_out=HELD_OUT,
     component_power=0.0,
     latent_limit=None,
     loss="l2",

@@ -29,6 +29,7 @@ __all__ = [
     "parse_changes",
     "parse_layers",
     "parse_seeds",
+    "parse_share",
     "parse_size",
 ]
 
@@ -251,6 +252,25 @@ def _no_field(word: str, key: str) -> ConfigError:
         return ConfigError(f"--set {word} is not possible.", why, f"one of: {', '.join(_FIELDS)}")
     kinds = " or ".join(f"{name} ({field_kind(name)})" for name in near)
     return ConfigError(f"--set {word} is not possible.", why, f"did you mean {kinds}?")
+
+
+def parse_share(text: str | None, option: str) -> float | None:
+    """`5/1000`, `0.5%` or `0.005` as a share, 0..1. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        if "/" in text:
+            part, whole = text.split("/")
+            share = float(part) / float(whole)
+        elif text.strip().endswith("%"):
+            share = float(text.strip()[:-1]) / 100.0
+        else:
+            share = float(text)
+        if not 0.0 <= share <= 1.0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"{option} {text} is not a share.", "", f"{option} 5/1000, 0.5% or 0.005") from None
+    return share
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

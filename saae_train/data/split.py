@@ -56,6 +56,11 @@ class Split:
     unseen: bool = True
     note: str = ""
 
+    @property
+    def normal(self) -> tuple[Sample, ...]:
+        """Normal images to look at: those held out, or where none are, those fitted on."""
+        return self.held_out or self.fitting
+
 
 def split_for(config: FitConfig, category: Category) -> Split:
     """The split for a new fit.
@@ -78,6 +83,8 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
         DataError: too few images to split, or one that cannot be read.
     """
     fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
+    if config.memory is not None:
+        return Split(fitting, held_out)  # what is normal was measured in the fit
     if record.fitted_on is None:
         if record.digest == content_digest(fitting):
             return Split(fitting, held_out)

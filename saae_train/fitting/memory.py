@@ -156,8 +156,9 @@ def remember(
 def balance(nearest: Nearest, cosine: Tensor) -> float:
     """The exponent alpha of the score `memory`.
 
-    Of the logarithm of the score of normal patches, the autoencoder's part then spreads 0.6 times as far as the memory's:
-    where the product lets the autoencoder explain little (parts at any angle), its noise does not drown the distance.
+    Of the logarithm of the score of normal patches, the autoencoder's part then spreads 0.6 times as far as the
+    memory's: where the product lets the autoencoder explain little (parts at any angle), its noise does not drown the
+    distance.
 
     Args:
         nearest: d and r of normal patches that are not in the memory, any shape.
