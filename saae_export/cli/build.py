@@ -71,7 +71,7 @@ class ImageOptions:
         _image(
             "--keep",
             metavar="NAME",
-            help="Normal image that is good although it looks unlike the others: it is not named again. May be repeated.",
+            help="Normal image that is good, unlike the others as it looks: it is not named again. May be repeated.",
         ),
     ] = None
     demo: Annotated[bool, _image("--demo", help="Use the drawn demo images, whatever else is there.")] = False
