@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError, DataError, ImageError
@@ -31,7 +31,7 @@ _SWEEP = 2.0  # seconds after which a folder is listed again whatever the system
 _GRAIN = 2.0  # seconds: some file systems tell times of change no better
 _TICK = 0.05
 _RECENT = 64  # files given last, which are looked at every time: rings and `latest.png`
-_AROUND = 0.004  # seconds of a look for the files given before those, in turn
+_AROUND = 0.007  # seconds of a look for the files given before those, in turn
 _AT_LEAST = 50  # of them, however slow the share
 _FORGET = 100_000  # files that are gone and would be known again
 
@@ -116,7 +116,9 @@ class FolderWatch:
         self._say = say
         self._knows = knows
         self._waiting: dict[str, _Waiting] = {}
-        self._given: OrderedDict[str, State] = OrderedDict()  # in the order in which they are to be looked at again
+        self._given: dict[str, State] = {}
+        self._turns: deque[str] = deque()  # those given, in the order in which they are looked at again
+        self._has_turn: set[str] = set()
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._gone: OrderedDict[str, State] = OrderedDict()
         self._stems: dict[str, PurePath] = {}
@@ -164,17 +166,27 @@ class FolderWatch:
                     yield frame
         wanted |= {path for path in hints if path in self._given}
         wanted.update(self._recent, self._waiting)
-        for path in (*sorted(wanted), *self._in_turn()):
+        for path in chain(sorted(wanted), self._in_turn()):  # in turn while there is time for it
             yield from self._look(path, now)
 
     def _in_turn(self) -> Iterator[str]:
         """Some of the files that were given long ago: each has its turn."""
         end = time.perf_counter() + _AROUND
-        for count, path in enumerate(list(islice(self._given, len(self._given) if len(self._given) < 5000 else 5000))):
+        for count in range(len(self._turns)):
             if count >= _AT_LEAST and time.perf_counter() > end:
                 return
-            self._given.move_to_end(path)
-            yield path
+            path = self._turns.popleft()
+            if path in self._given:
+                self._turns.append(path)
+                yield path
+            else:
+                self._has_turn.discard(path)
+
+    def _give(self, path: str, state: State) -> None:
+        self._given[path] = state
+        if path not in self._has_turn:
+            self._has_turn.add(path)
+            self._turns.append(path)
 
     def _list(self, root: _Root, hints: set[str], now: float) -> tuple[set[str], set[str]]:
         """Names that are new and that are gone since the last listing.
@@ -274,7 +286,7 @@ class FolderWatch:
             if self._given.get(path) == state or stat.S_ISDIR(facts.st_mode):
                 return
             if path not in self._given and self._was_given(path, state):
-                self._given[path] = state
+                self._give(path, state)
                 return
         if waiting is None or waiting.state != state:
             self._waiting[path] = _Waiting(state, now)
@@ -288,8 +300,7 @@ class FolderWatch:
             waiting.tried = True  # perhaps only a pause of the writer
             return
         del self._waiting[path]
-        self._given[path] = state
-        self._given.move_to_end(path)
+        self._give(path, state)
         if path not in self._recent:
             self._recent.append(path)
         yield first

@@ -57,8 +57,8 @@ _ENTRIES = {
     "engine": "from saae_runtime import Engine; e = Engine({bundle!r}, backend='onnxruntime:cpu'); e.close()",
     "saae-run": "import sys; sys.argv = ['saae-run', {bundle!r}, {image!r}, '--backend', 'onnxruntime:cpu']; "
     "from saae_runtime.cli import main; main()",
-    "saae-train": "import saae_train.cli; import onnxruntime",
-    "saae-export": "import saae_export.cli; import onnxruntime",
+    "saae-train": "from saae_train.cli import main; import onnxruntime",
+    "saae-export": "from saae_export.cli import main; import onnxruntime",
 }
 
 
