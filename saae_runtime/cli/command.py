@@ -223,6 +223,7 @@ class _Given:
     live: bool
     count: Callable[[], int | None]
     words: Callable[[], list[str]] = list
+    nothing_new: bool = False  # all that was named was scored by an earlier run
 
 
 def _watched(log: Console, watcher: FolderWatch, quiet: bool) -> _Given:
@@ -251,6 +252,7 @@ def _named(log: Console, sources: Sequence[Source], skip: Scored | None, quiet: 
         any(source.live for source in left),
         count,
         lambda: [_passed_over(passed_over)] if passed_over else [],
+        nothing_new=passed_over > 0 and not left,
     )
 
 
@@ -311,6 +313,8 @@ def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | N
         return 128 + stopped_by[0]
     if failed is not None:
         return failed
+    if given.nothing_new:
+        return 0
     return VERDICTS_LOST if sink.lost else sink.summary.exit_code
 
 

@@ -36,7 +36,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 THREAD = """
 import sys, threading, time
 from saae_runtime.cli.leave import leave
-threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+threading.Thread(target=time.sleep, args=(30,)).start()  # the interpreter would wait for it
 leave({code!r})
 """
 

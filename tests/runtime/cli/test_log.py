@@ -71,6 +71,7 @@ def test_what_was_scored_is_passed_over_when_asked(bundle: Path, frames: Path, t
     assert sources(log)[3:] == ["b.png", "d.png"]
     assert "2 files passed over" in done.stderr
     done = run(bundle, frames, "--json", log, "--skip-scored")
+    assert done.exit_code == 0  # nothing new is no fault
     assert len(sources(log)) == 5
     assert "4 files passed over" in done.stderr
     run(bundle, frames, "--json", log, "--skip-scored", "--overwrite")
