@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from saae_runtime.errors import ConfigError
-from saae_runtime.images import read_image
+from saae_runtime.images import open_image, read_image
 from saae_runtime.progress import Progress, silent
 from saae_train.data.category import Category, Sample, distinct_names, find_category, from_folders, list_categories
 from saae_train.data.demo import DEMO_CATEGORIES, write_demo
@@ -97,7 +96,7 @@ def shared_size(samples: tuple[Sample, ...]) -> tuple[int, int] | None:
     """(height, width) of all images as they are read (EXIF rotation applied), None where they differ."""
     sizes = set()
     for sample in samples:
-        with Image.open(sample.path) as image:
+        with open_image(sample.path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         sizes.add((width, height) if turned else (height, width))

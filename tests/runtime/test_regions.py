@@ -94,3 +94,34 @@ def test_corners_touch() -> None:
     mask = np.eye(5, dtype=bool)
     assert len(find_regions(mask, np.zeros((5, 5), np.float32))) == 1
     assert len(find_regions(mask[::-1], np.zeros((5, 5), np.float32))) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10), elements=st.integers(-1, 2))
+)
+def test_the_first_of_equal_values_in_reading_order_is_the_peak(values: np.ndarray) -> None:
+    anomaly_map = values.astype(np.float32)
+    mask = values > 0
+    peaks = set()
+    for pixels in flood(mask):
+        y, x = min(pixels, key=lambda pixel: (-anomaly_map[pixel], pixel))
+        peaks.add((x, y))
+    assert {region.peak for region in find_regions(mask, anomaly_map)} == peaks
+
+
+def test_no_pixel_is_sorted(monkeypatch) -> None:
+    """A mask that covers a large frame would take seconds otherwise."""
+    sizes: list[int] = []
+    for name in ("lexsort", "argsort", "sort", "unique"):
+        real = getattr(np, name)
+
+        def counted(values, *arguments, _real=real, **options):
+            sizes.append(np.shape(values)[-1])
+            return _real(values, *arguments, **options)
+
+        monkeypatch.setattr(np, name, counted)
+    mask = np.ones((50, 400), bool)
+    (region,) = find_regions(mask, np.arange(mask.size, dtype=np.float32).reshape(mask.shape))
+    assert region.peak == (399, 49)
+    assert max(sizes) <= 50  # runs
