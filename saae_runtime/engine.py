@@ -310,7 +310,8 @@ class Engine:
             mask = defect_mask(anomaly_map, limits.pixel, limits.image, float(score))
             anomaly_map.setflags(write=False)
             mask.setflags(write=False)
-            yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image)
+            rank = self._tables.image.share_below(float(score))
+            yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image, rank)
 
     def _choose(
         self,

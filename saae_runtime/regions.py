@@ -35,8 +35,8 @@ class Region:
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1) -> tuple[Region, ...]:
     """The 8-connected regions of a mask, strongest first.
 
-    Works on horizontal runs of pixels, not on pixels: a frame has few runs, and joining those that touch between
-    neighbouring rows is a union of a small graph.
+    Works on horizontal runs of pixels, not on pixels: a frame has few runs, joining those that touch between
+    neighbouring rows is a union of a small graph, and a region's highest value is that of its runs.
 
     Args:
         mask: bool H x W.
@@ -59,17 +59,21 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_
     area = np.bincount(label, weights=stop - start, minlength=count).astype(np.int64)
 
     # Boolean indexing gives the pixels row by row, which is the order of the runs.
-    pixel_label = np.repeat(label, stop - start)
     values = anomaly_map[mask]
-    order = np.lexsort((-values, pixel_label))  # stable: the first of equal values wins
-    first = order[np.concatenate([[0], np.cumsum(np.bincount(pixel_label, minlength=count))[:-1]])]
-    y, x = np.nonzero(mask)
+    first = np.cumsum(stop - start) - (stop - start)  # of each run, among these pixels
+    highest = np.maximum.reduceat(values, first)
+    score = np.full(count, -np.inf, values.dtype)
+    np.maximum.at(score, label, highest)
+    # The first pixel in reading order of equal ones: in the first run that holds the region's highest value.
+    holders = np.flatnonzero(highest == score[label])
+    _, where = np.unique(label[holders], return_index=True)
+    peak_run = holders[where]
     regions = [
         Region(
             bbox=(int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
             area=int(area[i]),
-            peak=(int(x[first[i]]), int(y[first[i]])),
-            score=float(values[first[i]]),
+            peak=_peak(values, first[peak_run[i]], start[peak_run[i]], stop[peak_run[i]], row[peak_run[i]]),
+            score=float(score[i]),
         )
         for i in range(count)
         if area[i] >= min_area
@@ -111,6 +115,11 @@ def defect_mask(
     np.maximum.at(highest, label, np.maximum.reduceat(values, first))
     mask[mask] = np.repeat((highest >= np.float32(peak))[label], stop - start)
     return mask
+
+
+def _peak(values: NDArray[np.float32], first: int, start: int, stop: int, row: int) -> tuple[int, int]:
+    """(x, y) of a run's highest value; its values begin at `first`."""
+    return int(start + np.argmax(values[first : first + stop - start])), int(row)
 
 
 def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -124,6 +124,26 @@ class ThresholdTable:
             thresholds[0] += MARGIN * abs(thresholds[0])
         return cls(tuple(rates), tuple(map(float, thresholds)), float(default_fpr), len(scores), "log-normal")
 
+    def share_below(self, value: float) -> float:
+        """The share of the table's samples below a value: 1 less the false-positive rate of a threshold set there.
+
+        Between the table's entries it is interpolated. It never falls as the value rises; it is 1 from the threshold
+        for FPR 0 on, and cannot tell apart what lies above that.
+
+        Returns:
+            A number from 0 to 1.
+        """
+        rates = np.asarray(self.fpr[::-1])
+        thresholds = np.asarray(self.threshold[::-1])  # ascending; of equal ones the last, lowest rate counts
+        if value >= thresholds[-1]:
+            return 1.0
+        above = int(np.searchsorted(thresholds, value, side="right"))
+        if above == 0:
+            return 0.0
+        low, high = thresholds[above - 1], thresholds[above]
+        rate = rates[above - 1] + (rates[above] - rates[above - 1]) * (value - low) / (high - low)
+        return float(min(max(1.0 - rate, 0.0), 1.0))
+
     @classmethod
     def from_samples(
         cls,

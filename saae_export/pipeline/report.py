@@ -14,6 +14,7 @@ from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image, read_mask
 from saae_runtime.render import save_png, sheet
+from saae_runtime.result import decision
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
@@ -143,4 +144,6 @@ def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
 def _sheet(item: Example) -> NDArray[np.uint8]:
     mask = item.anomaly_map > np.float32(item.threshold)
     title = f"{item.name}: {item.verdict}, score {item.score:.4g}"
+    if item.image_threshold is not None:
+        title = f"{item.name}: {item.verdict}; {decision(item.score, item.image_threshold)}"
     return sheet(item.frame, item.anomaly_map, mask, item.threshold, truth=item.truth, title=title)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from saae_runtime.errors import DataError
 from saae_runtime.images import IMAGE_SUFFIXES
+from saae_runtime.sources.folders import folders_below
 
 __all__ = [
     "GOOD",
@@ -282,16 +283,21 @@ def _samples(
 ) -> list[Sample]:
     """The images directly in `folder` (and below it if `nested`), with their masks when a mask folder is given."""
     images: list[Path] = []
+    if nested:  # the runtime's rule: links to folders are followed, and no folder is read twice
+        for below in folders_below(folder):
+            if below != folder:
+                images += [s.path for s in _samples(below, label, findings, skip_folders=True)]
     for entry in _entries(folder):
         if entry.is_dir():
             if nested:
-                images += [s.path for s in _samples(entry, label, findings, nested=True)]
-            elif not skip_folders:
+                continue
+            if not skip_folders:
                 findings.append(Finding(entry, "is a folder among images; what is inside is not used"))
         elif entry.suffix.lower() in IMAGE_SUFFIXES:
             images.append(entry)
         else:
             findings.append(Finding(entry, "is not an image file (by its name)"))
+    images.sort()
     anomalous = label != GOOD
     truth: dict[str, Path] = {}
     if masks is not None:

@@ -10,10 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from saae_runtime.errors import DataError, ImageError
-from saae_runtime.images import read_image, read_mask
+from saae_runtime.images import open_image, page_numbers, read_image, read_mask
 
 from .category import Category, Sample
 
@@ -182,8 +180,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
     try:
         if path.stat().st_size == 0:
             raise ImageError(str(path), "is empty (0 bytes)")
-        with Image.open(path) as image:
-            mode, frames = image.mode, getattr(image, "n_frames", 1)
+        with open_image(path) as image:
+            mode, pages = image.mode, len(page_numbers(image))
             transparent = mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
     except ImageError:
         raise
@@ -191,8 +189,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
         raise ImageError(str(path), "is missing") from error
     except Exception as error:  # Pillow raises many kinds on damaged headers
         raise ImageError(str(path), f"is not an image ({type(error).__name__}: {_short(path, error)})") from error
-    if frames > 1:
-        warnings.append(Problem(path, f"holds {frames} pictures; only the first is used"))
+    if pages > 1:
+        raise ImageError(str(path), f"holds {pages} pages, not one image")
     if transparent:
         warnings.append(Problem(path, "has transparency, which is dropped"))
     if mode == "1":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
+from saae_runtime.images import open_image
 
 from .category import Sample
 
@@ -41,7 +41,7 @@ class ImageShape:
 
 def image_size(sample: Sample) -> tuple[int, int]:
     """(height, width) of an image as it is read (EXIF rotation applied), from the file's header alone."""
-    with Image.open(sample.path) as image:
+    with open_image(sample.path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) in _TURNED
     return (width, height) if turned else (height, width)

@@ -119,3 +119,34 @@ def test_a_map_that_was_resized_below_its_score_still_shows_its_peak() -> None:
     anomaly_map = np.array([[1.0, 1.0, 4.9], [1.0, 3.0, 1.0]], np.float32)
     found = defect_mask(anomaly_map, 2.0, 5.0, score=5.1)
     np.testing.assert_array_equal(found, anomaly_map > 2.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10), elements=st.integers(-1, 2))
+)
+def test_the_first_of_equal_values_in_reading_order_is_the_peak(values: np.ndarray) -> None:
+    anomaly_map = values.astype(np.float32)
+    mask = values > 0
+    peaks = set()
+    for pixels in flood(mask):
+        y, x = min(pixels, key=lambda pixel: (-anomaly_map[pixel], pixel))
+        peaks.add((x, y))
+    assert {region.peak for region in find_regions(mask, anomaly_map)} == peaks
+
+
+def test_no_pixel_is_sorted(monkeypatch) -> None:
+    """A mask that covers a large frame would take seconds otherwise."""
+    sizes: list[int] = []
+    for name in ("lexsort", "argsort", "sort", "unique"):
+        real = getattr(np, name)
+
+        def counted(values, *arguments, _real=real, **options):
+            sizes.append(np.shape(values)[-1])
+            return _real(values, *arguments, **options)
+
+        monkeypatch.setattr(np, name, counted)
+    mask = np.ones((50, 400), bool)
+    (region,) = find_regions(mask, np.arange(mask.size, dtype=np.float32).reshape(mask.shape))
+    assert region.peak == (399, 49)
+    assert max(sizes) <= 50  # runs
