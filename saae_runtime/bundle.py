@@ -17,10 +17,10 @@ from .errors import (
     BundleNotFoundError,
     BundlePathError,
     ConfigError,
-    shell_line,
 )
 from .files import atomic_directory, put_back, sha256_file, write_json
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
+from .shell import shell_line
 
 __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "update_bundle", "write_bundle"]
 

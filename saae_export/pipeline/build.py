@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
-from saae_runtime.errors import shell_line
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import alone
 from saae_runtime.manifest import IN_BF16, Calibration, Manifest
+from saae_runtime.shell import shell_line
 from saae_runtime.terminal import Stages
 from saae_train.calibrate import OBJECT_FPR, calibrate, default_fpr
 from saae_train.data.category import Category
@@ -30,7 +30,6 @@ from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
-from ..calibrate.left_out import LeftOutCalibrator, Outlier
 from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
 from ..parity.reference import ReferenceFrame, write_reference
@@ -40,6 +39,7 @@ from .fit import FittedModel, fit_model
 from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
 from .images import find_images, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
+from .left_out import LeftOutCalibrator, Outlier
 from .measure import measure_detection, measure_latency, measure_quality
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps

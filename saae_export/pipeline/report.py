@@ -19,9 +19,9 @@ from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
-from ..calibrate.left_out import LeftOutCalibrator, Outlier
 from ..parity.reference import plain_name
 from ..report.data import Example, Report
+from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed
 
 __all__ = ["add_examples", "add_left_out", "manifest_metrics", "write_heatmaps"]

@@ -18,12 +18,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from saae_runtime.errors import shell_line
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Artefact, Thresholds
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
 from saae_runtime.result import decision
+from saae_runtime.shell import shell_line
 from saae_train.charts.svg import Series, bar_chart, histogram, line_chart, plain_text, smooth
 from saae_train.evaluation.ranking import METRIC_NAMES
 from saae_train.evaluation.result import Evaluation

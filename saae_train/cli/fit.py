@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from saae_runtime.errors import DataError, shell_line
+from saae_runtime.errors import DataError
 from saae_runtime.files import write_json
 from saae_runtime.progress import labelled
+from saae_runtime.shell import shell_line
 from saae_runtime.terminal import LineCommand, Stages, log
 
 from ..data.category import Category, find_category

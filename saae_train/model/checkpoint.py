@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saae_runtime.errors import CheckpointError, SaaeError, StorageError, shell_line
+from saae_runtime.errors import CheckpointError, SaaeError, StorageError
 from saae_runtime.files import (
     atomic_directory,
     canonical_json,
@@ -27,6 +27,7 @@ from saae_runtime.files import (
     storage_error,
     write_json,
 )
+from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
 
 from ..config import FitConfig
