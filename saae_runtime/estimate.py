@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import CalibrationError
 
-__all__ = ["DEFAULT_FALSE_ALARMS", "ScoreModel", "highest_rate"]
+__all__ = ["DEFAULT_FALSE_ALARMS", "ScoreModel", "chance_of_more", "highest_rate"]
 
 DEFAULT_FALSE_ALARMS = 0.05
 """Default share of good images called defective: one in twenty. At rarer alarms products whose good parts vary much
@@ -98,6 +98,11 @@ class ScoreModel:
         count = len(self.scores)
         quantile = _NORMAL.inv_cdf(1.0 - rate) if count < 2 else _t_quantile(1.0 - rate, count - 1)
         return math.exp(min(self.centre + quantile * math.sqrt(1.0 + 1.0 / count) * self.spread, 80.0))
+
+
+def chance_of_more(above: int, count: int, rate: float) -> float:
+    """The probability that `above` or more of `count` images lie above the threshold of `rate`, 0..1."""
+    return 1.0 - _binomial(above - 1, count, rate) if above > 0 else 1.0
 
 
 def highest_rate(above: int, count: int, confidence: float = 0.95) -> float:

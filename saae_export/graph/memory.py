@@ -12,18 +12,21 @@ from .vit import cast
 
 __all__ = ["GraphMemory"]
 
+_CANDIDATES = NEIGHBOURS + 3
+"""Entries that the product hands on: the nearest ones are among them, however it rounds."""
+
 
 class GraphMemory(nn.Module):
     """g, N x L x k of the graph's type -> distance and radius, FP32 N x L; see `saae_train.model.memory.Memory`.
 
-    The product with all entries is of type `dtype`: it only chooses the nearest ones, and a neighbour that lies as near
-    serves as well. Distances are sums of residuals, in FP32.
+    The product with all entries is of type `dtype`: it only proposes a few, of which the nearest by their residuals, in
+    FP32, count.
     """
 
     def __init__(self, memory: Memory, dtype: torch.dtype) -> None:
         super().__init__()
         entries, weight = memory.entries.double(), memory.weight.double()
-        self.neighbours = min(NEIGHBOURS, len(memory))
+        self.candidates = min(_CANDIDATES, len(memory))
         self.dtype = dtype
         self.alpha = float(memory.alpha)
         # z.e = (g * weight).e = g.(weight * e): the components' weights are in the product.
@@ -39,5 +42,5 @@ class GraphMemory(nn.Module):
 
     def forward(self, g: Tensor) -> Nearest:
         closeness = cast(self.closeness(cast(g, self.dtype)), torch.float32) - self.half_energy
-        chosen = closeness.topk(self.neighbours, dim=2).indices
+        chosen = closeness.topk(self.candidates, dim=2).indices
         return compare(cast(g, torch.float32) * self.weight, self.entries[chosen], self.radius[chosen])

@@ -40,7 +40,7 @@ from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity,
 from .images import find_images, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
 from .left_out import LeftOutCalibrator, Outlier
-from .measure import measure_detection, measure_latency, measure_quality
+from .measure import measure_detection, measure_latency, measure_quality, say_verdicts
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
 
@@ -134,11 +134,14 @@ def _build_bundle(
     compared = check_parity(bundle, reference, images, asked, cure, stages)
     bundle = compared.bundle
     evaluation = measure_quality(bundle, category, stages)
+    if evaluation is not None:
+        say_verdicts(evaluation, bundle.manifest.thresholds[asked[0]].image.default_fpr, stages)
     self_test, simulated = measure_detection(
         bundle,
         split.normal,
         options.self_test_frames if options.self_test else 0,
         None if options.allow_blind else _blind_cure(options, model, category, work),
+        evaluation,
         stages,
         synthetic=category.synthetic,
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
+from saae_runtime.estimate import chance_of_more
 from saae_runtime.terminal import Stages
 from saae_train.data.category import Category, Sample
+from saae_train.evaluation.decisions import Decision, decide
 from saae_train.evaluation.evaluate import evaluate
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
@@ -19,12 +21,24 @@ from ..report.data import Example, LatencyRow
 from .images import named_frames
 from .latency import measure
 
-__all__ = ["deployed", "measure_detection", "measure_latency", "measure_quality"]
+__all__ = [
+    "deployed",
+    "measure_detection",
+    "measure_latency",
+    "measure_quality",
+    "decision_of",
+    "say_verdicts",
+    "verdict_line",
+]
 
 
 def deployed(bundle: Bundle) -> Engine:
     """The engine as `saae-run` would open it here."""
     return Engine(bundle, verify=False, cache=False)
+
+
+_CHANCE = 0.01
+"""Probability below which more false alarms than promised are no accident."""
 
 
 def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
@@ -47,7 +61,14 @@ def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evalu
 
 
 def measure_detection(
-    bundle: Bundle, held_out: Sequence[Sample], frames: int, cure: str | None, stages: Stages, *, synthetic: bool
+    bundle: Bundle,
+    held_out: Sequence[Sample],
+    frames: int,
+    cure: str | None,
+    evaluation: Evaluation | None,
+    stages: Stages,
+    *,
+    synthetic: bool,
 ) -> tuple[SelfTest | None, list[Example]]:
     """Counts simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
 
@@ -56,6 +77,7 @@ def measure_detection(
         held_out: normal images to draw on.
         frames: how many; 0: none, there is no self-test.
         cure: what to type where the gate closes; None leaves it open.
+        evaluation: on real defects, where there are any: who finds half of them is not blind.
         stages: progress.
         synthetic: whether the images were drawn.
 
@@ -97,11 +119,69 @@ def measure_detection(
             ]
             stage.note(f"{result.share()} found with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(result.table())
-    if cure is not None:
+    if evaluation is not None and _finds_real(evaluation):
+        if result.misses_easy:
+            stages.say(
+                f"  It finds {result.easy} large, strong SIMULATED defects, but at least half of the real ones: the "
+                "simulation is not like the defects of this product.",
+                "yellow",
+            )
+    elif cure is not None:
         require_detection(result, cure)
     elif result.misses_easy:
         stages.say(f"  The model is BLIND: it finds {result.easy} large, strong simulated defects.", "bold yellow")
     return result, found
+
+
+def _finds_real(evaluation: Evaluation) -> bool:
+    found = decision_of(evaluation)
+    return not evaluation.synthetic and found is not None and found.defective > 0 and found.tpr >= 0.5
+
+
+def decision_of(evaluation: Evaluation) -> Decision | None:
+    """The verdicts on the test set at the bundle's image threshold."""
+    if evaluation.image_threshold is None:
+        return None
+    images = evaluation.images
+    return decide(
+        [image.score for image in images], [image.is_anomalous for image in images], evaluation.image_threshold
+    )
+
+
+def say_verdicts(evaluation: Evaluation, rate: float, stages: Stages) -> None:
+    """The verdicts on the test images in one line; and loudly where good ones contradict the rate that was promised.
+
+    Args:
+        evaluation: on the test set.
+        rate: false-alarm rate of the image threshold, 0..1.
+        stages: where it is said.
+    """
+    found = decision_of(evaluation)
+    if found is None:
+        return
+    stages.say(f"  verdicts at the default threshold: {verdict_line(found)}", "bold")
+    if found.good and chance_of_more(found.false_alarms, found.good, rate) < _CHANCE:
+        stages.say(
+            f"  WARNING: {found.false_alarms} of {found.good} good test images are called defective, where {rate:.1%} "
+            "were promised. They differ from the images that the model was fitted on (light, camera, time, another "
+            "batch). Add such images to the good ones, or calibrate with good images from the line: "
+            "saae-export calibrate BUNDLE FOLDER",
+            "bold red",
+        )
+
+
+def verdict_line(found: Decision) -> str:
+    """`23 of 28 defective images found (5 missed), 0 of 12 good ones called defective (at most 22 %, at 95 %)`."""
+    missed = found.defective - found.found
+    parts = []
+    if found.defective:
+        parts.append(f"{found.found} of {found.defective} defective images found ({missed} missed)")
+    if found.good:
+        parts.append(
+            f"{found.false_alarms} of {found.good} good ones called defective (the rate is at most "
+            f"{found.fpr_limit:.0%}, at 95 %)"
+        )
+    return ", ".join(parts)
 
 
 def measure_latency(bundle: Bundle, held_out: Sequence[Sample], wanted: bool, stages: Stages) -> list[LatencyRow]:

@@ -13,6 +13,7 @@ from saae_runtime.shell import shell_line
 from saae_train.evaluation.ranking import METRIC_NAMES
 
 from ..parity.reference import SAMPLES
+from .measure import decision_of, verdict_line
 
 if TYPE_CHECKING:
     from .build import BuildResult
@@ -29,6 +30,7 @@ def print_summary(result: BuildResult, console: Console) -> None:
     rows.add_column(overflow="fold")
     rows.add_row("bundle", f"{escape(str(bundle))} ({size:.0f} MB, {', '.join(manifest.precisions())})")
     rows.add_row("report", escape(str(bundle / "report.html")))
+    rows.add_row("verdicts", escape(_verdicts(result)))
     rows.add_row("quality", escape(_quality(result)))
     rows.add_row("self-test", escape(_self_test(result)))
     for row in sorted(result.latency, key=lambda row: row.median_ms)[:3]:
@@ -39,6 +41,19 @@ def print_summary(result: BuildResult, console: Console) -> None:
     console.print(Panel(rows, title=escape(title), title_align="left", border_style="green"))
     # Outside of the panel, whose border and line breaks would be pasted along.
     console.print(f"Next: {_next_command(result)}", soft_wrap=True, markup=False)
+
+
+def _verdicts(result: BuildResult) -> str:
+    manifest = result.bundle.manifest
+    table = manifest.thresholds[manifest.precisions()[0]].image
+    promised = (
+        f"{1000 * table.default_fpr:.3g} of 1000 good parts rejected by the default threshold, estimated from "
+        f"{table.count} images"
+        if table.rule == "log-normal"
+        else f"threshold above all of {table.count} held-out images"
+    )
+    decision = None if result.evaluation is None else decision_of(result.evaluation)
+    return promised if decision is None else f"{verdict_line(decision)}; {promised}"
 
 
 def _quality(result: BuildResult) -> str:

@@ -96,12 +96,17 @@ def compare(z: Tensor, entries: Tensor, radius: Tensor) -> Nearest:
 
     Args:
         z: float32 N x L x k.
-        entries: their nearest entries, float32 N x L x M x k.
+        entries: their nearest entries, float32 N x L x M x k. Of more than `NEIGHBOURS` the nearest count, so that a
+            search that rounds may hand on a few too many.
         radius: of these, float32 N x L x M.
     """
     residual = entries - z.unsqueeze(2)
     squared = residual.square().sum(dim=3)
     smallest = squared.amin(dim=2, keepdim=True)
-    weight = torch.softmax((smallest - squared) / (KERNEL * smallest + 1e-9), dim=2)
+    weight = (smallest - squared) / (KERNEL * smallest + 1e-9)
+    if squared.shape[2] > NEIGHBOURS:
+        farthest = squared.topk(NEIGHBOURS, dim=2, largest=False).values[..., -1:]
+        weight = torch.where(squared > farthest, -1e4, weight)
+    weight = torch.softmax(weight, dim=2)
     distance = (weight.unsqueeze(3) * residual).sum(dim=2).square().sum(dim=2).clamp_min(1e-12).sqrt()
     return Nearest(distance, (weight * radius).sum(dim=2))

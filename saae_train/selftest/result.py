@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "Recipe", "SelfTest", "Share"]
 
 LEAST_FOUND = 0.5
-"""A model that finds less than this share of the large, strong simulated defects is called blind."""
+"""A model is called blind where it finds surely (at 95 %) less than this share of the large, strong simulated defects."""
 LEAST_JUDGED = 5
 """Fewest large, strong defects for a verdict."""
 
@@ -157,8 +157,8 @@ class SelfTest:
     @property
     def misses_easy(self) -> bool:
         """Whether too many of the large, strong defects were missed; False where it cannot be judged."""
-        value = self.easy.value
-        return self.judged and value is not None and value < LEAST_FOUND
+        interval = self.easy.interval
+        return self.judged and interval is not None and interval[1] < LEAST_FOUND
 
     def notes(self) -> list[str]:
         """Remarks on the numbers."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saae_runtime.errors import CalibrationError
-from saae_runtime.estimate import ScoreModel, _t_quantile, highest_rate
+from saae_runtime.estimate import ScoreModel, _t_quantile, chance_of_more, highest_rate
 
 RATES = (0.0, 0.001, 0.01, 0.05, 0.2, 0.5, 0.9, 1.0)
 
@@ -83,3 +83,9 @@ def test_highest_rate_against_scipy(above: int, count: int) -> None:
 def test_scores_that_are_none(scores: list[float]) -> None:
     with pytest.raises(CalibrationError):
         ScoreModel.fit(scores)
+
+
+def test_chance_of_more_against_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="needs the extra `train`")
+    for above, count, rate in ((0, 10, 0.05), (1, 14, 0.05), (15, 18, 0.05), (3, 40, 0.01)):
+        assert chance_of_more(above, count, rate) == pytest.approx(stats.binom.sf(above - 1, count, rate), rel=1e-6)
