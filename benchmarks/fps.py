@@ -13,6 +13,8 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
                 inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
   stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
   stream graph  the same over frames that have the graph's size already, to be held against compute.
+  trigger       `Engine.stream` over a source slower than the engine: time from a batch of camera frames given to its
+                results out.
   device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
@@ -51,16 +53,17 @@ if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
     from saae_train.model.detector import Detector
 
-KINDS = ("compute", "frame", "stream", "stream graph", "device")
+KINDS = ("compute", "frame", "stream", "stream graph", "trigger", "device")
 INSIDE = {
     "compute": "a batch at the graph's size, host to host, through backend.infer: map, score, mask",
     "frame": "camera frames in host memory to Results: host resize, inference, map at the frame's size, mask, decision",
     "stream": "Engine.stream over camera frames, per batch, pipeline full; ratio to PyTorch's frame timing",
     "stream graph": "Engine.stream over frames of the graph's size; ratio to PyTorch's compute timing",
+    "trigger": "Engine.stream over a source slower than the engine: camera frames given to results out",
     "device": "a batch that lies on the GPU, outputs left there, waited for",
 }
 PAPER = {"saae_fps": 86, "dfr_fps": 31, "ratio": 2.77}
-_BASE = {"stream": "frame", "stream graph": "compute"}
+_BASE = {"stream": "frame", "stream graph": "compute", "trigger": "frame"}
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")
 
 
@@ -138,7 +141,7 @@ def _timed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks.interleaved import stream
+    from benchmarks.interleaved import stream, trigger
     from saae_train.experiments.timing import Turn, interleaved, timed_calls
 
     rng = np.random.default_rng(0)
@@ -159,6 +162,7 @@ def _timed(
         if variant.engine is not None:
             turns["stream", variant.key] = stream(variant.engine, camera, batch)
             turns["stream graph", variant.key] = stream(variant.engine, list(frames), batch)
+            turns["trigger", variant.key] = trigger(variant.engine, camera, batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
             turns["device", variant.key] = partial(timed_calls, call)
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -207,9 +207,12 @@ class Engine:
         The source is read on a thread of its own, a few frames ahead. Its exceptions are raised here, after the
         results before them. Stopping early (break, an exception, closing the engine) ends the threads.
 
+        A result is there as soon as it is computed, whether or not the source has a next frame.
+
         Args:
-            frames: any iterable of single frames; see `__call__`.
-            batch_size: frames computed together: more throughput on a GPU, more delay for each frame.
+            frames: any iterable of single frames (see `__call__`), also one array N x H x W x 3 or N x H x W x 1.
+            batch_size: frames computed together: more throughput on a GPU, more delay for each frame, since a batch
+                waits until it is full or the source ends.
             fpr, threshold, image_fpr, image_threshold: for this stream, instead of the engine's; see the class.
 
         Returns:
@@ -227,6 +230,7 @@ class Engine:
                 f"batch_size={batch_size} is above what {self._backend.name} takes here.", "", f"{most} or less"
             )
         self._check_open()
+        _check_source(frames)
         pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
         return self._results(pipeline, limits)
 
@@ -362,6 +366,21 @@ def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
         return geometry.resize_frames, None
     pool = ThreadPoolExecutor(count, "saae-resize")  # its threads start when they are first needed
     return partial(geometry.resize_frames, bands=count, run=pool.map), pool
+
+
+def _check_source(frames: Any) -> None:
+    """Refuses one frame as the source of a stream: its rows would be taken for gray frames."""
+    shape = getattr(frames, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) == 4:
+        return
+    if len(shape) in (2, 3):
+        what = f"A stream takes many frames; it was given one array of shape {shape}, which is one frame."
+        why = "Taken as a sequence, each of its rows would be a gray frame." if len(shape) == 3 else ""
+        cure = "engine(frame) for one frame, engine.stream([frame]), or N x H x W x 1 for a batch of gray frames"
+    else:
+        what, why = f"A stream takes frames; it was given one array of shape {shape}.", ""
+        cure = "give an iterable of frames, or one array N x H x W x 3"
+    raise FrameError(what, why, cure)
 
 
 def _size(frame: NDArray[np.uint8]) -> _Size:

@@ -322,6 +322,18 @@ def test_stream_raises_frame_errors_in_their_place(engine: Engine) -> None:
         list(engine.stream([noise(0, 2, *SIZE, 3)]))
 
 
+@pytest.mark.parametrize("shape", [(*SIZE, 3), (*SIZE, 1), SIZE, (5,), (), (2, 2, *SIZE, 3)])
+def test_stream_refuses_one_array_that_is_no_batch(engine: Engine, shape: tuple[int, ...]) -> None:
+    with pytest.raises(FrameError, match="stream takes"):
+        engine.stream(np.zeros(shape, np.uint8))
+
+
+def test_stream_takes_one_array_of_frames(engine: Engine) -> None:
+    frames = noise(31, 3, *SIZE, 3)
+    assert [result.score for result in engine.stream(frames)] == [engine(frame).score for frame in frames]
+    assert len(list(engine.stream(noise(32, 2, *SIZE, 1)))) == 2
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, 10_000])
 def test_stream_batch_size(engine: Engine, batch_size: object) -> None:
     with pytest.raises(ConfigError):
