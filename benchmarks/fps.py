@@ -18,10 +18,11 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
   device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
-device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants are timed
-interleaved, in turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or
-a bundle without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights,
-their maps are compared first.
+device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
+every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
+turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle without
+its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps are
+compared first.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.
@@ -86,10 +87,13 @@ def run(
 
     from benchmarks.fps_variants import open_variants
     from benchmarks.torch_variants import Deployed, gflop, matmul_tflops
+    from saae_train.fitting.precision import products, reached
 
     frame = bundle.manifest.frame
     graph_size = (frame.height, frame.width)
-    with common.PeakMemory() as memory, ExitStack() as stack:
+    place = torch.device(settings.device)
+    with products("fp32", place), common.PeakMemory() as memory, ExitStack() as stack:
+        arithmetic = reached(place, convolutions=True)
         variants, absent = open_variants(bundle, detector, settings, same_weights)
         for variant in variants:
             stack.callback(variant.close)
@@ -110,6 +114,7 @@ def run(
             "seconds": settings.seconds,
             "threads": settings.threads,
             "torch_threads": torch.get_num_threads(),
+            "torch_fp32_products": arithmetic,
             "device": settings.device,
             "hint": settings.hint,
             "environment": {name: os.environ[name] for name in _LIMITS if name in os.environ},
@@ -301,6 +306,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
         [
             *(f"{v['backend']} {v['precision']}: {v['description']}" for v in data["variants"]),
             *(f"Not timed: {item['backend']} {item['precision']}: {item['why']}" for item in data["not_here"]),
+            f"Products of PyTorch's FP32: {data['settings']['torch_fp32_products']}.",
             f"Weights: {data['model']['weights']}. {data['model']['gflop_per_frame']} GFLOP a frame, "
             f"{data['settings']['threads']} threads, peak memory of the process {data['peak_memory_gib']} GiB.",
             *(f"SAAE : DFR, {item['where']}: {item['ratio']}" for item in data["saae_to_dfr"]),
