@@ -19,8 +19,8 @@ from . import backends, geometry
 from .backends.base import Backend, RawOutputs
 from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
-from .errors import BackendError, ConfigError, FrameError
-from .frames import Resize, as_frames, to_batch
+from .errors import BackendError, ConfigError, FrameError, shown
+from .frames import Resize, as_frames, enough_memory, to_batch
 from .manifest import Manifest
 from .result import Result
 from .stream import Pipeline
@@ -28,6 +28,7 @@ from .stream import Pipeline
 __all__ = ["Engine"]
 
 _RESIZE_THREADS = 4
+_LARGEST = float(np.finfo(np.float32).max)
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 
@@ -179,7 +180,7 @@ class Engine:
             BackendError: the inference failed, or gave values that are not finite.
         """
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
-        on_device = not isinstance(frames, (np.ndarray, list, tuple)) and is_device_array(frames)
+        on_device = is_device_array(frames)
         if on_device:
             single = device_rank(frames) == 3
         else:
@@ -224,10 +225,10 @@ class Engine:
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
         most = self._backend.max_batch
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size!r} is not possible.", "", "give a whole number from 1 up")
+            raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")
         if most is not None and batch_size > most:
             raise ConfigError(
-                f"batch_size={batch_size} is above what {self._backend.name} takes here.", "", f"{most} or less"
+                f"batch_size={shown(batch_size)} is above what {self._backend.name} takes here.", "", f"{most} or less"
             )
         self._check_open()
         _check_source(frames)
@@ -239,7 +240,11 @@ class Engine:
             self._check_open()
             self._streams.add(pipeline)
         for sizes, outputs in pipeline:
-            yield from self._finish(sizes, outputs, limits)
+            finished = self._finish(sizes, outputs, limits)
+            for size in sizes:
+                with enough_memory([size]):
+                    result = next(finished)
+                yield result
 
     def _prepare(self, item: Any) -> tuple[_Size, NDArray[np.uint8]]:
         checked = as_frames(item)
@@ -249,10 +254,11 @@ class Engine:
                 "A stream takes single frames; it batches them itself.",
                 "engine.stream(frame for batch in batches for frame in batch)",
             )
-        frame = to_batch(checked.items, self._backend.frame_size)[0]
-        if np.may_share_memory(frame, checked.items[0]):
-            # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
-            frame = frame.copy()
+        with enough_memory(checked.items):
+            frame = to_batch(checked.items, self._backend.frame_size)[0]
+            if np.may_share_memory(frame, checked.items[0]):
+                # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
+                frame = frame.copy()
         return _size(checked.items[0]), frame
 
     def close(self) -> None:
@@ -285,8 +291,9 @@ class Engine:
         step = self._backend.max_batch or _BATCH
         for start in range(0, len(frames), step):
             part = frames[start : start + step]
-            outputs = self._backend.infer(to_batch(part, self._backend.frame_size, self._resize), limits.pixel)
-            results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
+            with enough_memory(part):
+                outputs = self._backend.infer(to_batch(part, self._backend.frame_size, self._resize), limits.pixel)
+                results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
     def _score_on_device(self, frames: Any, limits: _Limits) -> list[Result]:
@@ -401,7 +408,12 @@ def _check_limits(
                 "Each of them alone decides the threshold.",
                 f"give {prefix}fpr (a rate, looked up in the bundle's table) or {prefix}threshold (the value itself)",
             )
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)) or not math.isfinite(limit)
-        ):
-            raise ConfigError(f"{prefix}threshold={limit!r} is not possible.", "", "give a finite number")
+        if limit is not None and not _is_finite(limit):
+            raise ConfigError(f"{prefix}threshold={shown(limit)} is not possible.", "", "give a finite number")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a real number that float32, in which maps are compared with it, can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    return abs(value) <= _LARGEST  # false for NaN; whole numbers of any length are compared exactly

@@ -31,12 +31,22 @@ __all__ = [
     "StorageError",
     "WeightsError",
     "shell_line",
+    "shown",
 ]
 
 
 def shell_line(*words: str | os.PathLike[str]) -> str:
     """A command as it can be pasted into a shell: words with blanks and other special letters are quoted."""
     return shlex.join(os.fspath(word) for word in words)
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value for a message: at most `most` characters, also where it has more digits than Python prints."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class SaaeError(Exception):

@@ -161,6 +161,16 @@ def test_thresholds_by_rate_and_by_value(folder: Path, engine: Engine) -> None:
         {"threshold": "high"},
         {"image_threshold": math.nan},
         {"image_threshold": True},
+        {"threshold": 10**400},
+        {"image_threshold": -(10**5000)},
+        {"threshold": 1e39},
+        {"threshold": 1j},
+        {"threshold": np.complex64(1)},
+        {"image_threshold": np.float32("nan")},
+        {"fpr": 1j},
+        {"fpr": np.complex128(0.1)},
+        {"image_fpr": 10**5000},
+        {"fpr": np.float64("inf")},
     ],
 )
 def test_impossible_thresholds(folder: Path, engine: Engine, options: dict) -> None:
@@ -182,6 +192,38 @@ def test_wrong_frames(engine: Engine, frame: np.ndarray) -> None:
     assert str(frame.shape) in str(caught.value)
     assert str(frame.dtype) in str(caught.value)
     assert not engine(gray_frame(SIZE)).is_anomalous  # still usable
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_want_of_memory_for_one_frame_is_that_frames_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if size == (70, 50):
+            raise MemoryError("Unable to allocate 1. GiB")
+        return upsample_map(maps, size)
+
+    monkeypatch.setattr("saae_runtime.geometry.upsample_map", upsample)
+    good, large = noise(33, 60, 50, 3), noise(34, 70, 50, 3)
+    with Engine(folder, backend=CPU, threads=1, slots=slots) as engine:
+        with pytest.raises(FrameError, match="70 x 50"):
+            engine(large)
+        seen: list[Result] = []
+        with pytest.raises(FrameError, match="70 x 50"):
+            exhaust(engine.stream([good, good, large, good], batch_size=2), seen)
+        assert len(seen) == 2
+        assert engine(good).size == (60, 50)
+
+
+class _NoInterface:
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        raise RuntimeError("call detach first")
+
+
+def test_an_object_that_fails_when_it_is_asked_is_a_frame_error(engine: Engine) -> None:
+    with pytest.raises(FrameError, match="call detach first"):
+        engine(_NoInterface())
 
 
 def test_result_is_frozen_and_independent(engine: Engine) -> None:
