@@ -87,12 +87,12 @@ def run(
 
     from benchmarks.fps_variants import open_variants
     from benchmarks.torch_variants import Deployed, gflop, matmul_tflops
-    from saae_train.fitting.precision import products, reached
+    from saae_train.fitting.precision import matmul_precision, reached
 
     frame = bundle.manifest.frame
     graph_size = (frame.height, frame.width)
     place = torch.device(settings.device)
-    with products("fp32", place), common.PeakMemory() as memory, ExitStack() as stack:
+    with matmul_precision("fp32", place), common.PeakMemory() as memory, ExitStack() as stack:
         arithmetic = reached(place, convolutions=True)
         variants, absent = open_variants(bundle, detector, settings, same_weights)
         for variant in variants:

@@ -47,7 +47,7 @@ def measure_fps(
     import torch
 
     from ..fitting.features import pick_device
-    from ..fitting.precision import products, reached
+    from ..fitting.precision import matmul_precision, reached
 
     place = pick_device(device)
     turns: dict[str, Turn] = {}
@@ -59,7 +59,7 @@ def measure_fps(
                 turns[name] = partial(timed_calls, call)
             except SaaeError as error:
                 found[name] = {"reason": f"failed: {error.what} {error.why}".strip()}
-    with products("fp32", place):
+    with matmul_precision("fp32", place):
         arithmetic = reached(place, convolutions=True)
         timed = interleaved(turns, seconds)
     for name, times in timed.items():

@@ -18,7 +18,7 @@ from saae_train.fitting import precision
 
 def test_products_are_in_full_on_a_gpu_and_put_back() -> None:
     before = [getattr(place, name) for place, name, _, _ in precision._switches()]
-    with precision.products("fp32", torch.device("cuda")):  # the switches are there without a GPU
+    with precision.matmul_precision("fp32", torch.device("cuda")):  # the switches are there without a GPU
         assert [getattr(place, name) for place, name, _, _ in precision._switches()] == [
             full for _, _, _, full in precision._switches()
         ]
@@ -44,7 +44,7 @@ def test_the_models_are_timed_within_full_products(monkeypatch: pytest.MonkeyPat
     def prepare(*_: Any) -> tuple[Callable[[], object], dict[str, Any]]:
         return (lambda: None), {}
 
-    monkeypatch.setattr(precision, "products", products)
+    monkeypatch.setattr(precision, "matmul_precision", products)
     monkeypatch.setattr(speed, "interleaved", interleaved)
     monkeypatch.setattr(speed, "_prepare", prepare)
     found = speed.measure_fps({"SAAE": FitConfig(backbone=TINY)}, [], device="cpu")
