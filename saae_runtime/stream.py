@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Backend, RawOutputs, Ticket
+from .ending import native_call
 
 __all__ = ["Channel", "Pipeline"]
 
@@ -161,7 +162,9 @@ class Pipeline(Generic[T]):
             while True:
                 self._free.acquire()  # first: nothing is taken from the reader that cannot be computed at once
                 context, frames = self._ready.get()
-                self._flying.put((context, self._backend.submit(frames, self._threshold)))
+                with native_call():
+                    ticket = self._backend.submit(frames, self._threshold)
+                self._flying.put((context, ticket))
         except Closed:
             self._flying.end()
         except BaseException as error:  # of the source or of the backend, handed on behind the work in flight
@@ -181,7 +184,8 @@ class Pipeline(Generic[T]):
                 failure = failure or error
                 break
             try:
-                outputs = self._backend.collect(ticket)
+                with native_call():
+                    outputs = self._backend.collect(ticket)
             except BaseException as error:
                 failure, wanted = failure or error, False
                 self._ready.cancel()
