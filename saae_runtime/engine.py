@@ -19,7 +19,8 @@ from . import backends, geometry
 from .backends.base import Backend, RawOutputs
 from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
-from .errors import BackendError, ConfigError, FrameError, shown
+from .ending import native_call
+from .errors import BackendError, BundleError, ConfigError, FrameError, shown
 from .frames import Resize, as_frames, enough_memory, to_batch
 from .manifest import Manifest
 from .result import Result
@@ -29,6 +30,7 @@ __all__ = ["Engine"]
 
 _RESIZE_THREADS = 4
 _LARGEST = float(np.finfo(np.float32).max)
+_MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 
@@ -42,7 +44,8 @@ class _Limits:
 class Engine:
     """Scores frames with a bundle, without PyTorch.
 
-    One engine may be called from several threads. Close it when done, or use it as a context manager.
+    One engine may be called from several threads. Handed to another process, it is opened there from the same bundle,
+    with the same options. Close it when done, or use it as a context manager.
 
     Args:
         bundle: the bundle's folder, or an opened bundle.
@@ -85,10 +88,23 @@ class Engine:
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
         _check_limits(fpr, threshold, image_fpr, image_threshold)
-        self._bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
         self._device = device
         self._precision = precision
-        self._backend = backends.open_backend(self._bundle, backend, device, precision, **options)
+        with native_call():
+            self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
+        self._again = partial(
+            Engine,
+            bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
+            backend=backend,
+            device=device,
+            precision=precision,
+            fpr=fpr,
+            threshold=threshold,
+            image_fpr=image_fpr,
+            image_threshold=image_threshold,
+            verify=verify,
+            **options,
+        )
         self._resize, self._resizers = _resizing(options.get("threads"))
         self._tables = self.manifest.thresholds[self._backend.precision]
         self._idle = threading.Condition()
@@ -188,7 +204,8 @@ class Engine:
             single = checked.single
         self._enter()
         try:
-            results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+            with native_call():
+                results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
         finally:
             self._leave()
         return results[0] if single else results
@@ -224,7 +241,7 @@ class Engine:
         """
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
         most = self._backend.max_batch
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MOST_BATCH:
             raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")
         if most is not None and batch_size > most:
             raise ConfigError(
@@ -274,6 +291,11 @@ class Engine:
         if self._resizers is not None:
             self._resizers.shutdown()
         self._backend.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes its own engine from (`multiprocessing` with `spawn`): the bundle, opened there."""
+        self._check_open()
+        return self._again, ()
 
     def __enter__(self) -> Engine:
         self._check_open()
@@ -362,6 +384,33 @@ class Engine:
             self._idle.notify_all()
 
 
+def _open_both(
+    bundle: str | os.PathLike[str] | Bundle,
+    backend: str,
+    device: int,
+    precision: str | None,
+    verify: bool,
+    options: dict[str, Any],
+) -> tuple[Bundle, Backend]:
+    """The bundle and a backend on its file; once more where another process has replaced the bundle in between.
+
+    Without that, a new graph could be judged by the thresholds of the old one.
+    """
+    for last in (False, True):
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+        again = not last and not isinstance(bundle, Bundle)
+        try:
+            found = backends.open_backend(opened, backend, device, precision, **options)
+        except (BundleError, BackendError):
+            if again and not opened.is_current():
+                continue
+            raise
+        if not again or opened.is_current():
+            return opened, found
+        found.close()
+    raise AssertionError("the last try returns or raises")
+
+
 def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
     """How the frames of a call are resized: large ones in bands at the same time, on at most `threads` threads.
 
@@ -416,4 +465,5 @@ def _is_finite(value: Any) -> bool:
     """Whether a value is a real number that float32, in which maps are compared with it, can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return False
-    return abs(value) <= _LARGEST  # false for NaN; whole numbers of any length are compared exactly
+    exact = value if isinstance(value, int) else float(value)  # a whole number may have any length
+    return abs(exact) <= _LARGEST  # false for NaN

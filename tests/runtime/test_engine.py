@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from onnx import numpy_helper
 from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine, Result, open_bundle
+from saae_runtime import engine as engine_module
 from saae_runtime.backends import RawOutputs
 from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendError, BundleNotFoundError, ConfigError, FrameError
@@ -162,14 +164,14 @@ def test_thresholds_by_rate_and_by_value(folder: Path, engine: Engine) -> None:
         {"image_threshold": math.nan},
         {"image_threshold": True},
         {"threshold": 10**400},
-        {"image_threshold": -(10**5000)},
+        pytest.param({"image_threshold": -(10**5000)}, id="long"),
         {"threshold": 1e39},
         {"threshold": 1j},
         {"threshold": np.complex64(1)},
         {"image_threshold": np.float32("nan")},
         {"fpr": 1j},
         {"fpr": np.complex128(0.1)},
-        {"image_fpr": 10**5000},
+        pytest.param({"image_fpr": 10**5000}, id="long rate"),
         {"fpr": np.float64("inf")},
     ],
 )
@@ -458,3 +460,39 @@ def test_frames_on_a_gpu_go_to_the_backend_as_they_are(folder: Path, monkeypatch
         assert isinstance(engine(one), Result)
         assert len(engine(two, threshold=62.0)) == 2
         assert given == [one, two]
+
+
+def test_an_engine_opens_the_new_bundle_where_the_old_one_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_tiny_bundle(tmp_path / "tiny", SIZE, threshold=40.0)
+    original, opened = engine_module.backends.open_backend, []
+
+    def replace_first(bundle: object, *arguments: object, **options: object) -> object:
+        opened.append(bundle)
+        if len(opened) == 1:
+            make_tiny_bundle(place, SIZE, threshold=20.0)
+        return original(bundle, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module.backends, "open_backend", replace_first)
+    with Engine(place, backend=CPU, threads=1) as engine:
+        assert engine.threshold == 20.0
+    assert len(opened) == 2
+
+
+def test_an_engine_in_another_process_is_opened_there(folder: Path) -> None:
+    import multiprocessing
+
+    frame = noise(40, *SIZE, 3)
+    with Engine(folder, backend=CPU, threads=1, fpr=0.0) as engine:
+        expected = engine(frame)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            score, threshold = pool.apply(_score_elsewhere, (engine, frame))
+    assert (score, threshold) == (expected.score, 60.0)
+    with pytest.raises(ConfigError, match="closed"):
+        pickle.dumps(engine)
+
+
+def _score_elsewhere(engine: Engine, frame: np.ndarray) -> tuple[float, float]:
+    result = engine(frame)
+    return result.score, result.threshold
