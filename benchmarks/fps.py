@@ -20,9 +20,9 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
 device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
 every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
-turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle without
-its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps are
-compared first.
+turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
+without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
+are compared first.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.

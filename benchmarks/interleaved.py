@@ -1,4 +1,4 @@
-"""Turns of `Engine.stream`, pipeline full and triggered, for the interleaved timer of `saae_train.experiments.timing`."""
+"""Turns of `Engine.stream`, full and triggered, for the interleaved timer of `saae_train.experiments.timing`."""
 
 from __future__ import annotations
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-pytest.importorskip("onnx", reason="builds small graphs with onnx (extra `export`)")
-
 import fuzz_loaders
+import pytest
 
 
 @pytest.mark.parametrize("name", fuzz_loaders.FUZZERS)

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-pytest.importorskip("onnx", reason="builds small graphs with onnx (extra `export`)")
-
 from tiny_bundle import make_tiny_bundle
+
+pytestmark = pytest.mark.needs("onnxruntime", "onnx")
 
 _CALLS = """
 def work():

@@ -244,26 +244,11 @@ def odd_frame(random: random.Random) -> Any:
 
 def odd_number(random: random.Random) -> Any:
     """Something that may be a number."""
-    return random.choice(
-        (
-            *(0, 1, 2, -1, 0.5, 1.0, 1e-300, 1e39, -0.0, float("nan"), float("inf"), 10**400, -(10**5000), 1 << 40, 1j),
-            *(np.complex64(1), np.float16("nan"), np.int8(-3), np.bool_(True), True, None),
-            *("0.1", b"1", "", "[/]", "\ud800", "x" * 400),
-            *([], (), {}, {1: 2}, [1, 2], np.zeros(2), np.zeros(()), np.array(["a"]), object()),
-            Hostile(ValueError("x")),
-                [],
-                (),
-                {},
-                {1: 2},
-                [1, 2],
-                np.zeros(2),
-                np.zeros(()),
-                np.array(["a"]),
-                object(),
-                Hostile(ValueError("x")),
-            ),
-        )
-    )
+    numbers = (0, 1, 2, -1, 0.5, 1.0, 1e-300, 1e39, -0.0, float("nan"), float("inf"), 10**400, -(10**5000), 1 << 40, 1j)
+    others = (np.complex64(1), np.float16("nan"), np.int8(-3), np.bool_(True), True, None)
+    texts = ("0.1", b"1", "", "[/]", "\ud800", "x" * 400)
+    containers = ([], (), {}, {1: 2}, [1, 2], np.zeros(2), np.zeros(()), np.array(["a"]))
+    return random.choice((*numbers, *others, *texts, *containers, object(), Hostile(ValueError("x"))))
 
 
 # -- damage

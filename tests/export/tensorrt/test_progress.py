@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rich", reason="needs the extra `cpu`")
-
 from saae_export.tensorrt.progress import BuildProgress
 
 
