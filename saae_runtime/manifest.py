@@ -285,6 +285,7 @@ def split_sms(sm: str | None) -> tuple[str, ...]:
 
 
 _LARGEST = (1 << 63) - 1
+_DEEPEST = 50  # levels: far below Python's own limit, which writing the manifest again would meet
 
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 
@@ -360,8 +361,10 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {found}" if where else found) from error
 
 
-def _check_plain(value: Any, where: str) -> None:
-    """Refuses numbers that are not finite or of more than 64 bits, and text that no file or terminal can hold."""
+def _check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Refuses numbers that are not finite or of more than 64 bits, text that no terminal can hold, and deep nesting."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where[:60]}: nested more than {_DEEPEST} levels deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise _wrong(where, "a finite number", value)
     if isinstance(value, int) and abs(value) > _LARGEST:
@@ -374,10 +377,10 @@ def _check_plain(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_plain(key, where)
-            _check_plain(item, f"{where}.{key}")
+            _check_plain(item, f"{where}.{key}", depth + 1)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
+            _check_plain(item, f"{where}[{index}]", depth + 1)
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}

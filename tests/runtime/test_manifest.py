@@ -149,9 +149,10 @@ def test_a_schema_of_any_length_has_its_error(schema: int) -> None:
     assert len(caught.value.what) < 300
 
 
-def test_a_manifest_nested_without_end_is_a_damaged_one() -> None:
+@pytest.mark.parametrize("levels", [60, 700, 5000])
+def test_a_manifest_nested_without_end_is_a_damaged_one(levels: int) -> None:
     nested: list[object] = []
-    for _ in range(5000):
+    for _ in range(levels):
         nested = [nested]
     with pytest.raises(BundleCorruptError):
         Manifest.from_json(edited("metrics.x", nested))

@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import random
+import re
 import sys
 import tempfile
 import warnings
@@ -125,7 +126,10 @@ def manifests() -> Iterator[tuple[Attempt, type[SaaeError]]]:
             data = copy.deepcopy(plain)
             for _ in range(random.choice((1, 1, 1, 2, 5))):
                 change(random, data)
-            content = json.dumps(data).encode("utf-8", "surrogatepass")
+            text = json.dumps(data)
+            for levels in re.findall(f'"{_DEEP}([0-9]+)"', text):
+                text = text.replace(f'"{_DEEP}{levels}"', "[" * int(levels) + "]" * int(levels))
+            content = text.encode("utf-8", "surrogatepass")
             if random.random() < 0.2:
                 content = damaged(random, content)
             (bundle / "manifest.json").write_bytes(content)
@@ -253,6 +257,7 @@ def odd_number(random: random.Random) -> Any:
 
 # -- damage
 
+_DEEP = "so many lists in each other: "
 _VALUES = (
     *(
         10**400,
@@ -314,13 +319,10 @@ def change(random: random.Random, data: Any) -> None:
     elif how < 0.9:
         other, place = random.choice(places)
         owner[key] = copy.deepcopy(other[place]) if place in range(len(other)) or place in other else None
-    elif isinstance(owner, dict):
+    elif how < 0.95 and isinstance(owner, dict):
         owner[str(random.choice(_VALUES[16:40]))] = owner.pop(key)
     else:
-        nested: Any = 1
-        for _ in range(random.choice((10, 500, 900))):
-            nested = [nested]
-        owner[key] = nested
+        owner[key] = f"{_DEEP}{random.choice((10, 60, 500, 900, 2000, 100_000))}"
 
 
 def damaged(random: random.Random, data: bytes) -> bytes:
