@@ -13,13 +13,16 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
                 inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
   stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
   stream graph  the same over frames that have the graph's size already, to be held against compute.
+  trigger       `Engine.stream` over a source slower than the engine: time from a batch of camera frames given to its
+                results out.
   device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
-device, with the same threads, in the same rounds (streams: its frame or compute timing). Variants are timed
-interleaved, in turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or
-a bundle without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights,
-their maps are compared first.
+device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
+every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
+turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
+without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
+are compared first.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.
@@ -51,16 +54,17 @@ if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
     from saae_train.model.detector import Detector
 
-KINDS = ("compute", "frame", "stream", "stream graph", "device")
+KINDS = ("compute", "frame", "stream", "stream graph", "trigger", "device")
 INSIDE = {
     "compute": "a batch at the graph's size, host to host, through backend.infer: map, score, mask",
     "frame": "camera frames in host memory to Results: host resize, inference, map at the frame's size, mask, decision",
     "stream": "Engine.stream over camera frames, per batch, pipeline full; ratio to PyTorch's frame timing",
     "stream graph": "Engine.stream over frames of the graph's size; ratio to PyTorch's compute timing",
+    "trigger": "Engine.stream over a source slower than the engine: camera frames given to results out",
     "device": "a batch that lies on the GPU, outputs left there, waited for",
 }
 PAPER = {"saae_fps": 86, "dfr_fps": 31, "ratio": 2.77}
-_BASE = {"stream": "frame", "stream graph": "compute"}
+_BASE = {"stream": "frame", "stream graph": "compute", "trigger": "frame"}
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")
 
 
@@ -83,10 +87,13 @@ def run(
 
     from benchmarks.fps_variants import open_variants
     from benchmarks.torch_variants import Deployed, gflop, matmul_tflops
+    from saae_train.fitting.precision import matmul_precision, reached
 
     frame = bundle.manifest.frame
     graph_size = (frame.height, frame.width)
-    with common.PeakMemory() as memory, ExitStack() as stack:
+    place = torch.device(settings.device)
+    with matmul_precision("fp32", place), common.PeakMemory() as memory, ExitStack() as stack:
+        arithmetic = reached(place, convolutions=True)
         variants, absent = open_variants(bundle, detector, settings, same_weights)
         for variant in variants:
             stack.callback(variant.close)
@@ -107,6 +114,7 @@ def run(
             "seconds": settings.seconds,
             "threads": settings.threads,
             "torch_threads": torch.get_num_threads(),
+            "torch_fp32_products": arithmetic,
             "device": settings.device,
             "hint": settings.hint,
             "environment": {name: os.environ[name] for name in _LIMITS if name in os.environ},
@@ -138,7 +146,7 @@ def _timed(
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks.interleaved import stream
+    from benchmarks.interleaved import stream, trigger
     from saae_train.experiments.timing import Turn, interleaved, timed_calls
 
     rng = np.random.default_rng(0)
@@ -159,6 +167,7 @@ def _timed(
         if variant.engine is not None:
             turns["stream", variant.key] = stream(variant.engine, camera, batch)
             turns["stream graph", variant.key] = stream(variant.engine, list(frames), batch)
+            turns["trigger", variant.key] = trigger(variant.engine, camera, batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
             turns["device", variant.key] = partial(timed_calls, call)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -297,6 +306,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
         [
             *(f"{v['backend']} {v['precision']}: {v['description']}" for v in data["variants"]),
             *(f"Not timed: {item['backend']} {item['precision']}: {item['why']}" for item in data["not_here"]),
+            f"Products of PyTorch's FP32: {data['settings']['torch_fp32_products']}.",
             f"Weights: {data['model']['weights']}. {data['model']['gflop_per_frame']} GFLOP a frame, "
             f"{data['settings']['threads']} threads, peak memory of the process {data['peak_memory_gib']} GiB.",
             *(f"SAAE : DFR, {item['where']}: {item['ratio']}" for item in data["saae_to_dfr"]),

@@ -61,7 +61,7 @@ class Stamps:
 class TimedCuda(Stamps, CudaApi):
     """CUDA whose events take the time."""
 
-    def event(self) -> int:
+    def event(self, blocking: bool = False) -> int:
         """An event with timing."""
         return int(self._call("cudaEventCreateWithFlags", self._rt.cudaEventDefault))
 

@@ -1,8 +1,9 @@
-"""Turns of `Engine.stream` for the interleaved timer of `saae_train.experiments.timing`."""
+"""Turns of `Engine.stream`, full and triggered, for the interleaved timer of `saae_train.experiments.timing`."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from saae_runtime.engine import Engine
 from saae_train.experiments.timing import Turn
 
-__all__ = ["stream"]
+__all__ = ["stream", "trigger"]
 
 _STREAM_BATCHES = 4
+_GAP = 0.03  # seconds from the results of a batch to the next one
+_LONGEST = 5.0  # seconds; a result that has not come by then waits for the next frame
 
 
 def stream(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
@@ -46,5 +49,39 @@ def stream(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
                 end, counted = now, counted + 1
             stop = count >= least and now >= deadline
         return [(end - begin) / counted]
+
+    return turn
+
+
+def trigger(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
+    """A turn of `engine.stream` over a source slower than the engine: seconds from a batch given to its results out.
+
+    The source gives the next batch after a gap that begins with the results of the one before, as a camera does that is
+    triggered by parts. The time of a batch begins when its last frame is given; that of the first is not counted.
+    """
+
+    def turn(seconds: float) -> list[float]:
+        stop = False
+        given: list[float] = []
+        used = threading.Semaphore(0)
+
+        def source() -> Any:
+            endless = itertools.cycle(frames)
+            while not stop:
+                for place in range(batch):
+                    if place == batch - 1:
+                        given.append(time.perf_counter())
+                    yield next(endless)
+                used.acquire(timeout=_LONGEST)
+                time.sleep(_GAP)
+
+        found: list[float] = []
+        deadline = time.perf_counter() + seconds
+        for count, _ in enumerate(engine.stream(source(), batch_size=batch), 1):
+            if count % batch == 0:
+                found.append(time.perf_counter() - given[count // batch - 1])
+                stop = len(found) > 2 and time.perf_counter() >= deadline
+                used.release()
+        return found[1:]
 
     return turn

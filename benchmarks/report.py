@@ -153,6 +153,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         "times PyTorch",
         "stream, frames/s",
         "share of compute",
+        "trigger to result, ms",
         "on the GPU, ms",
         "times whole",
         "times DFR",
@@ -170,7 +171,9 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             for row in (compute, frame):
                 line += [*(row["timing"][key] for key in ("median_ms", "p95_ms", "p99_ms")), row["ratio"]]
             on_device = rows.get((*name, "device"))
+            triggered = rows.get((*name, "trigger"))
             line += [stream.get("fps"), alone.get("share")]
+            line += [triggered and triggered["timing"]["median_ms"]]
             line += [
                 on_device and on_device["timing"]["median_ms"],
                 compute.get("ratio_whole"),

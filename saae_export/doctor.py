@@ -25,6 +25,7 @@ from saae_runtime.backends.tensorrt.library import (
     FLAVOURS,
     engine_library,
     install_hint,
+    known_fault,
     wheel_cuda_major,
 )
 from saae_runtime.bundle import open_bundle
@@ -78,7 +79,7 @@ class Finding:
         name: what.
         ok: whether it is usable.
         detail: version or reason.
-        cure: what to type, where it is not usable.
+        cure: what to type, where it is not usable or a fault of it is known.
     """
 
     name: str
@@ -246,9 +247,11 @@ def _flavour(name: str, probed: tuple[bool, list[str]], machine: dict[str, Any],
     if made_for is not None and 0 < driver < made_for:
         why = f"{version} is made for CUDA {made_for}; the driver supports CUDA {driver}"
         return Finding(name, False, why, f"update the driver, or pip install {name}-cu{driver}")
+    fault, cure = known_fault(name, version)
+    words = f"{version}: {fault}" if fault else version
     if not machine["gpus"]:
-        return Finding(name, True, f"{version} (loads; runs nothing without a GPU)")
-    return Finding(name, True, version)
+        return Finding(name, True, f"{words} (loads; runs nothing without a GPU)", cure)
+    return Finding(name, True, words, cure)
 
 
 def _onnxruntime(

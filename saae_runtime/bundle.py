@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import shutil
+import stat
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,8 +19,9 @@ from .errors import (
     BundleNotFoundError,
     BundlePathError,
     ConfigError,
+    shown,
 )
-from .files import atomic_directory, put_back, sha256_file, write_json
+from .files import atomic_directory, may_write_folder, put_back, sha256_file, write_json
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
 from .shell import shell_line
 
@@ -27,7 +30,8 @@ __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "
 MANIFEST = "manifest.json"
 
 _MANIFEST_LIMIT = 64 << 20  # bytes: a manifest is some 100 kB; do not read a disk image into memory
-_TRIES = 4  # to open a bundle that is replaced meanwhile
+_TRIES = 4  # to open a bundle that another process replaces meanwhile
+_PAUSE = 0.05  # seconds before the next one: a replacement takes two renames
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 
 Fill = Callable[[Path], None] | Mapping[str, bytes | str | os.PathLike[str]]
@@ -40,10 +44,16 @@ class Bundle:
     Attributes:
         path: the folder, resolved.
         manifest: what it says about itself.
+        stamp: which manifest.json it was opened with; empty for one that was never on disk.
     """
 
     path: Path
     manifest: Manifest
+    stamp: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+    def is_current(self) -> bool:
+        """Whether the folder still holds this bundle: False once another process has replaced it."""
+        return not self.stamp or self.stamp == _stamp(self.path)
 
     def file(self, relative: str) -> Path:
         """The path of a file of the bundle.
@@ -78,7 +88,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether a folder looks like a bundle: it has a manifest.json with a schema number. Checks nothing else."""
     try:
         data = _read_manifest(Path(path))
-    except BundleCorruptError:
+    except BundleError:
         return False
     return isinstance(data, Mapping) and "schema" in data and "artefacts" in data
 
@@ -101,34 +111,33 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
         BundleVersionError: written by a newer saae.
         BundlePathError: a path in the manifest that leaves the folder.
     """
-    folder = Path(path)
-    for _ in range(_TRIES - 1):
-        before = _identity(folder)
+    for last in (*[False] * (_TRIES - 1), True):
+        stamp = _stamp(path)
         try:
-            bundle = _open(folder, verify, mend)
+            bundle = _open(path, verify, mend)
         except BundleError:
-            if _identity(folder) == before:
+            if last or (stamp and stamp == _stamp(path)):
                 raise
         else:
-            if _identity(folder) == before:
+            if last or bundle.is_current():
                 return bundle
         # A writer has put another bundle in its place meanwhile: half of what was read may be of the one before.
-    return _open(folder, verify, mend)
+        time.sleep(_PAUSE)
+    raise AssertionError("the last try returns or raises")
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _open(path: str | os.PathLike[str], verify: bool, mend: bool) -> Bundle:
     try:
-        facts = folder.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
-
-
-def _open(folder: Path, verify: bool, mend: bool) -> Bundle:
-    _require_folder(folder)
-    root = folder.resolve()
+        folder = Path(path)
+        _require_folder(folder)
+        root = folder.resolve()
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # too long, a null byte, a loop of links, no rights
+        raise BundleNotFoundError(
+            f"No bundle at {shown(path, 200)}.", f"{type(error).__name__}: {error}", "check the path"
+        ) from error
+    stamp = _stamp(root)
     manifest = Manifest.from_json(_read_manifest(root), source=str(folder / MANIFEST))
-    bundle = Bundle(root, manifest)
+    bundle = Bundle(root, manifest, stamp)
     _check_complete(manifest, folder)
     paths = {name: bundle.file(name) for name in manifest.files}
     engines = {item.file: item for item in manifest.artefacts if item.kind == "engine"}
@@ -168,12 +177,12 @@ def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill)
     """
     folder = Path(target)
     refuse_foreign(folder)
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, last=MANIFEST) as temporary:
         _fill(temporary, fill)
         complete = dataclasses.replace(manifest, files=_entries(temporary), schema=SCHEMA)
         _check_complete(complete, folder)
         write_json(temporary / MANIFEST, complete.to_json())
-    return Bundle(folder.resolve(), complete)
+    return Bundle(folder.resolve(), complete, _stamp(folder))
 
 
 def update_bundle(
@@ -249,14 +258,28 @@ def _read_manifest(folder: Path) -> Any:
     try:
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise BundleCorruptError(f"{path} is a link out of the bundle.", "", _REBUILD)
-        if path.stat().st_size > _MANIFEST_LIMIT:
-            raise BundleCorruptError(f"{path} is no manifest.", f"It has {path.stat().st_size} bytes.", _REBUILD)
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+            raise BundleCorruptError(f"{path} is no manifest.", "It is no regular file.", _REBUILD)
+        if found.st_size > _MANIFEST_LIMIT:
+            raise BundleCorruptError(f"{path} is no manifest.", f"It has {found.st_size} bytes.", _REBUILD)
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise BundleCorruptError(f"{path} cannot be read.", str(error), _REBUILD) from error
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         why = f"It is not JSON ({error}); the file may be cut off."
         raise BundleCorruptError(f"{path} cannot be read.", why, _REBUILD) from error
-    except OSError as error:
-        raise BundleCorruptError(f"{path} cannot be read.", str(error), _REBUILD) from error
+
+
+def _stamp(folder: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Which manifest.json lies in a folder: it is never written in place. Empty where there is none."""
+    try:
+        found = (Path(folder) / MANIFEST).stat()
+    except (OSError, ValueError, TypeError):
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _without(manifest: Manifest, names: set[str]) -> Manifest:
@@ -290,24 +313,33 @@ def _inside(root: Path, relative: str) -> Path:
     plain = bool(parts) and not relative.startswith("/") and ".." not in parts
     if not plain or any(bad in relative for bad in ("\\", "\0", ":")):
         raise BundlePathError(
-            f"The manifest names {relative!r}, which is not a path inside the bundle.",
+            f"The manifest names {shown(relative)}, which is not a path inside the bundle.",
             "Paths are relative, with forward slashes and without `..`.",
             "do not use this bundle unless you know where it comes from; rebuild it: saae-export build",
         )
     path = root.joinpath(*parts)
-    if not path.resolve().is_relative_to(root):
+    try:
+        real = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise BundlePathError(f"{root}: {shown(relative)} is no path of a file.", str(error), _REBUILD) from error
+    if not real.is_relative_to(root):
         raise BundlePathError(
             f"{relative} leads out of the bundle {root}.",
-            f"It is a symbolic link to {path.resolve()}.",
+            f"It is a symbolic link to {real}.",
             "do not use this bundle unless you know where it comes from; replace the link by the file itself",
         )
     return path
 
 
 def _check_size(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
-    if not path.is_file():
-        raise BundleCorruptError(f"{folder}: {name} is missing.", "The manifest lists it.", _REBUILD)
-    size = path.stat().st_size
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        why = f"The manifest lists it. {error}"
+        raise BundleCorruptError(f"{folder}: {shown(name)[1:-1]} is missing.", why, _REBUILD) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleCorruptError(f"{folder}: {name} is missing.", "What lies there is no regular file.", _REBUILD)
+    size = found.st_size
     if size != entry.size:
         state = "truncated" if size < entry.size else "changed"
         raise BundleCorruptError(
@@ -333,7 +365,9 @@ def refuse_foreign(target: Path) -> None:
 
     Raises:
         ConfigError: something else is there.
+        StorageError: the place may not be written to.
     """
+    may_write_folder(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())) or is_bundle(target):
         return
     raise ConfigError(

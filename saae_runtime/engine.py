@@ -19,8 +19,9 @@ from . import backends, geometry
 from .backends.base import Backend, RawOutputs
 from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
-from .errors import BackendError, ConfigError, FrameError
-from .frames import Resize, as_frames, to_batch
+from .ending import native_call
+from .errors import BackendError, BundleError, ConfigError, FrameError, shown
+from .frames import Resize, as_frames, enough_memory, to_batch
 from .manifest import Manifest
 from .regions import defect_mask
 from .result import Result
@@ -29,6 +30,8 @@ from .stream import Pipeline
 __all__ = ["Engine"]
 
 _RESIZE_THREADS = 4
+_LARGEST = float(np.finfo(np.float32).max)
+_MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 
@@ -42,7 +45,8 @@ class _Limits:
 class Engine:
     """Scores frames with a bundle, without PyTorch.
 
-    One engine may be called from several threads. Close it when done, or use it as a context manager.
+    One engine may be called from several threads. Handed to another process, it is opened there from the same bundle,
+    with the same options. Close it when done, or use it as a context manager.
 
     Args:
         bundle: the bundle's folder, or an opened bundle.
@@ -85,10 +89,23 @@ class Engine:
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
         _check_limits(fpr, threshold, image_fpr, image_threshold)
-        self._bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
         self._device = device
         self._precision = precision
-        self._backend = backends.open_backend(self._bundle, backend, device, precision, **options)
+        with native_call():
+            self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
+        self._again = partial(
+            Engine,
+            bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
+            backend=backend,
+            device=device,
+            precision=precision,
+            fpr=fpr,
+            threshold=threshold,
+            image_fpr=image_fpr,
+            image_threshold=image_threshold,
+            verify=verify,
+            **options,
+        )
         self._resize, self._resizers = _resizing(options.get("threads"))
         self._tables = self.manifest.thresholds[self._backend.precision]
         self._idle = threading.Condition()
@@ -180,7 +197,7 @@ class Engine:
             BackendError: the inference failed, or gave values that are not finite.
         """
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
-        on_device = not isinstance(frames, (np.ndarray, list, tuple)) and is_device_array(frames)
+        on_device = is_device_array(frames)
         if on_device:
             single = device_rank(frames) == 3
         else:
@@ -188,7 +205,8 @@ class Engine:
             single = checked.single
         self._enter()
         try:
-            results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+            with native_call():
+                results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
         finally:
             self._leave()
         return results[0] if single else results
@@ -208,9 +226,12 @@ class Engine:
         The source is read on a thread of its own, a few frames ahead. Its exceptions are raised here, after the
         results before them. Stopping early (break, an exception, closing the engine) ends the threads.
 
+        A result is there as soon as it is computed, whether or not the source has a next frame.
+
         Args:
-            frames: any iterable of single frames; see `__call__`.
-            batch_size: frames computed together: more throughput on a GPU, more delay for each frame.
+            frames: any iterable of single frames (see `__call__`), also one array N x H x W x 3 or N x H x W x 1.
+            batch_size: frames computed together: more throughput on a GPU, more delay for each frame, since a batch
+                waits until it is full or the source ends.
             fpr, threshold, image_fpr, image_threshold: for this stream, instead of the engine's; see the class.
 
         Returns:
@@ -221,13 +242,14 @@ class Engine:
         """
         limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
         most = self._backend.max_batch
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size!r} is not possible.", "", "give a whole number from 1 up")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MOST_BATCH:
+            raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")
         if most is not None and batch_size > most:
             raise ConfigError(
-                f"batch_size={batch_size} is above what {self._backend.name} takes here.", "", f"{most} or less"
+                f"batch_size={shown(batch_size)} is above what {self._backend.name} takes here.", "", f"{most} or less"
             )
         self._check_open()
+        _check_source(frames)
         pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
         return self._results(pipeline, limits)
 
@@ -236,7 +258,11 @@ class Engine:
             self._check_open()
             self._streams.add(pipeline)
         for sizes, outputs in pipeline:
-            yield from self._finish(sizes, outputs, limits)
+            finished = self._finish(sizes, outputs, limits)
+            for size in sizes:
+                with enough_memory([size]):
+                    result = next(finished)
+                yield result
 
     def _prepare(self, item: Any) -> tuple[_Size, NDArray[np.uint8]]:
         checked = as_frames(item)
@@ -246,10 +272,11 @@ class Engine:
                 "A stream takes single frames; it batches them itself.",
                 "engine.stream(frame for batch in batches for frame in batch)",
             )
-        frame = to_batch(checked.items, self._backend.frame_size)[0]
-        if np.may_share_memory(frame, checked.items[0]):
-            # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
-            frame = frame.copy()
+        with enough_memory(checked.items):
+            frame = to_batch(checked.items, self._backend.frame_size)[0]
+            if np.may_share_memory(frame, checked.items[0]):
+                # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
+                frame = frame.copy()
         return _size(checked.items[0]), frame
 
     def close(self) -> None:
@@ -265,6 +292,11 @@ class Engine:
         if self._resizers is not None:
             self._resizers.shutdown()
         self._backend.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes its own engine from (`multiprocessing` with `spawn`): the bundle, opened there."""
+        self._check_open()
+        return self._again, ()
 
     def __enter__(self) -> Engine:
         self._check_open()
@@ -282,8 +314,9 @@ class Engine:
         step = self._backend.max_batch or _BATCH
         for start in range(0, len(frames), step):
             part = frames[start : start + step]
-            outputs = self._backend.infer(to_batch(part, self._backend.frame_size, self._resize), limits.pixel)
-            results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
+            with enough_memory(part):
+                outputs = self._backend.infer(to_batch(part, self._backend.frame_size, self._resize), limits.pixel)
+                results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
     def _score_on_device(self, frames: Any, limits: _Limits) -> list[Result]:
@@ -351,6 +384,33 @@ class Engine:
             self._idle.notify_all()
 
 
+def _open_both(
+    bundle: str | os.PathLike[str] | Bundle,
+    backend: str,
+    device: int,
+    precision: str | None,
+    verify: bool,
+    options: dict[str, Any],
+) -> tuple[Bundle, Backend]:
+    """The bundle and a backend on its file; once more where another process has replaced the bundle in between.
+
+    Without that, a new graph could be judged by the thresholds of the old one.
+    """
+    for last in (False, True):
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+        again = not last and not isinstance(bundle, Bundle)
+        try:
+            found = backends.open_backend(opened, backend, device, precision, **options)
+        except (BundleError, BackendError):
+            if again and not opened.is_current():
+                continue
+            raise
+        if not again or opened.is_current():
+            return opened, found
+        found.close()
+    raise AssertionError("the last try returns or raises")
+
+
 def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
     """How the frames of a call are resized: large ones in bands at the same time, on at most `threads` threads.
 
@@ -362,6 +422,21 @@ def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
         return geometry.resize_frames, None
     pool = ThreadPoolExecutor(count, "saae-resize")  # its threads start when they are first needed
     return partial(geometry.resize_frames, bands=count, run=pool.map), pool
+
+
+def _check_source(frames: Any) -> None:
+    """Refuses one frame as the source of a stream: its rows would be taken for gray frames."""
+    shape = getattr(frames, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) == 4:
+        return
+    if len(shape) in (2, 3):
+        what = f"A stream takes many frames; it was given one array of shape {shape}, which is one frame."
+        why = "Taken as a sequence, each of its rows would be a gray frame." if len(shape) == 3 else ""
+        cure = "engine(frame) for one frame, engine.stream([frame]), or N x H x W x 1 for a batch of gray frames"
+    else:
+        what, why = f"A stream takes frames; it was given one array of shape {shape}.", ""
+        cure = "give an iterable of frames, or one array N x H x W x 3"
+    raise FrameError(what, why, cure)
 
 
 def _size(frame: NDArray[np.uint8]) -> _Size:
@@ -382,7 +457,13 @@ def _check_limits(
                 "Each of them alone decides the threshold.",
                 f"give {prefix}fpr (a rate, looked up in the bundle's table) or {prefix}threshold (the value itself)",
             )
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)) or not math.isfinite(limit)
-        ):
-            raise ConfigError(f"{prefix}threshold={limit!r} is not possible.", "", "give a finite number")
+        if limit is not None and not _is_finite(limit):
+            raise ConfigError(f"{prefix}threshold={shown(limit)} is not possible.", "", "give a finite number")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a real number that float32, in which maps are compared with it, can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    exact = value if isinstance(value, int) else float(value)  # a whole number may have any length
+    return abs(exact) <= _LARGEST  # false for NaN

@@ -28,7 +28,17 @@ __all__ = [
     "SimulationError",
     "StorageError",
     "WeightsError",
+    "shown",
 ]
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value for a message: at most `most` characters, also where it has more digits than Python prints."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class SaaeError(Exception):

@@ -30,6 +30,7 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "canonical_json",
+    "may_write_folder",
     "open_regular",
     "put_back",
     "read_regular",
@@ -326,7 +327,7 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> Iterator[Path]:
+def atomic_directory(target: str | os.PathLike[str], replace: bool = True, last: str = "") -> Iterator[Path]:
     """Gives a temporary folder beside `target`; on success it takes the place of `target`.
 
     An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
@@ -334,16 +335,22 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
     call left that was killed in the middle of its swap is put back or removed first, and so are the temporary folders
     of writers that are gone.
 
+    A `target` that cannot be renamed (a mount point, as a container's volume is, or one in a folder that this user may
+    not write to) keeps its place: its contents are exchanged.
+
     Args:
         target: the folder to write.
         replace: whether an existing `target` may be replaced.
+        last: where contents are exchanged, the file that goes first and comes last: without it nobody takes the folder
+            for a whole one.
 
     Raises:
         StorageError: the disk is full, the place may not be written to, or `target` is a file, or exists and may not be
             replaced.
     """
     folder = Path(target)
-    temporary = _temporary(folder)
+    fixed = _is_fixed(folder)
+    temporary = _temporary(folder / folder.name if fixed else folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         put_back(folder)
@@ -354,12 +361,13 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
             raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
         if folder.exists() and not folder.is_dir():
             raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another name")
-        _sweep(folder.parent)
+        _sweep(temporary.parent)
         temporary.mkdir()
         with _held(temporary):
             yield temporary
             _sync_tree(temporary)
-            _swap(temporary, folder)
+            if fixed or not _swap(temporary, folder):
+                _exchange(temporary, folder, last)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
@@ -377,15 +385,77 @@ def _sync_tree(folder: Path) -> None:
         _sync_directory(Path(root))
 
 
-def _swap(new: Path, target: Path) -> None:
+def may_write_folder(target: Path) -> None:
+    """Makes sure, before long work, that `atomic_directory` may write a folder.
+
+    Raises:
+        StorageError: it may not.
+    """
+    place = target
+    if not _is_fixed(target):
+        place = target.parent
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        read_only = bool(os.statvfs(place).f_flag & os.ST_RDONLY) if hasattr(os, "statvfs") else False
+        raise storage_error(target, OSError(errno.EROFS if read_only else errno.EACCES, ""))
+
+
+def _is_fixed(folder: Path) -> bool:
+    """Whether a folder is there and cannot be renamed."""
+    try:
+        return folder.is_dir() and (folder.is_mount() or not os.access(folder.parent, os.W_OK | os.X_OK))
+    except OSError:
+        return False
+
+
+def _exchange(new: Path, target: Path, last: str) -> None:
+    """Exchanges the contents of `target` for those of `new`; an exception puts back what was there."""
+    if new.parent != target:  # a mount within one file system: names do not move across it, not even there
+        inside = _temporary(target / target.name)
+        try:
+            shutil.copytree(new, inside)
+            _exchange(inside, target, last)
+        finally:
+            shutil.rmtree(inside, ignore_errors=True)
+        return
+    old = _temporary(target / target.name, "old")
+    old.mkdir()
+    arrived: list[Path] = []
+    try:
+        leaving = [entry for entry in target.iterdir() if entry not in (new, old)]
+        for entry in sorted(leaving, key=lambda entry: entry.name != last):
+            entry.rename(old / entry.name)
+        for entry in sorted(new.iterdir(), key=lambda entry: entry.name == last):
+            arrived.append(entry.rename(target / entry.name))
+        _sync_directory(target)
+    except BaseException:
+        for entry in arrived:
+            _remove(entry)
+        for entry in sorted(old.iterdir(), key=lambda entry: entry.name == last):
+            entry.rename(target / entry.name)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> bool:
+    """Puts `new` in the place of `target`; False where `target` is in use as a mount point and cannot be renamed."""
     old = _temporary(target, "old")
     try:
         for last in (*[False] * (_SWAPS - 1), True):
-            with suppress(FileNotFoundError):
+            try:
                 target.rename(old)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno in (errno.EBUSY, errno.EXDEV):
+                    return False
+                raise
             if _moved_in(new, target, last):
                 break
         _sync_directory(target.parent)
+        return True
     finally:
         # Stopped between the two renames (an error, Ctrl-C): what was there goes back.
         if os.path.lexists(old) and not os.path.lexists(target):

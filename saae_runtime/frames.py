@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from . import geometry
 from .errors import FrameError
 
-__all__ = ["Frames", "Resize", "as_frames", "to_batch"]
+__all__ = ["MOST_ASPECT", "MOST_PIXELS", "Frames", "Resize", "as_frames", "enough_memory", "to_batch"]
+
+MOST_PIXELS = 1 << 30
+"""Pixels of the largest frame: its map alone takes 4 GiB."""
+
+MOST_ASPECT = 1024
+"""How many times as long as wide a frame may be: resized to the graph's input, a narrower one is a smear."""
 
 Frame = NDArray[np.uint8]
 Resize = Callable[[Frame, tuple[int, int]], Frame]
@@ -74,10 +81,46 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = ge
     return batch
 
 
+@contextmanager
+def enough_memory(frames: Sequence[Frame] | Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Within the block, want of memory is an error of these frames, given as arrays or as their (height, width).
+
+    Raises:
+        FrameError: in place of a MemoryError.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        sizes = [frame.shape[:2] if isinstance(frame, np.ndarray) else frame for frame in frames]
+        height, width = max(sizes, key=lambda size: size[0] * size[1])
+        many = "" if len(sizes) == 1 else f" ({len(sizes)} frames at once)"
+        raise FrameError(
+            f"There is not enough memory to score a frame of {height} x {width} pixels{many}.",
+            str(error) or "The system gives no more.",
+            "score smaller frames or fewer at once (max_batch=1), or close other programs",
+        ) from error
+
+
 def _array(value: Any, name: str) -> NDArray[Any]:
+    try:
+        array = _read(value, name)
+    except (FrameError, MemoryError):
+        raise
+    except Exception as error:  # the value's own code runs here, and may raise whatever it likes
+        raise FrameError(
+            f"{name} ({type(value).__name__}) cannot be read as an array.",
+            f"{type(error).__name__}: {error}",
+            "copy it to the host first, as a numpy array of uint8",
+        ) from error
+    if isinstance(array, np.ma.MaskedArray):
+        return _unmasked(array, name)
+    return array
+
+
+def _read(value: Any, name: str) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         return value
-    if type(value).__module__.partition(".")[0] == "PIL":
+    if str(type(value).__module__).partition(".")[0] == "PIL":
         raise FrameError(
             f"{name} is a PIL image, not an array.",
             "Its mode may mean palette indices, alpha or CMYK.",
@@ -91,14 +134,19 @@ def _array(value: Any, name: str) -> NDArray[Any]:
         )
     if not any(hasattr(value, attribute) for attribute in ("__array_interface__", "__array__", "__array_struct__")):
         raise FrameError(f"{name} is a {type(value).__name__}, not an array.", "", "give a numpy array of uint8")
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    return np.asarray(value)
+
+
+def _unmasked(array: Any, name: str) -> NDArray[Any]:
+    """The pixels of a masked array that masks none: what lies under a mask is not meant to be judged."""
+    masked = int(np.ma.getmaskarray(array).sum())
+    if masked:
         raise FrameError(
-            f"{name} ({type(value).__name__}) cannot be read as an array.",
-            str(error),
-            "copy it to the host first, as a numpy array of uint8",
-        ) from error
+            f"{name} is a masked array, with {masked} of {array.size} values masked.",
+            "What lies under the mask would be judged like the rest.",
+            "fill it with what the good images have there: frame.filled(value)",
+        )
+    return np.asarray(array.data)
 
 
 def _frame(value: Any, name: str) -> Frame:
@@ -123,6 +171,18 @@ def _check(array: NDArray[Any], name: str, channels: int, size: tuple[int, ...])
         raise _shape_error(array, name)
     if min(size) < 1:
         raise FrameError(f"{name} is empty: shape {array.shape}.", "A side has no pixels.", "check the camera's crop")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise FrameError(
+            f"{name} has {size[0] * size[1]} pixels (shape {array.shape}); a frame has at most {MOST_PIXELS}.",
+            "All of it is resized to the graph's input, so that small defects are lost long before that.",
+            "cut it into parts and score each as a frame",
+        )
+    if max(size) > MOST_ASPECT * min(size):
+        raise FrameError(
+            f"{name} is {size[0]} x {size[1]} pixels; one side is more than {MOST_ASPECT} times the other.",
+            "It would be squeezed into the graph's input, where nothing of it can be recognised.",
+            "cut it into parts of the training images' proportions, or collect more lines of the camera in a frame",
+        )
 
 
 def _shape_error(array: NDArray[Any], name: str) -> FrameError:

@@ -6,10 +6,13 @@ are two matrix products, which every inference library computes alike; an ONNX R
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from itertools import pairwise
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +24,59 @@ __all__ = ["gaussian_matrix", "resize_frames", "resize_matrix", "upsample_map", 
 _BAND = 16  # outputs of one block of an upsampling
 _WORTH_BANDS = 1 << 18  # pixels of a frame; for fewer, handing bands to threads costs what it saves
 
+_KEPT = 64 << 20  # bytes of matrices that one function below keeps for its next calls
+_BLOCK_OVERHEAD = 512  # bytes that a block takes beside its weights
+
 _Band = tuple[tuple[int, int], tuple[int, int]]
+_Blocks = tuple[tuple[slice, slice, NDArray[np.float32]], ...]
+_Arguments = ParamSpec("_Arguments")
+_Kept = TypeVar("_Kept")
 
 
-@lru_cache(maxsize=64)
+def _kept(
+    size: Callable[[_Kept], int], limit: int = _KEPT
+) -> Callable[[Callable[_Arguments, _Kept]], Callable[_Arguments, _Kept]]:
+    """Keeps what a function made, up to `limit` bytes of it; what was used least recently goes first.
+
+    A count alone would not do: 64 matrices of a line-scan camera's frames are gigabytes.
+    """
+
+    def decorate(make: Callable[_Arguments, _Kept]) -> Callable[_Arguments, _Kept]:
+        made: OrderedDict[object, _Kept] = OrderedDict()
+        taken = 0
+        lock = threading.Lock()
+
+        @functools.wraps(make)
+        def get(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Kept:
+            nonlocal taken
+            key = (arguments, tuple(sorted(named.items())))
+            with lock:
+                if key in made:
+                    made.move_to_end(key)
+                    return made[key]
+            value = make(*arguments, **named)
+            with lock:
+                if key not in made and size(value) <= limit:
+                    made[key] = value
+                    taken += size(value)
+                    while taken > limit:
+                        taken -= size(made.popitem(last=False)[1])
+            return value
+
+        return get
+
+    return decorate
+
+
+def _array_bytes(matrix: NDArray[np.float32]) -> int:
+    return matrix.nbytes
+
+
+def _blocks_bytes(blocks: _Blocks) -> int:
+    return sum(weights.nbytes + _BLOCK_OVERHEAD for _, _, weights in blocks)
+
+
+@_kept(_array_bytes)
 def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     """Antialiased bilinear resize along one axis, as Pillow's BILINEAR filter does it.
 
@@ -43,7 +95,7 @@ def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     _check(n_in, n_out)
     scale = n_in / n_out
     support = max(scale, 1.0)
-    matrix = np.zeros((n_out, n_in), np.float64)
+    matrix = np.zeros((n_out, n_in), np.float32)
     for row in range(n_out):
         center = (row + 0.5) * scale
         first = max(int(center - support + 0.5), 0)
@@ -54,7 +106,7 @@ def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     return _frozen(matrix)
 
 
-@lru_cache(maxsize=64)
+@_kept(_array_bytes)
 def upsample_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
     """Bilinear upsampling along one axis, half-pixel centres (torch's `align_corners=False`).
 
@@ -69,18 +121,23 @@ def upsample_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
         ConfigError: a size below one.
     """
     _check(n_in, n_out)
-    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
-    left = np.minimum(position.astype(np.int64), n_in - 1)
-    right = np.minimum(left + 1, n_in - 1)
-    share = position - left
-    matrix = np.zeros((n_out, n_in), np.float64)
+    left, right, share = _taps(n_in, n_out)
+    matrix = np.zeros((n_out, n_in), np.float32)
     rows = np.arange(n_out)
     np.add.at(matrix, (rows, left), 1.0 - share)
     np.add.at(matrix, (rows, right), share)
     return _frozen(matrix)
 
 
-@lru_cache(maxsize=64)
+def _taps(n_in: int, n_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The two values that each output of a bilinear upsampling lies between, and the share of the second."""
+    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0.0)
+    left = np.minimum(position.astype(np.int64), n_in - 1)
+    right = np.minimum(left + 1, n_in - 1)
+    return left, right, np.where(left == right, 0.0, position - left)
+
+
+@_kept(_array_bytes)
 def gaussian_matrix(n: int, sigma: float) -> NDArray[np.float32]:
     """Gaussian smoothing along one axis of `n` values; rows are renormalised at the borders.
 
@@ -171,20 +228,25 @@ def upsample_map(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     return upsampled
 
 
-@lru_cache(maxsize=64)
-def _bands(n_in: int, n_out: int) -> tuple[tuple[slice, slice, NDArray[np.float32]], ...]:
-    """`upsample_matrix` cut into small blocks that hold all of its non-zeros: (outputs, inputs, weights).
+@_kept(_blocks_bytes)
+def _bands(n_in: int, n_out: int) -> _Blocks:
+    """`upsample_matrix` as small blocks that hold all of its non-zeros: (outputs, inputs, weights).
 
-    A row has two non-zeros, so the product of the whole matrix is nearly all zeros. Products of small blocks are also
-    below the size at which BLAS wakes threads, which would contend with those of the inference library.
+    A row has two non-zeros, so the whole matrix, which is never made here, is nearly all zeros. Products of small
+    blocks are also below the size at which BLAS wakes threads, which would contend with those of the inference library.
     """
-    matrix = upsample_matrix(n_in, n_out)
+    _check(n_in, n_out)
+    left, right, share = _taps(n_in, n_out)
     bands = []
     for start in range(0, n_out, _BAND):
         stop = min(start + _BAND, n_out)
-        used = np.flatnonzero(matrix[start:stop].any(axis=0))
-        taken = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(start, stop), taken, np.ascontiguousarray(matrix[start:stop, taken])))
+        first = int(left[start])
+        taken = slice(first, int(right[stop - 1]) + 1)
+        weights = np.zeros((stop - start, taken.stop - first), np.float32)
+        rows = np.arange(stop - start)
+        np.add.at(weights, (rows, left[start:stop] - first), 1.0 - share[start:stop])
+        np.add.at(weights, (rows, right[start:stop] - first), share[start:stop])
+        bands.append((slice(start, stop), taken, weights))
     return tuple(bands)
 
 
@@ -206,7 +268,7 @@ def _check(n_in: int, n_out: int) -> None:
         raise ConfigError(f"A resize from {n_in} to {n_out} pixels is not possible.", "Sizes start at one.", "")
 
 
-def _frozen(matrix: NDArray[np.float64]) -> NDArray[np.float32]:
-    result = matrix.astype(np.float32)
+def _frozen(matrix: NDArray[np.floating]) -> NDArray[np.float32]:
+    result = matrix.astype(np.float32, copy=False)
     result.setflags(write=False)
     return result

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from .errors import BundleCorruptError, BundleVersionError, CalibrationError
+from .errors import BundleCorruptError, BundleVersionError, CalibrationError, shown
 from .thresholds import ThresholdTable
 
 __all__ = [
@@ -255,16 +255,16 @@ class Manifest:
             )
         schema = data["schema"]
         if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
-            raise BundleCorruptError(f"{source}: schema is {schema!r}.", "Expected a whole number.", _REBUILD)
+            raise BundleCorruptError(f"{source}: schema is {shown(schema)}.", "Expected a whole number.", _REBUILD)
         if schema > SCHEMA:
             raise BundleVersionError(
-                f"{source} has schema {schema}; this saae reads up to {SCHEMA}.",
-                f"The bundle was written by a newer saae ({data.get('saae_version', 'version unknown')}).",
+                f"{source} has schema {shown(schema)}; this saae reads up to {SCHEMA}.",
+                f"The bundle was written by a newer saae ({shown(data.get('saae_version', 'version unknown'))}).",
                 "pip install --upgrade saae, or rebuild the bundle with this version: saae-export build",
             )
         try:
             manifest: Manifest = _decode(cls, data, "")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleCorruptError(f"{source} is damaged or was edited by hand.", str(error), _REBUILD) from error
         return manifest
 
@@ -291,13 +291,16 @@ def split_sms(sm: str | None) -> tuple[str, ...]:
     return tuple(part for part in (sm or "").split("+") if part)
 
 
+_LARGEST = (1 << 63) - 1
+_DEEPEST = 50  # levels: far below Python's own limit, which writing the manifest again would meet
+
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 
 
 def _positive(owner: Any, *names: str) -> None:
     for name in names:
         if getattr(owner, name) < 1:
-            raise ValueError(f"{name}: expected 1 or more, found {getattr(owner, name)}")
+            raise ValueError(f"{name}: expected 1 or more, found {shown(getattr(owner, name))}")
 
 
 def _encode(value: Any) -> Any:
@@ -318,7 +321,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Converts parsed JSON to `kind` (a type or a type hint); ValueError names the key that does not fit."""
     if kind is Any:
-        _check_finite(value, where)
+        _check_plain(value, where)
         return value
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, where)
@@ -332,13 +335,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise _wrong(where, "an object", value)
+        for key in value:
+            _check_plain(key, where)
         return {str(key): _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _wrong(where, _NAMES[kind], value)
-    if kind is float and not math.isfinite(value):
-        raise _wrong(where, "a finite number", value)
+    _check_plain(value, where)
     return value
 
 
@@ -349,7 +353,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
-            raise ValueError(f"{prefix}{name}: unknown key")
+            raise ValueError(f"{prefix}{shown(name)[1:-1]}: unknown key")
     hints = _hints(kind)
     arguments = {}
     for name, item in fields.items():
@@ -364,19 +368,30 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {found}" if where else found) from error
 
 
-def _check_finite(value: Any, where: str) -> None:
+def _check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Refuses numbers that are not finite or of more than 64 bits, text that no terminal can hold, and deep nesting."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where[:60]}: nested more than {_DEEPEST} levels deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise _wrong(where, "a finite number", value)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise _wrong(where, "a number of at most 64 bits", value)
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _wrong(where, "text that can be written as UTF-8", value) from None
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_finite(item, f"{where}.{key}")
+            _check_plain(key, where)
+            _check_plain(item, f"{where}.{key}", depth + 1)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            _check_finite(item, f"{where}[{index}]")
+            _check_plain(item, f"{where}[{index}]", depth + 1)
 
 
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
 def _wrong(where: str, expected: str, found: Any) -> ValueError:
-    return ValueError(f"{where}: expected {expected}, found {str(found)[:60]!r}")
+    return ValueError(f"{where or 'the manifest'}: expected {expected}, found {shown(found)}")

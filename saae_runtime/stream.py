@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Backend, RawOutputs, Ticket
-from .errors import SaaeError
+from .ending import native_call
 
 __all__ = ["Channel", "Pipeline"]
 
@@ -72,11 +71,12 @@ class Channel(Generic[T]):
 
 
 class Pipeline(Generic[T]):
-    """Runs a source through a backend on two threads.
+    """Runs a source through a backend on three threads.
 
-    One thread takes items from the source and prepares batches, one keeps up to `backend.slots` batches in flight;
-    the caller's thread takes results. Order is kept. An exception of the source, or of preparing or computing, is
-    raised to the caller in its place, after the results before it.
+    One thread takes items from the source and prepares batches, one submits them, up to `backend.slots` in flight, and
+    one collects them; the caller's thread takes results. A result is handed on as soon as it is computed, whether or
+    not the source has a next item. Order is kept. An exception of the source, or of preparing or computing, is raised
+    to the caller in its place, after the results before it.
 
     Args:
         source: its iterator runs on the reading thread.
@@ -100,13 +100,19 @@ class Pipeline(Generic[T]):
         self._threshold = threshold
         self._batch_size = batch_size
         self._ready: Channel[tuple[list[T], NDArray[np.uint8]]] = Channel(backend.slots + 1)
+        self._flying: Channel[tuple[list[T], Ticket]] = Channel(backend.slots)
+        self._free = threading.Semaphore(backend.slots)
         self._done: Channel[tuple[list[T], RawOutputs]] = Channel(backend.slots + 1)
         self._reader = threading.Thread(target=self._read, name="saae-read", daemon=True)
-        self._worker = threading.Thread(target=self._compute, name="saae-compute", daemon=True)
+        self._workers = (
+            threading.Thread(target=self._submit, name="saae-submit", daemon=True),
+            threading.Thread(target=self._collect, name="saae-collect", daemon=True),
+        )
 
     def __iter__(self) -> Iterator[tuple[list[T], RawOutputs]]:
         self._reader.start()
-        self._worker.start()
+        for worker in self._workers:
+            worker.start()
         try:
             while True:
                 try:
@@ -118,11 +124,12 @@ class Pipeline(Generic[T]):
             self.stop()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Ends both threads and waits for the work in flight; a caller still waiting gets `error`."""
+        """Ends the threads and waits for the work in flight; a caller still waiting gets `error`."""
         self._ready.cancel()
         self._done.cancel(error)
-        if self._worker.ident is not None and self._worker is not threading.current_thread():
-            self._worker.join()
+        for worker in self._workers:
+            if worker.ident is not None and worker is not threading.current_thread():
+                worker.join()
         if self._reader.ident is not None and self._reader is not threading.current_thread():
             # A camera that delivers nothing cannot be interrupted; the thread ends with its next frame.
             self._reader.join(timeout=1.0)
@@ -150,30 +157,49 @@ class Pipeline(Generic[T]):
             batch = frames[0][None] if len(frames) == 1 else np.stack(frames)
             self._ready.put((list(contexts), batch))
 
-    def _compute(self) -> None:
-        flying: deque[tuple[list[T], Ticket]] = deque()
+    def _submit(self) -> None:
         try:
-            try:
-                while True:
-                    try:
-                        context, frames = self._ready.get()
-                    except BaseException:
-                        while flying:
-                            self._collect(flying)
-                        raise
-                    flying.append((context, self._backend.submit(frames, self._threshold)))
-                    if len(flying) >= self._backend.slots:
-                        self._collect(flying)
-            finally:
-                for _, ticket in flying:  # every ticket is collected, also when nobody wants it any more
-                    with suppress(SaaeError):
-                        self._backend.collect(ticket)
+            while True:
+                self._free.acquire()  # first: nothing is taken from the reader that cannot be computed at once
+                context, frames = self._ready.get()
+                with native_call():
+                    ticket = self._backend.submit(frames, self._threshold)
+                self._flying.put((context, ticket))
         except Closed:
-            self._done.end()
-        except BaseException as error:
+            self._flying.end()
+        except BaseException as error:  # of the source or of the backend, handed on behind the work in flight
             self._ready.cancel()
-            self._done.end(error)
+            self._flying.end(error)
 
-    def _collect(self, flying: deque[tuple[list[T], Ticket]]) -> None:
-        context, ticket = flying.popleft()
-        self._done.put((context, self._backend.collect(ticket)))
+    def _collect(self) -> None:
+        """Collects every ticket, also when nobody wants the results any more."""
+        failure: BaseException | None = None
+        wanted = True
+        while True:
+            try:
+                context, ticket = self._flying.get()
+            except Closed:
+                break
+            except BaseException as error:
+                failure = failure or error
+                break
+            try:
+                with native_call():
+                    outputs = self._backend.collect(ticket)
+            except BaseException as error:
+                failure, wanted = failure or error, False
+                self._ready.cancel()
+                continue
+            finally:
+                self._free.release()
+            if wanted:
+                wanted = self._hand_on(context, outputs)
+        self._done.end(failure)
+
+    def _hand_on(self, context: list[T], outputs: RawOutputs) -> bool:
+        """Gives a result to the caller; False once the caller has gone."""
+        try:
+            self._done.put((context, outputs))
+        except Closed:
+            return False
+        return True

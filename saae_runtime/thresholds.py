@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CalibrationError, ConfigError
+from .errors import CalibrationError, ConfigError, shown
 from .estimate import ScoreModel
 
 __all__ = ["DEFAULT_LEVELS", "MARGIN", "RULES", "ThresholdAccumulator", "ThresholdTable"]
@@ -94,9 +94,10 @@ class ThresholdTable:
             ConfigError: a rate that is NaN or outside 0..1.
         """
         rate = self.default_fpr if fpr is None else fpr
-        if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0.0 <= rate <= 1.0:
+        real = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+        if not real or not 0.0 <= rate <= 1.0:
             raise ConfigError(
-                f"A false-positive rate of {rate!r} is not possible.",
+                f"A false-positive rate of {shown(rate)} is not possible.",
                 "It is the share of normal samples that may lie above the threshold.",
                 "give a number from 0 to 1, for example 0.001",
             )

@@ -143,8 +143,8 @@ def recalibrate(
         StorageError: the disk is full, or the place may not be written to.
     """
     opened = open_bundle(bundle)
-    if target is not None:
-        refuse_foreign(Path(target))
+    if not dry_run:
+        refuse_foreign(opened.path if target is None else Path(target))  # before the work, not after it
     chosen = _chosen(opened, precisions)
     for name in chosen:  # an impossible rate is an error before the work
         opened.manifest.thresholds[name].pixel.at(pixel_fpr)

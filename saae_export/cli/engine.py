@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from saae_runtime.backends.tensorrt.library import known_fault
 from saae_runtime.terminal import LineCommand, log
 
 from ..doctor import doctor, print_diagnosis
@@ -80,9 +81,13 @@ def engine_command(
     )
     artefact, compiled = built.artefact, built.compiled
     console.print(
-        f"{artefact.file}: {len(compiled.data) / (1 << 20):.1f} MiB, {artefact.library} {artefact.library_version}, "
-        f"{artefact.sm}, batch {min_batch} to {max_batch}, {compiled.network.layers} layers, {compiled.seconds:.1f} s"
+        f"{escape(artefact.file)}: {len(compiled.data) / (1 << 20):.1f} MiB, "
+        f"{artefact.library} {artefact.library_version}, {artefact.sm}, "
+        f"batch {min_batch} to {max_batch}, {compiled.network.layers} layers, {compiled.seconds:.1f} s"
     )
+    fault, cure = known_fault(str(artefact.library), str(artefact.library_version))
+    if fault:
+        console.print(f"[yellow]warning:[/yellow] {escape(fault)}.\n  try: {escape(cure)}")
     found = gate(built, device)
     if isinstance(found, Skipped):
         console.print(f"not compared here: {escape(found.why)}")

@@ -82,7 +82,7 @@ def _artefacts(artefacts: Iterable[Artefact]) -> Table:
             place = " ".join(part for part in (item.library, item.library_version, item.sm) if part)
             batch = f"{item.profile.min} to {item.profile.max}" if item.profile else "any"
         precision = f"{item.precision}, FP16 weights" if stores_half(item) else item.precision
-        table.add_row(item.file, precision, place, batch, _parity(item))
+        table.add_row(Text(item.file), Text(precision), Text(place), batch, _parity(item))
     return table
 
 
@@ -127,20 +127,21 @@ def _metrics(manifest: Manifest) -> Table:
             table.add_row(title, f"{100 * metrics[name]:.2f} %")
     for name, value in metrics.items():  # counts, and what another version wrote
         if name not in METRIC_NAMES and name != "label" and isinstance(value, (str, int, float)):
-            table.add_row(_COUNTS.get(name, name), f"{value:.4g}" if isinstance(value, float) else str(value))
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            table.add_row(Text(_COUNTS.get(name, name)), Text(shown))
     simulated = metrics.get("self_test")
     if isinstance(simulated, Mapping):
         for name, title in (("large_strong", "large, strong SIMULATED defects"), ("found", "all SIMULATED defects")):
             share = simulated.get(name)
             if isinstance(share, Mapping) and share.get("count"):
-                table.add_row(title, f"{share.get('found')} of {share['count']} found")
+                table.add_row(title, Text(f"{share.get('found')} of {share['count']} found"))
     return table
 
 
 def _files(manifest: Manifest) -> Table:
     table = _table("Files", "file", "size", "sha256")
     for name, entry in manifest.files.items():
-        table.add_row(name, _size(entry.size), entry.sha256[:16])
+        table.add_row(Text(name), _size(entry.size), entry.sha256[:16])
     return table
 
 
@@ -151,7 +152,7 @@ def _size(count: int) -> str:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=any(headings))
+    table = Table(title=Text(title, style="table.title"), title_justify="left", show_header=any(headings))
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table

@@ -226,7 +226,7 @@ def parity_table(reports: Iterable[ParityReport]) -> Table:
             "[green]pass[/green]" if report.passed else "[bold red]FAIL[/bold red]",
         )
         against.append(f"{len(report.images)} images, against {report.against}")
-    table.caption = "; ".join(dict.fromkeys(against)) or None
+    table.caption = escape("; ".join(dict.fromkeys(against))) or None
     table.caption_justify = "left"
     return table
 

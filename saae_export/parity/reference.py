@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.bundle import Bundle
-from saae_runtime.errors import BundleCorruptError
+from saae_runtime.errors import BundleCorruptError, ImageError
 from saae_runtime.files import write_json
 from saae_runtime.images import open_image, read_image
 
@@ -102,7 +102,7 @@ def read_reference(bundle: Bundle) -> tuple[list[ReferenceFrame], str]:
         index: Any = json.loads(bundle.file(name).read_text(encoding="utf-8"))
         frames = [_read(bundle, entry) for entry in index["frames"]]
         return frames, str(index["against"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, MemoryError, ImageError, RecursionError) as error:
         raise BundleCorruptError(
             f"{bundle.path}: {name} cannot be read.",
             f"{type(error).__name__}: {error}",
@@ -116,6 +116,8 @@ def _read(bundle: Bundle, entry: Any) -> ReferenceFrame:
         levels = np.asarray(image).astype(np.float64)
     low, high = float(entry["low"]), float(entry["high"])
     anomaly_map = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)
+    if not np.isfinite(anomaly_map).all():
+        raise ValueError(f"the map of {entry['name']} is not finite")
     if anomaly_map.shape != frame.shape[:2]:
         raise ValueError(f"the map of {entry['name']} has another size than its frame")
     return ReferenceFrame(str(entry["name"]), frame, anomaly_map, float(entry["score"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import signal
+import threading
+from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +18,8 @@ __all__ = ["BuildProgress"]
 class BuildProgress:
     """Shows the phases of a build while it runs; `monitor` goes into the builder's configuration.
 
-    An exception in a callback (Ctrl-C arrives there) cancels the build; `check` raises it again afterwards.
+    Ctrl-C and SIGTERM set a flag that the builder is told of at its next step; `check` raises the interrupt afterwards.
+    An exception of theirs would not do: it can arise between the library and a callback, and the library drops it.
 
     Args:
         library: the loaded flavour.
@@ -29,15 +32,26 @@ class BuildProgress:
         self._tasks: dict[str, TaskID] = {}
         self._depth: dict[str, int] = {}
         self._interrupt: BaseException | None = None
+        self._handlers: dict[int, Any] = {}
         self.monitor = _make_monitor(library.module, self)
 
     def __enter__(self) -> BuildProgress:
         self._bars.start()
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._stop)
         return self
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._interrupt = self._interrupt or KeyboardInterrupt(signal.Signals(number).name)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number, handler in self._handlers.items():
+            # None: set by another language's code, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._handlers.clear()
         self._bars.stop()
 
     def check(self) -> None:
@@ -68,7 +82,7 @@ class BuildProgress:
         try:
             return call(*arguments)
         except BaseException as error:
-            self._interrupt = error
+            self._interrupt = self._interrupt or error
             return False
 
 

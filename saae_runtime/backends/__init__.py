@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ..bundle import Bundle
-from ..errors import BackendError, BackendUnavailableError, ConfigError
+from ..errors import BackendError, BackendUnavailableError, ConfigError, shown
 from ..manifest import PRECISIONS
 from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
 
@@ -155,17 +155,17 @@ def _disagrees(candidate: Candidate) -> str | None:
 
 def _check(name: str, device: int, precision: str | None) -> None:
     names = ["auto", "onnxruntime", *BACKENDS]
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, 1)
+    if not isinstance(name, str) or name not in names:
+        near = difflib.get_close_matches(shown(name, 200), names, 1)
         raise ConfigError(
-            f"There is no backend {name!r}.",
+            f"There is no backend {shown(name)}.",
             f"Known are: {', '.join(names)}.",
             f"did you mean {near[0]}?" if near else "use backend='auto'",
         )
-    if precision is not None and precision not in PRECISIONS:
-        raise ConfigError(f"There is no precision {precision!r}.", "", f"one of: {', '.join(PRECISIONS)}")
-    if isinstance(device, bool) or not isinstance(device, int) or device < 0:
-        raise ConfigError(f"device={device!r} is not possible.", "It is the number of a GPU.", "device=0")
+    if precision is not None and (not isinstance(precision, str) or precision not in PRECISIONS):
+        raise ConfigError(f"There is no precision {shown(precision)}.", "", f"one of: {', '.join(PRECISIONS)}")
+    if isinstance(device, bool) or not isinstance(device, int) or not 0 <= device < 1024:
+        raise ConfigError(f"device={shown(device)} is not possible.", "It is the number of a GPU.", "device=0")
 
 
 def _modules() -> dict[str, ModuleType]:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendUnavailableError, ConfigError
+from ..errors import BackendUnavailableError, ConfigError, shown
 
 if TYPE_CHECKING:
     from ..manifest import Artefact
 
 __all__ = ["Backend", "BackendOptions", "Candidate", "RawOutputs", "Ticket"]
+
+
+_MOST = 1 << 16  # threads, slots, frames in a batch
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,21 @@ class BackendOptions:
     def __post_init__(self) -> None:
         for name in ("threads", "max_batch", "slots"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}={value!r} is not possible.", "", f"give {name} as a whole number from 1 up")
-        if self.hint not in ("latency", "throughput"):
-            raise ConfigError(f"hint={self.hint!r} is not known.", "", "hint='latency' or hint='throughput'")
-        if self.device_type is not None and self.device_type not in ("CPU", "GPU", "NPU"):
-            raise ConfigError(f"device_type={self.device_type!r} is not known.", "", "give 'CPU', 'GPU' or 'NPU'")
-        if self.arithmetic not in (None, "f32", "bf16", "f16"):
-            raise ConfigError(f"arithmetic={self.arithmetic!r} is not known.", "", "give 'f32', 'bf16' or 'f16'")
+            whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
+            if value is not None and not whole:
+                cure = f"give {name} as a whole number from 1 to {_MOST}"
+                raise ConfigError(f"{name}={shown(value)} is not possible.", "", cure)
+        for name, known in (
+            ("hint", ("latency", "throughput")),
+            ("device_type", ("CPU", "GPU", "NPU", None)),
+            ("arithmetic", ("f32", "bf16", "f16", None)),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, (str, type(None))) or value not in known:
+                cure = "give " + " or ".join(repr(item) for item in known if item is not None)
+                raise ConfigError(f"{name}={shown(value)} is not known.", "", cure)
+        if not isinstance(self.cache, (bool, str, Path, type(None))):
+            raise ConfigError(f"cache={shown(self.cache)} is not possible.", "", "give a folder, True or False")
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> BackendOptions:

@@ -1,7 +1,8 @@
 """Frames per second of SAAE and DFR in PyTorch (the paper's section 4.4.2), timed interleaved in one process.
 
 Only the computation is timed, at batch 1: from pixels on the device, at the model's input size, to the score map there.
-Weights are random, which does not change the speed. `benchmarks/fps.py` times exported graphs.
+Both compute in float32 throughout: on an NVIDIA GPU, TF32 is off, which PyTorch takes for convolutions (all of VGG19)
+unless told not to. Weights are random, which does not change the speed. `benchmarks/fps.py` times exported graphs.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def measure_fps(
         seconds: time for each model.
 
     Returns:
-        `device`, `threads` and `models`: by name either `fps`, `timing`, `input_size`, `layers`, `backbone` and
-        `latent`, or the `reason` why the model could not be made.
+        `device`, `threads`, `arithmetic` (of the products) and `models`: by name either `fps`, `timing`, `input_size`,
+        `layers`, `backbone` and `latent`, or the `reason` why the model could not be made.
     """
     import torch
 
     from ..fitting.features import pick_device
+    from ..fitting.precision import matmul_precision, reached
 
     place = pick_device(device)
     turns: dict[str, Turn] = {}
@@ -57,11 +59,14 @@ def measure_fps(
                 turns[name] = partial(timed_calls, call)
             except SaaeError as error:
                 found[name] = {"reason": f"failed: {error.what} {error.why}".strip()}
-    for name, times in interleaved(turns, seconds).items():
+    with matmul_precision("fp32", place):
+        arithmetic = reached(place, convolutions=True)
+        timed = interleaved(turns, seconds)
+    for name, times in timed.items():
         timing = Timing.of(times)
         found[name] |= {"fps": round(timing.per_second, 3), "timing": timing.to_json()}
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine() + " CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "models": found}
+    return {"device": name, "threads": torch.get_num_threads(), "arithmetic": arithmetic, "models": found}
 
 
 def _prepare(

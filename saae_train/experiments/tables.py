@@ -357,8 +357,9 @@ def fps_table(measured: Mapping[str, Any]) -> Table:
         if "fps" in about
     ]
     setup.append(
-        "Here: one image at a time, PyTorch FP32, from pixels at the model's input size to the map there. The paper "
-        "does not say what its time holds. Exported graphs, whole frames and other precisions: benchmarks/fps.py."
+        f"Here: one image at a time, PyTorch FP32 (products in {measured.get('arithmetic', 'what is not recorded')}), "
+        "from pixels at the model's input size to the map there. The paper does not say what its time holds. Exported "
+        "graphs, whole frames and other precisions: benchmarks/fps.py."
     )
     rows = tuple(row for row, _ in figures)
     return Table("fps", paper_fps_title(), rows, (column,), figures, {}, tuple(setup))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "Recipe", "SelfTest", "Share"]
 
 LEAST_FOUND = 0.5
-"""A model is called blind where it finds surely (at 95 %) less than this share of the large, strong simulated defects."""
+"""A model is called blind where it surely (at 95 %) finds less than this share of the large, strong simulated ones."""
 LEAST_JUDGED = 5
 """Fewest large, strong defects for a verdict."""
 

@@ -79,7 +79,7 @@ def test_result_says_what_was_timed(data: dict[str, Any], tmp_path: Path, capsys
     found = {(row["backend"], row["precision"], row["kind"], row["batch"]) for row in data["rows"]}
     torch_rows = [("pytorch", "fp32"), ("pytorch", "bf16"), ("pytorch:fused", "fp32")]
     expected = {(*name, kind, n) for name in torch_rows for kind in ("compute", "frame") for n in (1, 2)}
-    expected |= {("onnxruntime:cpu", "fp32", kind, n) for kind in fps.KINDS[:4] for n in (1, 2)}
+    expected |= {("onnxruntime:cpu", "fp32", kind, n) for kind in fps.KINDS[:5] for n in (1, 2)}
     assert found == expected
     assert len(found) == len(data["rows"])
     for row in data["rows"]:
@@ -95,7 +95,7 @@ def test_result_says_what_was_timed(data: dict[str, Any], tmp_path: Path, capsys
 
 def test_ratios_are_those_of_the_same_run(data: dict[str, Any]) -> None:
     rows = {(row["backend"], row["precision"], row["kind"], row["batch"]): row for row in data["rows"]}
-    base = {"stream": "frame", "stream graph": "compute"}
+    base = {"stream": "frame", "stream graph": "compute", "trigger": "frame"}
     for (name, precision, kind, batch), row in rows.items():
         against = rows["pytorch", "fp32", base.get(kind, kind), batch]
         expected = against["timing"]["median_ms"] / row["timing"]["median_ms"]

@@ -102,6 +102,14 @@ def test_a_wheel_for_a_newer_cuda_than_the_driver(monkeypatch):
     assert "tensorrt-cu12" in seen["tensorrt"].cure
 
 
+@pytest.mark.parametrize(("version", "warned"), [("10.3.0", True), ("10.4.0.26", True), ("10.14.1", False)])
+def test_releases_with_wrong_maps_are_named_with_the_way_out(version, warned):
+    seen = findings(doctor(probe=machine(ORIN, cuda=("12.6.2",), tensorrt=(version,))))["tensorrt"]
+    assert seen.ok
+    assert ("DINO" in seen.detail) is warned
+    assert ("10.14 or later" in seen.cure) is warned
+
+
 def test_a_library_that_crashes_does_not_take_doctor_with_it():
     assert run_probe("x", "import os; os.kill(os.getpid(), 11)") == (False, ["importing it crashes (signal 11)"])
     assert run_probe("x", "raise OSError('libnvinfer.so.10: cannot open')")[1] == [

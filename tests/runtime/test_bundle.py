@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from saae_runtime import bundle as bundle_module
 from saae_runtime.bundle import is_bundle, open_bundle, update_bundle, write_bundle
 from saae_runtime.errors import (
     BundleCorruptError,
+    BundleError,
     BundleNotFoundError,
     BundlePathError,
     BundleVersionError,
@@ -322,3 +325,73 @@ def test_a_damaged_bundle_is_opened_once(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BundleCorruptError, match="truncated"):
         open_bundle(target)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "b", "\ud800.onnx", "loop.onnx", "pipe.onnx", "folder.onnx"])
+def test_names_that_are_no_files(folder: Path, name: str) -> None:
+    (folder / "loop.onnx").symlink_to(folder / "loop.onnx")
+    (folder / "folder.onnx").mkdir()
+    os.mkfifo(folder / "pipe.onnx")
+    edit_manifest(folder, lambda data: data["files"].update({name: {"sha256": "a" * 64, "size": 0}}))
+    for verify in (True, False):
+        with pytest.raises(BundleError) as caught:
+            open_bundle(folder, verify=verify)
+        str(caught.value).encode("utf-8")
+
+
+def test_a_pipe_or_a_loop_as_manifest_is_not_waited_for(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(BundleCorruptError, match="no manifest") as caught:
+        open_bundle(folder)
+    assert "regular" in caught.value.why
+    assert not is_bundle(folder)
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(BundleError):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "\ud800", 5, None, b"x", "a/" * 3000])
+def test_paths_that_lead_nowhere(tmp_path: Path, path: object) -> None:
+    with pytest.raises(BundleNotFoundError):
+        open_bundle(path)  # type: ignore[arg-type]
+
+
+def test_a_bundle_that_is_replaced_all_the_time_opens_every_time(folder: Path) -> None:
+    stop = threading.Event()
+
+    def replace() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            size = (16 + 8 * (number % 3), 24)
+            write_bundle(folder, tiny_manifest(size), {"model.onnx": tiny_graph(size)})
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(60):
+            bundle = open_bundle(folder)
+            assert bundle.manifest.category == CATEGORY
+    finally:
+        stop.set()
+        writer.join(30)
+
+
+def test_a_bundle_knows_when_another_has_taken_its_place(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    assert bundle.is_current()
+    written = write_bundle(folder, tiny_manifest(), {"model.onnx": tiny_graph()})
+    assert written.is_current()
+    assert not bundle.is_current()
+
+
+def test_damage_is_still_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("saae_runtime.bundle.time.sleep", slept.append)
+    (folder / "model.onnx").write_bytes(b"")
+    with pytest.raises(BundleCorruptError, match="truncated"):
+        open_bundle(folder)
+    assert slept == []  # nobody replaced it: not tried again

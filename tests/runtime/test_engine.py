@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from onnx import numpy_helper
 from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, tiny_manifest
 
 from saae_runtime import Engine, Result, open_bundle
+from saae_runtime import engine as engine_module
 from saae_runtime.backends import RawOutputs
 from saae_runtime.bundle import write_bundle
 from saae_runtime.errors import BackendError, BundleNotFoundError, ConfigError, FrameError
@@ -165,6 +167,16 @@ def test_thresholds_by_rate_and_by_value(folder: Path, engine: Engine) -> None:
         {"threshold": "high"},
         {"image_threshold": math.nan},
         {"image_threshold": True},
+        {"threshold": 10**400},
+        pytest.param({"image_threshold": -(10**5000)}, id="long"),
+        {"threshold": 1e39},
+        {"threshold": 1j},
+        {"threshold": np.complex64(1)},
+        {"image_threshold": np.float32("nan")},
+        {"fpr": 1j},
+        {"fpr": np.complex128(0.1)},
+        pytest.param({"image_fpr": 10**5000}, id="long rate"),
+        {"fpr": np.float64("inf")},
     ],
 )
 def test_impossible_thresholds(folder: Path, engine: Engine, options: dict) -> None:
@@ -186,6 +198,38 @@ def test_wrong_frames(engine: Engine, frame: np.ndarray) -> None:
     assert str(frame.shape) in str(caught.value)
     assert str(frame.dtype) in str(caught.value)
     assert not engine(gray_frame(SIZE)).is_anomalous  # still usable
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_want_of_memory_for_one_frame_is_that_frames_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if size == (70, 50):
+            raise MemoryError("Unable to allocate 1. GiB")
+        return upsample_map(maps, size)
+
+    monkeypatch.setattr("saae_runtime.geometry.upsample_map", upsample)
+    good, large = noise(33, 60, 50, 3), noise(34, 70, 50, 3)
+    with Engine(folder, backend=CPU, threads=1, slots=slots) as engine:
+        with pytest.raises(FrameError, match="70 x 50"):
+            engine(large)
+        seen: list[Result] = []
+        with pytest.raises(FrameError, match="70 x 50"):
+            exhaust(engine.stream([good, good, large, good], batch_size=2), seen)
+        assert len(seen) == 2
+        assert engine(good).size == (60, 50)
+
+
+class _NoInterface:
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        raise RuntimeError("call detach first")
+
+
+def test_an_object_that_fails_when_it_is_asked_is_a_frame_error(engine: Engine) -> None:
+    with pytest.raises(FrameError, match="call detach first"):
+        engine(_NoInterface())
 
 
 def test_result_is_frozen_and_independent(engine: Engine) -> None:
@@ -326,6 +370,18 @@ def test_stream_raises_frame_errors_in_their_place(engine: Engine) -> None:
         list(engine.stream([noise(0, 2, *SIZE, 3)]))
 
 
+@pytest.mark.parametrize("shape", [(*SIZE, 3), (*SIZE, 1), SIZE, (5,), (), (2, 2, *SIZE, 3)])
+def test_stream_refuses_one_array_that_is_no_batch(engine: Engine, shape: tuple[int, ...]) -> None:
+    with pytest.raises(FrameError, match="stream takes"):
+        engine.stream(np.zeros(shape, np.uint8))
+
+
+def test_stream_takes_one_array_of_frames(engine: Engine) -> None:
+    frames = noise(31, 3, *SIZE, 3)
+    assert [result.score for result in engine.stream(frames)] == [engine(frame).score for frame in frames]
+    assert len(list(engine.stream(noise(32, 2, *SIZE, 1)))) == 2
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, 10_000])
 def test_stream_batch_size(engine: Engine, batch_size: object) -> None:
     with pytest.raises(ConfigError):
@@ -408,3 +464,39 @@ def test_frames_on_a_gpu_go_to_the_backend_as_they_are(folder: Path, monkeypatch
         assert isinstance(engine(one), Result)
         assert len(engine(two, threshold=62.0)) == 2
         assert given == [one, two]
+
+
+def test_an_engine_opens_the_new_bundle_where_the_old_one_was_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_tiny_bundle(tmp_path / "tiny", SIZE, threshold=40.0)
+    original, opened = engine_module.backends.open_backend, []
+
+    def replace_first(bundle: object, *arguments: object, **options: object) -> object:
+        opened.append(bundle)
+        if len(opened) == 1:
+            make_tiny_bundle(place, SIZE, threshold=20.0)
+        return original(bundle, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine_module.backends, "open_backend", replace_first)
+    with Engine(place, backend=CPU, threads=1) as engine:
+        assert engine.threshold == 20.0
+    assert len(opened) == 2
+
+
+def test_an_engine_in_another_process_is_opened_there(folder: Path) -> None:
+    import multiprocessing
+
+    frame = noise(40, *SIZE, 3)
+    with Engine(folder, backend=CPU, threads=1, fpr=0.0) as engine:
+        expected = engine(frame)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            score, threshold = pool.apply(_score_elsewhere, (engine, frame))
+    assert (score, threshold) == (expected.score, 60.0)
+    with pytest.raises(ConfigError, match="closed"):
+        pickle.dumps(engine)
+
+
+def _score_elsewhere(engine: Engine, frame: np.ndarray) -> tuple[float, float]:
+    result = engine(frame)
+    return result.score, result.threshold

@@ -23,6 +23,7 @@ from saae_runtime.files import (
     atomic_directory,
     atomic_file,
     canonical_json,
+    may_write_folder,
     put_back,
     read_regular,
     sha256_bytes,
@@ -581,3 +582,76 @@ def test_a_file_larger_than_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(LargeFileError) as caught:
         read_regular(tmp_path / "x", 4)
     assert caught.value.size == 5
+
+
+@pytest.fixture(params=["mount point", "parent that may not be written to", "busy", "another device"])
+def fixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a bundle's files that cannot be renamed, as a container's volume cannot."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("old")
+    (folder / "old.onnx").write_text("old")
+    original, access = Path.rename, os.access
+    if request.param == "mount point":
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == folder)
+    elif request.param == "parent that may not be written to":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+
+    def rename(self: Path, target: Path) -> Path:
+        if self == folder:
+            raise OSError(errno.EXDEV if request.param == "another device" else errno.EBUSY, "in use")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {entry.relative_to(folder).as_posix(): entry.read_text() for entry in folder.rglob("*") if entry.is_file()}
+
+
+def test_a_folder_that_cannot_be_renamed_gets_new_contents(fixed: Path) -> None:
+    before = fixed.stat().st_ino
+    with atomic_directory(fixed, last="manifest.json") as temporary:
+        (temporary / "manifest.json").write_text("new")
+        (temporary / "samples").mkdir()
+        (temporary / "samples" / "1.png").write_text("new")
+        assert contents(fixed)["manifest.json"] == "old"
+    assert contents(fixed) == {"manifest.json": "new", "samples/1.png": "new"}
+    assert [entry.name for entry in fixed.parent.iterdir()] == [fixed.name]
+    assert fixed.stat().st_ino == before
+
+
+def test_a_failed_exchange_puts_back_what_was_there(fixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == "manifest.json" and self.read_text() == "new":
+            assert not (fixed / "manifest.json").exists()  # it comes last, and in between there is none
+            raise OSError(errno.EIO, "the disk fails")
+        return inner(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+    def write() -> None:
+        with atomic_directory(fixed, last="manifest.json") as temporary:
+            (temporary / "manifest.json").write_text("new")
+            (temporary / "new.onnx").write_text("new")
+
+    with pytest.raises(StorageError):
+        write()
+    assert contents(fixed) == {"manifest.json": "old", "old.onnx": "old"}
+    assert [entry.name for entry in fixed.parent.iterdir()] == [fixed.name]
+
+
+def test_a_place_that_may_not_be_written_to_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write_folder(tmp_path / "a" / "b")
+    (tmp_path / "old").mkdir()
+    may_write_folder(tmp_path / "old")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for target in (tmp_path / "a" / "b", tmp_path / "old"):
+        with pytest.raises(StorageError, match=r"denied|read-only|Read-only"):
+            may_write_folder(target)
+    assert not (tmp_path / "a").exists()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saae_runtime.errors import FrameError
-from saae_runtime.frames import as_frames, to_batch
+from saae_runtime.frames import MOST_ASPECT, MOST_PIXELS, as_frames, enough_memory, to_batch
 from saae_runtime.geometry import resize_frames
 
 rng = np.random.default_rng(0)
@@ -129,3 +129,72 @@ def test_batches_are_resized_as_everywhere_else(h: int, w: int, height: int, wid
 def test_one_frame_of_the_right_size_is_not_copied() -> None:
     frame = pixels(8, 9, 3)
     assert np.shares_memory(to_batch([frame], (8, 9)), frame)
+
+
+@pytest.mark.parametrize(
+    "shape", [(MOST_ASPECT + 1, 1), (1, MOST_ASPECT + 1, 3), (2, MOST_ASPECT * 3 + 1, 3, 3), (1 << 16, 1 << 15)]
+)
+def test_too_large_or_too_thin(shape: tuple[int, ...]) -> None:
+    with pytest.raises(FrameError, match=r"pixels") as caught:
+        as_frames(np.broadcast_to(np.uint8(0), shape))
+    assert "cut it into parts" in caught.value.cure
+
+
+def test_the_largest_and_the_thinnest_are_taken() -> None:
+    side = int(MOST_PIXELS**0.5)
+    for shape in ((MOST_ASPECT, 1), (1, MOST_ASPECT, 3), (side, side)):
+        assert as_frames(np.broadcast_to(np.uint8(0), shape)).single
+
+
+class Raising:
+    """An object whose own code fails when it is read."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise self.error
+
+
+class NoName:
+    __module__ = None  # type: ignore[assignment]
+
+
+class RaisingProperty:
+    @property
+    def __array_interface__(self) -> dict:
+        raise KeyError("interface")
+
+
+@pytest.mark.parametrize(
+    "value", [Raising(KeyError("x")), Raising(OSError("x")), Raising(AssertionError()), NoName(), RaisingProperty()]
+)
+def test_what_a_frames_own_code_raises_is_an_error_of_the_frame(value: object) -> None:
+    for form in (value, [value]):
+        with pytest.raises(FrameError):
+            as_frames(form)
+
+
+def test_an_interrupt_in_a_frames_own_code_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        as_frames(Raising(KeyboardInterrupt()))
+
+
+def test_masked_pixels_are_not_judged() -> None:
+    frame = pixels(5, 7, 3)
+    with pytest.raises(FrameError, match="masked") as caught:
+        as_frames(np.ma.masked_array(frame, mask=np.ones_like(frame)))
+    assert "filled" in caught.value.cure
+    with pytest.raises(FrameError, match="1 of 105 values"):
+        as_frames(np.ma.masked_array(frame, mask=np.arange(105).reshape(frame.shape) == 3))
+    for plain in (np.ma.masked_array(frame), np.ma.masked_array(frame, mask=np.zeros_like(frame))):
+        (item,) = as_frames(plain).items
+        assert type(item) is np.ndarray
+        np.testing.assert_array_equal(item, frame)
+
+
+def test_want_of_memory_is_an_error_of_the_frame() -> None:
+    with pytest.raises(FrameError, match="5 x 7 pixels"), enough_memory([(1, 1), (5, 7)]):
+        raise MemoryError
+    with pytest.raises(FrameError, match="3 x 4 pixels"), enough_memory([pixels(3, 4, 3)]):
+        np.empty(1 << 60, np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from needs import need
 from PIL import Image
 
+from saae_runtime import geometry
 from saae_runtime.errors import ConfigError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, resize_matrix, upsample_map, upsample_matrix
 
@@ -208,3 +211,34 @@ def test_a_gray_frame_is_resized_as_three_equal_channels(
 def test_impossible_sizes_are_refused(call) -> None:
     with pytest.raises(ConfigError, match="not possible"):
         call()
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (40_000, 40)])
+def test_upsampling_a_long_thin_map_takes_memory_like_its_result(size: tuple[int, int]) -> None:
+    # Whole matrices would take 60,000 x 392 x 12 bytes, more than a hundred times this.
+    maps = np.random.default_rng(0).random((392, 392), np.float32)
+    tracemalloc.start()
+    try:
+        found = upsample_map(maps, size)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.shape == size
+    assert peak < 8 * found.nbytes + 4 * 392 * max(size[1], 392) + (16 << 20)
+
+
+def test_matrices_are_kept_up_to_a_number_of_bytes() -> None:
+    made: list[int] = []
+
+    @geometry._kept(lambda matrix: matrix.nbytes, limit=1000)
+    def make(n: int) -> np.ndarray:
+        made.append(n)
+        return np.zeros(n, np.uint8)
+
+    for n in (400, 500, 400, 300, 400, 500, 2000, 2000):
+        assert len(make(n)) == n
+    # 300 pushes out 500, the one used least recently; 500 then pushes out 300; 2000 is never kept and pushes none out.
+    assert made == [400, 500, 300, 500, 2000, 2000]
+    make(400)
+    make(500)
+    assert made == [400, 500, 300, 500, 2000, 2000]

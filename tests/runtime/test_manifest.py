@@ -9,7 +9,7 @@ import json
 import pytest
 from tiny_bundle import tiny_manifest
 
-from saae_runtime.errors import BundleCorruptError, BundleVersionError
+from saae_runtime.errors import BundleCorruptError, BundleError, BundleVersionError
 from saae_runtime.manifest import SCHEMA, Artefact, Calibration, FileEntry, Manifest, Parity, Profile
 
 
@@ -88,6 +88,14 @@ def edited(path: str, value: object) -> dict:
         ("files", {"a": {"sha256": "xyz", "size": 1}}, "files.a: sha256"),
         ("files", {"a": {"sha256": "a" * 64, "size": -1}}, "files.a: size"),
         ("files", [], "files: expected an object"),
+        ("thresholds.fp32.pixel.default_fpr", 10**400, "thresholds.fp32.pixel.default_fpr: expected a number"),
+        ("thresholds.fp32.pixel.count", 10**400, "thresholds.fp32.pixel.count: expected a number of at most 64 bits"),
+        ("frame.height", 1 << 63, "frame.height: expected a number of at most 64 bits"),
+        ("metrics.pixel_roc_auc", 10**4000, "metrics.pixel_roc_auc: expected a number of at most 64 bits"),
+        ("metrics.deep", {"x": [1, "\ud800"]}, "metrics.deep.x[1]: expected text"),
+        ("category", "\ud800", "category: expected text that can be written as UTF-8"),
+        ("files", {"\udcff.onnx": {"sha256": "a" * 64, "size": 1}}, "files: expected text"),
+        ("\ud800", 1, "unknown key"),
     ],
 )
 def test_each_wrong_key_is_named(path: str, value: object, named: str) -> None:
@@ -132,3 +140,19 @@ def test_a_calibration_of_every_schema_is_read(schema: int) -> None:
     if schema >= 3:
         data["calibration"].update(held_out=None, given_later=True)
         assert Manifest.from_json(data).calibration == Calibration(10, "0" * 64, None, given_later=True)
+
+
+@pytest.mark.parametrize("schema", [10**400, 10**5000, -(10**5000)], ids=["400", "5000", "-5000"])
+def test_a_schema_of_any_length_has_its_error(schema: int) -> None:
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json({**whole_manifest().to_json(), "schema": schema})
+    assert len(caught.value.what) < 300
+
+
+@pytest.mark.parametrize("levels", [60, 700, 5000])
+def test_a_manifest_nested_without_end_is_a_damaged_one(levels: int) -> None:
+    nested: list[object] = []
+    for _ in range(levels):
+        nested = [nested]
+    with pytest.raises(BundleCorruptError):
+        Manifest.from_json(edited("metrics.x", nested))

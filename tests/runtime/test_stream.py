@@ -96,15 +96,75 @@ def test_order_is_kept_and_everything_collected_once(slots: int, batch_size: int
     assert_no_threads()
 
 
+class Gated(Recorder):
+    """Ends no batch before `slots` of them are in flight, or before everything was submitted."""
+
+    def __init__(self, slots: int, batches: int) -> None:
+        super().__init__(slots)
+        self.batches = batches
+        self.submitted = self.collected = self.most = 0
+        self.changed = threading.Condition()
+
+    def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
+        with self.changed:
+            self.submitted += 1
+            self.most = max(self.most, self.submitted - self.collected)
+            self.changed.notify_all()
+        return super().submit(frames, threshold)
+
+    def collect(self, ticket: Ticket) -> RawOutputs:
+        with self.changed:
+            full = lambda: self.submitted - self.collected == self.slots or self.submitted == self.batches  # noqa: E731
+            assert self.changed.wait_for(full, 10)
+            self.collected += 1
+        return super().collect(ticket)
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_as_many_in_flight_as_there_are_slots(slots: int) -> None:
-    backend = Recorder(slots)
-    list(pipeline(range(20), backend))
-    flying = most = 0
-    for verb, _ in backend.log:
-        flying += 1 if verb == "submit" else -1
-        most = max(most, flying)
-    assert most == slots
+    backend = Gated(slots, 20)
+    assert list(flat(pipeline(range(20), backend))) == [(i, float(i)) for i in range(20)]
+    assert backend.most == slots
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_no_result_waits_for_a_frame_that_is_not_there(slots: int, batch_size: int) -> None:
+    """A triggered camera: the next frames come only when the results before them have been used."""
+    used = threading.Semaphore(0)
+
+    def source() -> Iterator[int]:
+        for part in range(6):
+            for item in range(batch_size):
+                yield part * batch_size + item
+            assert used.acquire(timeout=10), f"the result of part {part} was withheld"
+
+    seen = []
+    for number, _ in flat(pipeline(source(), Recorder(slots), batch_size)):
+        seen.append(number)
+        if len(seen) % batch_size == 0:
+            used.release()
+    assert seen == list(range(6 * batch_size))
+    assert_no_threads()
+
+
+def test_failure_of_a_collect_stops_the_source_and_collects_the_rest() -> None:
+    class Failing(Recorder):
+        def collect(self, ticket: Ticket) -> RawOutputs:
+            outputs = super().collect(ticket)
+            if ticket.payload[0] == 7:
+                raise DeviceError("the device is lost")
+            return outputs
+
+    backend = Failing(3)
+    seen: list[int] = []
+    with pytest.raises(DeviceError):
+        exhaust(flat(pipeline(iter(range(100)), backend)), seen)
+    assert seen == list(range(7))
+    submitted = [number for verb, number in backend.log if verb == "submit"]
+    assert [number for verb, number in backend.log if verb == "collect"] == submitted
+    assert len(submitted) < 30
+    assert_no_threads()
 
 
 def test_empty_source() -> None:

@@ -34,6 +34,8 @@ class FakeCuda:
         self.current = 0
         self.capturing = None
         self.foreign = {}  # address -> device, for arrays that others own
+        self.blocking = set()  # events that a waiting thread sleeps for
+        self.mapped = set()  # addresses of arrays in host memory that the GPU reads
         self.elsewhere = set()  # addresses of arrays in a context that is not the primary one
         self._random = random.Random(seed)
         self._eager = eager
@@ -171,6 +173,7 @@ class FakeCuda:
 
     def synchronize(self, stream):
         self._note("synchronize", stream)
+        assert self.capturing != stream, "a stream is waited for while it is captured"
         while self._streams[stream]:
             assert self._step(), "deadlock: no stream can go on"
 
@@ -179,10 +182,12 @@ class FakeCuda:
         assert self.capturing is None
         self._drain()
 
-    def event(self):
+    def event(self, blocking=False):
         self._note("event")
         self._number += 1
         self._live_events.add(self._number)
+        if blocking:
+            self.blocking.add(self._number)
         return self._number
 
     def destroy_event(self, event):

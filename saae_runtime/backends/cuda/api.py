@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -68,10 +69,11 @@ class CudaApi:
                 "CUDA cannot be reached from Python.", f"cuda-python is missing ({error}).", cuda_install_hint()
             ) from error
         rt = self._rt
-        self._primary: dict[int, int] = {}  # device -> its primary context
+        self._primary: dict[int, Any] = {}  # device -> its primary context, kept for the process's life
+        self._primary_lock = threading.Lock()
         self._h2d = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._d2h = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._d2d = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._any = rt.cudaMemcpyKind.cudaMemcpyDefault  # CUDA sees from the addresses; also mapped host memory
 
     # -- driver and devices -----------------------------------------------------------------------------------------
 
@@ -152,22 +154,40 @@ class CudaApi:
         """Makes a device's primary context current in this thread, and puts back what was there.
 
         Others choose a device too (torch), or make a context of their own (pycuda.autoinit), in which streams and
-        memory of ours mean nothing.
+        memory of ours mean nothing. It is pushed and popped through the driver: cudaSetDevice, to put back device 0 in
+        a thread that had none, would make a context there, some 300 MiB of another GPU's memory.
         """
-        context = self._context()
-        if int(context) and int(context) == self._primary.get(device):
+        primary = self._retained(device)
+        if int(self._context()) == int(primary):
             yield
             return
-        before = self._call("cudaGetDevice")
-        self._call("cudaSetDevice", device)
-        self._primary[device] = int(self._context())
+        self._drive("cuCtxPushCurrent", primary)
         try:
             yield
         finally:
-            if before != device:
-                self._call("cudaSetDevice", before)
-            if int(context) and int(context) != int(self._context()):
-                self._driver.cuCtxSetCurrent(context)
+            self._drive("cuCtxPopCurrent")
+
+    def _retained(self, device: int) -> Any:
+        """A device's primary context, the one that the CUDA runtime, torch and CuPy use."""
+        with self._primary_lock:
+            if device not in self._primary:
+                self._drive("cuInit", 0)
+                self._primary[device] = self._drive("cuDevicePrimaryCtxRetain", self._drive("cuDeviceGet", device))
+            return self._primary[device]
+
+    def _drive(self, name: str, *arguments: Any) -> Any:
+        """A call of the driver."""
+        try:
+            status, *values = getattr(self._driver, name)(*arguments)
+        except RuntimeError as error:  # no libcuda
+            raise CudaFailure("No usable NVIDIA GPU or driver.", f"{name}: {error}", _DOCTOR, _UNREACHABLE) from error
+        if int(status) != 0:
+            code = getattr(status, "name", str(status))
+            if code == "CUDA_ERROR_OUT_OF_MEMORY":
+                what, cure = "The GPU is out of memory: it has no room for a context.", "close what else uses the GPU"
+                raise CudaFailure(what, f"{name}: {code}", cure, code)
+            raise CudaFailure("A call to CUDA's driver failed.", f"{name}: {code}", _DOCTOR, code)
+        return values[0] if values else None
 
     def _context(self) -> Any:
         """This thread's context, 0 where it has none."""
@@ -214,14 +234,19 @@ class CudaApi:
         self._call("cudaMemcpyAsync", host, device, nbytes, self._d2h, stream)
 
     def copy_within(self, target: int, source: int, nbytes: int, stream: int) -> None:
-        """Device to device, asynchronous."""
-        self._call("cudaMemcpyAsync", target, source, nbytes, self._d2d, stream)
+        """Device, or mapped host memory, to device, asynchronous."""
+        self._call("cudaMemcpyAsync", target, source, nbytes, self._any, stream)
 
     def pointer_device(self, pointer: int) -> int | None:
-        """The device that an address belongs to, None for host memory that CUDA does not know or that is pinned."""
+        """The device that an address belongs to or, for host memory, is mapped to; None where CUDA cannot read it.
+
+        Mapped host memory is what jetson-utils gives frames in; under unified addressing its address is one for both.
+        """
         attributes = self._call("cudaPointerGetAttributes", pointer)
         kinds = self._rt.cudaMemoryType
         if attributes.type in (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged):
+            return int(attributes.device)
+        if attributes.type == kinds.cudaMemoryTypeHost and int(attributes.devicePointer or 0) == pointer:
             return int(attributes.device)
         return None
 
@@ -233,7 +258,7 @@ class CudaApi:
         wanted = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
         status, context = self._driver.cuPointerGetAttribute(wanted, pointer)
         owner = int(context) if int(status) == 0 and context is not None else 0
-        return owner in (0, self._primary.get(device, 0))
+        return owner in (0, int(self._primary.get(device, 0)))
 
     # -- streams and events -----------------------------------------------------------------------------------------
 
@@ -253,9 +278,10 @@ class CudaApi:
         """Waits for all work on the current device, whoever started it."""
         self._call("cudaDeviceSynchronize")
 
-    def event(self) -> int:
-        """An event without timing, which is the cheap kind."""
-        return int(self._call("cudaEventCreateWithFlags", self._rt.cudaEventDisableTiming))
+    def event(self, blocking: bool = False) -> int:
+        """An event without timing, which is the cheap kind; `blocking`: a thread that waits for it sleeps."""
+        flags = int(self._rt.cudaEventDisableTiming) | (int(self._rt.cudaEventBlockingSync) if blocking else 0)
+        return int(self._call("cudaEventCreateWithFlags", flags))
 
     def destroy_event(self, event: int) -> None:
         """Destroys an event."""

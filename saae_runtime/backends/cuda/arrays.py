@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...errors import BackendUnavailableError, FrameError
+from ...errors import BackendUnavailableError, FrameError, SaaeError
 from .api import CudaApi
 
 __all__ = ["DeviceArray", "DeviceFrames", "device_rank", "is_device_array", "read_device_frames"]
@@ -27,7 +28,7 @@ class DeviceFrames:
         count: number of frames N.
         stream: stream whose work must end before the frames are read; None: nothing to wait for.
         unordered: the stream that writes the frames is unknown, so the whole device must be synchronised.
-        owner: the caller's object, which keeps the memory alive.
+        owner: the caller's object and the view made of it, which keep the memory alive.
     """
 
     pointer: int
@@ -73,21 +74,46 @@ class DeviceArray:
 
 
 def is_device_array(value: Any) -> bool:
-    """Whether a value lies on a GPU and can be taken without a host copy (CUDA array interface or DLPack)."""
-    if isinstance(value, np.ndarray):
+    """Whether a value lies on a GPU and can be taken without a host copy (CUDA array interface or DLPack).
+
+    Raises:
+        FrameError: the value's own code fails when it is asked.
+    """
+    if isinstance(value, (np.ndarray, list, tuple)):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    if not (hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")):
-        return False
-    return int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
+    with _asking(value):
+        if hasattr(value, "__cuda_array_interface__"):
+            return True
+        if not (hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")):
+            return False
+        return int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
 
 
 def device_rank(value: Any) -> int:
-    """Number of dimensions of a device array: 3 for one frame, 4 for a batch."""
-    if hasattr(value, "__cuda_array_interface__"):
-        return len(value.__cuda_array_interface__["shape"])
-    return len(value.shape)
+    """Number of dimensions of a device array: 3 for one frame, 4 for a batch.
+
+    Raises:
+        FrameError: the value's own code fails when it is asked.
+    """
+    with _asking(value):
+        if hasattr(value, "__cuda_array_interface__"):
+            return len(value.__cuda_array_interface__["shape"])
+        return len(value.shape)
+
+
+@contextmanager
+def _asking(value: Any) -> Iterator[None]:
+    """Within the block a caller's object is asked about itself: what goes wrong there is an error of the frame."""
+    try:
+        yield
+    except (SaaeError, MemoryError):
+        raise
+    except Exception as error:  # the value's own code may raise whatever it likes
+        raise FrameError(
+            f"The frames ({type(value).__name__}) cannot be read as an array on the GPU.",
+            f"{type(error).__name__}: {error}",
+            "give a detached, contiguous uint8 tensor, or a numpy array on the host",
+        ) from error
 
 
 def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: int, stream: int) -> DeviceFrames:
@@ -104,16 +130,23 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
         FrameError: another dtype, shape, memory layout, GPU or CUDA context; the message names both sides.
         BackendUnavailableError: a DLPack array, and cuda-core is not installed.
     """
-    interface = getattr(value, "__cuda_array_interface__", None)
-    ordered = interface is not None and interface.get("version", 0) >= _ORDERED
-    view = None if ordered or not hasattr(value, "__dlpack__") else _view_type(needed=interface is None)
-    producer = None
-    if view is not None:  # orders the producer's current stream before ours, where the older interface is silent
-        pointer, shape, dtype, strides = _from_dlpack(view, value, stream)
-    else:
-        assert interface is not None
-        pointer, shape, dtype, strides = _from_interface(interface)
-        producer = interface.get("stream") if ordered else None
+    keep: Any = value
+    with _asking(value):
+        interface = getattr(value, "__cuda_array_interface__", None)
+        ordered = interface is not None and interface.get("version", 0) >= _ORDERED
+        view_type = None if ordered or not hasattr(value, "__dlpack__") else _view_type(needed=interface is None)
+        producer = None
+        if (
+            view_type is not None
+        ):  # orders the producer's current stream before ours, where the older interface is silent
+            view = view_type.from_dlpack(value, stream_ptr=stream)
+            pointer, shape, dtype, strides = _from_dlpack(view)
+            keep = (value, view)  # an exporter may free or reuse the memory as soon as the view is gone
+        else:
+            assert interface is not None
+            pointer, shape, dtype, strides = _from_interface(interface)
+            producer = interface.get("stream") if ordered else None
+            producer = None if producer is None else int(producer)
     _check(shape, dtype, strides, size)
     found = api.pointer_device(pointer) if pointer else None
     if found != device:
@@ -134,9 +167,9 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
     return DeviceFrames(
         pointer=pointer,
         count=shape[0] if len(shape) == 4 else 1,
-        stream=None if producer is None else int(producer),
-        unordered=view is None and not ordered,
-        owner=value,
+        stream=producer,
+        unordered=view_type is None and not ordered,
+        owner=keep,
     )
 
 
@@ -148,8 +181,7 @@ def _from_interface(interface: dict[str, Any]) -> _Layout:
     return int(interface["data"][0]), shape, np.dtype(interface["typestr"]), interface.get("strides")
 
 
-def _from_dlpack(view_type: Any, value: Any, stream: int) -> _Layout:
-    view = view_type.from_dlpack(value, stream_ptr=stream)
+def _from_dlpack(view: Any) -> _Layout:
     dtype = np.dtype(view.dtype)
     strides = None if view.strides is None else [int(step) * dtype.itemsize for step in view.strides]
     return int(view.ptr), tuple(int(side) for side in view.shape), dtype, strides

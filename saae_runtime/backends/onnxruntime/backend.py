@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import threading
 import warnings
@@ -29,6 +28,7 @@ from . import openvino as ort_openvino
 from .binding import BindingPool
 from .gpu import gpu_providers
 from .graph import free_batch, without_default
+from .quiet import import_onnxruntime, stdout_kept
 
 __all__ = ["INSTALL", "PROVIDERS", "OrtBackend"]
 
@@ -73,7 +73,7 @@ class OrtBackend(Backend):
         device: int,
         options: BackendOptions,
     ) -> None:
-        ort = importlib.import_module("onnxruntime")
+        ort = import_onnxruntime()
         self.name = name
         self.precision = artefact.precision
         self.frame_size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
@@ -165,7 +165,10 @@ class OrtBackend(Backend):
             return self._session_of(settings, model, "OpenVINO"), details
 
         model = self._without_default()
-        batch = free_batch(model, "frame")
+        try:
+            batch = free_batch(model, "frame")
+        except ValueError as error:
+            raise self._unreadable(error) from error
         # An NPU takes fixed shapes only.
         if batch is not None and options.device_type != "NPU" and options.max_batch != 1:
             sha256 = sha256_bytes(model)
@@ -185,7 +188,8 @@ class OrtBackend(Backend):
 
     def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
         if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
-            self._ort.preload_dlls()
+            with stdout_kept():
+                self._ort.preload_dlls()
         tensorrt = self.name == "onnxruntime:tensorrt"
         cache = cache_folder(bundle, options.cache) if tensorrt else None
         batch = options.max_batch or _MAX_BATCH[self.name]
@@ -199,7 +203,10 @@ class OrtBackend(Backend):
         try:
             return without_default(self._file.read_bytes(), "threshold")
         except (OSError, ValueError) as error:
-            raise BundleCorruptError(f"{self._file} cannot be read.", str(error), "copy the bundle again") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> BundleCorruptError:
+        return BundleCorruptError(f"{self._file} cannot be read.", _first_line(error), "copy the bundle again")
 
     def _settings(self, options: BackendOptions) -> Any:
         settings = self._ort.SessionOptions()
@@ -210,9 +217,12 @@ class OrtBackend(Backend):
 
     def _session_of(self, settings: Any, model: str | bytes, label: str, providers: list[Any] | None = None) -> Any:
         try:
-            with warnings.catch_warnings():
+            with stdout_kept(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a missing provider is an error here, see below
-                session = self._ort.InferenceSession(model, sess_options=settings, providers=providers)
+                # Its own fallback would open a slower provider, and hide the error of the one that was asked for.
+                session = self._ort.InferenceSession(
+                    model, sess_options=settings, providers=providers, enable_fallback=0
+                )
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} ({label}) cannot load {self._file}.",
@@ -233,18 +243,27 @@ class OrtBackend(Backend):
         return session
 
     def _check_graph(self) -> None:
+        try:
+            why = self._graph_problem()
+        except Exception as error:  # names that are no UTF-8 are refused by ONNX Runtime's own conversion
+            raise self._unreadable(error) from error
+        if why:
+            raise BundleCorruptError(
+                f"{self._file} is not a graph of saae.", why, "rebuild the bundle: saae-export build"
+            )
+
+    def _graph_problem(self) -> str:
+        """How inputs and outputs differ from those of the fused graph; empty where they do not."""
         inputs = {item.name: item for item in self._session.get_inputs()}
         inputs.update({item.name: item for item in self._session.get_overridable_initializers()})
         outputs = {item.name for item in self._session.get_outputs()}
         frame = inputs.get("frame")
         height, width = self.frame_size
         if frame is None or "threshold" not in inputs or not outputs >= set(OUTPUTS):
-            why = f"It has inputs {', '.join(inputs)} and outputs {', '.join(sorted(outputs))}."
-        elif frame.type != "tensor(uint8)" or list(frame.shape[1:]) != [height, width, 3]:
-            why = f"Its frame is {frame.type} {frame.shape}; the manifest says uint8 [N, {height}, {width}, 3]."
-        else:
-            return
-        raise BundleCorruptError(f"{self._file} is not a graph of saae.", why, "rebuild the bundle: saae-export build")
+            return f"It has inputs {', '.join(inputs)} and outputs {', '.join(sorted(outputs))}."
+        if frame.type != "tensor(uint8)" or list(frame.shape[1:]) != [height, width, 3]:
+            return f"Its frame is {frame.type} {frame.shape}; the manifest says uint8 N x {height} x {width} x 3."
+        return ""
 
     def _largest_batch(self, options: BackendOptions) -> int:
         if self._batches is not None:

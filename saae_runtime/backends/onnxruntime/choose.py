@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -13,6 +12,7 @@ from ...manifest import IN_BF16, Artefact
 from ..base import BackendOptions, Candidate
 from . import openvino as ort_openvino
 from .backend import INSTALL, PROVIDERS, OrtBackend
+from .quiet import import_onnxruntime
 
 __all__ = ["candidates", "open_backend"]
 
@@ -60,7 +60,7 @@ def _candidate(
     why, cure = _missing(name, device_type)
     able, note = _PREFERENCE[name], ""
     asks = name == "onnxruntime:openvino" and not why and set(IN_BF16) & set(bundle.manifest.precisions())
-    if asks and not ort_openvino.has_bf16(importlib.import_module("onnxruntime"), device_type):
+    if asks and not ort_openvino.has_bf16(import_onnxruntime(), device_type):
         able = tuple(item for item in able if item not in IN_BF16)
         note = "no bf16: the device has none"
     if name == "onnxruntime:openvino" and arithmetic is not None:
@@ -98,7 +98,7 @@ def _missing(name: str, device_type: str | None = None) -> tuple[str, str]:
     if find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed", INSTALL[name]
     try:
-        ort = importlib.import_module("onnxruntime")
+        ort = import_onnxruntime()
     except Exception as error:  # a wheel for another platform fails in many ways
         why = f"ONNX Runtime is installed but cannot be imported ({error})"
         return why, "pip install --force-reinstall onnxruntime"

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import BackendUnavailableError
 from ..base import BackendOptions
+from .quiet import import_onnxruntime
 
 __all__ = ["PROVIDER", "add_device", "bf16_missing", "calibrated_first", "has_bf16", "missing", "plugin_config"]
 
@@ -57,7 +58,7 @@ def has_bf16(ort: Any, device_type: str | None = None) -> bool:
 
 def bf16_missing() -> str:
     """Why nothing can be computed in bf16 on this machine's processor; empty if it can."""
-    ort = importlib.import_module("onnxruntime")
+    ort = import_onnxruntime()
     why, _ = missing(ort)
     if why:
         return why

@@ -27,6 +27,7 @@ from .slots import Plan, Resources, Slot, capacity_for
 __all__ = ["TensorRTBackend"]
 
 _SLOTS = 3
+_CAPTURES = 3  # tries for one batch size of a slot: what spoils one may pass (another thread, another library)
 _SHAPES = 8
 """Batch sizes with a context and a CUDA graph of their own in each slot; further ones share one context."""
 
@@ -102,6 +103,7 @@ class TensorRTBackend(Backend):
         self.max_batch = self._high
         self.slots = options.slots or _SLOTS
         self.cuda_graph = options.cuda_graph
+        self._warned = False
         self.description = f"{library.title}, {label}, GPU {gpu.index} {gpu.name} ({gpu.sm})"
         self._resources = Resources(api, gpu.index, engine, tensors)
         self._close = weakref.finalize(self, self._resources.release)
@@ -114,8 +116,8 @@ class TensorRTBackend(Backend):
         try:
             with api.on(gpu.index):
                 self._kernels = self._resources.kernels = KernelCache(library, engine, kernels)
-            if options.warm_up:
-                self.prepare((self._low,))
+            if options.warm_up:  # a largest batch that was named will come: nothing is allocated then
+                self.prepare((self._low,) if options.max_batch is None else (self._low, self._high))
         except BaseException:
             self.close()
             raise
@@ -217,7 +219,9 @@ class TensorRTBackend(Backend):
             for batch in sorted(batches, reverse=True):  # the largest first: smaller ones fit its memory
                 frames = np.zeros((batch, height, width, 3), np.uint8)
                 for slot in slots:
-                    for _ in range(2 if self.cuda_graph else 1):
+                    for _ in range(1 + _CAPTURES if self.cuda_graph else 1):
+                        if slot.plans.get(batch) is not None and slot.plans[batch].graph is not None:
+                            break
                         self._start(slot, frames, 0.0)
                         with self._api.on(self._gpu.index):
                             self._api.wait_host(slot.done)
@@ -258,9 +262,6 @@ class TensorRTBackend(Backend):
         try:
             return Ticket(self._start(slot, frames, threshold, stay))
         except BaseException:
-            # Something may already be under way in this slot's memory.
-            with suppress(SaaeError):
-                self._resources.synchronize()
             give_back(slot)
             raise
 
@@ -281,13 +282,20 @@ class TensorRTBackend(Backend):
         if not isinstance(source, DeviceFrames):
             plan.arrays["frame"][:count] = source  # outside the lock: other threads launch meanwhile
         with self._enqueue_lock, self._api.on(self._gpu.index):
-            self._copy_in(slot, plan, source, threshold)
-            self._compute(plan)
-            if stay:
-                self._api.record(slot.done, resources.compute_stream)
-                slot.ahead, slot.source = True, source
-            else:
-                self._copy_out(slot, plan)
+            try:
+                self._copy_in(slot, plan, source, threshold)
+                self._compute(plan)
+                if stay:
+                    self._api.record(slot.done, resources.compute_stream)
+                    slot.ahead, slot.source = True, source
+                else:
+                    self._copy_out(slot, plan)
+            except BaseException:
+                # Something may be under way in this slot's memory. Waiting is safe under the lock alone: a stream that
+                # another thread captures must not be waited for. What fails before this has nothing under way.
+                with suppress(SaaeError):
+                    resources.synchronize()
+                raise
         return _Running(slot, plan, count, source)
 
     def _source(self, frames: Any) -> NDArray[np.uint8] | DeviceFrames:
@@ -375,7 +383,10 @@ class TensorRTBackend(Backend):
         if missing:
             raise self._failed(f"It cannot tell the shapes of {', '.join(missing)}.")
         resources, give = self._resources, self._library.give_memory
-        resources.grow_workspace(int(plan.context.update_device_memory_size_for_shapes()), give)
+        size = int(plan.context.update_device_memory_size_for_shapes())
+        if size <= 0 and self._library.needs_memory(resources.engine):
+            raise self._failed(f"It cannot tell the memory that a batch of {batch} needs.")
+        resources.grow_workspace(size, give)
         give(plan.context, resources.workspace, resources.workspace_size)
         plan.arrays = slot.arrays(batch)
         plan.batch, plan.runs = batch, 0
@@ -398,11 +409,11 @@ class TensorRTBackend(Backend):
         api, stream = self._api, self._resources.capture_stream
         capturable = getattr(plan.context, "is_stream_capturable", None)
         if capturable is not None and not capturable(stream):
-            return self._without_graph("the engine says that it cannot be captured")
+            return self._without_graph(plan, "the engine says that it cannot be captured", for_good=True)
         try:
             api.begin_capture(stream)
         except DeviceError as error:
-            return self._without_graph(error.why)
+            return self._without_graph(plan, error.why)
         try:
             started = plan.context.execute_async_v3(stream)
         except BaseException:
@@ -410,15 +421,29 @@ class TensorRTBackend(Backend):
             raise
         if not started:
             api.abandon_capture(stream)
-            return self._without_graph("; ".join(self._library.take_messages()) or "the engine did not start")
+            return self._without_graph(plan, "; ".join(self._library.take_messages()) or "the engine did not start")
         try:
             return api.end_capture(stream)
         except DeviceError as error:
-            return self._without_graph(error.why)
+            return self._without_graph(plan, error.why)
 
-    def _without_graph(self, reason: str) -> int | None:
-        """Disables CUDA graph capture and warns. Returns None."""
-        self.cuda_graph = False
+    def _without_graph(self, plan: Plan, reason: str, for_good: bool = False) -> int | None:
+        """Returns None: this launch runs without a graph. Capture is tried again a few times before it is given up.
+
+        Args:
+            plan: what was to be captured.
+            reason: why it was not.
+            for_good: the engine can never be captured.
+        """
+        plan.refusals += 1
+        if not for_good and plan.refusals < _CAPTURES:
+            return None
+        plan.capturable = False
+        if for_good:
+            self.cuda_graph = False
+        if self._warned:
+            return None
+        self._warned = True
         warnings.warn(
             f"{self._label} runs without a CUDA graph: capture was refused ({reason}). Results are the same; "
             "each launch costs more CPU time. cuda_graph=False silences this.",

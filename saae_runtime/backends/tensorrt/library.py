@@ -26,6 +26,7 @@ __all__ = [
     "engine_library",
     "install_hint",
     "is_installed",
+    "known_fault",
     "library_name",
     "load_library",
     "sm_problem",
@@ -40,6 +41,8 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx", "tensorrt_lean")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX", "tensorrt_lean": "TensorRT lean runtime"}
 
 _SM = re.compile(r"sm(\d{2,3})")
+_JETSON = ("sm87", "sm101", "sm110")  # Orin, and Thor under its two numbers
+_WRONG_MAPS = ((10, 3), (10, 4))
 _LOG_KEPT = 40
 
 
@@ -87,6 +90,20 @@ def install_hint(flavour: str, jetson: Jetson | None = None) -> str:
     return "pip install 'saae[tensorrt]' (pip needs to reach the vendor's own index, pypi.nvidia.com)"
 
 
+def known_fault(flavour: str, version: str) -> tuple[str, str]:
+    """What is publicly reported against a release, and the way out; both empty where nothing is known.
+
+    Source: NVIDIA/TensorRT issues 4558, 4723 and 4742 on GitHub.
+    """
+    if flavour != "tensorrt" or version_tuple(version)[:2] not in _WRONG_MAPS:
+        return "", ""
+    return (
+        f"TensorRT {version} is reported to compute wrong values in vision transformers of DINO's kind",
+        "TensorRT 10.14 or later, where it is reported cured (JetPack 7.2 has 10.16); else compare every engine: "
+        "saae-export engine and verify do, with the bundle's frames, and --precision fp32 is the first thing to try",
+    )
+
+
 def wheel_cuda_major(flavour: str) -> int | None:
     """CUDA major version that a flavour's wheel was made for; None where it cannot be told (as with JetPack's)."""
     names = {str(item.metadata["Name"]).lower().replace("-", "_") for item in importlib.metadata.distributions()}
@@ -98,7 +115,7 @@ def version_tuple(version: str) -> tuple[int, ...]:
     """Leading numbers of a version: `10.3.0.30+cuda12` is (10, 3, 0, 30)."""
     numbers = []
     for part in version.split("+")[0].split("."):
-        found = re.match(r"\d+", part)
+        found = re.match(r"[0-9]{1,9}", part)
         if found is None:
             break
         numbers.append(int(found[0]))
@@ -134,7 +151,8 @@ def sm_problem(artefact: Artefact, sm: str) -> str | None:
     targets = split_sms(artefact.sm)
     if not targets or sm in targets:
         return None
-    if artefact.options.get("hardware_compatible") == "ampere_plus" and int(sm[2:]) >= 80:
+    # Hardware compatibility is for discrete GPUs: the builder and runtime of Jetson have none.
+    if artefact.options.get("hardware_compatible") == "ampere_plus" and int(sm[2:]) >= 80 and sm not in _JETSON:
         return None
     return f"{artefact.file} was built for {artefact.sm}; this GPU is {sm}"
 
@@ -273,6 +291,11 @@ class TrtLibrary:
                 "free GPU memory (nvidia-smi shows who holds it), or build the engine with a smaller --max-batch",
             )
         return context
+
+    @staticmethod
+    def needs_memory(engine: Any) -> bool:
+        """Whether an engine has activation memory at all; True where the release does not say."""
+        return int(getattr(engine, "device_memory_size_v2", getattr(engine, "device_memory_size", 1))) > 0
 
     @staticmethod
     def give_memory(context: Any, pointer: int, size: int) -> None:

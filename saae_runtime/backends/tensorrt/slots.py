@@ -88,6 +88,7 @@ class Plan:
         graph: captured launches, or None.
         runs: how often the context ran since anything about it changed.
         capturable: whether a graph may be captured.
+        refusals: how often a capture failed.
     """
 
     context: Any
@@ -96,6 +97,7 @@ class Plan:
     graph: int | None = None
     runs: int = 0
     capturable: bool = True
+    refusals: int = 0
 
 
 @dataclass
@@ -179,11 +181,11 @@ class Resources:
         try:
             with self.api.on(self.device):
                 for _ in range(4):
-                    events.append(self.api.event())
+                    events.append(self.api.event(blocking=len(events) == 0))
         except BaseException:
             self._each(self.api.destroy_event, events)
             raise
-        copied, computed, done, borrowed = events
+        done, copied, computed, borrowed = events  # the host waits for `done` alone
         slot = Slot(copied, computed, done, borrowed)
         self.slots.append(slot)
         return slot

@@ -327,6 +327,28 @@ def test_a_bundle_calibrated_again_is_whole(bundle: Bundle, data: Path) -> None:
         assert not any(engine(read_image(sample.path)).is_anomalous for sample in good)
 
 
+@pytest.mark.parametrize("damage", ["cut", "no image", "range", "infinite", "size", "no map"])
+def test_a_damaged_reference_map_is_a_damaged_bundle(bundle: Bundle, damage: str) -> None:
+    index = json.loads(bundle.file("reference/reference.json").read_text())
+    entry = index["frames"][0]
+    files: dict[str, bytes] = {}
+    if damage == "cut":
+        files[entry["map"]] = bundle.file(entry["map"]).read_bytes()[:60]
+    elif damage == "no image":
+        files[entry["map"]] = b"no image"
+    elif damage == "range":
+        entry["high"] = 10**400
+    elif damage == "infinite":
+        entry["high"] = 1e300
+    elif damage == "size":
+        entry["map"] = entry["frame"]
+    else:
+        entry["map"] = "reference/x" + "x" * 300
+    files["reference/reference.json"] = json.dumps(index).encode()
+    with pytest.raises(BundleCorruptError, match=r"reference\.json"):
+        read_reference(update_bundle(bundle, bundle.manifest, files))
+
+
 def test_a_reference_index_that_is_not_one(bundle: Bundle) -> None:
     broken = update_bundle(bundle, bundle.manifest, {"reference/reference.json": b'{"frames": 3}'})
     with pytest.raises(BundleCorruptError, match=r"reference\.json"):

@@ -22,7 +22,7 @@ from saae_runtime.backends.tensorrt.library import TrtLibrary
 from saae_runtime.bundle import open_bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, BackendUnavailableError, DeviceError, ParityError, StorageError
-from saae_runtime.manifest import Artefact
+from saae_runtime.manifest import Artefact, Profile
 
 
 class Gpu:
@@ -105,6 +105,42 @@ def test_a_new_engine_that_disagrees_is_not_kept(bundle, gpu):
     opened = open_bundle(bundle.path)
     assert opened.manifest.artefacts == ()
     assert made.artefact.file not in opened.manifest.files
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("fault", ["wrong", "unsteady"])
+def test_an_engine_that_is_wrong_at_one_batch_size_is_not_kept(bundle, gpu, size, fault):
+    """As reported of TensorRT 10.3 and 10.4 with vision transformers of DINO's kind."""
+    runs = []
+
+    def compute(batch):
+        runs.append(len(batch))
+        if len(batch) != size:
+            return expected_map(batch)
+        if fault == "wrong":
+            return wrong(batch)
+        return expected_map(batch) * np.float32(1 + 1e-6 * runs.count(size))
+
+    gpu.compute = compute
+    made = built(bundle, dataclasses.replace(artefact(), profile=Profile(1, 2, 5)))
+    with pytest.raises(ParityError, match=r"disagrees|another map each time"):
+        gate(made)
+    assert open_bundle(bundle.path).manifest.artefacts == ()
+
+
+def test_every_stored_frame_is_compared_in_every_batch_size_three_times(bundle, gpu):
+    seen = {}
+
+    def compute(batch):
+        for frame in batch:
+            seen.setdefault(len(batch), []).append(frame.tobytes())
+        return expected_map(batch)
+
+    gpu.compute = compute
+    assert gate(built(bundle, dataclasses.replace(artefact(), profile=Profile(1, 2, 5)))).passed
+    for size in (1, 2, 5):
+        for frame in frames(3):
+            assert seen[size].count(frame.tobytes()) >= 3
 
 
 @pytest.mark.parametrize("max_batch", [8, 4])  # the first has the old one's name

@@ -15,6 +15,7 @@ from saae_runtime.backends import BACKENDS, BackendOptions
 from saae_runtime.backends.cache import cache_folder
 from saae_runtime.backends.onnxruntime import choose as ort_choose
 from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.backends.onnxruntime import quiet
 from saae_runtime.bundle import Bundle, write_bundle
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.manifest import Parity
@@ -119,7 +120,7 @@ def test_onnx_runtime_that_cannot_be_imported(bundle: Bundle, monkeypatch: pytes
     def broken(name: str) -> None:
         raise ImportError("libfoo.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(ort_choose.importlib, "import_module", broken)
+    monkeypatch.setattr(quiet.importlib, "import_module", broken)
     candidate = next(c for c in ort_choose.candidates(bundle) if c.name == "onnxruntime:cpu")
     assert "libfoo.so.1" in (candidate.why_not or "")
 

@@ -119,7 +119,7 @@ def test_a_graph_that_is_none_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_another_frame_size(tmp_path: Path) -> None:
-    with pytest.raises(BundleCorruptError, match=r"\[N, 24, 40, 3\]"):
+    with pytest.raises(BundleCorruptError, match="N x 24 x 40 x 3"):
         Engine(written(tmp_path, tiny_graph((24, 48))), backend=CPU)
 
 

@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 import pytest
 from fake_backend import SIZE, FakeCudaForThreads, check, frames, make
-from fake_cuda import FakeArray, FakeCuda, expected_map, out_of_memory
+from fake_cuda import FakeArray, FakeContext, FakeCuda, expected_map, out_of_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -220,7 +220,8 @@ def test_where_capture_is_refused_it_runs_without_and_warns_once(how):
     if how in ("begin", "end"):
         cuda.fail[f"{how}_capture"] = DeviceError("A call to CUDA failed.", "operation not permitted when capturing")
     given = frames(2)
-    check(backend.infer(given, 0.5), given, 0.5)
+    for _ in range(1 if how == "says no" else 3):  # it is tried three times, from the second run on
+        check(backend.infer(given, 0.5), given, 0.5)
     with pytest.warns(RuntimeWarning, match="without a CUDA graph") as caught:
         check(backend.infer(given, 0.5), given, 0.5)
     assert {"execute": "the fake engine refuses", "says no": "cannot be captured"}.get(how, "not permitted") in str(
@@ -232,6 +233,77 @@ def test_where_capture_is_refused_it_runs_without_and_warns_once(how):
             check(backend.infer(frames(2, number), 0.5), frames(2, number), 0.5)
     assert cuda.calls("launch") == []
     assert cuda.capturing is None
+
+
+@pytest.mark.parametrize("how", ["begin_capture", "end_capture"])
+def test_one_failed_capture_is_not_the_end_of_graphs(how):
+    cuda = FakeCuda()
+    backend, _ = make(cuda, slots=1)
+    cuda.fail[how] = [DeviceError("A call to CUDA failed.", "another thread spoiled it")]
+    given = frames(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            check(backend.infer(given, 0.5), given, 0.5)
+    assert len(cuda.calls("launch")) == 3  # the first settles, the second fails to capture
+    assert backend.cuda_graph
+
+
+def test_a_malformed_frame_waits_for_no_stream():
+    # Another thread may be capturing one: a wait would spoil it.
+    cuda = FakeCuda()
+    backend, _ = make(cuda, slots=2)
+    check(backend.infer(frames(2), 0.5), frames(2), 0.5)
+    cuda.log.clear()
+    for bad in (frames(2)[:, :4], frames(2).astype(np.float32), frames(9), "x", FakeArray(cuda, frames(2)[:, :3])):
+        with pytest.raises(FrameError):
+            backend.infer(bad, 0.5)
+    assert cuda.calls("synchronize", "synchronize_device", "wait_host") == []
+    check(backend.infer(frames(2), 0.5), frames(2), 0.5)
+
+
+def test_a_failure_under_way_waits_under_the_lock():
+    cuda = FakeCuda()
+    backend, _ = make(cuda, slots=2)
+    cuda.fail["copy_out"] = [DeviceError("A call to CUDA failed.")]
+    original, held = cuda.synchronize, []
+
+    def synchronize(stream):
+        held.append(backend._enqueue_lock._is_owned())
+        original(stream)
+
+    cuda.synchronize = synchronize
+    with pytest.raises(DeviceError):
+        backend.infer(frames(1), 0.5)
+    assert held
+    assert all(held)
+    check(backend.infer(frames(1), 0.5), frames(1), 0.5)
+
+
+def test_a_largest_batch_that_was_named_is_ready_when_it_comes():
+    cuda = FakeCuda()
+    backend, engine = make(cuda, profile=(1, 2, 8), slots=2, max_batch=4, warm_up=True)
+    cuda.log.clear()
+    contexts = len(engine.contexts)
+    for count in (4, 1, 4):
+        check(backend.infer(frames(count), 0.5), frames(count), 0.5)
+    assert cuda.calls("malloc", "host_alloc", "begin_capture", "destroy_graph", "execute") == []
+    assert len(cuda.calls("launch")) == 3
+    assert len(engine.contexts) == contexts
+
+
+def test_no_answer_on_the_memory_that_is_needed_is_an_error():
+    class Silent(FakeContext):
+        def update_device_memory_size_for_shapes(self):
+            return 0
+
+    def change(engine):
+        engine.device_memory_size_v2 = 4096
+        engine.create_execution_context = lambda strategy: Silent(engine)
+
+    backend, _ = make(FakeCuda(), change=change)
+    with pytest.raises(DeviceError, match="memory that a batch of 2 needs"):
+        backend.infer(frames(2), 0.5)
 
 
 def test_more_batch_sizes_than_are_kept_still_work_and_memory_stays_flat():

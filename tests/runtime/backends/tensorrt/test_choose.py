@@ -88,6 +88,9 @@ def test_which_versions_run_which_engines(changes, flavour, version, runs):
         ({"sm": None}, "sm75", True),
         ({"sm": "sm80", "options": {"hardware_compatible": "ampere_plus"}}, "sm89", True),
         ({"sm": "sm80", "options": {"hardware_compatible": "ampere_plus"}}, "sm75", False),
+        ({"sm": "sm80", "options": {"hardware_compatible": "ampere_plus"}}, "sm120", True),
+        ({"sm": "sm80", "options": {"hardware_compatible": "ampere_plus"}}, "sm87", False),
+        ({"sm": "sm80", "options": {"hardware_compatible": "ampere_plus"}}, "sm110", False),
     ],
 )
 def test_which_gpus_run_which_engines(changes, sm, runs):

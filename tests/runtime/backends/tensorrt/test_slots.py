@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import re
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -206,6 +208,42 @@ def test_what_counts_as_a_device_array():
     assert is_device_array(OnGpu())
 
 
+def test_a_dlpack_view_lives_as_long_as_its_frames(monkeypatch):
+    """An exporter takes the memory back when the view goes: that must not be before the copy has run."""
+
+    class View:
+        dtype, strides, shape = np.uint8, None, (2, *SIZE, 3)
+
+        def __init__(self, value):
+            self.ptr = value.pointer
+
+        @classmethod
+        def from_dlpack(cls, value, stream_ptr):
+            made.append(weakref.ref(view := cls(value)))
+            return view
+
+    class OnGpu:
+        def __init__(self, pointer):
+            self.pointer = pointer
+
+        def __dlpack__(self, stream=None):
+            raise AssertionError("the view asks for it")
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    made = []
+    monkeypatch.setattr("saae_runtime.backends.cuda.arrays._view_type", lambda needed: View)
+    cuda = FakeCuda()
+    given = frames()
+    found = read_device_frames(OnGpu(cuda.put(given)), SIZE, cuda, 0, 0)
+    gc.collect()
+    assert made[0]() is not None
+    del found
+    gc.collect()
+    assert made[0]() is None
+
+
 @pytest.mark.needs("cuda.core")
 def test_dlpack_is_read_by_cuda_core():
     """A host array through the same door: layout is read, and the place is refused."""
@@ -289,7 +327,12 @@ def test_every_cuda_function_that_is_called_exists_in_the_installed_wheel():
     assert [code for code in errors if not hasattr(runtime.cudaError_t, code)] == []
     for group, member in re.findall(r"\b(cudaM\w+Kind|cudaMemoryType|cudaStreamCaptureMode)\.(\w+)", source):
         assert hasattr(getattr(runtime, group), member)
-    for constant in ("cudaHostAllocPortable", "cudaStreamNonBlocking", "cudaEventDisableTiming"):
+    for constant in (
+        "cudaHostAllocPortable",
+        "cudaStreamNonBlocking",
+        "cudaEventDisableTiming",
+        "cudaEventBlockingSync",
+    ):
         assert hasattr(runtime, constant)
 
 
@@ -381,8 +424,9 @@ class Contexts:
     """The calls of `CudaApi.on`: contexts 1000 + device are the primary ones, any other is somebody's own."""
 
     def __init__(self, devices=2, current=0):
-        self.devices, self.current, self.chosen = devices, current, 0
-        self.calls = []
+        self.devices, self.current = devices, current
+        self.calls, self.below = [], []
+        self.made = set()  # devices that a context was made on
 
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_CONTEXT=1)
 
@@ -391,28 +435,35 @@ class Contexts:
         assert attribute == 1
         return (1, None) if pointer == 99999 else (0, max(0, pointer - 10000))
 
-    def cudaGetDevice(self):
-        return 0, self.current % 100 if self.current else self.chosen
-
-    def cudaSetDevice(self, device):
-        self.calls.append(device)
-        self.current, self.chosen = 1000 + device, device
+    def cuInit(self, flags):
         return (0,)
+
+    def cuDeviceGet(self, ordinal):
+        return 0, ordinal
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        self.made.add(device)
+        return 0, 1000 + device
 
     def cuCtxGetCurrent(self):
         return 0, self.current
 
-    def cuCtxSetCurrent(self, context):
+    def cuCtxPushCurrent(self, context):
         self.calls.append(context)
+        self.below.append(self.current)
         self.current = context
         return (0,)
+
+    def cuCtxPopCurrent(self):
+        popped, self.current = self.current, self.below.pop()
+        return 0, popped
 
 
 @pytest.mark.needs("cuda.bindings.runtime")
 @pytest.mark.parametrize(
     ("current", "back"),
     [
-        (0, 1000),  # a fresh thread: the device that it would have used anyway
+        (0, 0),  # a fresh thread: it has no context before and after
         (1000, 1000),  # torch on the same device
         (1001, 1001),  # torch on another one
         (7700, 7700),  # pycuda.autoinit's own context on this device
@@ -435,8 +486,53 @@ def test_work_is_done_in_the_primary_context_and_the_callers_is_put_back(monkeyp
 
 
 @pytest.mark.needs("cuda.bindings.runtime")
-def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
+def test_work_on_one_gpu_makes_no_context_on_another(monkeypatch):
     api, contexts = CudaApi(), Contexts()
+    monkeypatch.setattr(api, "_rt", contexts)  # which has no cudaSetDevice: that makes a context where there is none
+    monkeypatch.setattr(api, "_driver", contexts)
+    for _ in range(3):
+        with api.on(1):
+            assert contexts.current == 1001
+    assert contexts.made == {1}
+    assert contexts.current == 0
+
+
+@pytest.mark.needs("cuda.bindings.runtime")
+def test_a_driver_that_refuses_a_context_is_an_error_of_ours(monkeypatch):
+    class Status(int):
+        name = "CUDA_ERROR_OUT_OF_MEMORY"
+
+    api, contexts = CudaApi(), Contexts()
+    monkeypatch.setattr(api, "_driver", contexts)
+    monkeypatch.setattr(contexts, "cuDevicePrimaryCtxRetain", lambda device: (Status(2), None))
+    with pytest.raises(DeviceError, match="out of memory"), api.on(0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "device_pointer", "found"),
+    [("Device", 512, 1), ("Managed", 512, 1), ("Host", 512, 1), ("Host", 0, None), ("Unregistered", 0, None)],
+)
+def test_host_memory_that_the_gpu_reads_counts_as_the_gpus(monkeypatch, kind, device_pointer, found):
+    runtime = need("cuda.bindings.runtime")
+    attributes = SimpleNamespace(
+        type=getattr(runtime.cudaMemoryType, f"cudaMemoryType{kind}"), device=1, devicePointer=device_pointer
+    )
+    api = CudaApi()
+    monkeypatch.setattr(api, "_call", lambda name, pointer: attributes)
+    assert api.pointer_device(512) == found
+
+
+def test_the_event_that_the_host_waits_for_lets_it_sleep():
+    cuda = FakeCuda()
+    resources = Resources(cuda, 0, None, ())
+    slots = [resources.add_slot() for _ in range(2)]
+    assert cuda.blocking == {slot.done for slot in slots}
+
+
+@pytest.mark.needs("cuda.bindings.runtime")
+def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
+    api, contexts = CudaApi(), Contexts(current=1000)
     monkeypatch.setattr(api, "_rt", contexts)
     monkeypatch.setattr(api, "_driver", contexts)
     with api.on(0):
@@ -464,6 +560,8 @@ def test_memory_of_another_context_is_told_from_the_primary_ones(monkeypatch, po
 def test_the_driver_calls_exist_in_the_installed_wheel():
     driver = need("cuda.bindings.driver")
     assert int(driver.CUcontext(7)) == 7
-    for name in set(re.findall(r"_driver\.(cu\w+)", inspect.getsource(CudaApi))):
+    names = set(re.findall(r'_driver\.(cu[A-Z]\w+)|"(cu[A-Z]\w+)"', inspect.getsource(CudaApi)))
+    assert len(names) >= 6
+    for name in ("".join(found) for found in names):
         assert hasattr(driver, name)
     assert hasattr(driver.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_CONTEXT")
