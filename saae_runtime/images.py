@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "mask_levels", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 """File name endings (lower case) that count as images when a folder is listed."""
@@ -71,10 +71,11 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """Reads a ground-truth mask: any nonzero pixel is defective.
+    """Reads a ground-truth mask: a pixel is defective from half-way between black and white on.
 
-    A lossy format (JPEG, lossy WebP) leaves faint gray around a mask's edges, which counts as defective too: the mask
-    gains a rim of up to a block of the format (8 or 16 pixels). Masks belong in PNG.
+    Half-way, because the border pixels of an anti-aliased or lossy mask belong to the side that covers most of them.
+    In a mask whose brightest pixel is below half-way (numbers of defect types, or a mask of ones), and in one whose
+    palette holds colours, every pixel that is not black is defective. EXIF rotation is applied as in `read_image`.
 
     Returns:
         bool array of shape H x W.
@@ -82,21 +83,44 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
     Raises:
         ImageError: the file is missing, empty, truncated or no image.
     """
-    from PIL import Image
+    levels, white = mask_levels(path)
+    half = 0 if white is None else white // 2 + 1
+    found: NDArray[np.bool_] = levels != 0 if levels.max(initial=0) < half or not half else levels >= half
+    return found
+
+
+def mask_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]:
+    """The levels of a mask file, of the brightest channel, and its white level.
+
+    Returns:
+        array of shape H x W, of the file's own dtype, and 255 or 65535; None where the levels are labels (a palette
+        with colours).
+
+    Raises:
+        ImageError: the file is missing, empty, truncated or no image.
+    """
+    from PIL import Image, ImageOps
 
     file = Path(path)
     image: Any = _open(file)
     try:
         with image:
-            image.load()
-            if image.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
-                image = image.convert("RGB")
-            values = np.asarray(image)
+            upright: Any = ImageOps.exif_transpose(image)
+            upright.load()
+            palette = upright.mode in ("P", "PA")
+            if upright.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
+                upright = upright.convert("RGB")
+            values = np.asarray(upright)
     except Exception as error:
         raise _unreadable(file, error) from error
     finally:
         Image.Image.close(image)
-    return np.any(values != 0, axis=2) if values.ndim == 3 else values != 0
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255, 255
+    coloured = palette and bool((values != values[:, :, :1]).any())
+    levels = values.max(axis=2) if values.ndim == 3 else values
+    white = 65535 if levels.max(initial=0) > 255 else 255
+    return levels, None if coloured else white
 
 
 def _open(file: Path) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saae_runtime.engine import Engine
 from saae_runtime.errors import shell_line
-from saae_runtime.images import read_image, read_mask
+from saae_runtime.images import read_image
 from saae_runtime.manifest import Manifest
 from saae_runtime.render import save_png, sheet
 from saae_train.data.category import GOOD, Category, Sample
@@ -196,7 +196,7 @@ def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
         threshold=result.threshold,
         score=result.score,
         image_threshold=result.image_threshold,
-        truth=None if sample.mask is None else read_mask(sample.mask),
+        truth=sample.truth(),
         label=sample.label,
         verdict=verdict,
     )

@@ -12,9 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from saae_runtime.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.errors import DataError, ImageError
 from saae_runtime.files import sha256_file
-from saae_runtime.images import IMAGE_SUFFIXES
+from saae_runtime.images import IMAGE_SUFFIXES, read_mask
 
 __all__ = [
     "GOOD",
@@ -64,12 +67,37 @@ class Sample:
         label: "good", or the defect type.
         mask: its ground-truth mask, None for normal images and where there is none.
         is_anomalous: whether the image shows a defect.
+        more_masks: further masks of the same image; the defect is what any of them marks.
     """
 
     path: Path
     label: str
     mask: Path | None
     is_anomalous: bool
+    more_masks: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All its masks."""
+        return () if self.mask is None else (self.mask, *self.more_masks)
+
+    def truth(self) -> NDArray[np.bool_] | None:
+        """The defective pixels by all its masks: bool H x W, None where there is no mask.
+
+        Raises:
+            ImageError: a mask cannot be read, or two of them differ in size.
+        """
+        found: NDArray[np.bool_] | None = None
+        for path in self.masks:
+            mask = read_mask(path)
+            if found is not None and mask.shape != found.shape:
+                raise ImageError(
+                    f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels.",
+                    f"Another mask of {self.path}, {self.mask}, is {found.shape[1]} x {found.shape[0]}.",
+                    "save both at the size of the image",
+                )
+            found = mask if found is None else found | mask
+        return found
 
 
 @dataclass(frozen=True)
@@ -346,7 +374,7 @@ def content_digest(samples: Sequence[Sample]) -> str:
     """
     digest = hashlib.sha256(b"saae-samples-1")
     for sample in samples:
-        mask = _file_hash(sample.mask) if sample.mask is not None else "-"
+        mask = "+".join(_file_hash(path) for path in sample.masks) or "-"
         digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
     return digest.hexdigest()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image, read_mask
+from saae_runtime.images import read_image
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.bootstrap import ranked_intervals, score_intervals, share_interval
 from saae_train.evaluation.curves import Curve, Shown, curves
@@ -213,7 +213,7 @@ def evaluate(
             if sample.is_anomalous and sample.mask is None:
                 without_mask.append(str(sample.path))
             else:
-                mask = read_mask(sample.mask) if sample.is_anomalous and sample.mask is not None else None
+                mask = sample.truth() if sample.is_anomalous else None
                 if mask is not None and not mask.any():
                     empty_mask.append(str(sample.mask))
                 full = upsample_map(anomaly_map, frame.shape[:2])
@@ -278,7 +278,7 @@ def shown(scorer: Scorer, category: Category, chosen: Iterable[ImageScore]) -> l
         sample = samples[image.file]
         frame = read_image(sample.path)
         _, anomaly_map = unpack(scorer(frame))
-        truth = None if sample.mask is None else read_mask(sample.mask)
+        truth = sample.truth()
         if not sample.is_anomalous:
             truth = np.zeros(frame.shape[:2], np.bool_)
         columns.append(Shown(image.label, frame, truth, upsample_map(anomaly_map, frame.shape[:2])))

@@ -124,7 +124,7 @@ class FitMethod(Protocol):
 def images_digest(category: Category) -> str:
     """Hex sha256 over names and sizes of a category's images and masks; a copy of the set has the same digest."""
     digest = hashlib.sha256(b"saae-listing-1")
-    files = [s.path for s in (*category.train, *category.test)] + [s.mask for s in category.test if s.mask is not None]
+    files = [s.path for s in (*category.train, *category.test)] + [mask for s in category.test for mask in s.masks]
     for path in sorted(files):
         digest.update(f"\n{path.relative_to(category.root).as_posix()!r} {path.stat().st_size}".encode())
     return digest.hexdigest()

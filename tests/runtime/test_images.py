@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from saae_runtime.errors import DataError, ImageError
@@ -236,6 +240,33 @@ def test_masks(tmp_path: Path, mode: str) -> None:
     found = read_mask(saved(tmp_path / "m.png", image))
     assert found.dtype == np.bool_
     np.testing.assert_array_equal(found, defect)
+
+
+@pytest.mark.parametrize("orientation", list(UPRIGHT))
+def test_masks_are_turned_as_their_images_are(tmp_path: Path, orientation: int) -> None:
+    values = np.zeros((9, 14), np.uint8)
+    values[1:3, 2:9] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "m.png", Image.fromarray(values), exif=exif)
+    np.testing.assert_array_equal(read_mask(path), read_image(path)[:, :, 0] > 127)
+    np.testing.assert_array_equal(read_mask(path), UPRIGHT[orientation](values) > 127)
+
+
+@given(levels=arrays(np.uint8, (4, 6)), wide=st.booleans())
+def test_half_way_to_white_is_defective(tmp_path_factory: pytest.TempPathFactory, levels: Any, wide: bool) -> None:
+    path = tmp_path_factory.mktemp("half") / "m.png"
+    Image.fromarray(levels.astype(np.uint16) * 257 if wide else levels).save(path)
+    np.testing.assert_array_equal(read_mask(path), levels != 0 if levels.max() < 128 else levels >= 128)
+
+
+def test_coloured_palettes_are_labels_and_gray_ones_levels(tmp_path: Path) -> None:
+    indices = (np.arange(12, dtype=np.uint8) % 3).reshape(3, 4)
+    image = of_mode(indices, "P")
+    image.putpalette([0, 0, 0, 200, 0, 0, 0, 64, 0])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", image)), indices != 0)
+    image.putpalette([0, 0, 0, 100, 100, 100, 255, 255, 255])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", image)), indices == 2)
 
 
 def test_suffixes_are_what_pillow_opens() -> None:

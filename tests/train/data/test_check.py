@@ -142,11 +142,62 @@ def test_masks_in_lossy_formats_are_a_warning(zipper: Path) -> None:
     for label, (suffix, keywords) in kinds.items():
         (truth / label / "000_mask.png").unlink()
         mask.save(truth / label / f"000_mask.{suffix}", **keywords)
-    assert read_mask(truth / "rough/000_mask.jpg").sum() > 1.05 * disc.sum(), "no rim: nothing to warn of"
+    assert abs(read_mask(truth / "rough/000_mask.jpg").sum() / disc.sum() - 1) < 0.02
     report = run(zipper)
     assert report.ok, report.problems
     warned = {w.path.relative_to(truth).as_posix() for w in report.warnings if "lossy format" in w.what}
     assert warned == {"rough/000_mask.jpg", "combined/000_mask.webp"}
+
+
+def test_an_image_given_as_its_own_mask_is_a_problem(zipper: Path) -> None:
+    truth, test = zipper / "ground_truth", zipper / "test"
+    shutil.copy(test / "rough/000.png", truth / "rough/000_mask.png")
+    Image.open(test / "combined/000.png").convert("L").save(truth / "combined/000_mask.png")
+    found = by_file(zipper, run(zipper))
+    assert set(found) == {"ground_truth/rough/000_mask.png", "ground_truth/combined/000_mask.png"}
+    assert all("photograph" in what for what in found.values())
+
+
+def test_masks_that_mark_nearly_everything_are_a_warning(zipper: Path) -> None:
+    path = zipper / "ground_truth/rough/000_mask.png"
+    Image.fromarray(255 - np.asarray(Image.open(path).convert("L"))).save(path)
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 20  # a third: inverted, two thirds and the whole border
+    Image.fromarray(np.where(disc, np.uint8(0), np.uint8(255))).save(zipper / "ground_truth/combined/000_mask.png")
+    half = np.zeros((64, 64), np.uint8)
+    half[:40] = 255  # a large defect that leaves a side free
+    Image.fromarray(half).save(zipper / "ground_truth/split_teeth/000_mask.png")
+    report = run(zipper)
+    assert report.ok
+    warned = {w.path.relative_to(zipper / "ground_truth").as_posix() for w in report.warnings if "inverted" in w.what}
+    assert warned == {"rough/000_mask.png", "combined/000_mask.png"}
+
+
+def test_soft_masks_are_a_warning_and_cut_half_way(zipper: Path) -> None:
+    path = zipper / "ground_truth/rough/000_mask.png"
+    ramp = np.zeros((64, 64), np.uint8)
+    ramp[20:40, 20:30] = np.linspace(20, 240, 10).astype(np.uint8)
+    Image.fromarray(ramp).save(path)
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.path == path
+    assert "50 % of what is not black" in warning.what
+    assert read_mask(path).sum() == 100
+
+
+def test_a_mask_turned_by_its_own_exif_fits(zipper: Path) -> None:
+    image, mask = zipper / "test/rough/000.png", zipper / "ground_truth/rough/000_mask.png"
+    picture, truth = Image.open(image).convert("RGB").crop((0, 0, 64, 40)), Image.open(mask).crop((0, 0, 64, 40))
+    truth.paste(255, (5, 5, 9, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(image, exif=exif)
+    truth.save(mask, exif=exif)
+    assert run(zipper).ok
+    truth.save(mask)  # drawn on the picture as it lies in the file
+    found = by_file(zipper, run(zipper))
+    assert list(found) == ["ground_truth/rough/000_mask.png"]
+    assert "EXIF" in found["ground_truth/rough/000_mask.png"]
 
 
 def test_no_masks_at_all_is_a_warning(zipper: Path) -> None:
