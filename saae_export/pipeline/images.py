@@ -13,6 +13,7 @@ from PIL import Image
 from saae_runtime.errors import ConfigError
 from saae_train.data.category import Category, Sample, find_category, from_folders, list_categories
 from saae_train.data.demo import DEMO_CATEGORIES, write_demo
+from saae_train.data.layouts import is_category
 
 __all__ = ["DATA_VARIABLE", "Request", "find_images", "shared_size"]
 
@@ -134,9 +135,9 @@ def _only(root: Path) -> str:
     there = list_categories(root)
     if len(there) == 1:
         return there[0]
-    if (root / "train").is_dir():
+    if is_category(root):
         return root.resolve().name
-    listed = ", ".join(there) or "none (no folder with a `train` folder inside)"
+    listed = ", ".join(there) or "none (no folder in a known layout)"
     raise ConfigError(f"Which category of {root}?", f"There are: {listed}.", "add --category NAME")
 
 

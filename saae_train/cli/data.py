@@ -156,6 +156,7 @@ def _print_category(category: Category) -> None:
         f"{category.root}{synthetic}: {len(category.train)} normal images to train on, {good} normal and "
         f"{len(category.test) - good} defective ones to test on"
     )
+    typer.echo(f"layout: {category.layout}")
 
 
 def _size(text: str) -> tuple[int, int]:

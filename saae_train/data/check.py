@@ -143,6 +143,11 @@ def check(
     copies, harmless = _copies(category, samples, looks)
     problems += copies
     warnings += harmless + _mixed_colour(category, looks[: len(category.train)])
+    if category.ignored:
+        endings = ", ".join(sorted({path.suffix or path.name for path in category.ignored}))
+        count = len(category.ignored)
+        noun = "file that is no image is" if count == 1 else "files that are no images are"
+        warnings.append(Problem(category.root, f"{count} {noun} ignored ({endings})"))
     if any(s.is_anomalous for s in category.test) and not category.has_masks:
         warnings.append(Problem(category.root, "has no ground-truth masks: only image-level metrics can be computed"))
     return Report(category.name, len(samples), tuple(_unique(problems)), tuple(_unique(warnings)))

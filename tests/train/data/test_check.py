@@ -58,7 +58,7 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
     Image.fromarray(noise).save(jpeg, quality=95)
     jpeg.write_bytes(jpeg.read_bytes()[:1500])
     Image.fromarray(np.ones((64, 64), np.float32)).save(train / "011.tif")
-    (train / "list.csv").write_text("a,b")
+    (train / "old.gif").write_bytes(b"GIF89a")
     shutil.copy(train / "003.png", test / "good/copy.png")
     shutil.copy(test / "good/001.png", test / "rough/copy.png")
     Image.fromarray(np.ones((64, 64), np.uint8)).save(truth / "rough/copy_mask.png")
@@ -76,7 +76,7 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
         "train/good/002.png": "not an image",
         "train/good/010.jpg": "truncated",
         "train/good/011.tif": "floating",
-        "train/good/list.csv": "not an image file",
+        "train/good/old.gif": "not an image file",
         "test/good/copy.png": "same picture as the training image",
         "test/rough/copy.png": "one is normal, the other defective",
         "test/rough/000.png": "has no mask",
@@ -96,6 +96,16 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
     assert len(caught.value.problems) == len(expected)
     assert "13 files are not usable" in caught.value.what
     assert "and 8 more" in caught.value.why
+
+
+def test_side_files_are_one_line(zipper: Path) -> None:
+    for name in ("train/good/Thumbs.db", "train/good/000.json", "test/rough/notes.txt", "ground_truth/readme.md"):
+        (zipper / name).write_text("x")
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.path == zipper
+    assert warning.what == "4 files that are no images are ignored (.db, .json, .md, .txt)"
 
 
 def test_copies_are_found_by_pixels_not_by_bytes(zipper: Path) -> None:
