@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.errors import CalibrationError
-from saae_runtime.images import read_image
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
 
 from .config import TEXTURES
@@ -82,7 +81,7 @@ def calibrate(
     for done, sample in enumerate(samples):
         if progress is not None:
             progress(done, len(samples))
-        anomaly_map, value = score(read_image(sample.path))
+        anomaly_map, value = score(sample.read())
         pixels.add(anomaly_map)
         scores.append(float(value))
     if progress is not None:

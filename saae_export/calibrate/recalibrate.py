@@ -141,6 +141,8 @@ def recalibrate(
         StorageError: the disk is full, or the place may not be written to.
     """
     opened = open_bundle(bundle)
+    white_level = opened.manifest.frame.white_level
+    samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
     if target is not None:
         refuse_foreign(Path(target))
     chosen = _chosen(opened, precisions)

@@ -16,12 +16,14 @@ from pathlib import Path
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
+from saae_runtime.errors import ConfigError
 from saae_runtime.files import alone
 from saae_runtime.manifest import IN_BF16, Calibration
 from saae_runtime.stages import Stages
 from saae_train.data.category import Category, content_digest, split_held_out
 from saae_train.data.check import check
 from saae_train.evaluation.evaluate import Evaluation
+from saae_train.model.checkpoint import read_fit_config
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
@@ -143,6 +145,7 @@ def _built(
 def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
+        category = category.with_white_level(_white_level(options))
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
     if category.synthetic:
         stages.say(
@@ -151,6 +154,26 @@ def _find(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
             "bold yellow",
         )
     return category, source
+
+
+def _white_level(options: BuildOptions) -> int | None:
+    """White of 16-bit images: a given model's own.
+
+    Raises:
+        ConfigError: another was asked for.
+        CheckpointError: there is no model, or a damaged one.
+    """
+    asked = options.config.white_level
+    if options.checkpoint is None:
+        return asked
+    fitted_with = read_fit_config(options.checkpoint).white_level
+    if asked is not None and asked != fitted_with:
+        raise ConfigError(
+            f"--white-level {asked} is not what {options.checkpoint} was fitted with ({fitted_with or 65535}).",
+            "The line must see images as the model did.",
+            "leave --white-level out, or fit again with it",
+        )
+    return fitted_with
 
 
 def _validate(category: Category, stages: Stages) -> None:

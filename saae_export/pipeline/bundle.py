@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from saae_runtime.backends.onnxruntime import openvino as ort_openvino
 from saae_runtime.bundle import Bundle, update_bundle, write_bundle
 from saae_runtime.errors import ConfigError
-from saae_runtime.images import read_image
 from saae_runtime.manifest import SCHEMA, Artefact, Backbone, Calibration, Frame, Manifest, Model, Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_runtime.version import library_versions, saae_version
@@ -148,7 +147,12 @@ def describe(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         category=checkpoint.category,
         synthetic=synthetic,
-        frame=Frame(height, width, baked=frame_size is not None and frame_size != backbone.input_size),
+        frame=Frame(
+            height,
+            width,
+            baked=frame_size is not None and frame_size != backbone.input_size,
+            white_level=config.white_level,
+        ),
         model=Model(
             height=backbone.input_size[0],
             width=backbone.input_size[1],
@@ -230,4 +234,4 @@ def artefact_parity(
 def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, frame) pairs of images."""
     names = distinct_names([sample.path for sample in samples])
-    return [(f"{item.label}-{name}", read_image(item.path)) for item, name in zip(samples, names, strict=True)]
+    return [(f"{item.label}-{name}", item.read()) for item, name in zip(samples, names, strict=True)]

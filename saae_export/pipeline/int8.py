@@ -13,7 +13,6 @@ from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
-from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Thresholds
 from saae_runtime.stages import Stage
 from saae_train.calibrate import Calibration, calibrate
@@ -77,7 +76,7 @@ def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stage:
         ConfigError: nothing in the graph can be quantised.
     """
     size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
-    frames = [resize_frames(read_image(sample.path), size) for sample in spread(images.fitting, _FRAMES)]
+    frames = [resize_frames(sample.read(), size) for sample in spread(images.fitting, _FRAMES)]
     quantiser = Quantiser(graph, frames, size, stage)
     work.mkdir(parents=True, exist_ok=True)
     try:

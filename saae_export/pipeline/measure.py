@@ -9,7 +9,6 @@ from typing import NamedTuple
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError, shell_line
-from saae_runtime.images import read_image
 from saae_runtime.stages import Stages
 from saae_train.data.category import Category, Sample
 from saae_train.evaluation.evaluate import Evaluation, evaluate
@@ -134,7 +133,7 @@ def shown(bundle: Bundle, category: Category, evaluation: Evaluation | None, hel
     with _deployed(bundle) as engine:
         return Shown(
             examples(engine, category, evaluation, held_out),
-            tuple(engine(read_image(sample.path)).score for sample in held_out),
+            tuple(engine(sample.read()).score for sample in held_out),
             engine.image_threshold,
             f"{engine.backend.name}: {engine.backend.description}",
         )

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from saae_runtime.engine import Engine
 from saae_runtime.errors import shell_line
-from saae_runtime.images import read_image
 from saae_runtime.manifest import Manifest
 from saae_runtime.render import save_png, sheet
 from saae_train.data.category import GOOD, Category, Sample
@@ -183,11 +182,11 @@ def write_heatmaps(folder: Path, shown: Iterable[Example]) -> list[str]:
 
 
 def _score(engine: Engine, sample: Sample) -> float:
-    return float(engine(read_image(sample.path)).score)
+    return float(engine(sample.read()).score)
 
 
 def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
-    frame = read_image(sample.path)
+    frame = sample.read()
     result = engine(frame)
     return Example(
         name=sample.path.name,

@@ -113,6 +113,9 @@ class FitOptions:
     seed: Annotated[
         int | None, _fit("--seed", help="Of the initial weights, the image order and the held-out split.")
     ] = None
+    white_level: Annotated[
+        int | None, _fit("--white-level", help="White of 16-bit images, e.g. 4095 for a 12-bit camera. Default: 65535.")
+    ] = None
     device: Annotated[str | None, _fit("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one.")] = None
     change: Annotated[
         list[str] | None,
@@ -144,6 +147,7 @@ class FitOptions:
             learning_rate=self.learning_rate,
             precision=self.fit_precision,
             seed=self.seed,
+            white_level=self.white_level,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import os
@@ -76,6 +77,16 @@ class Category:
     findings: tuple[Finding, ...] = ()
     layout: str = ""
     ignored: tuple[Path, ...] = ()
+
+    def with_white_level(self, white_level: int | None) -> Category:
+        """The same images, read with this white level (`saae_runtime.images.read_image`)."""
+        if white_level is None:
+            return self
+        train, test = (
+            tuple(dataclasses.replace(sample, white_level=white_level) for sample in part)
+            for part in (self.train, self.test)
+        )
+        return dataclasses.replace(self, train=train, test=test)
 
     @property
     def defect_types(self) -> tuple[str, ...]:
@@ -317,7 +328,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def content_digest(samples: Sequence[Sample]) -> str:
-    """Hex sha256 over labels, image files and mask files of `samples`, in their order; paths do not count.
+    """Hex sha256 over labels, images, masks and white levels of `samples`, in their order; paths do not count.
 
     The key of everything computed from a list of images: equal digests mean equal bytes in equal order.
 
@@ -327,7 +338,8 @@ def content_digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256(b"saae-samples-1")
     for sample in samples:
         mask = "+".join(_file_hash(path) for path in sample.masks) or "-"
-        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
+        white = "" if sample.white_level is None else f" white {sample.white_level}"
+        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}{white}".encode())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saae_runtime.errors import DataError, ImageError
-from saae_runtime.images import mask_levels, read_image, read_mask
+from saae_runtime.images import FULL_RANGE, read_image, read_levels, read_mask
 
 from .category import Category, Sample
 
@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 SMALLEST_SIDE = 32
 """Images with a side below this many pixels are pointed out."""
 
+_CAMERA_BITS = (8, 10, 12, 14)
+"""Bits a pixel of cameras that are saved in 16-bit files."""
 _MOST_MARKED = 0.9
 """A mask that marks more of its image looks inverted."""
 _MOST_BETWEEN, _MOST_LABELS = 0.2, 32
@@ -96,6 +98,7 @@ class _Look:
     warnings: tuple[Problem, ...] = ()
     digest: str | None = None
     colour: bool | None = None
+    peak: int | None = None  # of a 16-bit image
 
 
 def check(
@@ -142,6 +145,7 @@ def check(
         warnings += look.warnings
     copies, harmless = _copies(category, samples, looks)
     problems += copies
+    warnings += _white_levels(category, samples, looks)
     warnings += harmless + _mixed_colour(category, looks[: len(category.train)])
     if category.ignored:
         endings = ", ".join(sorted({path.suffix or path.name for path in category.ignored}))
@@ -160,7 +164,8 @@ def _look(sample: Sample, deep: bool) -> _Look:
         header = _header(path, warnings)
         if not deep:
             return _Look(warnings=tuple(warnings), colour=header.colour)
-        pixels = read_image(path)
+        pixels = sample.read()
+        peak = int(read_levels(path)[0].max(initial=0)) if header.wide else None
     except ImageError as error:
         return _Look(problems=(Problem(path, _reason(path, error)),))
     height, width = pixels.shape[:2]
@@ -175,12 +180,13 @@ def _look(sample: Sample, deep: bool) -> _Look:
         wrong, odd = _look_at_mask(mask, sample, pixels)
         bad += wrong
         warnings += odd
-    return _Look(tuple(bad), tuple(warnings), digest.hexdigest(), header.colour)
+    return _Look(tuple(bad), tuple(warnings), digest.hexdigest(), header.colour, peak)
 
 
 @dataclass(frozen=True)
 class _Header:
     colour: bool
+    wide: bool
 
 
 def _header(path: Path, warnings: list[Problem]) -> _Header:
@@ -209,7 +215,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
         warnings.append(Problem(path, "is black and white only (1 bit): is it a mask?"))
     if mode == "CMYK":
         warnings.append(Problem(path, "is CMYK (print colours), which no camera gives"))
-    return _Header(mode not in ("1", "L", "LA", "La", "F", "I") and not mode.startswith("I;16"))
+    wide = mode == "I" or mode.startswith("I;16")
+    return _Header(mode not in ("1", "L", "LA", "La", "F", "I") and not wide, wide)
 
 
 def _look_at_mask(
@@ -217,7 +224,7 @@ def _look_at_mask(
 ) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
     """(problems, warnings) of one mask of a sample whose image is `pixels`."""
     try:
-        levels, white = mask_levels(path)
+        levels, white = read_levels(path)
         mask = read_mask(path)
     except ImageError as error:
         return (Problem(path, _reason(path, error)),), ()
@@ -229,15 +236,17 @@ def _look_at_mask(
         return (Problem(path, what),), ()
     if not mask.any():
         return (Problem(path, f"is all black, though its image {sample.path} is labelled {sample.label!r}"),), ()
-    if _is_photograph(path, levels, white, pixels):
+    if _is_photograph(path, levels, white, pixels, sample.white_level):
         return (Problem(path, f"is a photograph, not a mask of {sample.path}: a mask is black and white"),), ()
     warnings = [Problem(path, what) for what in (_inverted(mask), _soft(path, levels, mask, white)) if what]
     return (), tuple(warnings)
 
 
-def _is_photograph(path: Path, levels: NDArray[Any], white: int | None, pixels: NDArray[np.uint8]) -> bool:
+def _is_photograph(
+    path: Path, levels: NDArray[Any], white: int | None, pixels: NDArray[np.uint8], white_level: int | None
+) -> bool:
     """Whether a mask is the image itself, or full of gray levels as only a photograph is."""
-    if np.array_equal(read_image(path), pixels) and np.unique(pixels).size > 2:
+    if np.array_equal(read_image(path, white_level), pixels) and np.unique(pixels).size > 2:
         return True
     if white is None or levels.dtype.kind == "f":
         return False
@@ -312,6 +321,30 @@ def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tu
         else:
             warnings.append(Problem(sample.path, f"is the same picture as {earlier.path}"))
     return problems, warnings
+
+
+def _white_levels(category: Category, samples: list[Sample], looks: list[_Look]) -> list[Problem]:
+    """What the brightest pixels of the 16-bit images say about their white level."""
+    peaks = [(look.peak, sample) for look, sample in zip(looks, samples, strict=True) if look.peak is not None]
+    if not peaks:
+        return []
+    brightest, where = max(peaks, key=lambda pair: pair[0])
+    white = where.white_level or FULL_RANGE
+    if brightest > white:
+        clipped = sum(peak > white for peak, _ in peaks)
+        what = f"{clipped} 16-bit images are brighter than the white level of {white}, up to {brightest}, and clipped"
+        return [Problem(category.root, what)]
+    bits = next((bits for bits in _CAMERA_BITS if brightest < 2**bits), None)
+    if bits is None or white < 2 ** (bits + 1):
+        return []
+    return [
+        Problem(
+            category.root,
+            f"no pixel of its {len(peaks)} 16-bit images is above {brightest} of {white}: they look like those of a "
+            f"{bits}-bit camera, and most of their gray levels are lost; give its white level: "
+            f"--white-level {2**bits - 1}",
+        )
+    ]
 
 
 def _mixed_colour(category: Category, looks: Iterable[_Look]) -> list[Problem]:

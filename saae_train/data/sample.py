@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.errors import ImageError
-from saae_runtime.images import read_mask
+from saae_runtime.images import read_image, read_mask
 
 __all__ = ["GOOD", "Finding", "Sample"]
 
@@ -27,6 +27,7 @@ class Sample:
         mask: its ground-truth mask, None for normal images and where there is none.
         is_anomalous: whether the image shows a defect.
         more_masks: further masks of the same image; the defect is what any of them marks.
+        white_level: white of a 16-bit image, see `saae_runtime.images.read_image`.
     """
 
     path: Path
@@ -34,6 +35,11 @@ class Sample:
     mask: Path | None
     is_anomalous: bool
     more_masks: tuple[Path, ...] = ()
+    white_level: int | None = None
+
+    def read(self) -> NDArray[np.uint8]:
+        """The image as training, export and the line see it: uint8 H x W x 3. Raises ImageError."""
+        return read_image(self.path, self.white_level)
 
     @property
     def masks(self) -> tuple[Path, ...]:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.bootstrap import ranked_intervals, score_intervals, share_interval
 from saae_train.evaluation.curves import Curve, Shown, curves
@@ -194,7 +193,7 @@ def evaluate(
     counts: list[_Counts] = []
     with _progress(f"evaluate {category.name}", len(chosen), progress) as advance:
         for sample in chosen:
-            frame = read_image(sample.path)
+            frame = sample.read()
             start = time.perf_counter()
             result = scorer(frame)
             seconds = time.perf_counter() - start
@@ -276,7 +275,7 @@ def shown(scorer: Scorer, category: Category, chosen: Iterable[ImageScore]) -> l
     columns = []
     for image in chosen:
         sample = samples[image.file]
-        frame = read_image(sample.path)
+        frame = sample.read()
         _, anomaly_map = unpack(scorer(frame))
         truth = sample.truth()
         if not sample.is_anomalous:

@@ -212,7 +212,7 @@ def run_experiment(
         SaaeError: images, weights, configuration or fit are invalid.
     """
     config = experiment.config
-    category = find_category(experiment.data, experiment.category)
+    category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
     fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
     # Imported late, because they load PyTorch: errors about the images appear at once.

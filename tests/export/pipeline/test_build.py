@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra `cpu`")
 import torch.nn.functional as F  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
-from tiny_builds import copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
+from tiny_builds import CONFIG, copy_tree, draw, leftovers, options, quiet_build  # noqa: E402
 from tiny_models import tiny_detector  # noqa: E402
 
 import saae_export.pipeline.build as build_module  # noqa: E402
@@ -576,3 +576,26 @@ def test_options_that_cannot_work(data: Path, tmp_path: Path, changes: dict[str,
     with pytest.raises(ConfigError, match=message):
         quiet_build(options(data, tmp_path, **changes))
     assert not (tmp_path / "runs").exists()  # said before the work
+
+
+def test_the_white_level_goes_from_the_fit_to_the_line(data: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in (root / "weave").glob("t*/*/*.png"):
+        gray = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(np.ceil(gray * (4095 / 255)).astype(np.uint16)).save(path)
+    config = CONFIG.replace(white_level=4095)
+    result, text = quiet_build(options(root, tmp_path, config=config, precisions=("fp32",)))
+    assert "white level" not in text
+    assert result.bundle.manifest.frame.white_level == 4095
+    _, held_out = split_held_out(result.category.train, config.held_out, seed=config.seed)
+    with Engine(result.where, backend="onnxruntime:cpu") as engine:
+        scores = [engine(read_image(sample.path, engine.white_level)).score for sample in held_out]
+        assert max(scores) == pytest.approx(engine.image_threshold / 1.001, rel=1e-4)
+        assert engine(read_image(held_out[0].path)).score != pytest.approx(scores[0], rel=1e-3)
+    (model,) = (tmp_path / "runs/weave/models").iterdir()
+    again = options(root, tmp_path, checkpoint=model, out=tmp_path / "again", precisions=("fp32",))
+    assert quiet_build(again)[0].bundle.manifest.frame.white_level == 4095
+    with pytest.raises(ConfigError, match="not what"):
+        quiet_build(options(root, tmp_path, checkpoint=model, config=CONFIG.replace(white_level=1023)))
+    unknown = options(root, tmp_path, out=tmp_path / "other", precisions=("fp32",))
+    assert "--white-level 4095" in quiet_build(unknown)[1]

@@ -210,6 +210,37 @@ def test_a_mask_turned_by_its_own_exif_fits(zipper: Path) -> None:
     assert "EXIF" in found["ground_truth/rough/000_mask.png"]
 
 
+def twelve_bits(folder: Path, top: int = 4095) -> None:
+    """Saves every image of a category again as a camera of few bits does: gray, 16-bit, up to `top`."""
+    for path in [*folder.glob("train/*/*.png"), *folder.glob("test/*/*.png")]:
+        gray = np.asarray(Image.open(path).convert("L")).astype(np.float64)
+        levels = np.rint(gray * (top / max(gray.max(), 1))).astype(np.uint16)
+        Image.fromarray(levels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("top", "bits", "level"), [(4095, 12, 4095), (900, 10, 1023), (16000, 14, 16383), (255, 8, 255)]
+)
+def test_cameras_of_few_bits_are_a_warning(zipper: Path, top: int, bits: int, level: int) -> None:
+    twelve_bits(zipper, top)
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert f"{bits}-bit camera" in warning.what
+    assert f"--white-level {level}" in warning.what
+    category = find_category(zipper.parent, "zipper").with_white_level(level)
+    assert check(category).warnings == ()
+    assert category.train[0].read().max() > 250 * top / (level + 1)
+
+
+def test_full_range_is_no_warning_and_clipping_is_one(zipper: Path) -> None:
+    twelve_bits(zipper, 60000)
+    assert run(zipper).warnings == ()
+    report = check(find_category(zipper.parent, "zipper").with_white_level(4095))
+    wanted = "15 16-bit images are brighter than the white level of 4095, up to 60000"
+    assert any(wanted in warning.what for warning in report.warnings)
+
+
 def test_no_masks_at_all_is_a_warning(zipper: Path) -> None:
     shutil.rmtree(zipper / "ground_truth")
     report = run(zipper)
