@@ -133,7 +133,7 @@ class FitConfig:
         score: `l2`, `cosine` or `joint`, see `saae_train.model.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
         steps: optimiser steps; None: from `epochs`.
-        epochs: passes over the images.
+        epochs: of ceil(images / batch) full batches each: a pass over the images, and up to a batch of the next one.
         batch: images a step.
         learning_rate: of Adam.
         warmup: steps of linear warm-up.

@@ -35,7 +35,7 @@ __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
 REPORT = "report.html"
 
-_AT_T = ("pixel_fpr", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
+_AT_T = ("pixel_fpr", "pixel_fpr_good", "pixel_fpr_halo", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
 """Metrics of a manifest that were counted at the thresholds of the build."""
 
 _BANNER = (

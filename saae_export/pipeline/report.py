@@ -44,7 +44,8 @@ _SHOWN = (
     "pro_auc",
     "image_roc_auc",
     "pixel_average_precision",
-    "pixel_fpr",
+    "pixel_fpr_good",
+    "pixel_fpr_halo",
     "pixel_tpr",
     "image_fpr",
     "image_tpr",
@@ -302,8 +303,8 @@ def _self_test(findings: Findings) -> SelfTestView | None:
         rows=rows,
         easy=result.easy.value if result.judged else None,
         misses_easy=result.misses_easy,
-        summary=f"Large and strong: {result.easy} found. "
-        f"Calibration images called defective: {result.false_alarms} (at FPR 0 T is just above their largest score). "
+        summary=f"Large and strong: {result.easy} found. Every kind, size and contrast weighted alike: "
+        f"{result.balanced_text()}. "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         notes=result.notes(),
         examples=findings.simulated,

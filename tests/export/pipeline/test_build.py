@@ -521,7 +521,7 @@ def test_free_folders_without_defects_at_the_models_size(data: Path, tmp_path: P
     assert (manifest.frame.height, manifest.frame.width, manifest.frame.baked) == (64, 64, False)
     assert result.evaluation is None
     assert manifest.metrics == {}
-    assert "no defect images" in text
+    assert "no test images" in text
     frame = read_image(next((data / "weave" / "train" / "good").iterdir()))
     with Engine(result.bundle) as engine:
         assert engine(frame).anomaly_map.shape == frame.shape[:2]

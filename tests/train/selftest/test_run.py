@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="needs the extra `train`")
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from scipy import ndimage, stats
 
 from saae_runtime.errors import ConfigError, DataError, SelfTestError
@@ -23,8 +25,9 @@ from saae_train.config import preset
 from saae_train.data.category import GOOD, Sample, content_hashes, find_category, split_held_out
 from saae_train.data.demo import write_demo
 from saae_train.data.unseen import unseen_images
+from saae_train.evaluation.ranking import Metric
 from saae_train.selftest.chart import chart
-from saae_train.selftest.result import Share
+from saae_train.selftest.result import Defect, SelfTest, Share
 from saae_train.selftest.run import examples, require_detection, selftest
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
 
@@ -278,3 +281,22 @@ def test_unseen_images_by_content(tmp_path: Path) -> None:
     everything = unseen_images({"fitted_on": list(content_hashes(category.train))}, config, category)
     assert not everything.honest
     assert "FITTED ON" in everything.note
+
+
+def test_totals_weight_every_kind_size_and_contrast_alike() -> None:
+    def defect(size: str, contrast: str, found: bool) -> Defect:
+        return Defect("a.png", KINDS[0], size, contrast, 9.0, 9, 40.0, 1.0, 1.0, found, found, (0, 0, "", "", "", 0))
+
+    easy = [defect("large", "strong", True)] * 8
+    hard = [defect("small", "faint", False)] * 2
+    nothing = Metric(None, "not measured")
+    result = SelfTest((*easy, *hard), Share(0, 21), 0.5, 0.5, nothing, nothing, {}, 1, 0)
+    assert result.share().value == 0.8
+    assert result.balanced() == 0.5
+    assert result.balanced_text() == "50 %"
+    assert result.summary()["found_balanced"] == 0.5
+    console = Console(width=120, file=io.StringIO())
+    console.print(result.table())
+    assert isinstance(console.file, io.StringIO)
+    assert "false alarms" not in console.file.getvalue()
+    assert "50 %" in console.file.getvalue()
