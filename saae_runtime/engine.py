@@ -21,6 +21,7 @@ from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
 from .errors import BackendError, ConfigError, FrameError
 from .frames import Resize, as_frames, to_batch
+from .images import check_white_level
 from .manifest import Manifest
 from .result import Result
 from .stream import Pipeline
@@ -54,6 +55,8 @@ class Engine:
         threshold: pixel threshold T itself, instead of `fpr`.
         image_fpr: acceptable false-positive rate of whole frames; None: the bundle's default.
         image_threshold: image threshold itself, instead of `image_fpr`.
+        white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are taken as well.
+            None: the bundle's, where it was built with one.
         verify: whether the hashes of the bundle's files are compared first.
         options: threads, hint, max_batch, cache and more; see `saae_runtime.backends.BackendOptions`.
 
@@ -79,12 +82,15 @@ class Engine:
         threshold: float | None = None,
         image_fpr: float | None = None,
         image_threshold: float | None = None,
+        white_level: int | None = None,
         verify: bool = True,
         **options: Any,
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
         _check_limits(fpr, threshold, image_fpr, image_threshold)
+        check_white_level(white_level)
         self._bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
+        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
         self._device = device
         self._precision = precision
         self._backend = backends.open_backend(self._bundle, backend, device, precision, **options)
@@ -124,6 +130,11 @@ class Engine:
     def image_threshold(self) -> float:
         """Image threshold in force where a call names none."""
         return self._limits.image
+
+    @property
+    def white_level(self) -> int | None:
+        """White of 16-bit frames and files; None: not given, and uint16 frames are refused."""
+        return self._white_level
 
     def explain(self) -> str:
         """Which backend is in use, and why the others are not: text of several lines."""
@@ -183,7 +194,7 @@ class Engine:
         if on_device:
             single = device_rank(frames) == 3
         else:
-            checked = as_frames(frames)
+            checked = as_frames(frames, self._white_level)
             single = checked.single
         self._enter()
         try:
@@ -238,7 +249,7 @@ class Engine:
             yield from self._finish(sizes, outputs, limits)
 
     def _prepare(self, item: Any) -> tuple[_Size, NDArray[np.uint8]]:
-        checked = as_frames(item)
+        checked = as_frames(item, self._white_level)
         if not checked.single:
             raise FrameError(
                 "An item of the stream is a batch, not one frame.",

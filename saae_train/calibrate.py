@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saae_runtime.errors import CalibrationError
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
@@ -78,7 +77,7 @@ def calibrate(
     scores = []
     for done, sample in enumerate(samples):
         progress(done, len(samples))
-        found = scorer(read_image(sample.path))
+        found = scorer(sample.read())
         pixels.add(found.anomaly_map)
         scores.append(float(found.score))
     progress(len(samples), len(samples))

@@ -37,7 +37,7 @@ __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
 REPORT = "report.html"
 
-_AT_T = ("pixel_fpr", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
+_AT_T = ("pixel_fpr", "pixel_fpr_good", "pixel_fpr_halo", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
 """Metrics of a manifest that were counted at the thresholds of the build."""
 
 _BANNER = (
@@ -143,6 +143,8 @@ def recalibrate(
         StorageError: the disk is full, or the place may not be written to.
     """
     opened = open_bundle(bundle)
+    white_level = opened.manifest.frame.white_level
+    samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
     if target is not None:
         refuse_foreign(Path(target))
     chosen = _chosen(opened, precisions)

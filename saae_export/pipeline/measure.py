@@ -28,10 +28,10 @@ def deployed(bundle: Bundle) -> Engine:
 
 
 def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
-    """Evaluates the bundle on the test set; None where there are no defect images."""
+    """Evaluates the bundle on the test set; None where there are no test images."""
     with stages.stage("evaluate") as stage:
-        if not any(sample.is_anomalous for sample in category.test):
-            stage.note("no defect images, so no metrics")
+        if not category.test:
+            stage.note("no test images, so no metrics")
             return None
         with deployed(bundle) as engine:
             evaluation = evaluate(

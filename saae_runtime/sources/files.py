@@ -101,8 +101,12 @@ def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
     return sources
 
 
-def read_frames(sources: Sequence[Source]) -> Iterator[Frame]:
+def read_frames(sources: Sequence[Source], white_level: int | None = None) -> Iterator[Frame]:
     """Reads all frames of all sources, in order. A frame that cannot be read is a Frame with an error.
+
+    Args:
+        sources: from `find_sources`.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         DeviceError: a camera cannot be opened or has gone.
@@ -110,7 +114,7 @@ def read_frames(sources: Sequence[Source]) -> Iterator[Frame]:
     for source in sources:
         if source.kind == "image" and source.path is not None:
             try:
-                yield Frame(source, 0, read_image(source.path))
+                yield Frame(source, 0, read_image(source.path, white_level))
             except DataError as error:
                 yield Frame(source, 0, None, error)
             continue

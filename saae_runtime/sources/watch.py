@@ -60,17 +60,19 @@ class FolderWatch:
             # As in `find_sources`: two folders may hold the same names.
             self._folders.append((folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
         self._recursive = recursive
+        self._white_level: int | None = None
         self._waiting: dict[Path, _Waiting] = {}
         self._given: dict[Path, str] = {}  # to the stem that it was filed under, in lower case
         self._stems: set[str] = set()
         self._failing: float | None = None
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Frames as they come, until `stop` is set.
+    def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
+        """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files.
 
         Raises:
             DeviceError: a folder could not be listed for `PATIENCE` seconds.
         """
+        self._white_level = white_level
         while not stop.is_set():
             for frame in self.poll(time.monotonic()):
                 yield frame
@@ -134,7 +136,7 @@ class FolderWatch:
         if not last and (waiting.tried or now - waiting.since < SETTLE):
             return None
         try:
-            image = read_image(path)
+            image = read_image(path, self._white_level)
         except ImageError as error:
             # Perhaps only a pause of the writer.
             waiting.tried = True

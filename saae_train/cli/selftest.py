@@ -74,6 +74,7 @@ def selftest(
             opened = open_model(model, backend, stack)
             scorer = opened.scorer
             found = named_images(category or opened.category, data, normal or ())
+            found = found.with_white_level(opened.white_level)
             split = _split(opened, found)
             stage.note(f"{len(split.held_out)} normal images")
         if split.note:

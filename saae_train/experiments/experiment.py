@@ -123,7 +123,7 @@ class FitMethod(Protocol):
 def images_digest(category: Category) -> str:
     """Hex sha256 over names and sizes of a category's images and masks; a copy of the set has the same digest."""
     digest = hashlib.sha256(b"saae-listing-1")
-    files = [s.path for s in (*category.train, *category.test)] + [s.mask for s in category.test if s.mask is not None]
+    files = [s.path for s in (*category.train, *category.test)] + [mask for s in category.test for mask in s.masks]
     for path in sorted(files):
         digest.update(f"\n{path.relative_to(category.root).as_posix()!r} {path.stat().st_size}".encode())
     return digest.hexdigest()
@@ -216,7 +216,7 @@ def run_experiment(
         SaaeError: images, weights, configuration or fit are invalid.
     """
     config = experiment.config
-    category = find_category(experiment.data, experiment.category)
+    category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
     fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
     # Imported late, because they load PyTorch: errors about the images appear at once.

@@ -176,7 +176,7 @@ def test_failed_parity_is_loud() -> None:
 def test_empty_report_says_what_is_missing() -> None:
     page = Page(render_report(Report(manifest(thresholds={}, artefacts=()))))
     for words in (
-        "no defect images were given", "parity not checked", "Latency was not measured", "No images were kept",
+        "no test images were given", "parity not checked", "Latency was not measured", "No images were kept",
         "No thresholds were calibrated", "No image scores were recorded", "No simulated defects were tried",
         "The course of the fit was not recorded",
     ):  # fmt: skip

@@ -108,9 +108,9 @@ def test_a_broken_file_is_read_twice_at_most(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.png").write_bytes(b"broken")
     reads: list[Path] = []
 
-    def read(path: Path) -> np.ndarray:
+    def read(path: Path, white_level: int | None) -> np.ndarray:
         reads.append(path)
-        return read_image(path)
+        return read_image(path, white_level)
 
     monkeypatch.setattr(watch, "read_image", read)
     watcher = FolderWatch([str(tmp_path)])
