@@ -345,7 +345,7 @@ def _at_new_thresholds(bundle: Bundle, artefact: Artefact) -> ParityReport | Non
     except BackendError:  # an engine for another machine; the graphs were opened before
         return None
     with engine:
-        return compare_artefact(engine, stored_source(bundle))
+        return compare_artefact(engine, stored_source(bundle), artefact.file)
 
 
 def _written(

@@ -214,10 +214,8 @@ def _pixel_rates(
     fpr, tpr = found.fpr, found.tpr
     kept = [c for c in counts if groups is None or c.label in groups]
     parts = {
-        "pixel_fpr_good": _false_alarms([c for c in kept if c.label == GOOD], "there is no good image", intervals),
-        "pixel_fpr_halo": _false_alarms(
-            [c for c in kept if c.label != GOOD], "there is no defective image with a mask", intervals
-        ),
+        "pixel_fpr_good": _false_alarms([c for c in kept if c.label == GOOD], "good", intervals),
+        "pixel_fpr_halo": _false_alarms([c for c in kept if c.label != GOOD], "masked defective", intervals),
     }
     if intervals:
         defective = [c.positive > 0 for c in kept]
@@ -226,11 +224,12 @@ def _pixel_rates(
     return {"pixel_fpr": fpr, "pixel_tpr": tpr, **parts}
 
 
-def _false_alarms(counts: list[_Counts], otherwise: str, intervals: bool) -> Metric:
-    """Share of the defect-free pixels of some images above T."""
+def _false_alarms(counts: list[_Counts], kind: str, intervals: bool) -> Metric:
+    """Share of the defect-free pixels of some images above T; `kind` says in words of which images."""
     negative = sum(c.negative for c in counts)
     if not negative:
-        return Metric(None, otherwise)
+        what = "image has a defect-free pixel" if counts else "image is in the test set"
+        return Metric(None, f"no {kind} {what}")
     rate = Metric(sum(c.false_alarms for c in counts) / negative)
     if not intervals:
         return rate

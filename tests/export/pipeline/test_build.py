@@ -67,7 +67,7 @@ def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
 def graphs(built: tuple[BuildResult, str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The FP32 graph of the fitted model at the images' size, as a build exports it."""
     checkpoint = load_checkpoint(_checkpoint(built[2]))
-    return graphs_module.export_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
+    return graphs_module.write_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def exported_before(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
         assert frame_size == (96, 80)
         return {name: Path(shutil.copyfile(graphs[name], folder / graphs[name].name)) for name in precisions}
 
-    monkeypatch.setattr(graphs_module, "export_graphs", copies)
+    monkeypatch.setattr(graphs_module, "write_graphs", copies)
 
 
 def _checkpoint(folder: Path) -> Path:

@@ -139,7 +139,7 @@ def test_images_too_small_to_draw_on_are_no_fault_of_the_model(data: Path, tmp_p
     for path in sorted((data / "weave" / "train" / "good").iterdir()):
         Image.open(path).resize((24, 24)).save(folder / path.name)
     console = Console(file=io.StringIO(), width=160)
-    chosen = options(data, tmp_path, request=Request("small", normal=folder), frame_size="model", **QUICK)
+    chosen = options(data, tmp_path, request=Request("small", normal=(folder,)), frame_size="model", **QUICK)
     result = build(chosen, console)
     assert result.self_test is None
     assert isinstance(console.file, io.StringIO)
