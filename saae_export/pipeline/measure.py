@@ -95,7 +95,8 @@ def measure_detection(
                 )
                 for defect, drawn in draw_examples(engine, held_out, result, per_kind=1)
             ]
-            stage.note(f"{result.share()} found with {engine.backend.name} {engine.backend.precision}")
+            words = f"{len(result.defects)} drawn, {result.balanced_text()} found"
+            stage.note(f"{words} with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(result.table())
     if cure is not None:
         require_detection(result, cure)

@@ -94,7 +94,7 @@ def selftest(
                 synthetic=found.synthetic,
                 progress=stage,
             )
-            stage.note(f"{result.share()} found")
+            stage.note(f"{len(result.defects)} drawn, {result.balanced_text()} found")
         Console().print(result.table())
         if out is not None:
             write_json(out / "selftest.json", result.to_json())
