@@ -1,5 +1,11 @@
 """Runs anomaly segmentation bundles: numpy and one inference library, no PyTorch."""
 
+import os
+
+# ONNX Runtime from 1.29 on writes a device id and a database below the home folder and looks up a telemetry host. A
+# line PC does neither unless its owner says so. Read when the library is first imported: set before anything else.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from .backends import BACKENDS, BackendOptions
 from .bundle import Bundle, open_bundle
 from .engine import Engine

@@ -13,19 +13,21 @@ from typing import Any
 
 from .errors import (
     BundleCorruptError,
+    BundleError,
     BundleNotFoundError,
     BundlePathError,
     ConfigError,
-    shell_line,
 )
 from .files import atomic_directory, put_back, sha256_file, write_json
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
+from .shell import shell_line
 
 __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "update_bundle", "write_bundle"]
 
 MANIFEST = "manifest.json"
 
 _MANIFEST_LIMIT = 64 << 20  # bytes: a manifest is some 100 kB; do not read a disk image into memory
+_TRIES = 4  # to open a bundle that is replaced meanwhile
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 
 Fill = Callable[[Path], None] | Mapping[str, bytes | str | os.PathLike[str]]
@@ -86,7 +88,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
 
     The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
     every hash too (sizes first: a truncated file is found without reading gigabytes). A bundle that a killed writer
-    has moved aside is put back.
+    has moved aside is put back, and where another one takes its place meanwhile, that one is opened.
 
     Args:
         path: the folder.
@@ -100,6 +102,29 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
         BundlePathError: a path in the manifest that leaves the folder.
     """
     folder = Path(path)
+    for _ in range(_TRIES - 1):
+        before = _identity(folder)
+        try:
+            bundle = _open(folder, verify, mend)
+        except BundleError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return bundle
+        # A writer has put another bundle in its place meanwhile: half of what was read may be of the one before.
+    return _open(folder, verify, mend)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _open(folder: Path, verify: bool, mend: bool) -> Bundle:
     _require_folder(folder)
     root = folder.resolve()
     manifest = Manifest.from_json(_read_manifest(root), source=str(folder / MANIFEST))

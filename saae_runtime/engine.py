@@ -23,6 +23,7 @@ from .errors import BackendError, ConfigError, FrameError
 from .frames import Resize, as_frames, to_batch
 from .images import check_white_level
 from .manifest import Manifest
+from .regions import defect_mask
 from .result import Result
 from .stream import Pipeline
 
@@ -307,8 +308,7 @@ class Engine:
         return list(self._finish([self._backend.frame_size] * len(outputs.score), outputs, limits))
 
     def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
-        each = zip(sizes, outputs.score, outputs.anomaly_map, outputs.mask, strict=True)
-        for size, score, anomaly_map, mask in each:
+        for size, score, anomaly_map in zip(sizes, outputs.score, outputs.anomaly_map, strict=True):
             # NaN is above no threshold: without this check a damaged model would call every frame good.
             if not math.isfinite(score) or not math.isfinite(float(anomaly_map.sum())):
                 raise BackendError(
@@ -318,10 +318,11 @@ class Engine:
                 )
             if anomaly_map.shape != size:
                 anomaly_map = geometry.upsample_map(anomaly_map, size)
-                mask = anomaly_map > np.float32(limits.pixel)
+            mask = defect_mask(anomaly_map, limits.pixel, limits.image, float(score))
             anomaly_map.setflags(write=False)
             mask.setflags(write=False)
-            yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image)
+            rank = self._tables.image.share_below(float(score))
+            yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image, rank)
 
     def _choose(
         self,

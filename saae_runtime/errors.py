@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 
 __all__ = [
@@ -30,13 +28,7 @@ __all__ = [
     "SimulationError",
     "StorageError",
     "WeightsError",
-    "shell_line",
 ]
-
-
-def shell_line(*words: str | os.PathLike[str]) -> str:
-    """A command as it can be pasted into a shell: words with blanks and other special letters are quoted."""
-    return shlex.join(os.fspath(word) for word in words)
 
 
 class SaaeError(Exception):

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import shutil
+import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import ConfigError, StorageError
 
@@ -22,26 +24,92 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "IrregularFileError",
+    "LargeFileError",
     "alone",
     "atomic_directory",
     "atomic_file",
     "canonical_json",
+    "open_regular",
     "put_back",
+    "read_regular",
     "sha256_bytes",
     "sha256_file",
+    "short_name",
+    "storage_error",
     "write_bytes",
     "write_json",
     "write_text",
 ]
 
 _CHUNK = 1 << 20
+_LONGEST_NAME = 255  # bytes
+_TEMPORARY = "saae-tmp"
+_MARKS = len(f"..{'0' * 8}.{_TEMPORARY}")
+_LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{8}}\.{_TEMPORARY}", re.DOTALL)
+_GRACE = 10.0  # seconds
+_swept: set[Path] = set()  # folders whose leftovers this process has removed: a folder of pictures is large
 _SWAPS = 3  # tries, should a reader put the old folder back in the middle of one
 
 
+class IrregularFileError(OSError):
+    """What was to be read is a pipe, a device, a socket or a folder."""
+
+
+class LargeFileError(OSError):
+    """A file of more bytes than are read; `size` is how many it has."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"{size} bytes, at most {limit} are read")
+        self.size = size
+
+
+@contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Opens a regular file, or a link to one, for reading.
+
+    A FIFO would wait for a writer for ever, and a device may have no end: they are refused before and, should the
+    name be given to another file meanwhile, after opening.
+
+    Raises:
+        IrregularFileError: something else is there.
+        OSError: it is missing or cannot be opened.
+    """
+    file = Path(path)
+    _require_regular(file, file.stat().st_mode)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(file, flags), "rb") as stream:
+        _require_regular(file, os.fstat(stream.fileno()).st_mode)
+        yield stream
+
+
+def _require_regular(file: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise IrregularFileError(errno.EINVAL, "It is no regular file", str(file))
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        IrregularFileError: a pipe, device, socket or folder.
+        LargeFileError: more bytes.
+        OSError: it is missing or cannot be read.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise LargeFileError(size, limit)
+        data = stream.read(limit + 1)  # it may grow while it is read
+    if len(data) > limit:
+        raise LargeFileError(len(data), limit)
+    return data
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file, read in pieces."""
+    """Hex sha256 of a regular file, read in pieces."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -88,13 +156,62 @@ def _sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def _temporary(target: Path, suffix: str = "tmp") -> Path:
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+def short_name(name: str, room: int = 0) -> str:
+    """A file name that leaves `room` bytes of the longest name that file systems take.
+
+    A longer one is cut and gets eight letters of its hash, so that two names that begin alike stay two names.
+    """
+    data = os.fsencode(name)
+    if len(data) + room <= _LONGEST_NAME:
+        return name
+    mark = f"~{sha256_bytes(data)[:8]}"
+    return data[: _LONGEST_NAME - room - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def _temporary(target: Path, suffix: str = _TEMPORARY) -> Path:
+    return target.with_name(f".{short_name(target.name, _MARKS)}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Marks a temporary file or folder as in use until the process leaves or ends, however it ends."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network shares have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what writers that were killed have left in a folder; not what another one is writing."""
+    if fcntl is None:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            left = [Path(entry.path) for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in left:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                # A writer has a moment between making its file and locking it.
+                if time.time() - os.fstat(handle).st_ctime < _GRACE:
+                    continue
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(handle)
 
 
 def _moved_aside(target: Path) -> list[Path]:
     """What a writer that was killed has left of the folders that it replaced, the latest last."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.old")
+    name = re.compile(rf"\.{re.escape(short_name(target.name, _MARKS))}\.[0-9a-f]{{8}}\.old")
     try:
         found = [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name)]
         return sorted(found, key=lambda entry: entry.lstat().st_ctime_ns)
@@ -127,7 +244,8 @@ def put_back(target: str | os.PathLike[str]) -> Path | None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside `path`; on success it is synced and renamed to `path`.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was.
+    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was. The first file that a
+    process writes into a folder removes what killed writers have left there.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.
@@ -136,10 +254,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        if target.parent not in _swept:
+            _swept.add(target.parent)
+            _sweep(target.parent)
+        temporary.touch()
+        with _held(temporary):
+            yield temporary
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
         _sync_directory(target.parent)
     except OSError as error:
         raise storage_error(target, error) from error
@@ -208,7 +331,8 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
 
     An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
     On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was. What an earlier
-    call left that was killed in the middle of its swap is put back or removed first.
+    call left that was killed in the middle of its swap is put back or removed first, and so are the temporary folders
+    of writers that are gone.
 
     Args:
         target: the folder to write.
@@ -230,10 +354,12 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True) -> It
             raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
         if folder.exists() and not folder.is_dir():
             raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another name")
+        _sweep(folder.parent)
         temporary.mkdir()
-        yield temporary
-        _sync_tree(temporary)
-        _swap(temporary, folder)
+        with _held(temporary):
+            yield temporary
+            _sync_tree(temporary)
+            _swap(temporary, folder)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
@@ -280,7 +406,7 @@ def _moved_in(new: Path, target: Path, last: bool) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_symlink():
+    if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)

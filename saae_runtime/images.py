@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError, ImageError
+from .files import IrregularFileError, LargeFileError, read_regular
 
 __all__ = [
+    "FORMATS",
     "FULL_RANGE",
     "IMAGE_SUFFIXES",
+    "MOST_PIXELS",
+    "PIXELS_VARIABLE",
+    "check_readable",
     "check_white_level",
-    "read_levels",
+    "most_pixels",
+    "open_image",
+    "page_numbers",
     "read_image",
+    "read_levels",
     "read_mask",
+    "read_pages",
     "to_eight_bits",
 ]
 
@@ -27,6 +39,36 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 FULL_RANGE = 65535
 """White in 16 bits."""
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+"""The formats that are opened, by content and whatever the name says. Others may start programs (EPS: Ghostscript)."""
+
+MOST_PIXELS = 180_000_000
+"""Pixels of the largest image that is read where `PIXELS_VARIABLE` names no other number."""
+
+PIXELS_VARIABLE = "SAAE_MAX_PIXELS"
+"""Environment variable that raises (or lowers) the limit."""
+
+_MOST_ASPECT = 1000  # long side over short: beyond it a few kilobytes of file ask for gigabytes of resizing
+_MOST_PAGES = 10_000
+_BYTES_PER_PIXEL = 8  # 16-bit RGBA without compression
+_SMALL_FILE = 64 << 20  # bytes that are read whatever the limit in pixels
+_REDUCED, _MASK = 1, 4  # TIFF tag 254: pages that are a thumbnail or a transparency mask of another one
+
+
+def most_pixels() -> int:
+    """The limit in pixels that is in force.
+
+    Raises:
+        ConfigError: the environment variable holds no number.
+    """
+    named = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not named:
+        return MOST_PIXELS
+    if not named.isascii() or not named.isdigit() or len(named) > 15 or int(named) < 1:
+        raise ConfigError(
+            f"{PIXELS_VARIABLE}={named!r} is no number of pixels.", "", f"export {PIXELS_VARIABLE}={MOST_PIXELS}"
+        )
+    return int(named)
 
 
 def check_white_level(value: int | None) -> int | None:
@@ -77,40 +119,121 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
         uint8 array of shape H x W x 3, RGB.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no image, or holds floating-point pixels.
+        ImageError: the file is missing, empty, truncated, no regular file, of none of `FORMATS`, too large, holds
+            floating-point pixels or several pages.
     """
+    pages = read_pages(path, white_level)
+    try:
+        _, count, image = next(pages)
+    finally:
+        pages.close()
+    if count > 1:
+        raise ImageError(
+            f"{path}: holds {count} pages, not one image.",
+            "Only the first would be used, and what the others show would count as seen.",
+            "save each page as a file of its own; saae-run takes such files and judges every page",
+        )
+    if isinstance(image, ImageError):
+        raise image
+    return image
+
+
+def read_pages(
+    path: str | os.PathLike[str], white_level: int | None = None
+) -> Generator[tuple[int, int, NDArray[np.uint8] | ImageError], None, None]:
+    """Reads every page of an image file: of a multi-page TIFF, an APNG or an animated WebP; one of any other image.
+
+    Thumbnails and transparency masks inside a TIFF are no pages, nor are the previews inside a JPEG.
+
+    Args:
+        path: the file.
+        white_level: of 16-bit files, see `read_image`.
+
+    Yields:
+        (number from 1, number of pages, the page as in `read_image` or the ImageError in its place).
+
+    Raises:
+        ImageError: the file itself cannot be read; see `read_image`.
+    """
+    file = Path(path)
+    with open_image(file) as image:
+        with _explained(file):
+            pages = page_numbers(image)
+        count = len(pages)
+        if count > _MOST_PAGES:
+            raise ImageError(f"{file}: holds {count} pages.", f"The limit is {_MOST_PAGES}.", "split the file")
+        for number, index in enumerate(pages, start=1):
+            name = f"{file}#{number}" if count > 1 else str(file)
+            try:
+                with _explained(name):
+                    if count > 1:
+                        image.seek(index)
+                    _check_size(name, image.size)
+                    pixels = _to_rgb(name, image, white_level)
+            except ImageError as error:
+                yield number, count, error
+                if image.format != "TIFF" and number < count:  # the frames after it build on this one
+                    left = count - number
+                    yield number + 1, count, _lost(name, left)
+                    return
+                continue
+            yield number, count, pixels
+
+
+def _lost(name: str, left: int) -> ImageError:
+    return ImageError(
+        f"{name}: {left} page{'' if left == 1 else 's'} behind it cannot be read either.",
+        "Each page of an animation builds on the one before.",
+        "copy the file again, or save each page as a file of its own",
+    )
+
+
+def page_numbers(image: Any) -> list[int]:
+    """Pillow's numbers of those frames of an opened image that are pages; see `read_pages`."""
+    if image.format == "MPO":
+        return [0]
+    if image.format != "TIFF":
+        return list(range(int(getattr(image, "n_frames", 1))))
+    kept = []
+    for index in range(_MOST_PAGES + 1):
+        try:
+            image.seek(index)
+        except EOFError:
+            break
+        except Exception:  # a damaged directory: the error comes with the page
+            kept.append(index)
+            break
+        if not int(image.tag_v2.get(254, 0)) & (_REDUCED | _MASK):
+            kept.append(index)
+    image.seek(0)
+    return kept or [0]
+
+
+def _to_rgb(name: str, image: Any, white_level: int | None) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
-    file = Path(path)
-    image = _open(file)
-    try:
-        with image:
-            upright: Any = ImageOps.exif_transpose(image)
-            upright.load()
-            mode = str(upright.mode)
-            if mode.startswith("I;16") or mode == "I":
-                wide = np.asarray(upright).astype(np.int64)
-                if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
-                    raise ImageError(
-                        f"{file}: 32-bit pixels outside 0..65535.",
-                        "Only 8-bit and 16-bit images have a known white level.",
-                        "save the image as 8-bit or 16-bit PNG",
-                    )
-                return np.repeat(to_eight_bits(wide, white_level)[:, :, None], 3, axis=2)
-            if mode == "F":
-                raise ImageError(
-                    f"{file}: floating-point pixels.",
-                    "Their white level is unknown, and guessing it would make frames incomparable.",
-                    "save the image as 8-bit or 16-bit PNG",
-                )
-            if mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-                # convert("RGB") drops alpha; premultiplied modes must be undone first.
-                upright = upright.convert("RGBA")
-            return np.asarray(upright.convert("RGB"), dtype=np.uint8).copy()
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
-        raise _unreadable(file, error) from error
+    upright: Any = ImageOps.exif_transpose(image)
+    upright.load()
+    mode = str(upright.mode)
+    if mode.startswith("I;16") or mode == "I":
+        wide = np.asarray(upright).astype(np.int64)
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 65535:
+            raise ImageError(
+                f"{name}: 32-bit pixels outside 0..65535.",
+                "Only 8-bit and 16-bit images have a known white level.",
+                "save the image as 8-bit or 16-bit PNG",
+            )
+        return np.repeat(to_eight_bits(wide, white_level)[:, :, None], 3, axis=2)
+    if mode == "F":
+        raise ImageError(
+            f"{name}: floating-point pixels.",
+            "Their white level is unknown, and guessing it would make frames incomparable.",
+            "save the image as 8-bit or 16-bit PNG",
+        )
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        # convert("RGB") drops alpha; premultiplied modes must be undone first.
+        upright = upright.convert("RGBA")
+    return np.asarray(upright.convert("RGB"), dtype=np.uint8).copy()
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
@@ -124,7 +247,7 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
         bool array of shape H x W.
 
     Raises:
-        ImageError: the file is missing, empty, truncated or no image.
+        ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
     """
     levels, white = read_levels(path)
     half = 0 if white is None else white // 2 + 1
@@ -140,24 +263,19 @@ def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]
         with colours).
 
     Raises:
-        ImageError: the file is missing, empty, truncated or no image.
+        ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     file = Path(path)
-    image: Any = _open(file)
-    try:
-        with image:
-            upright: Any = ImageOps.exif_transpose(image)
-            upright.load()
-            palette = upright.mode in ("P", "PA")
-            if upright.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
-                upright = upright.convert("RGB")
-            values = np.asarray(upright)
-    except Exception as error:
-        raise _unreadable(file, error) from error
-    finally:
-        Image.Image.close(image)
+    with open_image(file) as image, _explained(file):
+        _check_size(str(file), image.size)
+        upright: Any = ImageOps.exif_transpose(image)
+        upright.load()
+        palette = upright.mode in ("P", "PA")
+        if upright.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
+            upright = upright.convert("RGB")
+        values = np.asarray(upright)
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255, 255
     coloured = palette and bool((values != values[:, :, :1]).any())
@@ -166,33 +284,139 @@ def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]
     return levels, None if coloured else white
 
 
-def _open(file: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Makes sure that a path is a regular file, or a link to one: a FIFO or a device would hang or never end.
 
+    Raises:
+        ImageError: it is something else. A file that is missing passes: whoever opens it has the better words.
+    """
     try:
-        data = file.read_bytes()
-        if not data:
-            raise ImageError(f"{file}: the file is empty.", "0 bytes on disk.", "copy it again from the camera")
-        # From memory, not by name: Pillow maps uncompressed files that it opens by name, and then scrambles gray TIFFs
-        # whose orientation swaps the sides.
-        return Image.open(io.BytesIO(data))
+        regular = stat.S_ISREG(Path(path).stat().st_mode)
+    except OSError:
+        return
+    if not regular:
+        raise _irregular(Path(path))
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Opens an image of one of `FORMATS` in Pillow, its pixels not decoded yet.
+
+    Yields:
+        Pillow's image.
+
+    Raises:
+        ImageError: the file is missing, empty, no regular file, too large, or of none of `FORMATS`.
+    """
+    file = Path(path)
+    limit = max(_SMALL_FILE, _BYTES_PER_PIXEL * most_pixels())
+    try:
+        data = read_regular(file, limit)
     except FileNotFoundError as error:
         raise ImageError(f"{file}: no such file.", "", "check the path") from error
-    except UnidentifiedImageError as error:
+    except IrregularFileError as error:
+        raise _irregular(file) from error
+    except LargeFileError as error:
+        pixels = error.size // _BYTES_PER_PIXEL + 1
+        raise ImageError(
+            f"{file}: {error.size:,} bytes are more than are read ({limit:,}).",
+            "The limit follows from the largest number of pixels.",
+            _raise_it(pixels),
+        ) from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise _unreadable(file, error) from error
+    if not data:
+        raise ImageError(f"{file}: the file is empty.", "0 bytes on disk.", "copy it again from the camera")
+    with _explained(file):
+        image = _decoder(data)
+    if image is None:
         raise ImageError(
             f"{file}: cannot be read as an image.",
-            "Its content is of no known image format, whatever its name says.",
+            f"Its content is none of {', '.join(FORMATS)}, whatever its name says.",
             "remove it, or copy it again",
-        ) from error
+        )
+    with image:
+        yield image
+
+
+def _decoder(data: bytes) -> Any:
+    """Pillow's image of the format that the bytes begin as; None for a format that is not opened.
+
+    Not `Image.open`: its limit in pixels is one for the whole process, which belongs to the program around us, and
+    cannot be raised for one call. The bytes lie in memory: Pillow maps uncompressed files that it opens by name, and
+    then scrambles gray TIFFs whose orientation swaps the sides.
+    """
+    from PIL import Image
+
+    Image.preinit()
+    if not set(FORMATS) <= set(Image.OPEN):
+        Image.init()
+    problem: Exception | None = None
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))  # a Pillow without WebP has no such entry
+        if factory is None or (accept is not None and accept(data[:16]) is not True):
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except SyntaxError:  # Pillow's word for: not this format
+            continue
+        except Exception as error:
+            problem = error
+    if problem is not None:
+        raise problem
+    return None
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    width, height = size
+    limit = most_pixels()
+    if width * height > limit:
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are more than are read ({limit:,}).",
+            "The limit keeps a small damaged or hostile file from filling the memory.",
+            _raise_it(width * height),
+        )
+    if max(width, height) > _MOST_ASPECT * max(min(width, height), 1):
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are a line, not an image.",
+            f"Its long side is more than {_MOST_ASPECT} times its short one.",
+            "cut it into pieces of the product",
+        )
+
+
+def _raise_it(pixels: int) -> str:
+    return f"if the file is what it should be, raise the limit: export {PIXELS_VARIABLE}={pixels}"
+
+
+@contextmanager
+def _explained(name: str | Path) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
-    except Exception as error:
-        raise _unreadable(file, error) from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise _unreadable(name, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> ImageError:
+def _irregular(file: Path) -> ImageError:
     return ImageError(
-        f"{file}: cannot be read as an image.",
+        f"{file}: cannot be read: it is no regular file.",
+        "It is a folder, a pipe, a device or a socket: reading it could wait for ever or never end.",
+        "remove it, or copy the image's content into a file",
+    )
+
+
+def _unreadable(name: str | Path, error: BaseException) -> ImageError:
+    if type(error).__name__ == "DecompressionBombError":  # WebP and tiled TIFF ask Pillow's own limit
+        return ImageError(
+            f"{name}: larger than this format is read.", str(error), "save it as PNG, or as TIFF without tiles"
+        )
+    if isinstance(error, MemoryError):
+        return ImageError(
+            f"{name}: there is not enough memory to read it.", "", "scale it down, or give this machine more memory"
+        )
+    return ImageError(
+        f"{name}: cannot be read as an image.",
         f"{type(error).__name__}: {error}",
         "open it in a viewer; if that fails too, remove it or copy it again",
     )

@@ -37,7 +37,7 @@ __all__ = [
 SCHEMA = 4
 """Version of the manifest's format. A reader refuses a higher one and reads all before; what is written is of this one.
 2: `bf16` and `int8-bf16`. 3: `calibration.given_later`, and `calibration.held_out` may be null.
-4: `frame.white_level`."""
+4: `frame.white_level`; `calibration.left_out`, `near_copies` and `outliers`; `rule` of a threshold table."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 """What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
@@ -126,6 +126,9 @@ class Calibration:
         images: number of normal images.
         digest: their content digest.
         held_out: whether the model was not fitted on them; None: unknown.
+        left_out: whether the model was fitted on them, and each was scored with itself left out of the memory.
+        near_copies: images so near in the order of the names are near-copies and were left out with it; 0: none are.
+        outliers: names of the images above the image threshold or moving it by themselves.
         given_later: whether `saae-export calibrate` got them for the finished bundle.
     """
 
@@ -133,6 +136,9 @@ class Calibration:
     digest: str
     held_out: bool | None
     given_later: bool = False
+    left_out: bool = False
+    near_copies: int = 0
+    outliers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

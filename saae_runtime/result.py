@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .regions import Region, find_regions
 
-__all__ = ["Region", "Result", "Scored", "Scorer"]
+__all__ = ["Region", "Result", "Scored", "Scorer", "decision"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,13 @@ class Result(Scored):
     Attributes:
         score: anomaly score of the whole frame.
         anomaly_map: A, float32 H x W, at the frame's own size (paper eq. 3).
-        mask: bool H x W, A > T.
+        mask: bool H x W, the defects that the verdict rests on; see `saae_runtime.regions.defect_mask`. Empty where the
+            frame is not anomalous. All of A > T is `anomaly_map > threshold`.
         threshold: pixel threshold T in force.
         image_threshold: image threshold in force.
+        rank: where the score lies among those of the normal images that were held out for calibration, from 0 to 1: the
+            share of them below it (see `ThresholdTable.share_below`). It never falls as the score rises. None where
+            no table is at hand.
 
     Example:
         >>> result = engine(frame)                      # doctest: +SKIP
@@ -51,11 +55,17 @@ class Result(Scored):
     mask: NDArray[np.bool_]
     threshold: float
     image_threshold: float
+    rank: float | None = None
 
     @property
     def is_anomalous(self) -> bool:
         """Whether the score is above the image threshold."""
         return self.score > self.image_threshold
+
+    @property
+    def reason(self) -> str:
+        """One sentence: the verdict, and which threshold decided it."""
+        return decision(self.score, self.image_threshold)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,7 +101,9 @@ class Result(Scored):
         height, width = self.size
         return {
             "score": self.score,
+            "rank": self.rank,
             "is_anomalous": self.is_anomalous,
+            "reason": self.reason,
             "threshold": self.threshold,
             "image_threshold": self.image_threshold,
             "height": height,
@@ -104,3 +116,19 @@ class Result(Scored):
         height, width = self.size
         verdict = "anomalous" if self.is_anomalous else "normal"
         return f"Result({verdict}, score={self.score:.4g} (limit {self.image_threshold:.4g}), {height} x {width})"
+
+
+def decision(score: float, image_threshold: float) -> str:
+    """One sentence: the verdict of an image score, and that the image threshold decided it, not the pixels above T.
+
+    The numbers have as few digits (four or more) as tell them apart.
+    """
+    shown = f"{score!r}", f"{image_threshold!r}"
+    for digits in range(4, 17):
+        texts = f"{score:.{digits}g}", f"{image_threshold:.{digits}g}"
+        if texts[0] != texts[1] or score == image_threshold:
+            shown = texts
+            break
+    if score > image_threshold:
+        return f"defective: image score {shown[0]} is above the image threshold {shown[1]}"
+    return f"clean: image score {shown[0]} is not above the image threshold {shown[1]}"

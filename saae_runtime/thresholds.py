@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CalibrationError, ConfigError
+from .estimate import ScoreModel
 
-__all__ = ["DEFAULT_LEVELS", "MARGIN", "ThresholdAccumulator", "ThresholdTable"]
+__all__ = ["DEFAULT_LEVELS", "MARGIN", "RULES", "ThresholdAccumulator", "ThresholdTable"]
 
 DEFAULT_LEVELS: tuple[float, ...] = (
     0.0,
@@ -23,6 +25,9 @@ DEFAULT_LEVELS: tuple[float, ...] = (
 
 MARGIN = 1e-3
 """How far, relatively, T for FPR 0 lies above the largest sample: more than another backend's rounding adds."""
+
+RULES = ("quantile", "log-normal")
+"""How thresholds follow from samples."""
 
 Samples = NDArray[np.floating] | Sequence[float] | Iterable[NDArray[np.floating]]
 
@@ -39,6 +44,8 @@ class ThresholdTable:
         threshold: a threshold for each rate, never increasing.
         default_fpr: the rate used when a caller names none.
         count: number of samples behind the table.
+        rule: `quantile`, the samples' own; or `log-normal`, an estimate that holds for rates below 1/count as well
+            (`saae_runtime.estimate.ScoreModel`).
 
     Raises:
         CalibrationError: entries that are not finite, not in order, or not of equal length.
@@ -48,6 +55,7 @@ class ThresholdTable:
     threshold: tuple[float, ...]
     default_fpr: float
     count: int
+    rule: str = "quantile"
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -69,13 +77,15 @@ class ThresholdTable:
             return f"the default rate {self.default_fpr} is outside 0..1"
         if self.count < 1:
             return "it rests on no samples"
+        if self.rule not in RULES:
+            return f"no rule is named {self.rule!r}"
         return ""
 
     def at(self, fpr: float | None = None) -> float:
         """The threshold for an acceptable false-positive rate.
 
-        That of the table's next lower rate, so that no more than the share asked for lies above it. A rate below
-        1/count cannot be told from 0 with the samples at hand and gives the threshold for 0.
+        That of the table's next lower rate, so that no more than the share asked for lies above it. Without a model
+        of the samples, a rate below 1/count cannot be told from 0 and gives the threshold for 0.
 
         Args:
             fpr: rate in 0..1; None for the default rate.
@@ -90,9 +100,49 @@ class ThresholdTable:
                 "It is the share of normal samples that may lie above the threshold.",
                 "give a number from 0 to 1, for example 0.001",
             )
-        if rate * self.count < 1.0 - 1e-9:
+        if self.rule == "quantile" and rate * self.count < 1.0 - 1e-9:
             return self.threshold[0]
         return self.threshold[bisect.bisect_right(self.fpr, float(rate) * (1 + 1e-9)) - 1]
+
+    def scaled(self, factor: float) -> ThresholdTable:
+        """The table of samples that are all `factor` (above 0) times as large."""
+        return dataclasses.replace(self, threshold=tuple(value * factor for value in self.threshold))
+
+    @classmethod
+    def estimated(cls, scores: Sequence[float], default_fpr: float) -> ThresholdTable:
+        """The table of a few scores of normal images, by the rule `log-normal`.
+
+        Raises:
+            CalibrationError: no scores, or scores that are negative, NaN or infinite.
+            ConfigError: a rate outside 0..1.
+        """
+        _check_rates((default_fpr,))
+        model = ScoreModel.fit(scores)
+        rates = sorted({0.0, float(default_fpr), *(level for level in DEFAULT_LEVELS if level >= 1e-4)})
+        thresholds = np.minimum.accumulate([model.threshold(rate) for rate in rates])
+        if thresholds[0] <= model.scores[-1]:
+            thresholds[0] += MARGIN * abs(thresholds[0])
+        return cls(tuple(rates), tuple(map(float, thresholds)), float(default_fpr), len(scores), "log-normal")
+
+    def share_below(self, value: float) -> float:
+        """The share of the table's samples below a value: 1 less the false-positive rate of a threshold set there.
+
+        Between the table's entries it is interpolated. It never falls as the value rises; it is 1 from the threshold
+        for FPR 0 on, and cannot tell apart what lies above that.
+
+        Returns:
+            A number from 0 to 1.
+        """
+        rates = np.asarray(self.fpr[::-1])
+        thresholds = np.asarray(self.threshold[::-1])  # ascending; of equal ones the last, lowest rate counts
+        if value >= thresholds[-1]:
+            return 1.0
+        above = int(np.searchsorted(thresholds, value, side="right"))
+        if above == 0:
+            return 0.0
+        low, high = thresholds[above - 1], thresholds[above]
+        rate = rates[above - 1] + (rates[above] - rates[above - 1]) * (value - low) / (high - low)
+        return float(min(max(1.0 - rate, 0.0), 1.0))
 
     @classmethod
     def from_samples(
@@ -194,9 +244,7 @@ class ThresholdAccumulator:
                 "No normal image was left for calibration.",
                 "give more normal images, or a smaller held-out share",
             )
-        for level in (default_fpr, *levels):
-            if not 0.0 <= level <= 1.0:
-                raise ConfigError(f"A false-positive rate of {level} is not possible.", "", "give rates from 0 to 1")
+        _check_rates((default_fpr, *levels))
         smallest = 1.0 / self.count
         rates = sorted({0.0, smallest, float(default_fpr), *(float(x) for x in levels if x > smallest)})
         top = np.sort(self._top)[::-1]
@@ -218,6 +266,12 @@ class ThresholdAccumulator:
         # The interval that holds the sample of rank `above`: the highest one with more than `above` samples from it up.
         index = int(np.searchsorted(-at_or_above, -above, side="left")) - 1
         return _upper_end(index)
+
+
+def _check_rates(rates: Sequence[float]) -> None:
+    for rate in rates:
+        if not 0.0 <= rate <= 1.0:
+            raise ConfigError(f"A false-positive rate of {rate} is not possible.", "", "give rates from 0 to 1")
 
 
 def _interval(values: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,11 +1,17 @@
-"""Thresholds from normal images that the model was not fitted to (paper sections 3.3 and 4.1.2)."""
+"""Thresholds from normal images: held out, or each left out of the memory (paper sections 3.3 and 4.1.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from saae_runtime.errors import CalibrationError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
+from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
@@ -14,7 +20,19 @@ from .config import TEXTURES
 from .data.category import Sample
 from .data.split import content_digest
 
-__all__ = ["OBJECT_FPR", "TEXTURE_FPR", "Calibration", "calibrate", "default_fpr"]
+if TYPE_CHECKING:
+    from .model.left_out import LeftOut
+
+__all__ = [
+    "OBJECT_FPR",
+    "TEXTURE_FPR",
+    "Calibration",
+    "calibrate",
+    "calibrate_left_out",
+    "default_fpr",
+    "left_out_scores",
+    "smooth_left_out",
+]
 
 TEXTURE_FPR = 0.0
 OBJECT_FPR = 0.001
@@ -23,7 +41,7 @@ OBJECT_FPR = 0.001
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the held-out normal images gave.
+    """What the normal images gave.
 
     Attributes:
         pixel: threshold table of anomaly map values.
@@ -54,6 +72,7 @@ def calibrate(
     pixel_fpr: float = OBJECT_FPR,
     image_fpr: float = 0.0,
     progress: Progress = silent,
+    estimate: bool = False,
 ) -> Calibration:
     """Computes both threshold tables from the scores of the graph that will be deployed.
 
@@ -63,6 +82,7 @@ def calibrate(
         pixel_fpr: default acceptable share of normal pixels above T.
         image_fpr: default acceptable share of normal images called anomalous.
         progress: called with (done, total).
+        estimate: image thresholds by the rule `log-normal` instead of the scores' own quantiles.
 
     Raises:
         CalibrationError: no samples, or a score that is not finite.
@@ -81,5 +101,63 @@ def calibrate(
         pixels.add(found.anomaly_map)
         scores.append(float(found.score))
     progress(len(samples), len(samples))
-    image = ThresholdTable.from_samples(scores, image_fpr)
+    if estimate:
+        image = ThresholdTable.estimated(scores, image_fpr)
+    else:
+        image = ThresholdTable.from_samples(scores, image_fpr)
     return Calibration(pixels.table(pixel_fpr), image, tuple(scores), content_digest(samples))
+
+
+def left_out_scores(left_out: LeftOut, smoothing: float, frame_size: tuple[int, int]) -> list[float]:
+    """The image score of each fitted image as if it were new, as the graph computes it.
+
+    Args:
+        left_out: of the fit.
+        smoothing: of the map, in patches, see `saae_train.model.detector.Detector`.
+        frame_size: (H, W) of the graph's frames.
+    """
+    return [float(upsample_map(scores, frame_size).max()) for scores in _smoothed(left_out, smoothing)]
+
+
+def calibrate_left_out(
+    left_out: LeftOut,
+    smoothing: float,
+    frame_size: tuple[int, int],
+    map_size: tuple[int, int],
+    digest: str,
+    pixel_fpr: float = OBJECT_FPR,
+    image_fpr: float = DEFAULT_FALSE_ALARMS,
+) -> Calibration:
+    """Both threshold tables from the scores of the fitted images, each left out of the memory.
+
+    Args:
+        left_out: of the fit.
+        smoothing: of the map, in patches.
+        frame_size: (H, W) of the graph's frames.
+        map_size: (H, W) at which the maps' pixels are counted; the model's input size is enough.
+        digest: content digest of the images.
+        pixel_fpr: default acceptable share of normal pixels above T.
+        image_fpr: default acceptable share of normal images called anomalous.
+
+    Raises:
+        CalibrationError: a score that is not finite.
+        ConfigError: a rate outside 0..1.
+    """
+    pixels = ThresholdAccumulator()
+    for scores in _smoothed(left_out, smoothing):
+        pixels.add(upsample_map(scores, map_size))
+    images = left_out_scores(left_out, smoothing, frame_size)
+    return Calibration(pixels.table(pixel_fpr), ThresholdTable.estimated(images, image_fpr), tuple(images), digest)
+
+
+def smooth_left_out(left_out: LeftOut, smoothing: float, index: int) -> NDArray[np.float32]:
+    """The smoothed scores of one fitted image, float32 h x w."""
+    height, width = left_out.scores.shape[1:]
+    rows, columns = gaussian_matrix(height, smoothing), gaussian_matrix(width, smoothing)
+    smoothed: NDArray[np.float32] = (rows @ left_out.scores[index].numpy() @ columns.T).astype(np.float32)
+    return smoothed
+
+
+def _smoothed(left_out: LeftOut, smoothing: float) -> Iterator[NDArray[np.float32]]:
+    for index in range(len(left_out.names)):
+        yield smooth_left_out(left_out, smoothing, index)

@@ -11,6 +11,7 @@ from typing import Any
 from saae_runtime.errors import ConfigError
 
 __all__ = [
+    "HELD_OUT",
     "LITE_LAYERS",
     "PACKAGED_NAME",
     "PAPER_BACKBONE",
@@ -72,13 +73,13 @@ _ADDED = frozenset({"white_level"})
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("batch", "steps", "epochs", "components", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
+        ("batch", "steps", "epochs", "components", "memory", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
         (lambda value: value >= 1, "1 or more"),
     ),
     **dict.fromkeys(("warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
     "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
-    "held_out": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "held_out": (lambda value: 0 <= value < 1, "0 or more, and below 1"),
     "white_level": (lambda value: 255 <= value <= 65535, "from 255 to 65535"),
     "input_size": (lambda value: min(value) >= 1, "1 or more"),
     "layers": (lambda value: min(value) >= 0, "0 or more"),
@@ -109,6 +110,10 @@ def _check(name: str, annotation: str, value: Any) -> None:
     )
 
 
+HELD_OUT = 0.15
+"""Share of the normal images that thresholds without a memory rest on."""
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """Everything that shapes a fitted model besides the images.
@@ -118,8 +123,11 @@ class FitConfig:
         backbone: timm model name of a plain ViT, or vgg19.
         layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
         input_size: (height, width) in pixels that frames are resized to.
+        follow_shape: whether the input takes the shape of the training images, at the number of positions of
+            `input_size`; a fitted model's `input_size` is the one taken.
         standardise: give every channel of f mean 0 and deviation 1 first.
         components: k, leading principal components that the SAAE works in, at most U/2; None: all U channels.
+        memory: normal patches that the memory holds, for the score `memory`; None: no memory.
         component_power: component i is scaled by eigenvalue_i ** -component_power, so that the few largest do not own
             the loss.
         keep: share of the variance that the latent width V keeps.
@@ -130,7 +138,7 @@ class FitConfig:
         saae_patch: side, in positions of the grid, of the patches that the transformer sees; None: the backbone's own,
             1 for a ViT and 8 for VGG19 (paper sections 4.1.2, 4.3).
         loss: `l2` or `cosine`.
-        score: `l2`, `cosine` or `joint`, see `saae_train.model.detector.anomaly_score`.
+        score: `l2`, `cosine`, `joint` or `memory`, see `saae_train.model.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
         steps: optimiser steps; None: from `epochs`.
         epochs: of ceil(images / batch) full batches each: a pass over the images, and up to a batch of the next one.
@@ -141,7 +149,8 @@ class FitConfig:
         clip: largest gradient norm; None: not clipped.
         precision: `auto` (bf16 where the processor has it, else FP32), `bf16`, `tf32` (FP32, with products in TF32 on
             an NVIDIA GPU; on a CPU plain FP32) or `fp32` (in full on every device).
-        held_out: share of the normal images kept for calibration.
+        held_out: share of the normal images kept for calibration; 0 with a memory, which scores each image against the
+            others.
         seed: of weights, order and split.
         white_level: white of 16-bit images, such as 4095 for a 12-bit camera; None: 65535.
     """
@@ -150,8 +159,10 @@ class FitConfig:
     backbone: str = PACKAGED_NAME
     layers: tuple[int, ...] | None = None
     input_size: tuple[int, int] = (336, 336)
+    follow_shape: bool = True
     standardise: bool = True
     components: int | None = 320
+    memory: int | None = 4096
     component_power: float = 0.0
     keep: float = 0.8
     latent: int | None = None
@@ -160,7 +171,7 @@ class FitConfig:
     transformer: bool = True
     saae_patch: int | None = None
     loss: str = "cosine"
-    score: str = "joint"
+    score: str = "memory"
     smoothing: float = 0.5
     steps: int | None = 400
     epochs: int | None = None
@@ -170,7 +181,7 @@ class FitConfig:
     cosine_decay: bool = True
     clip: float | None = 1.0
     precision: str = "auto"
-    held_out: float = 0.15
+    held_out: float = 0.0
     seed: int = 0
     white_level: int | None = None
 
@@ -183,6 +194,18 @@ class FitConfig:
                 "Either steps or epochs is given.",
                 "start from a preset: --preset fast",
             )
+        if (self.memory is None) == (self.score == "memory"):
+            raise ConfigError(
+                f"The score {self.score} {'needs a memory' if self.memory is None else 'has no use for a memory'}.",
+                "A memory of normal patches belongs to the score `memory`.",
+                "start from a preset: --preset fast",
+            )
+        if self.memory is None and self.held_out == 0.0:
+            raise ConfigError(
+                "No image is held out, and without a memory nothing else gives thresholds.",
+                "",
+                "held_out=0.15, or a preset with the score `memory`",
+            )
         if self.precision not in PRECISIONS:
             choices = ", ".join(PRECISIONS)
             raise ConfigError(f"There is no precision {self.precision!r} for fitting.", "", f"one of: {choices}")
@@ -192,7 +215,10 @@ class FitConfig:
         return self.with_values({key: value for key, value in changes.items() if value is not None})
 
     def with_values(self, values: Mapping[str, Any]) -> FitConfig:
-        """A copy with some fields set; None is a value here. Steps take the place of epochs, and the reverse.
+        """A copy with some fields set; None is a value here.
+
+        Steps take the place of epochs, and the reverse. The score `memory` comes with its memory, any other without
+        one and with images held out.
 
         Raises:
             ConfigError: a value that its field cannot take, or neither or both of steps and epochs.
@@ -201,6 +227,12 @@ class FitConfig:
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             if given.get(one) is not None and other not in given:
                 given[other] = None
+        score = given.get("score", self.score)
+        if score != "memory":
+            given.setdefault("memory", None)
+            given.setdefault("held_out", self.held_out or HELD_OUT)
+        elif self.memory is None:
+            given.setdefault("memory", FitConfig.memory)
         return dataclasses.replace(self, **given)
 
     def to_json(self) -> dict[str, Any]:
@@ -226,8 +258,11 @@ _PAPER = FitConfig(
     preset="paper",
     backbone=PAPER_BACKBONE,
     input_size=(384, 384),
+    follow_shape=False,
     standardise=False,
     components=None,
+    memory=None,
+    held_out=HELD_OUT,
     component_power=0.0,
     latent_limit=None,
     loss="l2",

@@ -12,6 +12,8 @@ from needs import need
 # Workers beside each other on a small machine have one thread each, so that they do not fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As in every process of ours, here also where a test imports ONNX Runtime first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Most tests walk the road on random weights; whatever claims quality refuses those without this.
 os.environ.setdefault("SAAE_ALLOW_RANDOM", "1")
 

@@ -251,6 +251,7 @@ def _calibrated(
             before.pixel.default_fpr if pixel_fpr is None else pixel_fpr,
             before.image.default_fpr if image_fpr is None else image_fpr,
             stage,
+            estimate=before.image.rule == "log-normal",
         )
         stage.note(engine.backend.description)
         backend = engine.backend.description

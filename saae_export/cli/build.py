@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saae_runtime.terminal import log
-from saae_train.cli.options import Cache, FitOptions, Normal, expand_options
+from saae_train.cli.options import Cache, FitOptions, Normal, expand_options, parse_share
 
 from .needs import need_export
 
@@ -60,6 +60,18 @@ class ImageOptions:
             "--masks",
             metavar="FOLDER",
             help="Folder of the masks of --abnormal; repeated as often and in the same order.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        _image("--exclude", metavar="NAME", help="Normal image to leave out; a name or a pattern. May be repeated."),
+    ] = None
+    keep: Annotated[
+        list[str] | None,
+        _image(
+            "--keep",
+            metavar="NAME",
+            help="Normal image that is good, unlike the others as it looks: it is not named again. May be repeated.",
         ),
     ] = None
     demo: Annotated[bool, _image("--demo", help="Use the drawn demo images, whatever else is there.")] = False
@@ -121,9 +133,20 @@ class GateOptions:
 
     fpr: Annotated[
         float | None,
-        _gate("--fpr", help="Acceptable false-positive rate of pixels. Default: 0.001; textures: 0 (paper)."),
+        _gate(
+            "--fpr",
+            help="Acceptable false-positive rate of pixels. Default: 0.001; textures without a memory: 0 (paper).",
+        ),
     ] = None
-    image_fpr: Annotated[float, _gate("--image-fpr", help="Acceptable share of good parts rejected.")] = 0.0
+    false_alarms: Annotated[
+        str | None,
+        _gate(
+            "--false-alarms",
+            "--image-fpr",
+            metavar="SHARE",
+            help="Acceptable share of good parts rejected: 5/1000, 0.5% or 0.005. Default: 5%; without a memory 0.",
+        ),
+    ] = None
     parity_images: Annotated[
         int, _gate("--parity-images", help="Images on which every graph is compared with PyTorch.")
     ] = 8
@@ -183,7 +206,9 @@ def build_command(
             int8=export.int8,
             engines=_words(export.engine),
             pixel_fpr=gates.fpr,
-            image_fpr=gates.image_fpr,
+            image_fpr=parse_share(gates.false_alarms, "--false-alarms"),
+            exclude=tuple(images.exclude or ()),
+            keep=tuple(images.keep or ()),
             parity_images=gates.parity_images,
             samples=export.samples,
             measure_latency=export.latency,

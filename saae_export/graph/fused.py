@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
-from saae_train.model.detector import Detector, FeatureSpace, Projected
+from saae_train.model.detector import Detector, FeatureSpace, Projected, memory_score
+from saae_train.model.memory import Memory
 from saae_train.model.vgg import VGGFeatures
 from saae_train.model.vit import Features
 
 from .fold import make_linear
 from .frame import FrameToPixels, ScoresToMap
+from .memory import GraphMemory
 from .saae import GraphSAAE
 from .vgg import GraphVGG
 from .vit import GraphViT, cast
@@ -80,9 +82,10 @@ def _direction(g: Tensor) -> Tensor:
 class _Score(nn.Module):
     """g and its reconstruction to the anomaly score A, FP32 N x L; see `saae_train.model.detector.anomaly_score`."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, memory: Memory | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.kind = kind
+        self.memory = None if memory is None else GraphMemory(memory, dtype)
 
     def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
@@ -93,6 +96,8 @@ class _Score(nn.Module):
             return (residual.square().sum(dim=2) + projected.residual_energy).sqrt()
         difference = _direction(a) - _direction(b)
         cosine = 0.5 * difference.square().sum(dim=2)
+        if self.memory is not None:
+            return memory_score(self.memory(projected.g), cosine, self.memory.alpha)
         if projected.residual_energy is None or projected.energy is None:
             return cosine
         residual = projected.residual_energy / projected.energy.clamp_min(1e-12).sqrt()
@@ -130,9 +135,9 @@ class FusedGraph(nn.Module):
         with torch.no_grad():
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = _graph_backbone(detector.backbone, dtype)
-            self.space = _Space(detector.space, detector.score != "cosine", dtype, self.backbone.prefix_tokens)
+            self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
-            self.anomaly = _Score(detector.score)
+            self.anomaly = _Score(detector.score, detector.memory, dtype)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
         self.eval().requires_grad_(False)
         _check_weights(self, precision)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import BundleCorruptError
 from saae_runtime.files import write_json
-from saae_runtime.images import read_image
+from saae_runtime.images import open_image, read_image
 
 __all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "plain_name", "read_reference", "write_reference"]
 
@@ -111,10 +111,8 @@ def read_reference(bundle: Bundle) -> tuple[list[ReferenceFrame], str]:
 
 
 def _read(bundle: Bundle, entry: Any) -> ReferenceFrame:
-    from PIL import Image
-
     frame = read_image(bundle.file(str(entry["frame"])))
-    with Image.open(bundle.file(str(entry["map"]))) as image:
+    with open_image(bundle.file(str(entry["map"]))) as image:
         levels = np.asarray(image).astype(np.float64)
     low, high = float(entry["low"]), float(entry["high"])
     anomaly_map = (low + levels * ((high - low) / _LEVELS)).astype(np.float32)

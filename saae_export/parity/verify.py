@@ -21,9 +21,10 @@ from saae_runtime import backends
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
-from saae_runtime.images import IMAGE_SUFFIXES, read_image
+from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Parity
 from saae_runtime.result import Scored, Scorer
+from saae_runtime.sources.folders import images_below
 
 from .compare import ParityReport, bounds_of, compare
 from .reference import read_reference
@@ -320,7 +321,7 @@ def _torch_reference(bundle: Bundle, checkpoint: str | os.PathLike[str]) -> Scor
 def _images(folder: Path, most: int) -> list[Path]:
     if folder.is_file():
         return [folder]
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = sorted(images_below(folder, recursive=True))
     found = [path for path in found if "ground_truth" not in path.relative_to(folder).parts]
     if not found:
         raise ConfigError(f"{folder} holds no images.", "", "give a folder of images: --data FOLDER")

@@ -11,18 +11,22 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
-from saae_runtime.errors import ConfigError, shell_line
+from saae_runtime.errors import ConfigError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import alone
-from saae_runtime.manifest import IN_BF16, Manifest
+from saae_runtime.manifest import IN_BF16, Calibration, Manifest
+from saae_runtime.shell import shell_line
 from saae_runtime.terminal import Stages
-from saae_train.calibrate import default_fpr
+from saae_train.calibrate import OBJECT_FPR, calibrate, default_fpr
 from saae_train.data.category import Category
 from saae_train.data.check import check
+from saae_train.data.split import content_digest
 from saae_train.evaluation.result import Evaluation
 from saae_train.model.checkpoint import read_fit_config
 from saae_train.selftest.result import SelfTest
@@ -34,12 +38,13 @@ from ..parity.reference import ReferenceFrame, write_reference
 from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model
-from .graphs import Rates, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
-from .images import find_images, named_frames, shared_size
+from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
+from .images import find_images, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
+from .left_out import LeftOutCalibrator, Outlier
 from .measure import measure_detection, measure_latency, measure_quality
 from .options import BuildOptions, check_options, parse_frame_size
-from .report import add_examples, manifest_metrics, write_heatmaps
+from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
@@ -107,36 +112,39 @@ def _build_bundle(
 ) -> BuildResult:
     """Runs all stages from the export on. The work folder is locked."""
     split, asked = model.split, options.precisions
-    rates = Rates(_pixel_fpr(options, model, category), options.image_fpr)
+    frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
+    detector = model.checkpoint.detector
+    reference = TorchReference(detector, frame_size or detector.backbone.input_size)
+    calibrator, origin, outliers = _calibration(options, model, category, reference)
     graphs = export_graphs(
         model,
         work / "onnx",
         asked,
-        parse_frame_size(options.frame_size, shared_size(category.train)),
+        frame_size,
         stages,
+        calibration=origin,
         half_weights=options.half_weights,
         synthetic=category.synthetic,
     )
-    bundle = calibrate_bundle(graphs, split.held_out, rates, work / "staged", asked, stages)
+    bundle = calibrate_bundle(graphs, calibrator, work / "staged", asked, stages)
+    _say_outliers(outliers, options, stages)
     if options.int8:
-        bundle = add_int8(bundle, graphs.files["fp32"], Int8Images(split, category, rates), work / "int8", stages)
+        bundle = add_int8(bundle, graphs.files["fp32"], Int8Images(split, category, calibrator), work / "int8", stages)
     bundle = compile_engines(bundle, options.engines, "fp16" if "fp16" in asked else asked[0], stages)
-    frame = bundle.manifest.frame
-    reference = TorchReference(model.checkpoint.detector, (frame.height, frame.width))
-    images = balanced_sample(category, split.held_out, options.parity_images)
+    images = balanced_sample(category, split.normal, options.parity_images)
     cure = f"the model is kept in {work}; try --precision fp32"
     compared = check_parity(bundle, reference, images, asked, cure, stages)
     bundle = compared.bundle
     evaluation = measure_quality(bundle, category, stages)
     self_test, simulated = measure_detection(
         bundle,
-        split.held_out,
+        split.normal,
         options.self_test_frames if options.self_test else 0,
         None if options.allow_blind else _blind_cure(options, model, category, work),
         stages,
         synthetic=category.synthetic,
     )
-    latency = measure_latency(bundle, split.held_out, options.measure_latency, stages)
+    latency = measure_latency(bundle, split.normal, options.measure_latency, stages)
     with stages.stage("bundle and report") as stage:
         in_bf16 = set(IN_BF16) & set(bundle.manifest.precisions())
         report = Report(
@@ -151,19 +159,62 @@ def _build_bundle(
             simulated=simulated,
             calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
         )
-        report = add_examples(report, bundle, category, split.held_out)
-        kept = named_frames(balanced_sample(category, split.held_out, options.samples))
+        report = add_examples(report, bundle, category, split.normal)
+        if isinstance(calibrator, LeftOutCalibrator):
+            report = add_left_out(report, calibrator, bundle, split.fitting, outliers)
+        kept = named_frames(balanced_sample(category, split.normal, options.samples))
         final = _write_final(target, bundle, report, [reference.stored(name, frame) for name, frame in kept])
         stage.note(str(target))
     return BuildResult(final, evaluation, self_test, compared.reports, tuple(latency), category, target)
 
 
-def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) -> float:
-    """The default pixel FPR: the one asked for, or the paper's for what the product is."""
-    if options.pixel_fpr is not None:
-        return options.pixel_fpr
-    texture = model.checkpoint.record.texture if options.texture is None else options.texture
-    return default_fpr(texture, category.name)
+def _calibration(
+    options: BuildOptions, model: FittedModel, category: Category, reference: TorchReference
+) -> tuple[Calibrator, Calibration, list[Outlier]]:
+    """What gives the thresholds, how the manifest says where they are from, and the images to look at.
+
+    With a memory each fitted image is scored with itself left out; without one the thresholds are the paper's
+    quantiles of held-out images (section 4.1.2).
+    """
+    checkpoint, split = model.checkpoint, model.split
+    if checkpoint.left_out is None:
+        held_out = split.held_out
+        texture = checkpoint.record.texture if options.texture is None else options.texture
+        pixel = default_fpr(texture, category.name) if options.pixel_fpr is None else options.pixel_fpr
+        image = options.image_fpr or 0.0
+        origin = Calibration(len(held_out), content_digest(held_out), held_out=split.unseen)
+        return lambda engine, progress: calibrate(engine, held_out, pixel, image, progress), origin, []
+    calibrator = LeftOutCalibrator(
+        checkpoint,
+        split.fitting,
+        reference,
+        OBJECT_FPR if options.pixel_fpr is None else options.pixel_fpr,
+        DEFAULT_FALSE_ALARMS if options.image_fpr is None else options.image_fpr,
+    )
+    outliers = calibrator.outliers()
+    origin = Calibration(
+        len(checkpoint.left_out.names),
+        checkpoint.record.digest or content_digest(split.fitting),
+        held_out=False,
+        left_out=True,
+        near_copies=checkpoint.left_out.reach,
+        outliers=tuple(item.name for item in outliers),
+    )
+    return calibrator, origin, outliers
+
+
+def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: Stages) -> None:
+    """Names the images that a person should look at: what they show is taken for normal."""
+    new = [item for item in outliers if not any(fnmatch(item.name, pattern) for pattern in options.keep)]
+    if not new:
+        return
+    listed = ", ".join(f"{item.name} ({item.score:.2f} T)" for item in new[:5])
+    more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+    stages.say(
+        f"  look at {listed}{more}: unlike the other good images. A scratch, glare, another product? Leave out what is "
+        f"not good: --exclude {new[0].name}; keep what is: --keep {new[0].name}",
+        "yellow",
+    )
 
 
 def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, work: Path) -> str:
@@ -181,7 +232,7 @@ def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, w
 def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
-        category = category.with_white_level(_white_level(options))
+        category = without_excluded(category, options.exclude).with_white_level(_white_level(options))
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
     if category.synthetic:
         stages.say(

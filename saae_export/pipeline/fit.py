@@ -15,10 +15,10 @@ from saae_runtime.version import saae_version
 from saae_train.config import TEXTURES, FitConfig
 from saae_train.data.category import Category, Sample
 from saae_train.data.split import Split, content_digest, split_for, split_of
+from saae_train.fitting.backbone import backbone_for
 from saae_train.fitting.fit import fit
 from saae_train.fitting.loop import Reporter
 from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from saae_train.model.vit import build_backbone, choose_layers
 from saae_train.model.weights import PACKAGED_NAME, packaged_path, refuse_random
 
 from ..graph.half_weights import require_blocks
@@ -73,7 +73,7 @@ def fit_model(options: BuildOptions, category: Category, work: Path, stages: Sta
                 return FittedModel(checkpoint, folder, split)
         checkpoint = _fit_new(options, category, split, weights, stages, stage)
         save_checkpoint(folder, checkpoint)
-        stage.note(f"{len(split.fitting)} images, {len(split.held_out)} held out")
+        stage.note(f"{len(split.fitting)} images" + (f", {len(split.held_out)} held out" if split.held_out else ""))
     return FittedModel(checkpoint, folder, split)
 
 
@@ -111,9 +111,7 @@ def _check_ranges(options: BuildOptions, split: Split) -> None:
 def _fit_new(
     options: BuildOptions, category: Category, split: Split, weights: str | None, stages: Stages, stage: Stage
 ) -> Checkpoint:
-    layers = options.config.layers or _default_layers(options.config.backbone, stages)
-    backbone = build_backbone(options.config.backbone, layers, options.config.input_size, weights)
-    refuse_random(backbone.weights.source, backbone.name)
+    backbone = backbone_for(options.config, split.fitting, weights, lambda text: stages.say(f"  {text}", "yellow"))
     stage.note(f"weights: {backbone.weights.source}")
     return fit(
         backbone,
@@ -126,6 +124,7 @@ def _fit_new(
         reporter=Reporter(
             features=labelled(stage, "images, features"),
             steps=lambda done, total, loss: stage(done, total, f"steps, loss {loss:.4f}"),
+            memory=stage,
             say=lambda text: stages.say(f"  {text}"),
         ),
         held_out=split.held_out,
@@ -137,13 +136,3 @@ def _weights(options: BuildOptions, category: Category) -> str | None:
     if options.weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
         return "packaged"  # the demo needs no network
     return options.weights
-
-
-def _default_layers(backbone: str, stages: Stages) -> tuple[int, ...]:
-    layers, measured = choose_layers(backbone)
-    if not measured:
-        listed = ", ".join(map(str, layers))
-        stages.say(
-            f"  layers {listed}: the middle third, a guess; this backbone was not measured. Choose: --layers", "yellow"
-        )
-    return layers

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saae_runtime.backends.onnxruntime.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
+from saae_runtime.engine import Engine
 from saae_runtime.errors import (
     BackendError,
     BackendUnavailableError,
@@ -18,11 +19,11 @@ from saae_runtime.errors import (
     EngineIncompatibleError,
 )
 from saae_runtime.manifest import Calibration, Manifest, Thresholds
-from saae_runtime.progress import nth
+from saae_runtime.progress import Progress, nth
 from saae_runtime.terminal import Stages
-from saae_train.calibrate import calibrate
+from saae_train.calibrate import Calibration as Tables
 from saae_train.data.category import Category, Sample
-from saae_train.data.split import content_digest, spread
+from saae_train.data.split import spread
 
 from ..artefacts import onnx_artefact, open_artefact
 from ..parity.compare import ParityReport, parity_table, require
@@ -34,15 +35,18 @@ from .fit import FittedModel
 from .images import named_frames
 
 __all__ = [
+    "Calibrator",
     "Compared",
     "Graphs",
-    "Rates",
     "balanced_sample",
     "calibrate_bundle",
     "check_parity",
     "compile_engines",
     "export_graphs",
 ]
+
+Calibrator = Callable[[Engine, Progress], Tables]
+"""Gives both threshold tables of an engine."""
 
 _AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
 _NOT_HERE = (BackendUnavailableError, EngineIncompatibleError, DeviceError)
@@ -54,14 +58,6 @@ class Graphs:
 
     files: Mapping[str, Path]
     manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Default acceptable false-positive rates of a bundle, 0..1."""
-
-    pixel: float
-    image: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,7 @@ def export_graphs(
     frame_size: tuple[int, int] | None,
     stages: Stages,
     *,
+    calibration: Calibration,
     half_weights: bool,
     synthetic: bool,
 ) -> Graphs:
@@ -96,12 +93,11 @@ def export_graphs(
         files = write_graphs(model.checkpoint, folder, frame_size, written, stage, half_weights)
         if "fp32" in files and not bf16_missing():
             written.append("bf16")
-        held_out = model.split.held_out
         manifest = describe(
             model.checkpoint,
             synthetic=synthetic,
             frame_size=frame_size,
-            calibration=Calibration(len(held_out), content_digest(held_out), held_out=model.split.unseen),
+            calibration=calibration,
             thresholds={},
         )
         stage.note(f"{', '.join(written)}, frame {manifest.frame.height} x {manifest.frame.width}")
@@ -110,14 +106,13 @@ def export_graphs(
 
 
 def calibrate_bundle(
-    graphs: Graphs, held_out: Sequence[Sample], rates: Rates, folder: Path, asked: Collection[str], stages: Stages
+    graphs: Graphs, calibrator: Calibrator, folder: Path, asked: Collection[str], stages: Stages
 ) -> Bundle:
     """Writes a bundle with thresholds that were calibrated on its very files.
 
     Args:
         graphs: from `export_graphs`.
-        held_out: normal images to calibrate on.
-        rates: the bundle's default rates.
+        calibrator: gives the tables of an engine.
         folder: where to write it.
         asked: precisions that were asked for; others are left out where they cannot be run.
         stages: progress.
@@ -130,15 +125,16 @@ def calibrate_bundle(
             progress = nth(stage, number, len(manifest.artefacts))
             try:
                 with open_artefact(bundle, artefact) as engine:
-                    found = calibrate(engine, held_out, rates.pixel, rates.image, progress)
+                    found = calibrator(engine, progress)
             except (BackendError, CalibrationError) as error:
                 if artefact.precision in asked:
                     raise
                 stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
                 continue
             tables[artefact.precision] = Thresholds(found.pixel, found.image)
-        words = "held-out images" if manifest.calibration.held_out else "images, some FITTED ON"
-        stage.note(f"{len(held_out)} {words}, T at pixel FPR {rates.pixel:g}")
+        origin = manifest.calibration
+        words = "each left out" if origin.left_out else "held out" if origin.held_out else "some FITTED ON"
+        stage.note(f"{origin.images} images, {words}")
         kept = tuple(item for item in manifest.artefacts if item.precision in tables)
         return with_thresholds(folder, dataclasses.replace(manifest, artefacts=kept), graphs.files, tables)
 

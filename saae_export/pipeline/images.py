@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.progress import Progress, silent
 from saae_train.data.category import Category, Sample, distinct_names, find_category, from_folders, list_categories
 from saae_train.data.demo import DEMO_CATEGORIES, write_demo
 from saae_train.data.layouts import is_category
+from saae_train.data.shape import typical_shape
 
-__all__ = ["DATA_VARIABLE", "Request", "find_images", "named_frames", "shared_size"]
+__all__ = ["DATA_VARIABLE", "Request", "find_images", "named_frames", "shared_size", "without_excluded"]
 
 DATA_VARIABLE = "SAAE_DATA"
 """Environment variable that names the folder of categories."""
@@ -93,17 +95,34 @@ def find_images(request: Request, demo_root: Path, progress: Progress = silent) 
     return _usual(request.category, demo_root, progress)
 
 
-def shared_size(samples: tuple[Sample, ...]) -> tuple[int, int] | None:
+def shared_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
     """(height, width) of all images as they are read (EXIF rotation applied), None where they differ."""
-    sizes = set()
-    for sample in samples:
-        with Image.open(sample.path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        sizes.add((width, height) if turned else (height, width))
-        if len(sizes) > 1:
-            return None
-    return sizes.pop() if sizes else None
+    shape = typical_shape(samples)
+    return shape.size if shape is not None and shape.shared else None
+
+
+def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
+    """The category without the normal images whose names match a pattern (`023.png`, `night/*`).
+
+    Raises:
+        ConfigError: a pattern that matches no image.
+    """
+    names = dict(zip(category.train, distinct_names([sample.path for sample in category.train]), strict=True))
+    matches = {
+        pattern: {
+            sample for sample, name in names.items() if fnmatch(name, pattern) or fnmatch(sample.path.name, pattern)
+        }
+        for pattern in patterns
+    }
+    for pattern, found in matches.items():
+        if not found:
+            raise ConfigError(
+                f"--exclude {pattern} matches no image.",
+                f"The {len(names)} normal images are named like {next(iter(names.values()), 'nothing')}.",
+                "give the file's name, or a pattern such as 'night_*'",
+            )
+    gone = set().union(*matches.values())
+    return dataclasses.replace(category, train=tuple(sample for sample in category.train if sample not in gone))
 
 
 def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:

@@ -17,7 +17,6 @@ from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Thresholds
 from saae_runtime.progress import labelled
 from saae_runtime.terminal import Stage, Stages
-from saae_train.calibrate import calibrate
 from saae_train.data.category import Category
 from saae_train.data.split import Split, spread
 
@@ -25,7 +24,7 @@ from ..artefacts import CPU, onnx_artefact, onnx_file, open_artefact, set_thresh
 from ..int8.choose import LIMITS, Product, Quantiser
 from ..int8.gate import Quality, Verdict, compare_quality, quality
 from .bundle import provisional_bundle
-from .graphs import Rates
+from .graphs import Calibrator
 
 __all__ = ["Int8Images", "add_int8"]
 
@@ -38,14 +37,14 @@ class Int8Images:
     """What INT8 is made and judged with.
 
     Attributes:
-        split: images to take ranges from, and held-out images for the thresholds.
+        split: images to take ranges from, and to judge on where there is no test set.
         category: its test set, or none.
-        rates: the default rates of the bundle.
+        calibrator: gives the thresholds.
     """
 
     split: Split
     category: Category
-    rates: Rates
+    calibrator: Calibrator
 
 
 def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stages: Stages) -> Bundle:
@@ -154,17 +153,16 @@ class _Trials:
         artefact = onnx_artefact(precision)
         alone = dataclasses.replace(self.bundle.manifest, artefacts=(artefact,), thresholds={}, files={})
         trial = provisional_bundle(self.work / "bundle", alone, {"int8": file})
-        rates, progress = self.images.rates, labelled(self.stage, "calibrating")
         with open_artefact(trial, artefact) as engine:
-            found = calibrate(engine, self.images.split.held_out, rates.pixel, rates.image, progress)
+            found = self.images.calibrator(engine, labelled(self.stage, "calibrating"))
         thresholds = Thresholds(found.pixel, found.image)
         trial = update_bundle(trial, dataclasses.replace(trial.manifest, thresholds={precision: thresholds}), {})
         with open_artefact(trial, artefact) as engine:
             return _Candidate(precision, thresholds, compare_quality(reference, self._quality(engine)))
 
     def _quality(self, engine: Engine) -> Quality:
-        held_out = self.images.split.held_out
-        return quality(engine, self.images.category, held_out, labelled(self.stage, "judging quality"))
+        normal = self.images.split.normal
+        return quality(engine, self.images.category, normal, labelled(self.stage, "judging quality"))
 
 
 def _ship(bundle: Bundle, passed: _Passed) -> Bundle:

@@ -38,8 +38,11 @@ class BuildOptions:
         half_weights: store the FP32 graph's large weights in FP16; it computes in FP32 all the same.
         int8: add an INT8 graph, if it passes its quality gate.
         engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
-        pixel_fpr: default acceptable pixel FPR; None: the paper's, 0 for textures and 0.001 for objects.
-        image_fpr: default acceptable share of normal images called anomalous.
+        pixel_fpr: default acceptable pixel FPR; None: 0.001, and without a memory the paper's 0 for textures.
+        image_fpr: default acceptable share of normal images called anomalous; None: one in twenty with a memory,
+            without one 0.
+        exclude: names or patterns of normal images to leave out.
+        keep: names or patterns of normal images that are good although they look unlike the others.
         parity_images: images that every artefact is compared on.
         samples: frames kept in the bundle with PyTorch's answers, for `verify` on other machines; 0 keeps none.
         measure_latency: whether to time the backends.
@@ -64,7 +67,9 @@ class BuildOptions:
     int8: bool = False
     engines: tuple[str, ...] = ("auto",)
     pixel_fpr: float | None = None
-    image_fpr: float = 0.0
+    image_fpr: float | None = None
+    exclude: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     parity_images: int = 8
     samples: int = 4
     measure_latency: bool = True

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.render import save_png, sheet
+from saae_runtime.result import decision
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
 from ..parity.reference import plain_name
 from ..report.data import Example, Report
+from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed
 
-__all__ = ["add_examples", "manifest_metrics", "write_heatmaps"]
+__all__ = ["add_examples", "add_left_out", "manifest_metrics", "write_heatmaps"]
 
 _MOST_EXAMPLES = 12
+_MOST_OUTLIERS = 4
 
 
 def manifest_metrics(evaluation: Evaluation | None, self_test: SelfTest | None = None) -> dict[str, Any]:
@@ -51,6 +54,36 @@ def add_examples(report: Report, bundle: Bundle, category: Category, held_out: S
             examples=_choose_examples(engine, category, report.evaluation, held_out, scores),
             shown_with=f"{engine.backend.name}: {engine.backend.description}",
         )
+
+
+def add_left_out(
+    report: Report,
+    calibrator: LeftOutCalibrator,
+    bundle: Bundle,
+    fitted: Sequence[Sample],
+    outliers: Sequence[Outlier],
+) -> Report:
+    """The report with the scores that the thresholds rest on, and the images to look at with their left-out maps."""
+    with deployed(bundle) as engine:
+        tables = calibrator(engine)
+        threshold, image_threshold = engine.threshold, engine.image_threshold
+    shown = []
+    for item in outliers[:_MOST_OUTLIERS]:
+        frame = fitted[item.index].read()
+        shown.append(
+            Example(
+                name=item.name,
+                frame=frame,
+                anomaly_map=calibrator.anomaly_map(item.index, (frame.shape[0], frame.shape[1])),
+                threshold=threshold,
+                score=tables.scores[item.index],
+                image_threshold=image_threshold,
+                truth=None,
+                label=GOOD,
+                verdict="look at this good image: a defect? glare?",
+            )
+        )
+    return dataclasses.replace(report, held_out_scores=tables.scores, examples=[*shown, *report.examples])
 
 
 def write_heatmaps(folder: Path, examples: Iterable[Example]) -> list[str]:
@@ -110,4 +143,6 @@ def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
 def _sheet(item: Example) -> NDArray[np.uint8]:
     mask = item.anomaly_map > np.float32(item.threshold)
     title = f"{item.name}: {item.verdict}, score {item.score:.4g}"
+    if item.image_threshold is not None:
+        title = f"{item.name}: {item.verdict}; {decision(item.score, item.image_threshold)}"
     return sheet(item.frame, item.anomaly_map, mask, item.threshold, truth=item.truth, title=title)

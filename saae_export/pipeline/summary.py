@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from saae_runtime.errors import shell_line
+from saae_runtime.shell import shell_line
 from saae_train.evaluation.ranking import METRIC_NAMES
 
 from ..parity.reference import SAMPLES

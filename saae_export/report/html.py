@@ -18,11 +18,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from saae_runtime.errors import shell_line
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Artefact, Thresholds
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
+from saae_runtime.result import decision
+from saae_runtime.shell import shell_line
 from saae_train.charts.svg import Series, bar_chart, histogram, line_chart, plain_text, smooth
 from saae_train.evaluation.ranking import METRIC_NAMES
 from saae_train.evaluation.result import Evaluation
@@ -339,8 +340,7 @@ def _example(example: Example) -> dict[str, Any]:
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     score = f"score {example.score:.4g}"
     if example.image_threshold is not None:
-        above = example.score > example.image_threshold
-        score += f" {'>' if above else '≤'} T {example.image_threshold:.4g}: {'defect' if above else 'clean'}"
+        score = decision(example.score, example.image_threshold)
     return {
         "name": example.name,
         "label": example.label,

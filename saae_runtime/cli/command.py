@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import signal
 import sys
 import threading
@@ -9,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -21,28 +23,24 @@ from rich.text import Text
 
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
-from ..images import IMAGE_SUFFIXES
-from ..sources.files import Frame, find_sources, read_frames
+from ..images import IMAGE_SUFFIXES, PIXELS_VARIABLE
+from ..sources.files import Facts, Frame, Source, facts_of, find_sources, read_frames
+from ..sources.folders import pattern_takes
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
 from ..terminal import LineCommand
-from .outputs import (
-    PICTURES,
-    JsonLines,
-    Pictures,
-    describe,
-    printable,
-    printable_lines,
-    silence_stdout,
-    to_record,
-    whole_output,
-)
-from .scoring import Outcome, Summary, score_frames
+from .log import JsonLines, Rotation, Scored
+from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
+from .scoring import Summary, score_frames
+from .sink import Sink, report
 
 __all__ = ["app", "main"]
 
 BROKEN_PIPE = 141
 """Exit code when the reader of standard output goes: 128 + SIGPIPE, as of any program in a pipe."""
+
+VERDICTS_LOST = 4
+"""Exit code when verdicts could not be written where they were to go: the disk was full, for example."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -87,7 +85,27 @@ def run(
     sheets: Annotated[bool, typer.Option("--sheets", help="Pictures: input, heatmap, overlay side by side.")] = False,
     defects_only: Annotated[bool, typer.Option("--defects-only", help="Pictures of defects alone.")] = False,
     json_lines: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="JSON lines, one per frame; - is standard output.")
+        str | None,
+        typer.Option("--json", metavar="FILE", help="JSON lines, one per frame, appended; - is standard output."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Empty the --json file first, score all again.")
+    ] = False,
+    skip_scored: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-scored/--score-again",
+            help="Pass over image files (by name, size and time) that the --json file's runs scored; "
+            "default: with --watch alone.",
+            show_default=False,
+        ),
+    ] = None,
+    rotate: Annotated[
+        str | None, typer.Option(metavar="SIZE|day", help="Begin a new --json file at 100MB, say, or every day.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=0, help="So many old --json files stay: FILE.1, FILE.2, ...")] = 10,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of the largest image that is read; default: 180 million.")
     ] = None,
     min_area: Annotated[int, typer.Option(min=1, help="Regions of fewer pixels are left out of the JSON.")] = 1,
     verify: Annotated[bool, typer.Option(help="Compare the hashes of the bundle's files first.")] = True,
@@ -104,15 +122,23 @@ def run(
     --json - can be piped. A frame that cannot be read is reported and the rest goes on.
 
     Exit codes, the first that applies: 130 or 143 stopped by Ctrl-C or SIGTERM (after a clean end, with the summary
-    so far), 141 the reader of the pipe has gone, 2 the command, the bundle or the machine is at fault, 1 a defect was
-    found, 3 no defect, but frames could not be read, 0 every frame was read and is clean.
+    so far), 141 the reader of the pipe has gone, 2 the command, the bundle or the machine is at fault, 4 verdicts could
+    not be written (disk full), 1 a defect was found, 3 no defect, but frames could not be read, 0 every frame was read
+    and is clean.
     """
-    log = Console(stderr=True, highlight=False, soft_wrap=True)
+    log = Log()
     try:
+        if max_pixels is not None:
+            os.environ[PIXELS_VARIABLE] = str(max_pixels)
         kinds = _kinds(out, heatmaps, overlays, masks, sheets, defects_only)
+        rotation = _rotation(rotate, keep, json_lines, overwrite)
         _check_outputs(out, json_lines, sources, recursive)
-        given = _given(sources, recursive, watch)
         with ExitStack() as stack:
+            standard = stack.enter_context(results_alone())
+            if json_lines == "-" and sys.__stdout__ is None:
+                raise ConfigError("--json -: standard output is closed.", "", "--json FILE")
+            found = None if watch else find_sources(sources, recursive)
+            _check_pattern_outputs(out, kinds, sources, found or ())
             engine = _open_engine(
                 log,
                 bundle,
@@ -131,22 +157,29 @@ def run(
                 max_batch=batch if batch > 1 else None,
             )
             stack.enter_context(engine)
+            _say_what_rates_mean(log, engine, fpr, image_fpr)
             if explain:
                 log.print(Text(printable_lines(engine.explain())))
+            lines, scored = _open_log(stack, standard, json_lines, overwrite, rotation)
+            skip = scored if (watch if skip_scored is None else skip_scored) else None
+            given = (
+                _watched(log, FolderWatch(sources, recursive, _teller(log), _knower(skip)), quiet)
+                if found is None
+                else _named(log, found, skip, quiet)
+            )
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
-            lines = JsonLines(json_lines) if json_lines is not None else None
-            if lines is not None:
-                stack.callback(lines.close)
             bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
-            sink = _Sink(log, lines, pictures, bar, min_area, quiet)
+            sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet)
             if watch and not quiet:
                 log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
             code = _score(engine, given, sink, batch, limit)
             if not quiet:
-                _summarize(log, sink.summary, engine, backend == "auto", given.live)
+                _summarize(log, sink, engine, backend == "auto", given)
     except SaaeError as error:
-        _report(log, error)
+        report(log, error)
         raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
         log.print("Stopped.")
         raise typer.Exit(130) from None
@@ -162,54 +195,107 @@ def main() -> None:
         sys.exit(2)
 
 
-@dataclass
-class _Sink:
-    """Where outcomes go, one after the other."""
+def _rotation(rotate: str | None, keep: int, json_lines: str | None, overwrite: bool) -> Rotation | None:
+    if json_lines in (None, "-"):
+        for name, given in (("--rotate", rotate is not None), ("--overwrite", overwrite)):
+            if given:
+                raise ConfigError(f"{name} is about a file of results.", "--json names none.", "add --json FILE")
+    return None if rotate is None else Rotation.parse(rotate, keep)
 
-    log: Console
-    lines: JsonLines | None
-    pictures: Pictures | None
-    progress: Callable[[Summary], None]
-    min_area: int
-    quiet: bool
-    summary: Summary = field(default_factory=Summary)
 
-    def take(self, outcome: Outcome) -> None:
-        written = self.pictures.write(outcome) if self.pictures is not None else {}
-        if self.lines is not None:
-            self.lines.write(to_record(outcome, written, self.min_area))
-        if outcome.error is not None:
-            _report(self.log, outcome.error)
-        elif self.lines is None and not self.quiet:
-            _say(self.log, outcome)
-        self.summary.add(outcome)
-        self.progress(self.summary)
+def _open_log(
+    stack: ExitStack, standard: Standard, target: str | None, overwrite: bool, rotation: Rotation | None
+) -> tuple[JsonLines | None, Scored | None]:
+    """The result log and what it has scored so far, both closed with the stack."""
+    if target is None:
+        return None, None
+    lines = JsonLines(standard if target == "-" else target, overwrite, rotation)
+    stack.callback(lines.close)
+    if not lines.plain:
+        return lines, None
+    scored = Scored(Path(target), forget=overwrite)
+    stack.callback(scored.close)
+    return lines, scored
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What was named: frames until an event is set, whether they come in real time, and how many there will be."""
+    """What was named: frames until an event is set, whether they come in real time, how many there will be, and words
+    for the summary."""
 
     frames: Callable[[threading.Event, int | None], Iterator[Frame]]
     live: bool
     count: Callable[[], int | None]
+    words: Callable[[], list[str]] = list
+    nothing_new: bool = False  # all that was named was scored by an earlier run
 
 
-def _given(names: Sequence[str], recursive: bool, watch: bool) -> _Given:
-    if watch:
-        return _Given(FolderWatch(names, recursive).frames, live=True, count=lambda: None)
-    sources = find_sources(names, recursive)
+def _watched(log: Console, watcher: FolderWatch, quiet: bool) -> _Given:
+    def words() -> list[str]:
+        said = []
+        if watcher.outages:
+            times = "once" if watcher.outages == 1 else f"{watcher.outages} times"
+            said.append(f"a watched folder was away {times}, for {watcher.away:.0f} s in all")
+        if watcher.passed_over:
+            said.append(_passed_over(watcher.passed_over))
+        return said
+
+    return _Given(watcher.frames, live=True, count=lambda: None, words=words)
+
+
+def _named(log: Console, sources: Sequence[Source], skip: Scored | None, quiet: bool) -> _Given:
+    left = [source for source in sources if not _is_scored(source, skip)]
+    passed_over = len(sources) - len(left)
 
     def count() -> int | None:
-        counts = [source.count() for source in sources]
+        counts = [source.count() for source in left]
         return sum(number for number in counts if number is not None) if None not in counts else None
 
     return _Given(
-        lambda stop, white_level: read_frames(sources, white_level), any(source.live for source in sources), count
+        lambda stop, white_level: read_frames(left, white_level),
+        any(source.live for source in left),
+        count,
+        lambda: [_passed_over(passed_over)] if passed_over else [],
+        nothing_new=passed_over > 0 and not left,
     )
 
 
-def _score(engine: Engine, given: _Given, sink: _Sink, batch: int, limit: int | None) -> int:
+def _passed_over(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'} passed over: scored by an earlier run (--score-again scores them)"
+
+
+def _is_scored(source: Source, scored: Scored | None) -> bool:
+    if scored is None or source.kind != "image" or source.path is None:
+        return False
+    return scored.knows(str(source.path.absolute()), facts_of(source.path))
+
+
+def _knower(scored: Scored | None) -> Callable[[str, Facts], bool]:
+    return (lambda path, facts: False) if scored is None else scored.knows
+
+
+def _teller(log: Console) -> Callable[[str], None]:
+    return lambda text: log.print(Text(printable(text), style="yellow"))
+
+
+def _say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_fpr: float | None) -> None:
+    """A rate below 1/n cannot be told from 0 with n samples: said where such a rate is asked for."""
+    tables = engine.manifest.thresholds[engine.backend.precision]
+    for option, rate, table, what in (
+        ("--image-fpr", image_fpr, tables.image, "images"),
+        ("--fpr", fpr, tables.pixel, "pixels"),
+    ):
+        if rate is not None and 0 < rate * table.count < 1 - 1e-9:
+            log.print(
+                Text(
+                    f"{option} {rate:g}: the thresholds rest on {table.count} normal {what}, so a rate below "
+                    f"1/{table.count} = {1 / table.count:.3g} cannot be told from 0; the threshold for 0 is in force",
+                    style="yellow",
+                )
+            )
+
+
+def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | None) -> int:
     """Runs everything through; returns the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
@@ -222,15 +308,18 @@ def _score(engine: Engine, given: _Given, sink: _Sink, batch: int, limit: int | 
                     break
         except BrokenPipeError:
             failed = BROKEN_PIPE
-            silence_stdout()
         except SaaeError as error:
             failed = error.exit_code
-            _report(sink.log, error)
+            report(sink.log, error)
         finally:
             outcomes.close()
     if stopped_by:
         return 128 + stopped_by[0]
-    return sink.summary.exit_code if failed is None else failed
+    if failed is not None:
+        return failed
+    if given.nothing_new:
+        return 0
+    return VERDICTS_LOST if sink.lost else sink.summary.exit_code
 
 
 def _open_engine(log: Console, bundle: Path, **options: Any) -> Engine:
@@ -279,6 +368,26 @@ def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[s
                 "The next run would score the pictures as if they were frames.",
                 "choose a folder outside of the source",
             )
+
+
+def _check_pattern_outputs(
+    out: Path | None, kinds: Sequence[str], names: Sequence[str], sources: Sequence[Source]
+) -> None:
+    """Refuses a folder for pictures whose pictures a source pattern would match the next time."""
+    patterns = [name for name in names if glob.has_magic(name) and not Path(name).exists()]
+    if out is None or not patterns:
+        return
+    for source in sources:
+        stem = source.stem if source.kind == "image" else source.stem / "000000"
+        for kind in kinds:
+            picture = out / stem.with_name(f"{stem.name}.{kind}.png")
+            for pattern in patterns:
+                if pattern_takes(pattern, picture):
+                    raise ConfigError(
+                        f"--out {out} lies within the source pattern {pattern}.",
+                        f"The next run would score {picture} as if it were a frame.",
+                        "choose a folder outside of the pattern",
+                    )
 
 
 @contextmanager
@@ -333,28 +442,8 @@ def _progress(log: Console, given: _Given, limit: int | None, wanted: bool) -> I
         yield update
 
 
-def _say(log: Console, outcome: Outcome) -> None:
-    """One line of standard output for a scored frame."""
-    frame = outcome.frame
-    name = frame.source.name if frame.source.kind == "image" else f"{frame.source.name} #{frame.index}"
-    line = printable(f"{describe(outcome)}  {name}")
-    if sys.stdout.isatty() and log.is_terminal:
-        # Both are the same terminal: the bar must move aside.
-        log.print(Text(line, style="bold red" if outcome.result and outcome.result.is_anomalous else ""))
-        return
-    encoding = sys.stdout.encoding or "utf-8"
-    with whole_output():
-        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        sys.stdout.flush()
-
-
-def _report(log: Console, error: SaaeError) -> None:
-    text = Text("error: ", style="bold red")
-    text.append(printable_lines(str(error)), style="not bold default")
-    log.print(text)
-
-
-def _summarize(log: Console, summary: Summary, engine: Engine, auto: bool, live: bool) -> None:
+def _summarize(log: Console, sink: Sink, engine: Engine, auto: bool, given: _Given) -> None:
+    summary, live = sink.summary, given.live
     clean = summary.scored - summary.defects
     total = summary.scored + summary.errors
     log.print(
@@ -372,6 +461,8 @@ def _summarize(log: Console, summary: Summary, engine: Engine, auto: bool, live:
             f"{summary.frames_per_second:.1f} frames/s in {summary.seconds:.1f} s of wall clock; "
             f"per frame median {median:.1f} ms, p95 {tail:.1f} ms ({inside})"
         )
+    for words in (*sink.words(), *given.words()):
+        log.print(Text(printable(words), style="yellow"))
     log.print(f"image threshold {engine.image_threshold:.4g}, pixel threshold T {engine.threshold:.4g}")
     why = "auto: the fastest that works here, --explain says why the others do not" if auto else "as asked"
     log.print(Text(printable(f"{engine.backend.name} ({why}): {engine.backend.description}")))

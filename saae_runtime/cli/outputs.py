@@ -2,113 +2,135 @@
 
 from __future__ import annotations
 
-import json
+import ctypes
+import io
 import math
 import os
+import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from numpy.typing import NDArray
+from rich.console import Console
 
 from .. import render
 from ..errors import SaaeError
-from ..files import storage_error
+from ..files import short_name, storage_error
 from .scoring import Outcome
 
 __all__ = [
     "PICTURES",
-    "JsonLines",
+    "Log",
     "Pictures",
+    "Standard",
     "describe",
     "printable",
     "printable_lines",
-    "silence_stdout",
+    "results_alone",
     "to_record",
-    "whole_output",
 ]
 
 PICTURES = ("heatmap", "overlay", "mask", "sheet")
 """Kinds of pictures; each file is named <frame>.<kind>.png."""
 
 
-def silence_stdout() -> None:
-    """Points standard output nowhere, so that the interpreter's last flush does not complain about it."""
-    with suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+class Log(Console):
+    """Standard error, for everything but results. A reader of it that goes ends no inspection: what is said is lost.
 
-
-@contextmanager
-def whole_output() -> Iterator[None]:
-    """Around writes to standard output: a full disk behind `> FILE` is a StorageError like any other.
-
-    Raises:
-        StorageError: the write failed.
-        BrokenPipeError: whoever read it has gone.
+    (Rich would leave with exit code 1, which means a defect here.)
     """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        silence_stdout()
-        raise storage_error(Path("standard output"), error) from error
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich when nobody reads any more."""
+        self.quiet = True
+        with suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stderr.fileno())
+            os.close(null)
 
 
-class JsonLines:
-    """One JSON object per line, each written whole: a reader of the file or pipe never sees half a line.
+class Standard:
+    """Standard output, kept for results alone; see `results_alone`.
 
     Args:
-        target: a file (replaced, folders made), or "-" for standard output.
-
-    Raises:
-        StorageError: the file cannot be written.
+        stream: where Python would write.
+        number: its file descriptor, written to without a buffer; None for a stream in memory.
     """
 
-    def __init__(self, target: str) -> None:
-        self._path = None if target == "-" else Path(target)
-        self._file: IO[bytes] | None = None
-        self._end = 0
-        if self._path is not None:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("wb", buffering=0)
-            except OSError as error:
-                raise storage_error(self._path, error) from error
+    def __init__(self, stream: TextIO, number: int | None = None) -> None:
+        self._stream = stream
+        self._number = number
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Writes one line and hands it to the system at once.
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads it."""
+        return self._stream.isatty() if self._number is None else os.isatty(self._number)
+
+    def write_line(self, text: str) -> None:
+        """Writes a line of text; what its encoding lacks is written as escapes. Raises as `write`."""
+        encoding = self._stream.encoding or "utf-8"
+        self.write((text + "\n").encode(encoding, "backslashreplace"))
+
+    def write(self, data: bytes) -> None:
+        """Writes bytes at once and whole.
 
         Raises:
-            StorageError: the disk is full; the lines before this one stay whole.
-            BrokenPipeError: whoever read standard output has gone.
+            StorageError: a full disk behind `> FILE`; what was written of these bytes is cut off again.
+            BrokenPipeError: whoever read it has gone.
         """
-        line = (json.dumps(record, allow_nan=False) + "\n").encode("ascii")
-        if self._file is None or self._path is None:
-            with whole_output():
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
+        if self._number is None:
+            self._stream.write(data.decode(self._stream.encoding or "utf-8"))
+            self._stream.flush()
             return
+        rest, before = memoryview(data), None
+        with suppress(OSError):
+            before = os.lseek(self._number, 0, os.SEEK_CUR)
         try:
-            rest = memoryview(line)
             while rest:
-                rest = rest[self._file.write(rest) :]
-            self._end += len(line)
+                try:
+                    rest = rest[os.write(self._number, rest) :]
+                except BlockingIOError:  # a pipe that somebody has made non-blocking is full
+                    select.select([], [self._number], [])
         except BrokenPipeError:
             raise
         except OSError as error:
-            with suppress(OSError):  # a device or pipe cannot be cut
-                self._file.truncate(self._end)
-            raise storage_error(self._path, error) from error
+            with suppress(OSError):
+                if before is not None:
+                    os.ftruncate(self._number, before)
+                    os.lseek(self._number, before, os.SEEK_SET)
+            raise storage_error(Path("standard output"), error) from error
 
-    def close(self) -> None:
-        """Closes the file. May be called twice."""
-        if self._file is not None:
-            self._file.close()
+
+@contextmanager
+def results_alone() -> Iterator[Standard]:
+    """Keeps standard output for results: whatever else writes to it, libraries in C included, goes to standard error.
+
+    ONNX Runtime's GPU builds print there when they are imported or open a session; `--json -` has to begin with JSON.
+    """
+    stream = sys.stdout
+    try:
+        number, log = stream.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):  # a stream in memory, or none
+        with redirect_stdout(sys.stderr):
+            yield Standard(io.StringIO() if stream is None else stream)
+        return
+    stream.flush()
+    kept = os.dup(number)
+    os.dup2(log, number)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield Standard(stream, kept)
+    finally:
+        with suppress(OSError, AttributeError):  # what C libraries hold back must not come behind the results
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, number)
+        os.close(kept)
 
 
 class Pictures:
@@ -125,31 +147,43 @@ class Pictures:
         self._kinds = kinds
         self._defects_only = defects_only
 
-    def write(self, outcome: Outcome) -> dict[str, str]:
-        """Writes the pictures of one outcome; returns kind to path, empty where there is nothing to draw.
+    def plan(self, outcome: Outcome) -> dict[str, str]:
+        """Kind to path of the pictures that `write` will write of this outcome; empty where there is nothing to draw.
 
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written to.
+        Names too long for a file are cut and told apart by a few letters of a hash.
         """
         frame, result = outcome.frame, outcome.result
         if result is None or frame.image is None or (self._defects_only and not result.is_anomalous):
             return {}
-        written = {}
-        for kind in self._kinds:
-            picture: NDArray[Any]
-            if kind == "heatmap":
-                picture = result.heatmap()
-            elif kind == "overlay":
-                picture = result.overlay(frame.image)
-            elif kind == "mask":
-                picture = result.mask
-            else:
-                title = f"{frame.stem}   {describe(outcome)}"
-                picture = render.sheet(frame.image, result.anomaly_map, result.mask, result.threshold, title=title)
-            path = self._folder / frame.stem.with_name(f"{frame.stem.name}.{kind}.png")
-            render.save_png(path, picture)
-            written[kind] = str(path)
+        return {
+            kind: str(self._folder / frame.stem.with_name(short_name(frame.stem.name, len(end)) + end))
+            for kind in self._kinds
+            for end in (f".{kind}.png",)
+        }
+
+    def write(self, outcome: Outcome) -> dict[str, str]:
+        """Writes the pictures of one outcome; returns kind to path.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written to.
+        """
+        written = self.plan(outcome)
+        for kind, path in written.items():
+            render.save_png(path, self._draw(kind, outcome))
         return written
+
+    def _draw(self, kind: str, outcome: Outcome) -> NDArray[Any]:
+        frame, result = outcome.frame, outcome.result
+        assert result is not None
+        assert frame.image is not None
+        if kind == "heatmap":
+            return result.heatmap()
+        if kind == "overlay":
+            return result.overlay(frame.image)
+        if kind == "mask":
+            return result.mask
+        title = f"{frame.stem}   {result.reason}"
+        return render.sheet(frame.image, result.anomaly_map, result.mask, result.threshold, title=title)
 
 
 def to_record(outcome: Outcome, pictures: dict[str, str], min_area: int = 1) -> dict[str, Any]:
@@ -158,7 +192,7 @@ def to_record(outcome: Outcome, pictures: dict[str, str], min_area: int = 1) -> 
     Keys: `source`, `frame`, then either those of `Result.to_dict` with `ms` and `pictures`, or `error` with `type`,
     `what`, `why` and `try`.
     """
-    record: dict[str, Any] = {"source": outcome.frame.source.name, "frame": outcome.frame.index}
+    record: dict[str, Any] = {"source": outcome.frame.name, "frame": outcome.frame.index}
     if outcome.result is None:
         error = outcome.error or SaaeError("The frame was not scored.")
         record["error"] = {

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,18 +122,22 @@ def _one_by_one(engine: Engine, frames: Iterator[Frame], stop: threading.Event) 
         started = time.perf_counter()
         try:
             result = engine(frame.image)
-        except FrameError as error:
-            yield Outcome(frame, error=error)
+        except (FrameError, MemoryError) as error:
+            yield Outcome(frame, error=_of_frame(frame, error))
             continue
         yield Outcome(frame, result, 1000 * (time.perf_counter() - started))
 
 
 def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threading.Event) -> Iterator[Outcome]:
     pending: deque[Frame] = deque()  # filled by the stream's reading thread, emptied here
+    backlog: deque[Frame] = deque()  # read already, when the stream before had to end
     done = deque([time.perf_counter()], maxlen=batch + 1)
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        while not stop.is_set() and (frame := next(frames, None)) is not None:
+        while backlog or not stop.is_set():
+            frame = backlog.popleft() if backlog else next(frames, None)
+            if frame is None:
+                return
             pending.append(frame)
             if frame.image is not None:
                 yield frame.image
@@ -145,19 +150,33 @@ def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threadi
     again = True
     while again:
         again = False
-        results = engine.stream(images(), batch_size=batch)
+        results = cast(Generator[Result, None, None], engine.stream(images(), batch_size=batch))
         try:
             for result in results:
                 yield from unreadable()
                 done.append(time.perf_counter())
                 yield Outcome(pending.popleft(), result, 1000 * (done[-1] - done[0]) / (len(done) - 1))
-        except FrameError as error:
-            # Raised in the frame's place, and the reading has stopped at it: report it, go on behind it.
+        except (FrameError, MemoryError) as error:
+            # Raised in the frame's place: report it, go on behind it, first with what the stream has read ahead.
+            results.close()
             yield from unreadable()
-            yield Outcome(pending.popleft(), error=error)
+            frame = pending.popleft()
+            yield Outcome(frame, error=_of_frame(frame, error))
             again = True
         finally:
-            close = getattr(results, "close", None)
-            if close is not None:
-                close()
+            results.close()
+            if again:
+                backlog.extend(pending)
+                pending.clear()
     yield from unreadable()
+
+
+def _of_frame(frame: Frame, error: FrameError | MemoryError) -> SaaeError:
+    if isinstance(error, FrameError):
+        return error
+    shape = "" if frame.image is None else f" of {frame.image.shape[1]} x {frame.image.shape[0]} pixels"
+    return FrameError(
+        f"{frame.name}: there is not enough memory to score a frame{shape}.",
+        str(error),
+        "scale it down, cut it into pieces, or give this machine more memory",
+    )

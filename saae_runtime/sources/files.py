@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import difflib
 import glob
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError, SaaeError
-from ..images import IMAGE_SUFFIXES, read_image
+from ..errors import ConfigError, DataError, ImageError, SaaeError
+from ..images import IMAGE_SUFFIXES, check_readable, read_pages
+from .folders import expand, filing_stem, fixed_part, images_below
 from .video import VIDEO_SUFFIXES, camera_frames, check_camera, check_video, frame_count, video_frames
 
-__all__ = ["Frame", "Source", "find_sources", "images_below", "read_frames", "unique_stem"]
+__all__ = ["Facts", "Frame", "Source", "facts_of", "find_sources", "image_frames", "read_frames", "unique_stem"]
+
+Facts = tuple[int, int]
+"""Size in bytes and time of the last change in nanoseconds: with its name, what a file is known again by."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,29 @@ class Source:
 class Frame:
     """One frame, or the error in its place.
 
-    index: number within its source, from 0. image: uint8 H x W x 3, RGB; None where `error` says why.
+    index: number within its source, from 0. image: uint8 H x W x 3, RGB; None where `error` says why. page: number from
+    1 in a file of several pages. facts: of an image file, with its last frame: after it, the file is done.
     """
 
     source: Source
     index: int
     image: NDArray[np.uint8] | None
     error: SaaeError | None = None
+    page: int | None = None
+    facts: Facts | None = None
+
+    @property
+    def name(self) -> str:
+        """The source's name; that of a page is `part.tif#2`."""
+        return self.source.name if self.page is None else f"{self.source.name}#{self.page}"
 
     @property
     def stem(self) -> PurePath:
         """Relative path, without ending, under which pictures of this frame are filed."""
-        if self.source.kind == "image":
-            return self.source.stem
-        return self.source.stem / f"{self.index:06d}"
+        if self.source.kind != "image":
+            return self.source.stem / f"{self.index:06d}"
+        stem = self.source.stem
+        return stem if self.page is None else stem.with_name(f"{stem.name}#{self.page}")
 
 
 def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
@@ -113,17 +125,55 @@ def read_frames(sources: Sequence[Source], white_level: int | None = None) -> It
     """
     for source in sources:
         if source.kind == "image" and source.path is not None:
+            yield from image_frames(source, white_level=white_level)
+            continue
+        if source.path is not None:
             try:
-                yield Frame(source, 0, read_image(source.path, white_level))
+                check_readable(source.path)
             except DataError as error:
                 yield Frame(source, 0, None, error)
-            continue
+                continue
         decoded = camera_frames(source.camera or 0) if source.path is None else video_frames(source.path)
         for index, item in enumerate(decoded):
             if isinstance(item, SaaeError):
                 yield Frame(source, index, None, item)
             else:
                 yield Frame(source, index, item)
+
+
+def image_frames(source: Source, facts: Facts | None = None, white_level: int | None = None) -> Iterator[Frame]:
+    """The frames of an image file: one, or one for each of its pages. What cannot be read is a frame with an error.
+
+    Args:
+        source: an image.
+        facts: of the file, as they were before it is read; looked up where they are not given.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
+    """
+    assert source.path is not None
+    facts = facts or facts_of(source.path)
+    last: Frame | None = None
+    try:
+        for number, count, item in read_pages(source.path, white_level):
+            if last is not None:
+                yield last
+            page = number if count > 1 else None
+            if isinstance(item, ImageError):
+                last = Frame(source, number - 1, None, item, page)
+            else:
+                last = Frame(source, number - 1, item, None, page)
+    except DataError as error:
+        last = Frame(source, 0, None, error)
+    if last is not None:
+        yield replace(last, facts=facts)
+
+
+def facts_of(path: Path) -> Facts | None:
+    """A file's facts; None where there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | None, PurePath, int | None]]:
@@ -144,7 +194,7 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
             )
         # Two folders often hold the same names (000.png); their pictures must not overwrite each other.
         prefix = PurePath(path.resolve().name) if several else PurePath()
-        return [(file, prefix / file.relative_to(path).with_suffix(""), None) for file in files]
+        return [(file, prefix / filing_stem(file.relative_to(path)), None) for file in files]
     if path.exists():
         if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             raise ConfigError(
@@ -152,7 +202,7 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
                 f"Known endings: {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}.",
                 "rename the file after what it holds",
             )
-        return [(path, PurePath(path.stem), None)]
+        return [(path, filing_stem(PurePath(path.name)), None)]
     if glob.has_magic(name):
         return _matches(name)
     raise ConfigError(
@@ -160,30 +210,9 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
     )
 
 
-def images_below(folder: Path, recursive: bool = False, onerror: Callable[[OSError], None] | None = None) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden ones are passed over.
-
-    Args:
-        folder: where.
-        recursive: whether folders below it are read too.
-        onerror: called for a folder that cannot be listed, which else counts as empty.
-    """
-    found: list[Path] = []
-    for root, folders, files in os.walk(folder, onerror=onerror):
-        folders[:] = sorted(entry for entry in folders if not entry.startswith(".")) if recursive else []
-        found.extend(
-            Path(root) / file
-            for file in sorted(files)
-            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
-        )
-    return found
-
-
 def _matches(pattern: str) -> list[tuple[Path | None, PurePath, int | None]]:
     files = [
-        path
-        for path in map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 (Path.glob takes no absolute ones)
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        path for path in expand(pattern) if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     ]
     if not files:
         raise DataError(
@@ -191,15 +220,10 @@ def _matches(pattern: str) -> list[tuple[Path | None, PurePath, int | None]]:
             "`*` stays within one folder, `**` crosses folders.",
             "try the pattern with ls",
         )
-    fixed: list[str] = []
-    for part in Path(pattern).parent.parts:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = Path(*fixed) if fixed else Path()
+    root, _ = fixed_part(pattern)
     # A pattern may climb (`a/*/../b.png`); where its pictures are filed must not.
-    stems = [[part for part in file.relative_to(root).with_suffix("").parts if part != ".."] for file in files]
-    return [(file, PurePath(*stem), None) for file, stem in zip(files, stems, strict=True)]
+    inside = [PurePath(*(part for part in file.relative_to(root).parts if part != "..")) for file in files]
+    return [(file, filing_stem(path), None) for file, path in zip(files, inside, strict=True)]
 
 
 def _near_names(path: Path) -> str:

@@ -1,16 +1,21 @@
-"""Pictures that appear in folders: each is given once, and only when it is whole."""
+"""Pictures that appear in folders, or are written again: each is given once, and only when it is whole."""
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePath
 
-from ..errors import ConfigError, DataError, DeviceError, ImageError
-from ..images import read_image
-from .files import Frame, Source, images_below, unique_stem
+from ..errors import ConfigError, DataError, ImageError
+from .files import Facts, Frame, Source, image_frames, unique_stem
+from .folders import filing_stem, folders_below, is_picture_name
+from .notices import Notices
 
 __all__ = ["PATIENCE", "SETTLE", "FolderWatch"]
 
@@ -18,37 +23,85 @@ SETTLE = 0.5
 """Seconds without a change of size or time after which a file counts as written."""
 
 PATIENCE = 5.0
-"""Seconds after which a file that cannot be read is reported, and a folder that cannot be listed counts as gone."""
+"""Seconds after which a file that cannot be read is reported, and a folder that cannot be listed is said to be away."""
 
 _POLL = 0.2  # seconds between two looks
+_BACK_OFF = 10.0  # at most so many seconds between two tries of a folder that is away
+_SWEEP = 2.0  # seconds after which a folder is listed again whatever the system's notices say
+_GRAIN = 2.0  # seconds: some file systems tell times of change no better
+_TICK = 0.05
+_RECENT = 64  # files given last, which are looked at every time: rings and `latest.png`
+_AROUND = 0.007  # seconds of a look for the files given before those, in turn
+_AT_LEAST = 50  # of them, however slow the share
+_FORGET = 100_000  # files that are gone and would be known again
+
+State = tuple[int, int, int]  # size, time of the last change, inode
 
 
 @dataclass
 class _Waiting:
-    """A file that was seen and not given yet: its size and time, since when they are these, whether it was tried."""
+    """A file that was seen and not given yet: its state, since when it has it, whether it was tried."""
 
-    state: tuple[int, int]
+    state: State
     since: float
     tried: bool = False
+
+
+@dataclass
+class _Listed:
+    """A folder as it was listed last: its time of change, when that was, its images and the folders to list with it."""
+
+    changed: int = -1
+    at: float = -1e9
+    fresh: bool = True
+    names: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Root:
+    """A folder that was named, and since when it is away."""
+
+    path: Path
+    prefix: PurePath
+    away_since: float | None = None
+    said: bool = False
+    next_try: float = 0.0
+    wait: float = _POLL
+    below: dict[str, _Listed] = field(default_factory=dict)
+    below_at: float = -1e9
 
 
 class FolderWatch:
     """Looks again and again for pictures in folders, those that are there at first included.
 
-    Polling works on every file system, network shares among them. A name is given once, as long as the file is there;
-    removed and written again, it is a new picture. Names that start with a dot are passed over, so a program that
-    writes `.x.png` and renames it is always safe.
+    Polling works on every file system, network shares among them; where watchdog is installed, the system's notices
+    make it quicker. A file is a new picture when its name is new, or its size, time or inode changes. Names that start
+    with a dot are passed over, so a program that writes `.x.png` and renames it is always safe. A folder that cannot
+    be listed (a share that is away) is waited for, ever longer between two tries, up to 10 seconds.
 
     Args:
         names: the folders.
         recursive: whether folders below them are watched too.
+        say: told in one line about a folder that is away or back.
+        knows: whether a file (absolute path, facts) was scored by an earlier run, so that it is passed over.
+
+    Attributes:
+        outages: how often a folder was away.
+        away: for how many seconds in all.
+        passed_over: files that an earlier run had scored.
 
     Raises:
         ConfigError: a name that is no folder.
     """
 
-    def __init__(self, names: Sequence[str], recursive: bool = False) -> None:
-        self._folders: list[tuple[Path, PurePath]] = []
+    def __init__(
+        self,
+        names: Sequence[str],
+        recursive: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+        knows: Callable[[str, Facts], bool] = lambda path, facts: False,
+    ) -> None:
+        self._roots: list[_Root] = []
         for name in names:
             folder = Path(name)
             if not folder.is_dir():
@@ -58,101 +111,224 @@ class FolderWatch:
                     "name the folder that the camera writes to; without --watch, files and videos can be named",
                 )
             # As in `find_sources`: two folders may hold the same names.
-            self._folders.append((folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
+            self._roots.append(_Root(folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
         self._recursive = recursive
         self._white_level: int | None = None
-        self._waiting: dict[Path, _Waiting] = {}
-        self._given: dict[Path, str] = {}  # to the stem that it was filed under, in lower case
-        self._stems: set[str] = set()
-        self._failing: float | None = None
+        self._say = say
+        self._knows = knows
+        self._waiting: dict[str, _Waiting] = {}
+        self._given: dict[str, State] = {}
+        self._turns: deque[str] = deque()  # those given, in the order in which they are looked at again
+        self._has_turn: set[str] = set()
+        self._recent: deque[str] = deque(maxlen=_RECENT)
+        self._gone: OrderedDict[str, State] = OrderedDict()
+        self._stems: dict[str, PurePath] = {}
+        self._taken: set[str] = set()
+        self._notices: Notices | None = None
+        self.outages = 0
+        self.away = 0.0
+        self.passed_over = 0
 
     def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
-        """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files.
-
-        Raises:
-            DeviceError: a folder could not be listed for `PATIENCE` seconds.
-        """
+        """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files."""
         self._white_level = white_level
-        while not stop.is_set():
-            for frame in self.poll(time.monotonic()):
-                yield frame
-                if stop.is_set():
-                    return
-            # Not stop.wait(): the signal handler sets `stop` on this very thread, which must not hold its lock.
-            time.sleep(_POLL)
+        self._notices = Notices([root.path for root in self._roots], self._recursive)
+        try:
+            while not stop.is_set():
+                for frame in self.poll(time.monotonic()):
+                    yield frame
+                    if stop.is_set():
+                        return
+                # Not stop.wait(): the signal handler sets `stop` on this very thread, which must not hold its lock.
+                time.sleep(_POLL)
+        finally:
+            self._notices.close()
 
     def poll(self, now: float) -> Iterator[Frame]:
         """One look: what has become whole since the last one, by name; an error for what cannot be read.
 
         Args:
             now: seconds of a clock that never goes back.
+        """
+        hints = self._notices.take() if self._notices is not None else set()
+        wanted: set[str] = set()
+        for root in self._roots:
+            if now < root.next_try:
+                continue
+            try:
+                new, gone = self._list(root, hints, now)
+            except OSError as error:
+                self._is_away(root, error, now)
+                continue
+            if root.away_since is not None:
+                self._is_back(root, now)
+            wanted |= new
+            for path in sorted(gone):
+                if (frame := self._forget(path)) is not None:
+                    yield frame
+        wanted |= {path for path in hints if path in self._given}
+        wanted.update(self._recent, self._waiting)
+        for path in chain(sorted(wanted), self._in_turn()):  # in turn while there is time for it
+            yield from self._look(path, now)
+
+    def _in_turn(self) -> Iterator[str]:
+        """Some of the files that were given long ago: each has its turn."""
+        end = time.perf_counter() + _AROUND
+        for count in range(len(self._turns)):
+            if count >= _AT_LEAST and time.perf_counter() > end:
+                return
+            path = self._turns.popleft()
+            if path in self._given:
+                self._turns.append(path)
+                yield path
+            else:
+                self._has_turn.discard(path)
+
+    def _give(self, path: str, state: State) -> None:
+        self._given[path] = state
+        if path not in self._has_turn:
+            self._has_turn.add(path)
+            self._turns.append(path)
+
+    def _list(self, root: _Root, hints: set[str], now: float) -> tuple[set[str], set[str]]:
+        """Names that are new and that are gone since the last listing.
 
         Raises:
-            DeviceError: as `frames`.
+            OSError: the root, or a folder below it that is still there, cannot be listed.
         """
-        try:
-            present = self._list()
-        except OSError as error:
-            self._failing = now if self._failing is None else self._failing
-            if now - self._failing >= PATIENCE:
-                raise DeviceError(
-                    "A watched folder has gone.",
-                    str(error),
-                    "check the disk or the network share, then start again",
-                ) from error
-            return
-        self._failing = None
-        for path in [path for path in self._given if path not in present]:
-            self._stems.discard(self._given.pop(path))  # memory must not grow for months
-        for path in [path for path in self._waiting if path not in present]:
-            del self._waiting[path]
-            yield self._frame(path, PurePath(path.stem), _gone(path))
-        for path, stem in present.items():
-            if path not in self._given and (frame := self._look(path, stem, now)) is not None:
-                yield frame
+        changed = root.path.stat().st_mtime_ns
+        if not self._recursive:
+            root.below.setdefault(str(root.path), _Listed())
+        elif root.below_at + _SWEEP <= now or root.below.get(str(root.path), _Listed()).changed != changed:
+            self._find_below(root)
+            root.below_at = now
+        new: set[str] = set()
+        gone: set[str] = set()
+        for folder, listed in list(root.below.items()):
+            try:
+                names = self._names(folder, listed, hints, now)
+            except FileNotFoundError:
+                if folder == str(root.path):
+                    raise
+                names = set()
+                del root.below[folder]
+            if names is not None:
+                new.update(os.path.join(folder, name) for name in names - listed.names)  # noqa: PTH118
+                gone.update(os.path.join(folder, name) for name in listed.names - names)  # noqa: PTH118
+                listed.names = names
+        return new, gone
 
-    def _list(self) -> dict[Path, PurePath]:
+    def _find_below(self, root: _Root) -> None:
         def fail(error: OSError) -> None:
-            raise error
+            if not isinstance(error, FileNotFoundError):
+                raise error
 
-        return {
-            path: prefix / path.relative_to(folder).with_suffix("")
-            for folder, prefix in self._folders
-            for path in images_below(folder, self._recursive, fail)
-        }
+        found = {str(folder) for folder in folders_below(root.path, fail)}
+        for folder in found - set(root.below):
+            root.below[folder] = _Listed()
 
-    def _look(self, path: Path, stem: PurePath, now: float) -> Frame | None:
-        try:
-            facts = path.stat()
-        except OSError:  # gone since it was listed; the next look says so
-            self._waiting.setdefault(path, _Waiting((-1, 0), now))
+    def _names(self, folder: str, listed: _Listed, hints: set[str], now: float) -> set[str] | None:
+        """The image names in a folder; None where its time of change says that they are the same as before."""
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 (Path is slow, and this runs for every folder at every look)
+        due = now - listed.at >= _SWEEP
+        if changed == listed.changed and not (listed.fresh and due):
             return None
-        state = (facts.st_size, facts.st_mtime_ns)
+        here = {name for path in hints for head, name in (os.path.split(path),) if head == folder}
+        if here and not due:
+            # The system has said what is new; a listing of 100,000 names can wait for the next sweep.
+            return listed.names | {name for name in here if os.path.lexists(os.path.join(folder, name))}  # noqa: PTH118
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries if is_picture_name(entry.name)}
+        # A change right behind this listing may leave the time as it is: then list again, at once where the system
+        # counts time in its ticks, and a while where the file system counts in seconds.
+        age = time.time() - changed / 1e9
+        listed.changed, listed.at, listed.fresh = (-1 if age < _TICK else changed), now, age < _GRAIN + _SWEEP
+        return names
+
+    def _is_away(self, root: _Root, error: OSError, now: float) -> None:
+        if root.away_since is None:
+            root.away_since, root.wait = now, _POLL
+        root.wait = min(2 * root.wait, _BACK_OFF)
+        root.next_try = now + root.wait
+        if not root.said and now - root.away_since >= PATIENCE:
+            root.said = True
+            self._say(f"{root.path} is away ({error.strerror or error}); waiting for it, Ctrl-C ends the run")
+
+    def _is_back(self, root: _Root, now: float) -> None:
+        assert root.away_since is not None
+        seconds = now - root.away_since
+        if root.said:
+            self.outages += 1
+            self.away += seconds
+            self._say(f"{root.path} is back after {seconds:.0f} s")
+        root.away_since, root.said, root.next_try = None, False, 0.0
+
+    def _forget(self, path: str) -> Frame | None:
+        """Takes note of a file that is no longer there; an error where it was not given yet."""
+        frame = None
+        if self._waiting.pop(path, None) is not None:
+            frame = Frame(self._source(path), 0, None, _gone_error(path))
+        if path in self._given:
+            # A share may come back empty first: what it then shows again is no new picture.
+            self._gone[path] = self._given.pop(path)
+            if len(self._gone) > _FORGET:
+                self._drop_stem(self._gone.popitem(last=False)[0])
+        else:
+            self._drop_stem(path)
+        return frame
+
+    def _look(self, path: str, now: float) -> Iterator[Frame]:
+        try:
+            facts = os.stat(path)  # noqa: PTH116 (as above)
+        except OSError:  # gone since it was listed, which the next listing says; or the share is away
+            return
+        state = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
         waiting = self._waiting.get(path)
+        if waiting is None:
+            if self._given.get(path) == state or stat.S_ISDIR(facts.st_mode):
+                return
+            if path not in self._given and self._was_given(path, state):
+                self._give(path, state)
+                return
         if waiting is None or waiting.state != state:
             self._waiting[path] = _Waiting(state, now)
-            return None
+            return
         last = now - waiting.since >= PATIENCE
         if not last and (waiting.tried or now - waiting.since < SETTLE):
-            return None
-        try:
-            image = read_image(path, self._white_level)
-        except ImageError as error:
-            # Perhaps only a pause of the writer.
-            waiting.tried = True
-            return self._frame(path, stem, error) if last else None
-        frame = self._frame(path, stem)
-        return Frame(frame.source, 0, image)
+            return
+        frames = image_frames(self._source(path), state[:2], self._white_level)
+        first = next(frames)
+        if isinstance(first.error, ImageError) and not last:
+            waiting.tried = True  # perhaps only a pause of the writer
+            return
+        del self._waiting[path]
+        self._give(path, state)
+        if path not in self._recent:
+            self._recent.append(path)
+        yield first
+        yield from frames
 
-    def _frame(self, path: Path, stem: PurePath, error: DataError | None = None) -> Frame:
-        """The file's frame, yet without its picture; it is not given again."""
-        self._waiting.pop(path, None)
-        unique = unique_stem(stem, self._stems)
-        self._given[path] = str(unique).lower()
-        return Frame(Source("image", str(path), unique, path=path), 0, None, error)
+    def _was_given(self, path: str, state: State) -> bool:
+        if self._gone.pop(path, None) == state:
+            return True
+        known = self._knows(os.path.abspath(path), state[:2])  # noqa: PTH100
+        self.passed_over += known
+        return known
+
+    def _source(self, path: str) -> Source:
+        stem = self._stems.get(path)
+        if stem is None:
+            root = next(item for item in self._roots if path.startswith(os.path.join(item.path, "")))  # noqa: PTH118
+            stem = unique_stem(root.prefix / filing_stem(PurePath(path).relative_to(root.path)), self._taken)
+            self._stems[path] = stem
+        return Source("image", path, stem, path=Path(path))
+
+    def _drop_stem(self, path: str) -> None:
+        if (stem := self._stems.pop(path, None)) is not None:  # memory must not grow for months
+            self._taken.discard(str(stem).lower())
 
 
-def _gone(path: Path) -> DataError:
+def _gone_error(path: str) -> DataError:
     return DataError(
         f"{path}: gone before it was whole.",
         "It was removed, moved or renamed just after it had appeared, so it was not scored.",

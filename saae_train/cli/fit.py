@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from saae_runtime.errors import DataError, shell_line
+from saae_runtime.errors import DataError
 from saae_runtime.files import write_json
 from saae_runtime.progress import labelled
+from saae_runtime.shell import shell_line
 from saae_runtime.terminal import LineCommand, Stages, log
 
 from ..data.category import Category, find_category
@@ -77,20 +78,13 @@ def fit(
 
 def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | None, stages: Stages) -> Checkpoint:
     """The stages from the backbone to the fitted model."""
+    from ..fitting.backbone import backbone_for
     from ..fitting.fit import fit as fit_model
     from ..fitting.loop import Reporter
-    from ..model.vit import build_backbone, choose_layers
-    from ..model.weights import refuse_random
 
-    if config.layers is None:
-        chosen, measured = choose_layers(config.backbone)
-        config = config.replace(layers=chosen)
-        if not measured:
-            stages.say(f"No measured layers for {config.backbone}: taking its middle third, {chosen}", "yellow")
     split = split_for(config, found)
     with stages.stage("backbone") as stage:
-        features = build_backbone(config.backbone, config.layers or (), config.input_size, options.weights)
-        refuse_random(features.weights.source, features.name)
+        features = backbone_for(config, split.fitting, options.weights, lambda text: stages.say(text, "yellow"))
         stage.note(features.weights.source)
     with stages.stage("features and fit") as stage:
         return fit_model(
@@ -104,6 +98,7 @@ def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | 
             reporter=Reporter(
                 features=labelled(stage, "features"),
                 steps=lambda done, total, value: stage(done, total, f"loss {value:.4f}"),
+                memory=stage,
                 say=lambda text: stages.say(text, "dim"),
             ),
             held_out=split.held_out,

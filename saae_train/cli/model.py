@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saae_runtime.errors import ConfigError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import put_back
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
@@ -104,11 +105,11 @@ def thresholds(
     """Pixel and image T, and in words where they are from.
 
     A bundle has its own. A checkpoint has none, so they are calibrated on normal images that it was not fitted on, by
-    default at the paper's rates (section 4.1.2).
+    default at the paper's rates (section 4.1.2); one with a memory has scores of its own images, each left out.
 
     Args:
         model: from `open_model`.
-        split: its held-out images calibrate a checkpoint.
+        split: its held-out images calibrate a checkpoint without a memory.
         name: of the category.
         fpr, image_fpr: acceptable rates of pixels and images; None: the bundle's, or the paper's.
         progress: called with (done, total).
@@ -120,10 +121,23 @@ def thresholds(
     if model.engine is not None:
         tables = model.engine.manifest.thresholds[model.engine.backend.precision]
         return tables.pixel.at(fpr), tables.image.at(image_fpr), "the bundle's own"
-    from ..calibrate import calibrate, default_fpr
+    from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
 
     assert model.checkpoint is not None
     assert split is not None
+    checkpoint = model.checkpoint
+    if checkpoint.left_out is not None:
+        size = checkpoint.detector.backbone.input_size
+        found = calibrate_left_out(
+            checkpoint.left_out,
+            checkpoint.detector.smoothing,
+            size,
+            size,
+            checkpoint.record.digest or "",
+            OBJECT_FPR if fpr is None else fpr,
+            DEFAULT_FALSE_ALARMS if image_fpr is None else image_fpr,
+        )
+        return found.pixel.at(), found.image.at(), f"from {len(found.scores)} normal images, each left out"
     rate = default_fpr(model.checkpoint.record.texture, name) if fpr is None else fpr
     found = calibrate(model.scorer, split.held_out, rate, image_fpr or 0.0, progress)
     source = f"calibrated on {len(split.held_out)} normal images at a pixel FPR of {rate:g}"

@@ -29,6 +29,7 @@ __all__ = [
     "parse_changes",
     "parse_layers",
     "parse_seeds",
+    "parse_share",
     "parse_size",
 ]
 
@@ -259,6 +260,25 @@ def _no_field(word: str, key: str) -> ConfigError:
     return ConfigError(f"--set {word} is not possible.", why, f"did you mean {kinds}?")
 
 
+def parse_share(text: str | None, option: str) -> float | None:
+    """`5/1000`, `0.5%` or `0.005` as a share, 0..1. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        if "/" in text:
+            part, whole = text.split("/")
+            share = float(part) / float(whole)
+        elif text.strip().endswith("%"):
+            share = float(text.strip()[:-1]) / 100.0
+        else:
+            share = float(text)
+        if not 0.0 <= share <= 1.0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"{option} {text} is not a share.", "", f"{option} 5/1000, 0.5% or 0.005") from None
+    return share
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` as seeds, each once, in their order; nothing gives none. Raises ConfigError."""
     try:
@@ -297,6 +317,8 @@ def make_config(
             option = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
             raise ConfigError(f"{option} and --set {key} exclude each other.", "Both set the same.", "give one of them")
     given = named | dict(fixed or {})
+    if "input_size" in given:
+        given.setdefault("follow_shape", False)
     if given.get("steps") is not None and given.get("epochs") is not None:
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     config = base.with_values(given)

@@ -76,7 +76,7 @@ def selftest(
             found = named_images(category or opened.category, data, normal or ())
             found = found.with_white_level(opened.white_level)
             split = _split(opened, found)
-            stage.note(f"{len(split.held_out)} normal images")
+            stage.note(f"{len(split.normal)} normal images")
         if split.note:
             stages.say(f"  {split.note}", "yellow")
         with stages.stage("thresholds") as stage:
@@ -85,7 +85,7 @@ def selftest(
         with stages.stage("simulated defects") as stage:
             result = run(
                 scorer,
-                split.held_out,
+                split.normal,
                 threshold=threshold,
                 image_threshold=image_threshold,
                 kinds=chosen,
@@ -99,7 +99,7 @@ def selftest(
         if out is not None:
             write_json(out / "selftest.json", result.to_json())
             save_png(out / "chart.png", chart(result))
-            columns = [column for _, column in draw_examples(scorer, split.held_out, result)]
+            columns = [column for _, column in draw_examples(scorer, split.normal, result)]
             save_png(out / "sheet.png", qualitative_sheet(columns, result.threshold))
             log().print(f"Written: {out}/selftest.json, chart.png, sheet.png", soft_wrap=True, markup=False)
 
@@ -115,7 +115,7 @@ def _split(model: OpenModel, found: Category) -> Split:
     manifest = model.engine.manifest
     with suppress(ConfigError, DataError):  # a bundle of another version; a few images that are not the fit's
         split = split_for(FitConfig.from_json(manifest.model.config), found)
-        if content_digest(split.held_out) == manifest.calibration.digest:
+        if content_digest(split.normal) == manifest.calibration.digest:
             return replace(split, unseen=manifest.calibration.held_out is True)
     return Split(
         (),

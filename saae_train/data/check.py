@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from saae_runtime.errors import DataError, ImageError
-from saae_runtime.images import FULL_RANGE, read_image, read_levels, read_mask
+from saae_runtime.images import FULL_RANGE, open_image, page_numbers, read_image, read_levels, read_mask
 
 from .category import Category, Sample
 
@@ -198,8 +197,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
     try:
         if path.stat().st_size == 0:
             raise ImageError(str(path), "is empty (0 bytes)")
-        with Image.open(path) as image:
-            mode, frames = image.mode, getattr(image, "n_frames", 1)
+        with open_image(path) as image:
+            mode, pages = image.mode, len(page_numbers(image))
             transparent = mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
     except ImageError:
         raise
@@ -207,8 +206,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
         raise ImageError(str(path), "is missing") from error
     except Exception as error:  # Pillow raises many kinds on damaged headers
         raise ImageError(str(path), f"is not an image ({type(error).__name__}: {_short(path, error)})") from error
-    if frames > 1:
-        warnings.append(Problem(path, f"holds {frames} pictures; only the first is used"))
+    if pages > 1:
+        raise ImageError(str(path), f"holds {pages} pages, not one image")
     if transparent:
         warnings.append(Problem(path, "has transparency, which is dropped"))
     if mode == "1":
@@ -282,8 +281,8 @@ def _soft(path: Path, levels: NDArray[Any], mask: NDArray[np.bool_], white: int 
 def _is_turned(path: Path) -> bool:
     """Whether an image's EXIF orientation swaps its sides; False where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        with open_image(path) as image:
+            return bool(image.getexif().get(0x0112, 1) in (5, 6, 7, 8))
     except Exception:  # Pillow raises many kinds on damaged headers
         return False
 

@@ -13,9 +13,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError, shell_line
+from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError
 from saae_runtime.files import atomic_directory, sha256_file
 from saae_runtime.images import IMAGE_SUFFIXES
+from saae_runtime.shell import shell_line
 
 from .category import GOOD, Category, find_category
 from .download import Progress, download

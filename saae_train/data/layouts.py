@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saae_runtime.images import IMAGE_SUFFIXES, read_mask
+from saae_runtime.sources.folders import folders_below
 
 from .sample import GOOD, Finding, Sample
 
@@ -92,14 +93,17 @@ def samples_in(
         skip_folders: leave out folders without a finding.
     """
     images: list[Path] = []
+    if nested:  # the runtime's rule: links to folders are followed, and no folder is read twice
+        for below in folders_below(folder):
+            if below != folder:
+                images += [s.path for s in samples_in(below, label, listing, skip_folders=True)]
     for entry in entries(folder):
         if entry.is_dir():
-            if nested:
-                images += [s.path for s in samples_in(entry, label, listing, nested=True)]
-            elif not skip_folders:
+            if not nested and not skip_folders:
                 listing.findings.append(Finding(entry, "is a folder among images; what is inside is not used"))
         elif _is_image(entry, listing, "is not an image file (by its name)"):
             images.append(entry)
+    images.sort()
     if masks is None:
         return [Sample(image, label, None, label != GOOD) for image in images]
     return _with_masks([Sample(image, label, None, label != GOOD) for image in images], masks, listing)

@@ -56,6 +56,11 @@ class Split:
     unseen: bool = True
     note: str = ""
 
+    @property
+    def normal(self) -> tuple[Sample, ...]:
+        """Normal images to look at: those held out, or where none are, those fitted on."""
+        return self.held_out or self.fitting
+
 
 def split_for(config: FitConfig, category: Category) -> Split:
     """The split for a new fit.
@@ -78,6 +83,8 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
         DataError: too few images to split, or one that cannot be read.
     """
     fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
+    if config.memory is not None:
+        return Split(fitting, held_out)  # what is normal was measured in the fit
     if record.fitted_on is None:
         if record.digest == content_digest(fitting):
             return Split(fitting, held_out)
@@ -105,6 +112,20 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
     return Split(fitting, held_out, False, note)
 
 
+def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """One of each image, in the order of the paths; copies would vouch for each other."""
+    first: dict[str, Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
+        first.setdefault(_file_hash(sample.path), sample)
+    if len(first) < MIN_FIT:
+        raise DataError(
+            f"{len(first)} different normal images are too few: at least {MIN_FIT} are needed.",
+            "The model learns from them what is normal, and how much normal images differ; 50 or more are advisable.",
+            "add normal images",
+        )
+    return tuple(first.values())
+
+
 def split_held_out(
     samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -116,7 +137,7 @@ def split_held_out(
 
     Args:
         samples: normal images.
-        fraction: share to hold out, 0 < fraction < 1.
+        fraction: share to hold out, below 1; with 0 every image is fitted, each once, in the order of the paths.
         minimum: hold out at least so many where there are enough images (never fewer than `MIN_HELD_OUT`).
         seed: another seed, another split.
 
@@ -126,8 +147,10 @@ def split_held_out(
     Raises:
         DataError: fewer than `MIN_FIT + MIN_HELD_OUT` different images, or an impossible fraction.
     """
-    if not 0.0 < fraction < 1.0:
+    if not 0.0 <= fraction < 1.0:
         raise DataError(f"A share of {fraction} cannot be held out.", "It must lie between 0 and 1.", "use e.g. 0.15")
+    if fraction == 0.0:
+        return _each_once(samples), ()
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         key = hashlib.sha256(f"{seed}:{_file_hash(sample.path)}".encode()).hexdigest()

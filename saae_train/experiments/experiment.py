@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -24,17 +24,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from saae_runtime import errors
 from saae_runtime.errors import SaaeError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
 from saae_runtime.progress import Progress
 from saae_runtime.result import Scorer
 from saae_runtime.version import library_versions, saae_version
 
-from ..config import FitConfig
+from ..config import HELD_OUT, FitConfig
 from ..data.category import Category, Sample, find_category
+from ..data.shape import typical_shape
 from ..data.split import split_held_out
 from .timing import PeakMemory, stopwatch
 
 if TYPE_CHECKING:
+    from ..calibrate import Calibration
+    from ..model.checkpoint import Checkpoint
     from ..model.vit import Features
 
 __all__ = [
@@ -104,12 +108,14 @@ class FittedMethod(NamedTuple):
         facts: other results to record.
         config: the configuration with all defaults resolved.
         discard: deletes the resumable state of the fit.
+        checkpoint: the model, of a fit of SAAE.
     """
 
     score: Scorer
     facts: Mapping[str, Any]
     config: FitConfig
     discard: Callable[[], None] = lambda: None
+    checkpoint: Checkpoint | None = None
 
 
 class FitMethod(Protocol):
@@ -196,6 +202,7 @@ def fit_saae(
         facts,
         checkpoint.config,
         lambda: discard_state(checkpoint),  # the model is not kept, and the next run must time the whole fit again
+        checkpoint,
     )
 
 
@@ -218,22 +225,20 @@ def run_experiment(
     config = experiment.config
     category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
-    fitted_on, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
+    # Only a memory can score each fitted image with itself left out.
+    share = config.held_out or (0.0 if fit_method is fit_saae else HELD_OUT)
+    fitted_on, held_out = split_held_out(category.train, share, seed=config.seed)
     # Imported late, because they load PyTorch: errors about the images appear at once.
-    from ..calibrate import calibrate, default_fpr
+    from ..evaluation.decisions import decisions
     from ..evaluation.evaluate import evaluate
-    from ..model.vit import build_backbone, choose_layers
-    from ..model.weights import refuse_random
+    from ..fitting.backbone import backbone_for
 
     with PeakMemory() as memory, tempfile.TemporaryDirectory(prefix="saae-experiment-") as fresh:
-        layers = config.layers or choose_layers(config.backbone)[0]
-        backbone = build_backbone(config.backbone, layers, config.input_size, experiment.weights)
-        refuse_random(backbone.weights.source, backbone.name)
+        backbone = backbone_for(config, fitted_on, experiment.weights)
         with stopwatch() as seconds:
             fitted = fit_method(experiment, backbone, fitted_on, Path(experiment.cache or fresh), report)
         fit_seconds = seconds()
-        fpr = default_fpr(fitted.facts.get("texture"), category.name)
-        tables = calibrate(fitted.score, held_out, fpr, progress=_under("calibrate", report))
+        tables, fpr = _tables(fitted, config, category, held_out, _under("calibrate", report))
         with stopwatch() as seconds:
             found = evaluate(
                 fitted.score,
@@ -262,10 +267,36 @@ def run_experiment(
         "pixel_fpr": fpr,
         "facts": dict(fitted.facts),
         "tools": tools(),
+        "decisions": [
+            item.to_json()
+            for item in decisions(
+                [image.score for image in found.images], [image.is_anomalous for image in found.images], tables.image
+            )
+        ],
         "overall": found.overall.to_json(),
         "by_type": [s.to_json() for s in found.by_type],
         "notes": list(found.notes),
     }
+
+
+def _tables(
+    fitted: FittedMethod, config: FitConfig, category: Category, held_out: Sequence[Sample], progress: Progress
+) -> tuple[Calibration, float]:
+    """Threshold tables and the default pixel FPR, by the rule of the preset: the same one for every method."""
+    from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
+
+    if config.memory is None:
+        fpr = default_fpr(fitted.facts.get("texture"), category.name)
+        return calibrate(fitted.score, held_out, fpr, progress=progress), fpr
+    checkpoint = fitted.checkpoint
+    if checkpoint is None or checkpoint.left_out is None:
+        rate = DEFAULT_FALSE_ALARMS
+        return calibrate(fitted.score, held_out, OBJECT_FPR, rate, progress, estimate=True), OBJECT_FPR
+    size = checkpoint.detector.backbone.input_size
+    shape = typical_shape(category.train)
+    frame_size = size if shape is None else shape.size
+    digest = checkpoint.record.digest or ""
+    return calibrate_left_out(checkpoint.left_out, checkpoint.detector.smoothing, frame_size, size, digest), OBJECT_FPR
 
 
 def run_fresh(

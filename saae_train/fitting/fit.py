@@ -24,6 +24,7 @@ from ..record import FitRecord
 from .components import principal_components
 from .features import cache_root, extract, pick_device
 from .loop import Loop, Reporter
+from .memory import remember
 
 __all__ = ["Reporter", "fit"]
 
@@ -97,7 +98,11 @@ def fit(
     )
     loop = Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
-    detector = Detector(backbone.cpu(), space.cpu(), saae.cpu().eval(), config.score, config.smoothing)
+    space, saae = space.cpu(), saae.cpu().eval()
+    memory, left_out = None, None
+    if config.memory is not None:
+        memory, left_out = remember(features, space, saae, samples, config, watch)
+    detector = Detector(backbone.cpu(), space, saae, config.score, config.smoothing, memory)
     record = FitRecord(
         images=len(samples),
         digest=content_digest(samples),
@@ -113,7 +118,7 @@ def fit(
         loss=tuple(history),
         tools={"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
     )
-    return Checkpoint(detector, config, category, record, state)
+    return Checkpoint(detector, config, category, record, state, left_out)
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:

@@ -39,11 +39,13 @@ class Reporter:
     Attributes:
         features: called with (images done, images in all).
         steps: called with (steps done, steps in all, loss).
+        memory: called with (done, total, what) while the memory is built.
         say: called with a line for a person.
     """
 
     features: Progress = silent
     steps: Callable[[int, int, float], None] = lambda done, total, loss: None
+    memory: Progress = silent
     say: Callable[[str], None] = lambda text: None
 
 

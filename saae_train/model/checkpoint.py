@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saae_runtime.errors import CheckpointError, SaaeError, StorageError, shell_line
+from saae_runtime.errors import CheckpointError, SaaeError, StorageError
 from saae_runtime.files import (
     atomic_directory,
     canonical_json,
@@ -27,19 +27,23 @@ from saae_runtime.files import (
     storage_error,
     write_json,
 )
+from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
 
 from ..config import FitConfig
 from ..record import FitRecord
 from .detector import Detector, FeatureSpace
+from .left_out import LeftOut
+from .memory import Memory
 from .saae import SAAE
 from .vit import bare_backbone
 from .weights import WeightsInfo
 
 __all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
 
-SCHEMA = 1
+SCHEMA = 2
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_LEFT_OUT = "left_out.scores"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Checkpoint:
         config: the configuration it was fitted with (layers and latent resolved).
         category: product name.
         record: how it was fitted.
+        left_out: scores of the fitted images, each as if it were new; None without a memory.
         state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
     """
 
@@ -59,6 +64,7 @@ class Checkpoint:
     category: str
     record: FitRecord = field(default_factory=FitRecord)
     state: Path | None = field(default=None, compare=False)
+    left_out: LeftOut | None = None
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -103,6 +109,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
     folder = check_target(path)
     detector = checkpoint.detector
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    if checkpoint.left_out is not None:
+        tensors[_LEFT_OUT] = checkpoint.left_out.scores.contiguous()
     with atomic_directory(folder) as temporary:
         try:
             save_file(tensors, temporary / _WEIGHTS)
@@ -134,6 +142,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         tensors: dict[str, Tensor] = load_file(weights)
         detector, config = _build(record)
+        scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
+        left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
         fit_record = FitRecord.from_json(record["facts"])
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
@@ -147,7 +157,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"e.g. {bad[0]}; such a model calls everything normal.",
             "fit again with a lower --learning-rate or --fit-precision fp32",
         )
-    return Checkpoint(detector.eval(), config, str(record["category"]), fit_record)
+    return Checkpoint(detector.eval(), config, str(record["category"]), fit_record, left_out=left_out)
 
 
 def read_fit_config(path: str | os.PathLike[str]) -> FitConfig:
@@ -186,6 +196,10 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "components": None if detector.space.basis is None else detector.space.channels,
             "channels": backbone.channels,
         },
+        "memory": None if detector.memory is None else {"entries": len(detector.memory)},
+        "left_out": None
+        if checkpoint.left_out is None
+        else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
         "saae": {
             "channels": saae.channels,
             "latent": saae.latent,
@@ -236,11 +250,16 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     backbone = bare_backbone(about["name"], about["layers"], tuple(about["input_size"]), info)
     channels, components = space["channels"], space["components"]
     basis = None if components is None else torch.zeros(channels, components)
+    memory = None
+    if (held := record.get("memory")) is not None:
+        width = channels if components is None else components
+        memory = Memory(torch.zeros(held["entries"], width), torch.ones(held["entries"]), torch.ones(width))
     detector = Detector(
         backbone,
         FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),
         SAAE(**saae),
         config.score,
         config.smoothing,
+        memory,
     )
     return detector, config

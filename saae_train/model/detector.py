@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from saae_runtime.errors import ConfigError
 
 from . import gradients
+from .memory import Memory, Nearest
 from .saae import SAAE
 from .vit import Features
 
-__all__ = ["LOSSES", "SCORES", "Detector", "FeatureSpace", "Projected", "anomaly_score"]
+__all__ = [
+    "LOSSES",
+    "SCORES",
+    "Detector",
+    "FeatureSpace",
+    "Projected",
+    "anomaly_score",
+    "memory_score",
+]
 
 LOSSES = ("l2", "cosine")
-SCORES = ("l2", "cosine", "joint")
+SCORES = ("l2", "cosine", "joint", "memory")
 
 
 class Projected(NamedTuple):
@@ -77,7 +86,7 @@ class FeatureSpace(nn.Module):
         return Projected(inside * self.component_scale, residual_energy, standard.square().sum(dim=2))
 
 
-def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
+def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory | None = None) -> Tensor:
     """Anomaly score A of every position, in float32.
 
     Args:
@@ -87,13 +96,16 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
             minus the cosine between g and g_hat, computed as half the squared distance of their directions, which is
             accurate where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2), which is
             large where both the reconstruction error and the energy outside the components are large. The exponents
-            were chosen by measuring, see docs/quality.md.
+            were chosen by measuring, see docs/quality.md. `memory` is d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far
+            the patch lies from the nearest normal ones, relative to how far normal patches lie there, times what the
+            autoencoder cannot explain.
+        memory: for the score `memory`.
 
     Returns:
         float32, N x L.
 
     Raises:
-        ConfigError: an unknown score, or `joint` without components.
+        ConfigError: an unknown score, `joint` without components, or `memory` without a memory.
     """
     a, b = projected.g.float(), g_hat.float()
     if kind == "l2":
@@ -108,6 +120,10 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
     cosine = 0.5 * (_direction(a) - _direction(b)).square().sum(dim=2)
     if kind == "cosine":
         return cosine
+    if kind == "memory":
+        if memory is None:
+            raise ConfigError("The score `memory` needs a memory of normal patches.", "", "fit with --preset fast")
+        return memory_score(memory(a), cosine, memory.alpha)
     if projected.residual_energy is None or projected.energy is None:
         raise ConfigError(
             "The score `joint` needs components.",
@@ -116,6 +132,21 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str) -> Tensor:
         )
     residual = projected.residual_energy / projected.energy.clamp_min(1e-12).sqrt()
     return (cosine.clamp_min(1e-12).sqrt() * residual).clamp_min(1e-12).sqrt()
+
+
+def memory_score(nearest: Nearest, cosine: Tensor, alpha: Tensor | float) -> Tensor:
+    """The score `memory`, d / sqrt(r) * (1 - cos)^alpha.
+
+    Args:
+        nearest: d and r, each float32 N x L.
+        cosine: 1 - cos(g, g_hat), float32 N x L.
+        alpha: exponent, fitted so that half as much spread of normal patches comes from the second factor as from the
+            first (`saae_train.fitting.memory.balance`).
+
+    Returns:
+        float32, N x L.
+    """
+    return nearest.distance * nearest.radius.rsqrt() * cosine.clamp_min(1e-12).pow(alpha)
 
 
 def _direction(g: Tensor) -> Tensor:
@@ -129,7 +160,8 @@ class Detector(nn.Module):
         backbone: frozen features.
         space: where the SAAE works.
         saae: the autoencoder.
-        score: `l2`, `cosine` or `joint`, see `anomaly_score`.
+        score: `l2`, `cosine`, `joint` or `memory`, see `anomaly_score`.
+        memory: the normal patches that the score `memory` needs; None with another score.
         smoothing: standard deviation, in patches, of the Gaussian that the map is smoothed with; 0 = none (paper).
     """
 
@@ -140,13 +172,17 @@ class Detector(nn.Module):
         saae: SAAE,
         score: str = "l2",
         smoothing: float = 0.0,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
         if score not in SCORES:
             raise ConfigError(f"There is no score named {score!r}.", "", f"one of: {', '.join(SCORES)}")
+        if (memory is not None) != (score == "memory"):
+            raise ConfigError("The score `memory` and a memory of normal patches go together.", "", "fit again")
         self.backbone = backbone
         self.space = space
         self.saae = saae
+        self.memory = memory
         self.score = score
         self.smoothing = smoothing
         pixel = torch.tensor([backbone.mean, backbone.std]).view(2, 1, 3, 1, 1)
@@ -163,7 +199,7 @@ class Detector(nn.Module):
     def score_features(self, f: Tensor) -> Tensor:
         """f: N x L x U -> A: float32 N x L (not smoothed)."""
         projected = self.space(f)
-        return anomaly_score(projected, self.saae(projected.g), self.score)
+        return anomaly_score(projected, self.saae(projected.g), self.score, self.memory)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float or uint8, N x 3 x H x W, RGB in 0..255 -> A: float32 N x h x w (not smoothed)."""

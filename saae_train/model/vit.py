@@ -19,7 +19,15 @@ from ..config import default_layers, measured_size
 from .vgg import VGGFeatures, bare_vgg, build_vgg, is_vgg
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
-__all__ = ["Features", "ViTFeatures", "bare_backbone", "build_backbone", "choose_input_size", "choose_layers"]
+__all__ = [
+    "Features",
+    "ViTFeatures",
+    "bare_backbone",
+    "build_backbone",
+    "choose_input_size",
+    "choose_layers",
+    "patch_size",
+]
 
 # Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
 _PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
@@ -153,6 +161,14 @@ def choose_input_size(name: str) -> tuple[int, int]:
         return 224, 224
     _, patch, (height, width) = shape
     return max(1, round(height / patch)) * patch, max(1, round(width / patch)) * patch
+
+
+def patch_size(name: str) -> int | None:
+    """Pixels of a position along each side; None for a backbone that is no ViT."""
+    if is_vgg(name):
+        return None
+    shape = _shape(name)
+    return None if shape is None else shape[1]
 
 
 @lru_cache(maxsize=8)

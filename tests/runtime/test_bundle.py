@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_bundle import CATEGORY, make_tiny_bundle, tiny_graph, tiny_manifest
 
+from saae_runtime import bundle as bundle_module
 from saae_runtime.bundle import is_bundle, open_bundle, update_bundle, write_bundle
 from saae_runtime.errors import (
     BundleCorruptError,
@@ -289,3 +290,35 @@ def test_a_bundle_that_may_not_be_put_back_is_named(folder: Path, monkeypatch: p
     with pytest.raises(BundleNotFoundError, match=r"0123abcd\.old") as caught:
         open_bundle(folder)
     assert caught.value.cure.startswith("mv ")
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_tiny_bundle(tmp_path / "b")
+    make_tiny_bundle(tmp_path / "c", threshold=7.0)
+    real, calls = bundle_module.Manifest.from_json, []
+
+    def swapped(data, source):
+        calls.append(source)
+        if len(calls) == 1:  # the old manifest is read; then another bundle takes its place
+            target.rename(tmp_path / "old")
+            (tmp_path / "c").rename(target)
+        return real(data, source=source)
+
+    monkeypatch.setattr(bundle_module.Manifest, "from_json", swapped)
+    opened = open_bundle(target)
+    assert opened.manifest.thresholds["fp32"].pixel.at() == 7.0
+    assert len(calls) == 2
+
+
+def test_a_damaged_bundle_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_tiny_bundle(tmp_path / "b")
+    (target / "model.onnx").write_bytes(b"x")
+    real, calls = bundle_module.Manifest.from_json, []
+    monkeypatch.setattr(
+        bundle_module.Manifest, "from_json", lambda data, source: calls.append(source) or real(data, source=source)
+    )
+    with pytest.raises(BundleCorruptError, match="truncated"):
+        open_bundle(target)
+    assert len(calls) == 1

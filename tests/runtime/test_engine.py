@@ -134,8 +134,12 @@ def test_thresholds_by_rate_and_by_value(folder: Path, engine: Engine) -> None:
     changed = engine(frame, threshold=70.0)
     assert changed.threshold == 70.0
     assert changed.image_threshold == 40.0
-    np.testing.assert_array_equal(changed.mask, changed.anomaly_map > 70.0)
-    assert changed.mask.sum() < engine(frame).mask.sum()
+    # A frame called anomalous always shows why: above both thresholds the lower one outlines.
+    np.testing.assert_array_equal(changed.mask, changed.anomaly_map > 40.0)
+    clean = engine(frame, threshold=1.0, image_threshold=1e6)
+    assert not clean.is_anomalous
+    assert not clean.mask.any()
+    assert changed.mask.sum() < engine(frame, threshold=20.0).mask.sum()
     assert engine(frame, image_threshold=1000.0).is_anomalous is False
     assert engine(frame, image_fpr=0.0).image_threshold == 60.0
     assert engine(frame).threshold == 40.0  # a call changes nothing for the next

@@ -17,13 +17,17 @@ import pytest
 from saae_runtime import files
 from saae_runtime.errors import ConfigError, StorageError
 from saae_runtime.files import (
+    IrregularFileError,
+    LargeFileError,
     alone,
     atomic_directory,
     atomic_file,
     canonical_json,
     put_back,
+    read_regular,
     sha256_bytes,
     sha256_file,
+    short_name,
     write_bytes,
     write_json,
     write_text,
@@ -487,3 +491,93 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, repo_roo
     for _ in range(2):
         with alone(lock, "A fit", "wait"):
             pass
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from saae_runtime.files import atomic_directory, atomic_file
+with atomic_file(Path(sys.argv[1]) / "a.png"), atomic_directory(Path(sys.argv[1]) / "d") as folder:
+    (folder / "half").write_text("half")
+    print("in it", flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_writers_have_left_goes_and_what_others_write_stays(
+    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LEFT, str(tmp_path)],
+            cwd=repo_root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in it\n"
+        return process
+
+    for _ in range(3):
+        process = begin()
+        process.communicate()
+        assert process.returncode == -9
+    killed = names(tmp_path)
+    assert len(killed) == 6
+    (tmp_path / ".a.png.notes.saae-tmp").touch()  # somebody's own
+    with begin() as alive:
+        living = set(names(tmp_path)) - set(killed)
+        write_text(tmp_path / "b", "new")
+        assert set(killed) <= set(names(tmp_path)), "too young: its writer may not have locked it yet"
+        monkeypatch.setattr(files, "_GRACE", -1.0)
+        replace_directory(tmp_path / "e")
+        assert set(names(tmp_path)) == living | {"b", "e"}
+        for process in (begin(),):
+            process.communicate()
+        monkeypatch.setattr(files, "_swept", set())
+        write_text(tmp_path / "c", "new")
+        assert set(names(tmp_path)) == living | {"b", "c", "e"}
+        alive.communicate()
+
+
+@pytest.mark.parametrize("length", [200, 236, 240, 255])
+def test_names_as_long_as_a_file_system_takes_them(tmp_path: Path, length: int) -> None:
+    for name in ("n" * length, ("ä" * length)[: length // 2]):
+        write_text(tmp_path / name, "whole")
+        assert (tmp_path / name).read_text() == "whole"
+        replace_directory(tmp_path / f"{name[:-1]}d")
+        replace_directory(tmp_path / f"{name[:-1]}d")
+    assert len(names(tmp_path)) == 4
+
+
+def test_a_name_that_is_too_long_is_an_error_with_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        write_text(tmp_path / ("n" * 256), "x")
+    assert names(tmp_path) == []
+
+
+def test_short_names_stay_apart_and_fit() -> None:
+    long = ["x" * 300 + end for end in ("a", "b")] + ["ö" * 300]
+    short = [short_name(name, 20) for name in long]
+    assert len(set(short)) == 3
+    assert all(len(os.fsencode(name)) <= 235 for name in short)
+    assert short_name("part.png", 20) == "part.png"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "endless"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    {"fifo": lambda: os.mkfifo(path), "folder": path.mkdir, "endless": lambda: path.symlink_to("/dev/zero")}[kind]()
+    for read in (lambda: read_regular(path, 100), lambda: sha256_file(path)):
+        with pytest.raises(IrregularFileError):
+            read()
+
+
+def test_a_file_larger_than_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    assert read_regular(tmp_path / "x", 5) == b"12345"
+    with pytest.raises(LargeFileError) as caught:
+        read_regular(tmp_path / "x", 4)
+    assert caught.value.size == 5

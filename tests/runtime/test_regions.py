@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from saae_runtime.regions import find_regions
+from saae_runtime.regions import defect_mask, find_regions
 
 
 def flood(mask: np.ndarray) -> list[set[tuple[int, int]]]:
@@ -94,3 +94,59 @@ def test_corners_touch() -> None:
     mask = np.eye(5, dtype=bool)
     assert len(find_regions(mask, np.zeros((5, 5), np.float32))) == 1
     assert len(find_regions(mask[::-1], np.zeros((5, 5), np.float32))) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.integers(0, 9)
+    ),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+def test_defects_are_the_outlined_areas_whose_peak_decides(anomaly_map: np.ndarray, pixel: int, image: int) -> None:
+    found = defect_mask(anomaly_map, pixel, image, float(anomaly_map.max()))
+    assert found.any() == (anomaly_map.max() > image)  # verdict and outline never contradict each other
+    expected = np.zeros_like(found)
+    for area in flood(anomaly_map > min(pixel, image)):
+        if max(anomaly_map[place] for place in area) > image:
+            for place in area:
+                expected[place] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_map_that_was_resized_below_its_score_still_shows_its_peak() -> None:
+    anomaly_map = np.array([[1.0, 1.0, 4.9], [1.0, 3.0, 1.0]], np.float32)
+    found = defect_mask(anomaly_map, 2.0, 5.0, score=5.1)
+    np.testing.assert_array_equal(found, anomaly_map > 2.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10), elements=st.integers(-1, 2))
+)
+def test_the_first_of_equal_values_in_reading_order_is_the_peak(values: np.ndarray) -> None:
+    anomaly_map = values.astype(np.float32)
+    mask = values > 0
+    peaks = set()
+    for pixels in flood(mask):
+        y, x = min(pixels, key=lambda pixel: (-anomaly_map[pixel], pixel))
+        peaks.add((x, y))
+    assert {region.peak for region in find_regions(mask, anomaly_map)} == peaks
+
+
+def test_no_pixel_is_sorted(monkeypatch) -> None:
+    """A mask that covers a large frame would take seconds otherwise."""
+    sizes: list[int] = []
+    for name in ("lexsort", "argsort", "sort", "unique"):
+        real = getattr(np, name)
+
+        def counted(values, *arguments, _real=real, **options):
+            sizes.append(np.shape(values)[-1])
+            return _real(values, *arguments, **options)
+
+        monkeypatch.setattr(np, name, counted)
+    mask = np.ones((50, 400), bool)
+    (region,) = find_regions(mask, np.arange(mask.size, dtype=np.float32).reshape(mask.shape))
+    assert region.peak == (399, 49)
+    assert max(sizes) <= 50  # runs

@@ -174,3 +174,26 @@ def test_impossible_rates(rate: object) -> None:
 def test_invalid_tables(fpr: tuple, threshold: tuple, default: float, count: int) -> None:
     with pytest.raises(CalibrationError):
         ThresholdTable(fpr, threshold, default, count)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60),
+    st.lists(st.floats(-2e6, 2e6, width=32), min_size=2, max_size=20),
+)
+def test_the_share_below_a_value_lies_between_0_and_1_and_never_falls(
+    samples: list[float], values: list[float]
+) -> None:
+    table = ThresholdTable.from_samples(samples, 0.01)
+    shares = [table.share_below(value) for value in sorted(values)]
+    assert all(0.0 <= share <= 1.0 for share in shares)
+    assert shares == sorted(shares)
+    assert table.share_below(table.at(0.0)) == 1.0
+    assert table.share_below(min(table.threshold) - 1.0) == 0.0
+
+
+def test_the_share_below_a_value_is_that_of_the_samples() -> None:
+    samples = np.random.default_rng(0).normal(size=5000)
+    table = ThresholdTable.from_samples(samples, 0.01)
+    for value, tolerance in ((-1.0, 0.05), (0.0, 0.05), (1.0, 0.02), (2.0, 0.003), (3.0, 0.0005)):
+        # The table has ten entries a decade: the smaller the rate, the finer.
+        assert table.share_below(value) == pytest.approx(float(np.mean(samples < value)), abs=tolerance)

@@ -136,7 +136,7 @@ def _script(words: list[str]) -> str | None:
     return None
 
 
-_APPS = {"saae-run": "saae_runtime.cli", "saae-train": "saae_train.cli", "saae-export": "saae_export.cli"}
+_APPS = {"saae-run": "saae_runtime.cli.command", "saae-train": "saae_train.cli", "saae-export": "saae_export.cli"}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders anywhere below `folder`."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(".tmp"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith("tmp"))
 
 
 def copy_tree(source: Path, target: Path) -> Path:

@@ -14,7 +14,16 @@ from saae_train.config import FitConfig
 from saae_train.data.demo import write_demo
 
 CONFIG = FitConfig(
-    backbone=TINY, layers=(1, 2), input_size=(64, 64), components=32, latent=12, steps=6, batch=4, precision="fp32"
+    backbone=TINY,
+    layers=(1, 2),
+    input_size=(64, 64),
+    follow_shape=False,
+    components=32,
+    memory=64,
+    latent=12,
+    steps=6,
+    batch=4,
+    precision="fp32",
 )
 
 CLI = (

@@ -10,6 +10,7 @@ from PIL import Image
 
 from saae_train.data.category import Sample
 from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.memory import Memory
 from saae_train.model.saae import SAAE
 from saae_train.model.vit import build_backbone
 
@@ -28,6 +29,7 @@ def tiny_detector(
     transformer: bool = True,
     latent: int = 24,
     patch: int = 1,
+    memory: int | None = None,
     seed: int = 0,
 ) -> Detector:
     """A detector whose every weight is away from its initial zero or one, so that a forgotten one shows."""
@@ -55,7 +57,18 @@ def tiny_detector(
             value.data.normal_()
     for _ in range(3):  # gives BatchNorm statistics that are not its initial ones
         saae(torch.randn(4, positions, space.channels) * 2 + 0.5)
-    return Detector(backbone, space, saae.eval(), score, smoothing)
+    held = None
+    if memory is not None:
+        # Entries among the features of frames, as fitted ones are: far from them, all would be equally near.
+        probe = Detector(backbone, space, saae.eval(), "cosine")
+        with torch.no_grad():
+            x = torch.from_numpy(noise_frames(4, size, seed=99)).permute(0, 3, 1, 2)
+            g = space(probe.features(x)).g.reshape(-1, space.channels)
+        weight = torch.linspace(0.5, 1.5, space.channels)
+        chosen = (g * weight)[torch.randperm(len(g))[:memory]]
+        # Neighbours have alike radii, as fitted ones do.
+        held = Memory(chosen, 1.0 + 0.2 * torch.tanh(chosen[:, 0] / chosen[:, 0].std()), weight)
+    return Detector(backbone, space, saae.eval(), score, smoothing, held)
 
 
 def noise_frames(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:

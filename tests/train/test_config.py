@@ -20,6 +20,8 @@ PAPER: dict[str, tuple[Any, str]] = {
     "input_size": ((384, 384), "4.1.2: images resized to 384 x 384"),
     "layers": (None, "4.1.2: the backbone's own, checked below"),
     "standardise": (False, "3.1, eq. (1): f as it is"),
+    "follow_shape": (False, "4.1.2: images resized to 384 x 384, whatever their shape"),
+    "memory": (None, "section 3: the autoencoder alone"),
     "components": (None, "Table 1: the first convolution takes all U channels"),
     "component_power": (0.0, "3.1: not scaled"),
     "keep": (0.8, "4.1.2: PCA retains 80 %"),

@@ -24,6 +24,8 @@ VARIANTS = {
     "components": {"components": 48, "smoothing": 0.6},
     "components cosine": {"components": 48, "score": "cosine"},
     "components joint": {"components": 48, "score": "joint"},
+    "memory": {"components": 48, "score": "memory", "memory": 60, "smoothing": 0.5},
+    "memory, no components": {"score": "memory", "memory": 12},
     "cae": {"transformer": False},
     "patches": {"patch": 2, "size": (64, 96)},
     "a single layer": {"layers": (3,)},

@@ -141,7 +141,8 @@ def test_everything_given_is_shown() -> None:
         "98.53 %", "97.00 %", "PRO-AUC: no masks", "PRO, area up to FPR 0.3: 95.61 %", "3.25", "100,000",
         "40 at the start, 2 after 500 steps", "3 min 4 s", "2.1e-06 of 1.0e-04", "5 of 6 large, strong ones", "2 glare",
         "good/004.jpg", "no such GPU", "40 ms", "25", "frame to result", "2 cores", "scratch/007.png", "the CPU",
-        "most certain defect", "score 3 > T 2: defect", "saae-run bundles/zipper IMAGES",
+        "most certain defect", "defective: image score 3 is above the image threshold 2",
+        "saae-run bundles/zipper IMAGES",
         "parity passed: 1 artefact, 1 not checked",
     ):  # fmt: skip
         assert part in page.words, part

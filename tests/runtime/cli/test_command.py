@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from saae_runtime import files
 from saae_runtime.cli import command as cli
-from saae_runtime.cli import outputs
+from saae_runtime.cli import outputs, sink
+from saae_runtime.cli.log import JsonLines
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
 from saae_runtime.render import heatmap, save_png
@@ -261,7 +262,7 @@ def test_bundle_with_one_byte_changed_gives_2(bundle: Path, frames: Path, tmp_pa
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_full_disk_under_the_pictures_gives_2_with_the_summary_so_far(
+def test_full_disk_under_the_pictures_leaves_them_out_and_goes_on_judging(
     bundle: Path, frames: Path, tmp_path: Path, monkeypatch
 ) -> None:
     write, calls = outputs.render.save_png, []
@@ -274,37 +275,99 @@ def test_full_disk_under_the_pictures_gives_2_with_the_summary_so_far(
 
     monkeypatch.setattr(outputs.render, "save_png", fill)
     done = run(bundle, frames, "--out", tmp_path / "p", "--masks", "--json", tmp_path / "r.jsonl")
-    assert done.exit_code == 2
-    assert "disk is full" in done.stderr
-    assert "2 frames: 1 clean, 1 defective" in done.stderr
-    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
+    assert done.exit_code == 1
+    assert done.stderr.count("disk is full") == 1
+    assert "4 frames: 2 clean, 2 defective" in done.stderr
+    assert "2 pictures left out" in done.stderr  # the one that failed, and the one behind it
+    records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [record["is_anomalous"] for record in records] == [False, True, False, True]
+    assert "pictures" not in records[3]
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"a.mask.png", "b.mask.png"}
+
+
+def test_pictures_are_tried_again_after_a_while(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
+    write, calls = outputs.render.save_png, []
+
+    def once(path, picture) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise files.storage_error(Path(path), OSError(28, "No space left on device"))
+        write(path, picture)
+
+    monkeypatch.setattr(outputs.render, "save_png", once)
+    monkeypatch.setattr(sink, "_PAUSE", 0.0)
+    done = run(bundle, frames, "--out", tmp_path / "p", "--masks")
+    assert "1 picture left out" in done.stderr
+    assert len(list((tmp_path / "p").iterdir())) == 3
+
+
+def test_the_verdict_comes_before_its_pictures(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
+    target, seen = tmp_path / "r.jsonl", []
+    monkeypatch.setattr(
+        outputs.render, "save_png", lambda path, picture: seen.append(len(target.read_text().splitlines()))
+    )
+    run(bundle, frames, "--out", tmp_path / "p", "--masks", "--json", target)
+    assert seen == [1, 2, 3, 4]
+
+
+class Full:
+    """A file on a disk that is full from the nth write on; a few bytes still fit."""
+
+    def __init__(self, file, left: int) -> None:
+        self.file = file
+        self.left = left
+
+    def write(self, data) -> int:
+        self.left -= 1
+        if self.left >= 0:
+            return self.file.write(data)
+        if len(data) > 3 and self.left == -1:
+            return self.file.write(data[:3])
+        raise OSError(28, "No space left on device")
+
+    def truncate(self, size: int) -> None:
+        self.file.truncate(size)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def test_full_disk_under_the_json_keeps_whole_lines(tmp_path: Path) -> None:
     target = tmp_path / "r.jsonl"
-    lines = outputs.JsonLines(str(target))
+    lines = JsonLines(str(target))
+    lines._file = Full(lines._file, 1)
     lines.write({"a": 1})
-
-    class Full:
-        def __init__(self, file) -> None:
-            self.file = file
-
-        def write(self, data) -> int:
-            if len(data) > 3:
-                return self.file.write(data[:3])  # a part fits
-            raise OSError(28, "No space left on device")
-
-        def truncate(self, size: int) -> None:
-            self.file.truncate(size)
-
-        def close(self) -> None:
-            self.file.close()
-
-    lines._file = Full(lines._file)
     with pytest.raises(files.StorageError, match="disk is full"):
         lines.write({"b": 2})
+    lines._file = lines._file.file  # room again
+    lines.write({"c": 3})
     lines.close()
-    assert target.read_text() == '{"a": 1}\n'
+    assert target.read_text() == '{"a": 1}\n{"c": 3}\n'
+
+
+def test_full_disk_under_the_json_goes_on_judging_and_exits_4(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch
+) -> None:
+    real = JsonLines._open
+
+    def fills(self, overwrite: bool) -> None:
+        real(self, overwrite)
+        self._file = Full(self._file, 1)
+
+    monkeypatch.setattr(JsonLines, "_open", fills)
+    target = tmp_path / "r.jsonl"
+    done = run(bundle, frames, "--json", target, "--out", tmp_path / "p", "--masks")
+    assert done.exit_code == 4
+    assert done.stderr.count("disk is full") == 1
+    assert "3 verdicts could not be written" in done.stderr
+    assert "4 frames: 2 clean, 2 defective" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["defect", "clean", "defect"]
+    assert len(list((tmp_path / "p").iterdir())) == 4
+    assert [json.loads(line)["is_anomalous"] for line in target.read_text().splitlines()] == [False]
+    monkeypatch.undo()
+    # What has no verdict is not taken for scored.
+    assert run(bundle, frames, "--json", target, "--skip-scored").exit_code == 1
+    assert len(target.read_text().splitlines()) == 4
 
 
 def test_names_with_escape_codes_and_markup_are_shown_not_obeyed(bundle: Path, tmp_path: Path) -> None:
@@ -438,9 +501,10 @@ def test_a_full_disk_under_the_results_is_an_error_with_a_cure(bundle: Path, cle
     root = str(Path(__file__).resolve().parents[3])
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=root)
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "disk is full" in done.stderr
     assert "free space" in done.stderr
+    assert "2 verdicts could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 
@@ -470,3 +534,52 @@ def test_white_level_of_twelve_bit_files(bundle: Path, tmp_path: Path, watch: bo
     (line,) = (tmp_path / "r.jsonl").read_text().splitlines()
     with Engine(bundle, backend="onnxruntime:cpu") as engine:
         assert json.loads(line)["score"] == pytest.approx(engine(gray).score)
+
+
+def test_pictures_inside_a_source_pattern_are_refused(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    save_png(frames / "night" / "e.png", gray_frame())
+    for pattern, out in (("**/*.png", "out"), ("*/*", "out"), ("*.png", "."), ("**/*.png", "deep/er")):
+        done = run(bundle, frames / pattern, frames / "a.png", "--out", frames / out)
+        assert done.exit_code == 2, (pattern, out)
+        assert "as if it were a frame" in " ".join(done.stderr.split())
+    for pattern, out in (("*.png", frames / "out"), ("**/?.png", frames / "out"), ("**/*.png", tmp_path / "out")):
+        assert run(bundle, frames / pattern, "--out", out, "--limit", 2).exit_code == 1
+
+
+@pytest.mark.parametrize("length", [230, 240, 250])
+def test_long_names_keep_their_pictures_and_the_frames_behind_them(bundle: Path, tmp_path: Path, length: int) -> None:
+    names = ["m" * length + end for end in ("a", "b")]
+    for name in (*names, "z"):
+        save_png(tmp_path / "f" / f"{name}.png", gray_frame())
+    out = tmp_path / "p"
+    done = run(bundle, tmp_path / "f", "--out", out, "--heatmaps", "--masks", "--json", "-")
+    assert done.exit_code == 0
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 3
+    written = {path for record in records for path in record["pictures"].values()}
+    assert written == {str(path) for path in out.iterdir()}
+    assert len(written) == 6
+
+
+def test_every_result_says_what_decided_and_where_it_ranks(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    done = run(bundle, frames, "--json", "-", "--out", tmp_path / "p", "--sheets")
+    clean, defect, *_ = map(json.loads, done.stdout.splitlines())
+    assert clean["reason"] == "clean: image score 0 is not above the image threshold 40"
+    assert defect["reason"].startswith("defective: image score 127 is above the image threshold 40")
+    assert (clean["rank"], defect["rank"]) == (0.0, 1.0)
+
+
+def test_a_rate_that_the_calibration_cannot_tell_from_0_is_said(bundle: Path, frames: Path) -> None:
+    said = run(bundle, frames, "--image-fpr", "1e-7", "--fpr", "1e-8").stderr
+    assert "--image-fpr 1e-07: the thresholds rest on 1000000 normal images" in said
+    assert "cannot be told from 0" in said
+    assert "--fpr 1e-08" in said
+    assert "cannot be told" not in run(bundle, frames, "--image-fpr", "1e-6", "--fpr", "0").stderr
+
+
+def test_the_limit_in_pixels_can_be_raised(bundle: Path, frames: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SAAE_MAX_PIXELS", "")
+    done = run(bundle, frames / "a.png", "--max-pixels", 100)
+    assert done.exit_code == 3
+    assert "SAAE_MAX_PIXELS=6144" in done.stderr
+    assert run(bundle, frames / "a.png", "--max-pixels", 6144).exit_code == 0

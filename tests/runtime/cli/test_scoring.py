@@ -135,3 +135,33 @@ def test_summary_counts_and_quantiles(engine: Engine) -> None:
     assert summary.exit_code == 1
     assert (summary.scored, summary.defects, summary.errors) == (101, 1, 1)
     assert summary.frames_per_second == pytest.approx(101 / summary.seconds)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_too_little_memory_for_one_frame_is_an_error_of_that_frame(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, batch: int, live: bool
+) -> None:
+    from saae_runtime import geometry
+
+    real = geometry.upsample_map
+
+    def small(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if size == (9, 9):
+            raise MemoryError
+        return real(anomaly_map, size)
+
+    monkeypatch.setattr(geometry, "upsample_map", small)
+    frames = [good(index, SPOT if index % 2 else None) for index in range(9)]
+    frames[3] = Frame(SOURCE, 3, np.full((9, 9, 3), 128, np.uint8))
+    frames[5] = bad(5)
+    outcomes = list(score_frames(engine, iter(frames), batch=batch, live=live))
+    assert [outcome.frame.index for outcome in outcomes] == list(range(9))
+    for outcome in outcomes:
+        if outcome.frame.index in (3, 5):
+            assert outcome.error is not None
+        else:
+            assert outcome.result is not None
+            assert outcome.result.is_anomalous == (outcome.frame.index % 2 == 1)
+    assert "not enough memory" in outcomes[3].error.what
+    assert "9 x 9" in outcomes[3].error.what

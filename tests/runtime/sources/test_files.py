@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from saae_runtime.errors import ConfigError, DataError, ImageError, SaaeError
 from saae_runtime.sources import files as sources
-from saae_runtime.sources import video
+from saae_runtime.sources import folders, video
 from saae_runtime.sources.files import find_sources, read_frames
 
 
@@ -127,3 +129,102 @@ def test_image_that_goes_between_listing_and_reading_is_an_error_frame(tmp_path:
     (frame,) = read_frames(found)
     assert isinstance(frame.error, SaaeError)
     assert frame.image is None
+
+
+# --- links, pipes, pages, odd names ---
+
+
+def tree_with_links(root: Path) -> Path:
+    for name in ("in/a.png", "in/deep/b.png", "elsewhere/c.png", "beside.png"):
+        image(root / name)
+    (root / "in" / "deep" / "up").symlink_to("..")
+    (root / "in" / "out").symlink_to("../..")
+    (root / "in" / "a_link").symlink_to("../elsewhere")
+    (root / "in" / "deep" / "a_link_again").symlink_to("../../elsewhere")
+    (root / "in" / "z.png").symlink_to("../beside.png")
+    return root / "in"
+
+
+@pytest.mark.parametrize("how", ["folder", "pattern", "parts"])
+def test_a_link_to_a_folder_is_followed_once_and_a_link_back_is_not(tmp_path: Path, how: str) -> None:
+    folder = tree_with_links(tmp_path)
+    names, recursive = {
+        "folder": ([str(folder)], True),
+        "pattern": ([f"{folder}/**/*.png"], False),
+        "parts": ([f"{folder}/**/**/*.png"], False),
+    }[how]
+    found = [str(source.path.relative_to(folder)) for source in find_sources(names, recursive)]
+    if how == "parts":  # `**` twice begins anew, and still each real folder is read once on each way
+        assert set(found) >= {"a.png", "a_link/c.png", "deep/b.png", "z.png"}
+        assert len(found) < 12
+    else:
+        assert sorted(found) == ["a.png", "a_link/c.png", "deep/b.png", "z.png"]
+
+
+def test_patterns_match_as_glob_does_where_there_are_no_links(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/b/2.png", "a/b/.3.png", "a/.h/4.png", "c/5.jpg", "c/b/6.png", "7.png"):
+        image(tmp_path / name)
+    for pattern in ("*.png", "**/*.png", "*/b/*", "a/**", "**/b/?.png", "[ac]/*.[jp]*g", "a/../c/*", "**", "*/*/*.png"):
+        expected = {Path(found) for found in glob.glob(f"{tmp_path}/{pattern}", recursive=True)}  # noqa: PTH207
+        expected = {path for path in expected if path.is_file()}
+        assert {path for path in folders.expand(f"{tmp_path}/{pattern}") if path.is_file()} == expected, pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "taken"),
+    [
+        ("f/*.png", "f/a.heatmap.png", True),
+        ("f/*.jpg", "f/a.heatmap.png", False),
+        ("f/*.png", "f/out/a.heatmap.png", False),
+        ("f/**/*.png", "f/out/a.heatmap.png", True),
+        ("f/**/*.png", "f/a.heatmap.png", True),
+        ("f/*/cam?.png", "f/out/cam1.heatmap.png", False),
+        ("f/*/cam*", "f/out/cam1.heatmap.png", True),
+        ("f/**", "f/out/x/cam1.heatmap.png", True),
+        ("f/*.png", "g/a.heatmap.png", False),
+        ("*/*.png", "g/a.heatmap.png", True),
+    ],
+)
+def test_whether_a_pattern_would_take_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, path: str, taken: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folders.pattern_takes(pattern, Path(path)) == taken
+    assert folders.pattern_takes(str(tmp_path / pattern), Path(path)) == taken
+    image(tmp_path / path)
+    assert (tmp_path / path in folders.expand(str(tmp_path / pattern))) == taken
+
+
+@pytest.mark.parametrize("name", ["..png", "...png", "..a.png", ".png.png"])
+def test_a_name_of_dots_is_filed_below_its_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "in" / name
+    image(tmp_path / "in" / "x.png").rename(path)
+    (source,) = find_sources([str(path)])
+    stem = source.stem
+    assert stem.parent == PurePath()
+    picture = tmp_path / "out" / stem.with_name(f"{stem.name}.mask.png")
+    assert picture.resolve().parent == tmp_path / "out"
+
+
+def test_each_page_is_a_frame_with_a_name_of_its_own(tmp_path: Path) -> None:
+    pages = [Image.new("L", (6, 4), gray) for gray in (10, 20, 30)]
+    pages[0].save(tmp_path / "part.tif", save_all=True, append_images=pages[1:])
+    image(tmp_path / "single.tif", 40)
+    found = list(read_frames(find_sources([str(tmp_path)])))
+    assert [Path(frame.name).name for frame in found] == ["part.tif#1", "part.tif#2", "part.tif#3", "single.tif"]
+    assert [int(frame.image[0, 0, 0]) for frame in found] == [10, 20, 30, 40]
+    assert [str(frame.stem) for frame in found] == ["part#1", "part#2", "part#3", "single"]
+    assert [frame.facts is not None for frame in found] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.mp4"])
+def test_what_is_no_file_is_an_error_of_its_frame(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("av", reason="needs PyAV: pip install 'saae[video]'")
+    image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / name)
+    named = [str(tmp_path / name), str(tmp_path / "a.png")]
+    pipe, good = read_frames(find_sources(named))
+    assert isinstance(pipe.error, ImageError)
+    assert "no regular file" in pipe.error.what
+    assert good.image is not None
+    assert len(find_sources([f"{tmp_path}/*"])) == 2

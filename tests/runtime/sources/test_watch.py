@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_bundle import gray_frame, make_tiny_bundle
 
-from saae_runtime.errors import ConfigError, DataError, DeviceError, ImageError
+from saae_runtime.errors import ConfigError, DataError, ImageError
 from saae_runtime.images import read_image
 from saae_runtime.render import encode_png, save_png
 from saae_runtime.sources import watch
-from saae_runtime.sources.files import Frame
+from saae_runtime.sources.files import Facts, Frame, Source, image_frames
+from saae_runtime.sources.notices import Notices
 from saae_runtime.sources.watch import PATIENCE, SETTLE, FolderWatch
 
 SPOT = (10, 20, 9, 14)
@@ -108,11 +112,11 @@ def test_a_broken_file_is_read_twice_at_most(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.png").write_bytes(b"broken")
     reads: list[Path] = []
 
-    def read(path: Path, white_level: int | None) -> np.ndarray:
-        reads.append(path)
-        return read_image(path, white_level)
+    def read(source: Source, facts: Facts, white_level: int | None) -> Iterator[Frame]:
+        reads.append(source.path)
+        return image_frames(source, facts, white_level)
 
-    monkeypatch.setattr(watch, "read_image", read)
+    monkeypatch.setattr(watch, "image_frames", read)
     watcher = FolderWatch([str(tmp_path)])
     for tenth in range(100):
         look(watcher, tenth / 10)
@@ -155,21 +159,202 @@ def test_names_of_several_folders_are_kept_apart(tmp_path: Path) -> None:
     assert {"left/a", "right/a", "right/deeper/a"} <= set(stems)
 
 
-def test_a_folder_that_goes_is_an_error_and_a_hiccup_is_not(tmp_path: Path) -> None:
-    folder = tmp_path / "share"
+@pytest.mark.parametrize("how", ["rename", "empty"])  # an unmounted share is an empty folder
+def test_a_share_that_is_away_is_waited_for_said_and_counted(tmp_path: Path, how: str) -> None:
+    folder, said = tmp_path / "share", []
     save_png(folder / "a.png", gray_frame())
-    watcher = FolderWatch([str(folder)])
+    watcher = FolderWatch([str(folder)], say=said.append)
     look(watcher, 0.0)
     assert names(look(watcher, LONG)) == ["a.png"]
     folder.rename(tmp_path / "away")
+    if how == "empty":
+        folder.mkdir()
     assert look(watcher, 1.0) == look(watcher, 0.9 * PATIENCE) == []
+    assert said == []
+    for second in range(5, 65):
+        assert look(watcher, second) == []
+    if how == "empty":
+        folder.rmdir()
+    else:
+        assert len(said) == 1
+        assert f"{folder} is away" in said[0]
     (tmp_path / "away").rename(folder)
-    assert look(watcher, PATIENCE + 2) == look(watcher, 2 * PATIENCE) == []  # nor is a.png given again
-    shutil.rmtree(folder)
-    assert look(watcher, 20.0) == []
-    with pytest.raises(DeviceError, match="gone") as caught:
-        look(watcher, 20.1 + PATIENCE)
-    assert str(folder) in caught.value.why
+    save_png(folder / "b.png", gray_frame())
+    found = [name for tenth in range(650, 800) for name in names(look(watcher, tenth / 10))]
+    assert found == ["b.png"]  # a.png is not given again
+    if how == "rename":
+        assert watcher.outages == 1
+        assert 60 < watcher.away < 80
+        assert "is back after" in said[1]
+
+
+def test_a_folder_that_is_away_is_tried_ever_more_rarely_and_others_go_on(tmp_path: Path, monkeypatch) -> None:
+    for name in ("near", "far"):
+        (tmp_path / name).mkdir()
+    watcher = FolderWatch([str(tmp_path / "near"), str(tmp_path / "far")])
+    look(watcher, 0.0)
+    (tmp_path / "far").rmdir()
+    tries: list[float] = []
+    real = FolderWatch._list
+
+    def counted(self, root, hints, now):
+        if root.path.name == "far":
+            tries.append(now)
+        return real(self, root, hints, now)
+
+    monkeypatch.setattr(FolderWatch, "_list", counted)
+    for fifth in range(1, 600):
+        look(watcher, fifth / 5)
+    assert 12 < len(tries) < 25
+    assert max(later - sooner for sooner, later in pairwise(tries)) <= 10.2
+    save_png(tmp_path / "near" / "a.png", gray_frame())
+    look(watcher, 130.0)
+    assert names(look(watcher, 131.0)) == ["a.png"]
+
+
+@pytest.mark.parametrize("change", ["size", "time", "inode", "content"])
+def test_a_picture_written_again_under_its_name_is_a_new_one(tmp_path: Path, change: str) -> None:
+    path = save_png_at(tmp_path / "latest.png", 10**18)
+    watcher = FolderWatch([str(tmp_path)])
+    now = 0.0
+    for turn in range(3):
+        look(watcher, now)
+        (frame,) = look(watcher, now + LONG)
+        assert str(frame.stem) == "latest"
+        assert look(watcher, now + 2 * LONG) == []
+        if change == "size":
+            path.write_bytes(path.read_bytes() + b"x")
+            os.utime(path, ns=(10**18, 10**18))
+        elif change == "time":
+            os.utime(path, ns=(10**18 + turn + 1, 10**18 + turn + 1))
+        elif change == "inode":
+            path.rename(tmp_path / f"{turn}.old")
+            save_png_at(path, 10**18)
+        else:
+            path.write_bytes(encode_png(gray_frame(spot=(3, 3, 5 + turn, 5))))
+        now += 10.0
+
+
+def test_a_copy_that_stalls_and_goes_on_is_given_again_when_it_is_whole(tmp_path: Path) -> None:
+    whole = encode_png(gray_frame(spot=SPOT))
+    (tmp_path / "a.png").write_bytes(whole[:-40])
+    watcher = FolderWatch([str(tmp_path)])
+    look(watcher, 0.0)
+    look(watcher, LONG)
+    (frame,) = look(watcher, PATIENCE + 0.1)
+    assert frame.error is not None
+    (tmp_path / "a.png").write_bytes(whole)
+    look(watcher, 10.0)
+    (frame,) = look(watcher, 10.0 + LONG)
+    assert frame.image is not None
+
+
+def test_every_known_file_has_its_turn(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "_AROUND", 0.0)
+    save_png(tmp_path / "0.png", gray_frame())
+    for index in range(1, 700):
+        os.link(tmp_path / "0.png", tmp_path / f"{index}.png")
+    watcher = FolderWatch([str(tmp_path)])
+    look(watcher, 0.0)
+    assert len(look(watcher, LONG)) == 700
+    (tmp_path / "3.png").unlink()
+    save_png(tmp_path / "3.png", gray_frame(spot=SPOT))
+    watcher._notices = None
+    found = [name for fifth in range(5, 105) for name in names(look(watcher, fifth / 5))]
+    assert found == ["3.png"]
+
+
+def test_a_look_at_many_known_files_lists_and_stats_few(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "f").mkdir()
+    save_png(tmp_path / "x.png", gray_frame())
+    for index in range(2000):
+        os.link(tmp_path / "x.png", tmp_path / "f" / f"{index}.png")
+    os.utime(tmp_path / "f", ns=(10**18, 10**18))
+    watcher = FolderWatch([str(tmp_path / "f")], knows=lambda path, facts: True)
+    assert look(watcher, 0.0) == look(watcher, 3.0) == []
+    assert watcher.passed_over == 2000
+    monkeypatch.setattr(watch, "_AROUND", 0.0)
+    calls: list[str] = []
+    for name in ("stat", "scandir"):
+        real = getattr(os, name)
+
+        def counted(path, *arguments, _real=real, _name=name, **options):
+            calls.append(_name)
+            return _real(path, *arguments, **options)
+
+        monkeypatch.setattr(watch.os, name, counted)
+    look(watcher, 10.0)
+    assert "scandir" not in calls
+    assert len(calls) < 150
+
+
+def test_several_pages_are_several_frames(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(gray_frame(spot=spot)) for spot in (None, SPOT))
+    first.save(tmp_path / "part.tif", save_all=True, append_images=[second])
+    watcher = FolderWatch([str(tmp_path)])
+    look(watcher, 0.0)
+    found = look(watcher, LONG)
+    assert [frame.name for frame in found] == [f"{tmp_path}/part.tif#1", f"{tmp_path}/part.tif#2"]
+    assert [str(frame.stem) for frame in found] == ["part#1", "part#2"]
+    assert found[0].facts is None  # not done before the last page
+    assert found[1].facts is not None
+
+
+def test_links_back_and_pipes_in_a_watched_folder(tmp_path: Path) -> None:
+    save_png(tmp_path / "in" / "deep" / "a.png", gray_frame())
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    os.mkfifo(tmp_path / "in" / "x.png")
+    watcher = FolderWatch([str(tmp_path / "in")], recursive=True)
+    look(watcher, 0.0)
+    assert names(look(watcher, LONG)) == ["a.png"]
+    (frame,) = look(watcher, PATIENCE + 1)
+    assert frame.error is not None
+    assert "no regular file" in frame.error.what
+
+
+def test_notices_of_the_system_bring_what_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("watchdog", reason="needs watchdog: pip install 'saae[watch]'")
+    notices = Notices([tmp_path], recursive=False)
+    try:
+        seen: set[str] = set()
+        save_png(tmp_path / "a.png", gray_frame())
+        (tmp_path / "a.png").rename(tmp_path / "b.png")
+        (tmp_path / "notes.txt").write_text("x")
+        for _ in range(100):
+            seen |= notices.take()
+            if {str(tmp_path / "a.png"), str(tmp_path / "b.png")} <= seen:
+                break
+            time.sleep(0.05)
+        assert seen == {str(tmp_path / "a.png"), str(tmp_path / "b.png")}
+        time.sleep(0.2)
+        notices.take()
+        (tmp_path / "b.png").read_bytes()
+        time.sleep(0.2)
+        assert notices.take() == set()
+    finally:
+        notices.close()
+
+
+def test_what_the_system_says_is_found_without_a_listing(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "f"
+    save_png(folder / "a.png", gray_frame())
+    watcher = FolderWatch([str(folder)])
+
+    class Said:
+        def __init__(self) -> None:
+            self.paths: set[str] = set()
+
+        def take(self) -> set[str]:
+            return self.paths
+
+    watcher._notices = said = Said()
+    look(watcher, 0.0)
+    look(watcher, 3.0)
+    save_png(folder / "b.png", gray_frame())
+    said.paths = {str(folder / "b.png")}
+    monkeypatch.setattr(watch.os, "scandir", None)
+    look(watcher, 3.1)
+    assert names(look(watcher, 3.1 + LONG)) == ["b.png"]
 
 
 def test_only_folders_are_watched(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 
 from saae_runtime.errors import CheckpointError, ConfigError
 from saae_train.cli import app
-from saae_train.cli.options import FitOptions, make_config, parse_changes, parse_layers, parse_seeds, parse_size
+from saae_train.cli.options import (
+    FitOptions,
+    make_config,
+    parse_changes,
+    parse_layers,
+    parse_seeds,
+    parse_share,
+    parse_size,
+)
 from saae_train.config import LITE_LAYERS, PRESETS, FitConfig, field_kind
 from saae_train.data.demo import write_demo
 from saae_train.model import vit as backbone_module
@@ -181,3 +189,17 @@ def test_seeds_are_whole_numbers_each_once() -> None:
     for text in ("a", "0,-1", "1.5"):
         with pytest.raises(ConfigError, match="not a list of seeds"):
             parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("5/1000", 0.005), ("0.5%", 0.005), ("0.005", 0.005), ("0", 0.0), (None, None)]
+)
+def test_a_share_in_three_ways(text: str | None, share: float | None) -> None:
+    assert parse_share(text, "--false-alarms") == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize("text", ["5/0", "1/2/3", "-1%", "101%", "x", "nan", ""])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a share") as caught:
+        parse_share(text, "--false-alarms")
+    assert "5/1000" in caught.value.cure

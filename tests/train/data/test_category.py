@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from saae_runtime.errors import DataError
+from saae_runtime.sources.folders import images_below
 from saae_train.data.category import (
     distinct_names,
     find_category,
@@ -234,3 +235,16 @@ def test_names_are_kept_apart_by_the_folders_before_them() -> None:
     assert distinct_names(paths[:1]) == ["1.png"]
     assert distinct_names([]) == []
     assert distinct_names([Path("1.png")] * 2) == ["1.png"] * 2  # one file twice cannot be told apart
+
+
+def test_folders_and_links_are_read_by_the_rule_of_the_runtime(tmp_path: Path) -> None:
+    for name in ("good/a.png", "good/deep/b.png", "elsewhere/c.png", "other/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "good" / "deep" / "up").symlink_to("..")
+    (tmp_path / "good" / "above").symlink_to("../..")
+    (tmp_path / "good" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "good" / "deep" / "again").symlink_to("../../elsewhere")
+    found = [sample.path for sample in from_folders(tmp_path / "good").train]
+    assert found == sorted(images_below(tmp_path / "good", recursive=True))
+    assert sorted(path.name for path in found) == ["a.png", "b.png", "c.png"]

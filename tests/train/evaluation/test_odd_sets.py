@@ -24,7 +24,9 @@ NO_MASKS = "the defective images have no ground-truth masks"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that nothing was fitted to: its numbers are poor, and all there."""
-    config = FitConfig(backbone="vit_tiny_patch16_224", layers=(0, 1, 2), input_size=(64, 64), score="l2")
+    config = FitConfig(
+        backbone="vit_tiny_patch16_224", layers=(0, 1, 2), input_size=(64, 64), score="l2", memory=None, held_out=0.15
+    )
     fitted = Checkpoint(tiny_detector(), config, "part", FitRecord(fitted_on=()))
     return save_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", fitted)
 

@@ -43,6 +43,8 @@ TINY = FitConfig(
     warmup=3,
     learning_rate=3e-3,
     score="cosine",
+    memory=None,
+    held_out=0.15,
     precision="fp32",
 )
 

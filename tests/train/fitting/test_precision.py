@@ -125,7 +125,17 @@ def test_the_callers_work_is_outside_and_a_fits_inside(tmp_path: Path, monkeypat
     for place in (features, loop):
         monkeypatch.setattr(place, "matmul_precision", noted)
         monkeypatch.setattr(place, "arithmetic", lambda precision, device: precision)
-    config = FitConfig(input_size=(48, 48), components=24, latent=6, score="cosine", steps=3, batch=2, precision="tf32")
+    config = FitConfig(
+        input_size=(48, 48),
+        components=24,
+        latent=6,
+        score="cosine",
+        memory=None,
+        held_out=0.15,
+        steps=3,
+        batch=2,
+        precision="tf32",
+    )
     watch = loop.Reporter(steps=watching("reporter", lambda *_: None))
     found = fit.fit(backbone, samples, config, "thing", device="cpu", cache=tmp_path / "cache", reporter=watch)
     assert seen == {"features": {("tf32",)}, "project": {("tf32",)}, "step": {("tf32",)}, "reporter": {()}}

@@ -19,6 +19,7 @@ from saae_train.config import FitConfig
 from saae_train.model import checkpoint as module
 from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.left_out import LeftOut
 from saae_train.model.saae import SAAE
 from saae_train.model.vit import ViTFeatures, build_backbone
 from saae_train.record import FitRecord
@@ -27,6 +28,7 @@ SIZE = (32, 48)
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw, l2": {"standardise": False},
     "components, joint": {"components": 24, "score": "joint", "smoothing": 0.7},
+    "memory": {"components": 24, "score": "memory", "memory": 30, "smoothing": 0.5},
     "CAE, cosine": {"transformer": False, "score": "cosine"},
     "registers": {"name": "vit_small_patch14_reg4_dinov2", "size": (28, 42), "layers": (0, 1)},
 }
@@ -42,9 +44,12 @@ def make(**options: Any) -> Checkpoint:
         score=detector.score,
         smoothing=detector.smoothing,
         components=options.get("components"),
+        memory=options.get("memory"),
+        held_out=0.0 if "memory" in options else 0.15,
     )
     record = FitRecord(images=7, loss=((1, 0.5), (2, 0.25)), held_out=("größer.png",))
-    return Checkpoint(detector, config, "zipper", record)
+    left_out = LeftOut(torch.rand(3, *detector.backbone.grid), ("a.png", "b.png", "ü.png"), 1)
+    return Checkpoint(detector, config, "zipper", record, left_out=left_out if "memory" in options else None)
 
 
 @pytest.fixture
@@ -63,6 +68,12 @@ def test_round_trip_gives_identical_outputs(tmp_path: Path, variant: str) -> Non
         assert torch.equal(after.detector(frames), before.detector(frames))
     assert (after.config, after.category, after.record) == (before.config, before.category, before.record)
     assert after.detector.score == before.detector.score
+    if before.left_out is None:
+        assert after.left_out is None
+    else:
+        assert after.left_out is not None
+        assert torch.equal(after.left_out.scores, before.left_out.scores)
+        assert (after.left_out.names, after.left_out.reach) == (before.left_out.names, before.left_out.reach)
     assert after.detector.smoothing == before.detector.smoothing
     assert after.detector.backbone.weights == before.detector.backbone.weights
     assert after.detector.backbone.grid == before.detector.backbone.grid
@@ -232,7 +243,15 @@ def test_distilled_and_other_prefixes_survive(tmp_path: Path) -> None:
     assert isinstance(backbone, ViTFeatures)
     space = FeatureSpace(torch.zeros(384), torch.ones(384))
     before = Detector(backbone, space, SAAE(384, 6, 4).eval())
-    config = FitConfig(backbone=backbone.name, layers=(0, 1), input_size=(32, 32), score="l2", smoothing=0.0)
+    config = FitConfig(
+        backbone=backbone.name,
+        layers=(0, 1),
+        input_size=(32, 32),
+        score="l2",
+        smoothing=0.0,
+        memory=None,
+        held_out=0.15,
+    )
     save_checkpoint(tmp_path / "c", Checkpoint(before, config, "x"))
     x = torch.rand(1, 3, 32, 32) * 255
     with torch.inference_mode():

@@ -8,6 +8,7 @@ from tiny_models import noise_frames, tiny_detector
 
 from saae_runtime.errors import ConfigError
 from saae_train.model.detector import SCORES, Detector, FeatureSpace, Projected, anomaly_score
+from saae_train.model.memory import Memory
 
 U, K = 40, 12
 
@@ -94,6 +95,20 @@ def test_scores_by_definition() -> None:
     torch.testing.assert_close(anomaly_score(projected, g_hat, "joint"), expected, rtol=1e-4, atol=1e-5)
 
 
+def some_memory() -> Memory:
+    generator = torch.Generator().manual_seed(3)
+    return Memory(torch.randn(20, K, generator=generator), torch.ones(20), torch.ones(K), alpha=0.3)
+
+
+def test_memory_score_is_its_formula() -> None:
+    projected = FeatureSpace(torch.zeros(U), torch.ones(U), orthonormal(K))(torch.randn(2, 9, U))
+    g_hat, memory = projected.g + 0.3 * torch.randn_like(projected.g), some_memory()
+    d, r = memory(projected.g)
+    cosine = torch.nn.functional.cosine_similarity(projected.g, g_hat, dim=2)
+    expected = d / r.sqrt() * (1 - cosine) ** 0.3
+    torch.testing.assert_close(anomaly_score(projected, g_hat, "memory", memory), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", SCORES)
 def test_scores_are_float32_finite_and_have_gradients_everywhere(kind: str) -> None:
     basis = orthonormal(K)
@@ -102,20 +117,23 @@ def test_scores_are_float32_finite_and_have_gradients_everywhere(kind: str) -> N
     g_hat = projected.g.clone()  # a perfect reconstruction: the norm's gradient is not defined there
     g_hat[0] += 0.1
     g_hat.requires_grad_()
-    score = anomaly_score(projected, g_hat, kind)
+    memory = some_memory()
+    score = anomaly_score(projected, g_hat, kind, memory)
     assert score.dtype == torch.float32
     assert torch.isfinite(score).all()
     score.sum().backward()
     assert torch.isfinite(g_hat.grad).all()
     # What comes in as bfloat16 (autocast) is summed in float32 all the same.
-    assert anomaly_score(projected, g_hat.bfloat16(), kind).dtype == torch.float32
+    assert anomaly_score(projected, g_hat.bfloat16(), kind, memory).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_a_better_reconstruction_scores_lower(kind: str) -> None:
     projected = FeatureSpace(torch.zeros(U), torch.ones(U), orthonormal(K))(torch.randn(4, 9, U))
     noise = torch.randn_like(projected.g)
-    means = [anomaly_score(projected, projected.g + size * noise, kind).mean() for size in (0.1, 0.5, 2.0)]
+    means = [
+        anomaly_score(projected, projected.g + size * noise, kind, some_memory()).mean() for size in (0.1, 0.5, 2.0)
+    ]
     assert means[0] < means[1] < means[2]
 
 
@@ -125,6 +143,8 @@ def test_unknown_scores() -> None:
     assert "l2" in caught.value.cure
     with pytest.raises(ConfigError, match="`joint` needs components"):
         anomaly_score(Projected(torch.ones(1, 1, 3)), torch.ones(1, 1, 3), "joint")
+    with pytest.raises(ConfigError, match="needs a memory"):
+        anomaly_score(Projected(torch.ones(1, 1, 3)), torch.ones(1, 1, 3), "memory")
     whole = tiny_detector(size=(32, 32), layers=(0, 1))
     with pytest.raises(ConfigError, match="no score named"):
         Detector(whole.backbone, whole.space, whole.saae, "l1")

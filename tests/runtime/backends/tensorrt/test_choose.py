@@ -164,7 +164,7 @@ def test_an_engine_over_the_bundle_takes_frames_from_host_and_gpu_and_streams(en
     monkeypatch.setitem(trt_library._loaded, "tensorrt", TrtLibrary("tensorrt", fake_tensorrt(cuda, size=SIZE)))
     monkeypatch.setattr(backend_module, "CudaApi", lambda: cuda)
     given = frames(12)
-    with Engine(engine_bundle(), backend="tensorrt", threshold=0.6) as engine:
+    with Engine(engine_bundle(), backend="tensorrt", threshold=0.6, image_threshold=0.6) as engine:
         assert engine.backend.precision == "fp16"
         for number, result in enumerate(engine(given)):  # 12 frames, 5 at a time
             np.testing.assert_array_equal(result.anomaly_map, expected_map(given[number]))

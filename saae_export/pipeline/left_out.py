@@ -1,0 +1,134 @@
+"""Thresholds of a deployed graph from the fitted images, each left out of the memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saae_runtime.engine import Engine
+from saae_runtime.errors import CalibrationError
+from saae_runtime.estimate import ScoreModel
+from saae_runtime.geometry import upsample_map
+from saae_runtime.progress import Progress, silent
+from saae_runtime.thresholds import ThresholdTable
+from saae_train.calibrate import Calibration, calibrate_left_out, smooth_left_out
+from saae_train.data.category import Sample
+from saae_train.data.split import content_digest, spread
+from saae_train.model.checkpoint import Checkpoint
+
+from ..parity.pytorch import TorchReference
+
+__all__ = ["LeftOutCalibrator", "Outlier"]
+
+_COMPARED = 12
+"""Images that the scale of a precision rests on."""
+
+_LEVER = 0.02
+"""An image without which the threshold would fall by this share is named."""
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A fitted image that does not look like the others: a defect that nobody saw, glare, another product.
+
+    Attributes:
+        index: its place among the fitted images.
+        name: its file.
+        score: as if it were new, in units of the image threshold.
+        leverage: by how much the threshold would fall without it, relatively.
+    """
+
+    index: int
+    name: str
+    score: float
+    leverage: float
+
+
+class LeftOutCalibrator:
+    """Gives the tables of each precision.
+
+    The scores of the fitted images, each with itself left out, are PyTorch's. A deployed graph cannot leave an image
+    out, but its scale is measured on the very file: the median ratio between its image scores and PyTorch's on the
+    same frames, by which the tables are multiplied.
+
+    Args:
+        checkpoint: with the left-out scores.
+        samples: the fitted images, in their order.
+        reference: the model in PyTorch at the graph's frame size.
+        pixel_fpr: default acceptable share of normal pixels above T.
+        image_fpr: default acceptable share of normal images called defective.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        samples: Sequence[Sample],
+        reference: TorchReference,
+        pixel_fpr: float,
+        image_fpr: float,
+    ) -> None:
+        if checkpoint.left_out is None:
+            raise CalibrationError("The model holds no scores of its own images.", "It has no memory.", "fit again")
+        self.left_out = checkpoint.left_out
+        detector = checkpoint.detector
+        self._reference = calibrate_left_out(
+            self.left_out,
+            detector.smoothing,
+            reference.frame_size,
+            detector.backbone.input_size,
+            content_digest(samples),
+            pixel_fpr,
+            image_fpr,
+        )
+        self._smoothing = detector.smoothing
+        self.factor = 1.0  # of the engine that was measured last
+        self._frames = [sample.read() for sample in spread(samples, _COMPARED)]
+        self._expected = [float(reference(frame).score) for frame in self._frames]
+
+    def __call__(self, engine: Engine, progress: Progress = silent) -> Calibration:
+        """The tables of an engine.
+
+        Raises:
+            BackendError: it does not run, or its values are not finite.
+        """
+        ratios = []
+        for number, (frame, expected) in enumerate(zip(self._frames, self._expected, strict=True)):
+            progress(number, len(self._frames))
+            ratios.append(float(engine(frame).score) / max(expected, 1e-12))
+        self.factor = factor = statistics.median(ratios)
+        found = self._reference
+        return Calibration(
+            found.pixel.scaled(factor),
+            found.image.scaled(factor),
+            tuple(score * factor for score in found.scores),
+            found.digest,
+        )
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The map of a fitted image as if it were new, float32 H x W at `size`, on the scale of the deployed graph."""
+        return upsample_map(smooth_left_out(self.left_out, self._smoothing, index), size) * np.float32(self.factor)
+
+    def outliers(self) -> list[Outlier]:
+        """The images to look at, the strongest first: above the threshold, or moving it."""
+        threshold, scores = self._reference.image.at(), self._reference.scores
+        lever = _leverage(scores, self._reference.image)
+        found = [
+            Outlier(index, self.left_out.names[index], score / threshold, moved)
+            for index, (score, moved) in enumerate(zip(scores, lever, strict=True))
+            if score > threshold or moved > _LEVER
+        ]
+        return sorted(found, key=lambda item: -item.score)
+
+
+def _leverage(scores: Sequence[float], table: ThresholdTable) -> list[float]:
+    model = ScoreModel.fit(scores)
+    order = sorted(range(len(scores)), key=lambda index: scores[index])
+    by_place = model.leverage(table.default_fpr)
+    found = [0.0] * len(scores)
+    for place, index in enumerate(order):
+        found[index] = float(by_place[place])
+    return found

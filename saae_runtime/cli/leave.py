@@ -1,0 +1,52 @@
+"""How the command starts and ends: stopped at any moment, it says so and leaves with its own exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+
+__all__ = ["leave", "leave_at_once", "open_closed_streams"]
+
+
+def leave(code: object) -> None:
+    """Ends the process with this code, as `sys.exit` takes it.
+
+    Where threads still compute (a library that cannot be stopped), without the interpreter's own end: a thread that
+    comes back from C++ into an interpreter that is ending aborts the process, with 134 in place of the code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    if threading.active_count() > 1:
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    sys.exit(code if isinstance(code, int) or code is None else 1)
+
+
+def leave_at_once() -> None:
+    """From now on Ctrl-C and SIGTERM end the process at once, with one word.
+
+    For the time of starting: an exception would come up inside an import, where libraries take it for a fault of their
+    own. Nothing is half-written then. While frames are scored, the run has handlers of its own.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        with suppress(OSError):
+            os.write(2, b"Stopped.\n")
+        os._exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+
+def open_closed_streams() -> None:
+    """Opens nothing where standard input, output or error is closed (`>&-`): the next file would take its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

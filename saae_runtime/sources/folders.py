@@ -1,0 +1,165 @@
+"""Which files a folder or a pattern names: links to folders are followed, and no folder is read twice."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+
+from ..images import IMAGE_SUFFIXES
+
+__all__ = ["FolderOnce", "expand", "filing_stem", "folders_below", "images_below", "is_picture_name", "pattern_takes"]
+
+OnError = Callable[[OSError], None]
+
+
+class FolderOnce:
+    """Tells folders apart by what they are, not by their names: a link may lead to one that was read already.
+
+    A folder above the first one counts as read: a link back to it would bring in everything beside the images.
+
+    Args:
+        root: the folder where the reading starts.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._seen: set[tuple[int, int]] = set()
+        for parent in root.resolve().parents:
+            self.enter(parent)
+
+    def enter(self, folder: str | os.PathLike[str]) -> bool:
+        """Whether this folder was not read yet; from now on it was."""
+        try:
+            facts = Path(folder).stat()
+        except OSError:  # whoever lists it says so
+            return True
+        key = (facts.st_dev, facts.st_ino)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def folders_below(root: Path, onerror: OnError | None = None) -> Iterator[Path]:
+    """`root` and the folders below it, each real one once and sorted by name; hidden ones are passed over.
+
+    Folders come before links to folders, so that what can be reached both ways keeps its own name.
+
+    Args:
+        root: where.
+        onerror: called for a folder that cannot be listed, which else counts as empty.
+    """
+    once = FolderOnce(root)
+    waiting = [root]
+    links: list[Path] = []
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        if not once.enter(folder):
+            continue
+        yield folder
+        inside: list[Path] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(".") and entry.is_dir():
+                        (links if entry.is_symlink() else inside).append(folder / entry.name)
+        except OSError as error:
+            if onerror is not None:
+                onerror(error)
+        links.sort()
+        waiting.extend(sorted(inside, reverse=True))
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name counts as an image when a folder is listed; hidden ones do not."""
+    return not name.startswith(".") and f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+
+
+def images_below(folder: Path, recursive: bool = False, onerror: OnError | None = None) -> list[Path]:
+    """The image files of a folder, sorted by name; hidden ones are passed over.
+
+    Args:
+        folder: where.
+        recursive: whether folders below it are read too; see `folders_below`.
+        onerror: called for a folder that cannot be listed, which else counts as empty.
+    """
+    found: list[Path] = []
+    for root in folders_below(folder, onerror) if recursive else [folder]:
+        try:
+            with os.scandir(root) as entries:
+                names = sorted(entry.name for entry in entries if is_picture_name(entry.name) and not entry.is_dir())
+        except OSError as error:
+            if onerror is not None:
+                onerror(error)
+            continue
+        found.extend(root / name for name in names)
+    return found
+
+
+def fixed_part(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder in front of a pattern's first wildcard, and the parts from there on."""
+    parts = Path(pattern).parts
+    count = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:count]), parts[count:]
+
+
+def expand(pattern: str) -> list[Path]:
+    """What a glob pattern matches, sorted by name. `**` crosses folders, as `folders_below` does."""
+    root, parts = fixed_part(pattern)
+    return sorted(set(_expand(root, parts)), key=str)
+
+
+def _expand(base: Path, parts: Sequence[str]) -> Iterator[Path]:
+    if not parts:
+        if os.path.lexists(base):
+            yield base
+        return
+    head, rest = parts[0], parts[1:]
+    if head == "**":
+        for folder in folders_below(base) if base.is_dir() else ():
+            yield from _expand(folder, rest or ("*",))
+    elif glob.has_magic(head):
+        try:
+            with os.scandir(base) as entries:
+                names = [entry.name for entry in entries if _fits(entry.name, head)]
+        except OSError:
+            return
+        for name in names:
+            if not rest or (base / name).is_dir():
+                yield from _expand(base / name, rest)
+    else:
+        yield from _expand(base / head, rest)
+
+
+def _fits(name: str, part: str) -> bool:
+    return (part.startswith(".") or not name.startswith(".")) and fnmatch.fnmatchcase(name, part)
+
+
+def pattern_takes(pattern: str, path: Path) -> bool:
+    """Whether a pattern would match a file, should it be written.
+
+    Args:
+        pattern: a glob pattern.
+        path: the file.
+    """
+    root, parts = fixed_part(pattern)
+    try:
+        inside = path.resolve().relative_to(root.resolve())
+    except ValueError:
+        return ".." in parts
+    return _takes(tuple(part for part in parts if part != ".."), inside.parts)
+
+
+def _takes(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return bool(parts) and (_takes(pattern[1:] or ("*",), parts) or _takes(pattern, parts[1:]))
+    return bool(parts) and _fits(parts[0], pattern[0]) and _takes(pattern[1:], parts[1:])
+
+
+def filing_stem(relative: PurePath) -> PurePath:
+    """A path without its ending, to file pictures under; a name that is all dots but for its ending stays whole."""
+    return relative.with_name(relative.stem if relative.stem.strip(".") else relative.name)

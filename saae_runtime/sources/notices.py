@@ -1,0 +1,73 @@
+"""What the system says about changes in folders (inotify and its like), through watchdog where it is installed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .folders import is_picture_name
+
+__all__ = ["Notices"]
+
+_MOST = 100_000  # paths kept between two looks
+_READING = ("opened", "closed_no_write")  # what our own reading causes
+
+
+class Notices:
+    """Collects the image files that the system says were made, written, moved or removed.
+
+    They only make a look cheaper and sooner: a share that another machine writes to gives none, so nothing may rest on
+    them alone.
+
+    Args:
+        folders: which folders.
+        recursive: whether those below them too.
+    """
+
+    def __init__(self, folders: Sequence[Path], recursive: bool) -> None:
+        self._lock = threading.Lock()
+        self._paths: set[str] = set()
+        self._observer: Any = None
+        try:
+            from watchdog.events import FileSystemEventHandler
+            from watchdog.observers import Observer
+        except ImportError:
+            return
+        add = self._add
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: Any) -> None:
+                if event.event_type not in _READING:
+                    add(event.src_path, getattr(event, "dest_path", ""))
+
+        observer = Observer()
+        try:
+            for folder in folders:
+                observer.schedule(Handler(), str(folder), recursive=recursive)
+            observer.start()
+        except OSError:  # the system's number of watches is used up
+            return
+        self._observer = observer
+
+    def _add(self, *paths: str | bytes) -> None:
+        named = [os.fsdecode(path) for path in paths if path]
+        with self._lock:
+            if len(self._paths) < _MOST:
+                self._paths.update(path for path in named if is_picture_name(os.path.basename(path)))  # noqa: PTH119
+
+    def take(self) -> set[str]:
+        """The paths since the last call."""
+        with self._lock:
+            taken, self._paths = self._paths, set()
+        return taken
+
+    def close(self) -> None:
+        """Ends the observing thread. May be called twice."""
+        if self._observer is not None:
+            with suppress(RuntimeError, OSError):
+                self._observer.stop()
+            self._observer = None

@@ -1,0 +1,227 @@
+"""Builds the memory of normal patches, and scores every fitted image against the patches of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from saae_runtime.errors import FitError
+from saae_runtime.progress import Progress, labelled, silent
+
+from ..config import FitConfig
+from ..data.bursts import sequence_reach
+from ..data.category import Sample, distinct_names
+from ..model.detector import FeatureSpace, Projected, anomaly_score, memory_score
+from ..model.left_out import LeftOut
+from ..model.memory import Memory, Nearest, compare
+from ..model.saae import SAAE
+from .features import FeatureSet
+from .loop import Reporter
+
+__all__ = ["balance", "build_memory", "remember"]
+
+_POOL = 120_000
+"""Patches that entries are chosen from at most, spread over all images."""
+
+_SKETCH = 64
+"""Width of the random projection on which entries are chosen; distances survive it (Johnson-Lindenstrauss)."""
+
+_POOLED = 4
+"""Entries whose patches an entry's radius rests on besides its own."""
+
+_PRIOR = 3
+"""Patches at the mean distance that every radius starts from."""
+
+_SHARE = 0.6
+"""Spread of normal patches that the autoencoder's factor of the score adds, in units of the memory's own."""
+
+_TOGETHER = 8
+"""Entries that are chosen in one pass over the pool."""
+
+_WEIGHT_POWER = -0.25
+"""Components are weighted by their variance to this power: the few largest do not own the distance."""
+
+Rows = Callable[[int], Tensor]
+"""Number of an image -> its patches g, float32 L x k."""
+
+
+def build_memory(
+    rows: Rows,
+    images: int,
+    entries: int,
+    seed: int,
+    reach: int = 0,
+    progress: Progress = silent,
+) -> tuple[Memory, Nearest]:
+    """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
+
+    Entries by greedy k-centre on a random projection (PatchCore, Roth et al. 2022, algorithm 1). The radius of an
+    entry is the root mean square of d over the normal patches that are nearest to it or to one of its neighbours,
+    each patch with the entries of its own image left out: what d is for a normal image that is not in the memory.
+
+    Args:
+        rows: patches of an image, in the SAAE's space.
+        images: how many.
+        entries: number of entries, fewer where there are fewer patches.
+        seed: of the choice.
+        reach: images so near in the order are near-copies (`saae_train.data.bursts`) and never vouch for each other.
+        progress: called with (images done, images, what).
+
+    Returns:
+        The memory, its alpha yet to come, and d and r of every fitted image with itself and its near-copies left out,
+        each float32 N x L.
+
+    Raises:
+        FitError: fewer than two images that are no near-copies.
+    """
+    if images < 2 + reach:
+        raise FitError(
+            "A memory of normal patches needs two images or more that are no copies of each other.",
+            "How far a normal patch may lie is measured on the images that it is not taken from.",
+            "add normal images",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    pool, owner = _pool(rows, images, generator, progress)
+    variance = pool.var(dim=0)
+    weight = variance.clamp_min(max(1e-12, 1e-9 * float(variance.max()))) ** _WEIGHT_POWER
+    pool *= weight
+    sketch = torch.randn(pool.shape[1], _SKETCH, generator=generator) / _SKETCH**0.5
+    chosen = _cover(pool @ sketch, min(entries, len(pool)))
+    held, held_image = pool[chosen], owner[chosen]
+    provisional = Memory(held, torch.ones(len(held)), weight)
+    distances, neighbours = [], []
+    for index in range(images):
+        progress(index, images, "images, memory")
+        z = rows(index)[None] * weight
+        near = provisional.choose(z, (held_image - index).abs() <= reach)
+        distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
+        neighbours.append(near[0])
+    distance, near = torch.stack(distances), torch.stack(neighbours)
+    radius = _radii(provisional, distance.flatten(), near[..., 0].flatten())
+    found = [
+        compare(rows(index)[None] * weight, held[near[index]][None], radius[near[index]][None]).radius[0]
+        for index in range(images)
+    ]
+    return Memory(held, radius, weight), Nearest(distance, torch.stack(found))
+
+
+def remember(
+    features: FeatureSet,
+    space: FeatureSpace,
+    saae: SAAE,
+    samples: Sequence[Sample],
+    config: FitConfig,
+    watch: Reporter,
+) -> tuple[Memory, LeftOut]:
+    """The memory of the fitted images, and how each of them scores as if it were new.
+
+    Args:
+        features: of the images.
+        space, saae: fitted, on the CPU.
+        samples: the images, in the order of `features`.
+        config: of the fit, with a memory.
+        watch: progress.
+
+    Raises:
+        FitError: fewer than two images that are no near-copies.
+        ImageError: an image cannot be read.
+    """
+
+    def patches(index: int) -> Tensor:
+        with torch.no_grad():
+            return space(features.rows(index, index + 1)).g[0]
+
+    count = len(samples)
+    reach = sequence_reach(samples, labelled(watch.memory, "images, near-copies"))
+    if reach:
+        watch.say(
+            "neighbours in the order of the names are near-copies (a burst or a video): each image is judged without "
+            f"the {reach} before and after it"
+        )
+    memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, watch.memory)
+    cosines = []
+    for index in range(count):
+        watch.memory(index, count, "images, autoencoder")
+        g = patches(index)[None]
+        with torch.no_grad():
+            cosines.append(anomaly_score(Projected(g), saae(g), "cosine"))
+    cosine = torch.cat(cosines)
+    memory.alpha.fill_(balance(nearest, cosine))
+    scores = memory_score(nearest, cosine, memory.alpha).reshape(count, *saae.grid)
+    return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
+
+
+def balance(nearest: Nearest, cosine: Tensor) -> float:
+    """The exponent alpha of the score `memory`.
+
+    Of the logarithm of the score of normal patches, the autoencoder's part then spreads 0.6 times as far as the
+    memory's: where the product lets the autoencoder explain little (parts at any angle), its noise does not drown the
+    distance.
+
+    Args:
+        nearest: d and r of normal patches that are not in the memory, any shape.
+        cosine: 1 - cos(g, g_hat) of the same patches.
+    """
+    memory = (nearest.distance * nearest.radius.rsqrt()).log().std()
+    return float(_SHARE * memory / cosine.clamp_min(1e-12).log().std().clamp_min(1e-6))
+
+
+def _pool(rows: Rows, images: int, generator: torch.Generator, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Patches to choose from, and the image of each."""
+    parts, owner = [], []
+    share = max(1, _POOL // images)
+    for index in range(images):
+        progress(index, images, "images, patches")
+        patches = rows(index)
+        if share < len(patches):
+            patches = patches[torch.randperm(len(patches), generator=generator)[:share]]
+        parts.append(patches)
+        owner.append(torch.full((len(patches),), index))
+    return torch.cat(parts), torch.cat(owner)
+
+
+def _cover(points: Tensor, count: int) -> Tensor:
+    """Numbers of `count` points, each far from those before it: points, n x width -> int64, count.
+
+    Farthest first, a few at a time: among the farthest points of a pass, one is taken after the other as long as it
+    is the farthest of them, which reads the pool once for several entries.
+    """
+    energy = points.square().sum(dim=1)
+    far = torch.full((len(points),), torch.inf)
+    chosen = [int(energy.argmin())]
+    fresh = chosen
+    while len(chosen) < count:
+        centres = points[fresh]
+        to_fresh = (energy[None] - 2.0 * centres @ points.T).add_(energy[fresh][:, None]).amin(dim=0).clamp_min_(0)
+        torch.minimum(far, to_fresh, out=far)
+        far[fresh] = -1.0  # never twice, whatever the rounding
+        among = far.topk(min(4 * _TOGETHER, len(points))).indices
+        far_among, fresh = far[among].clone(), []
+        for _ in range(min(_TOGETHER, count - len(chosen))):
+            place = int(far_among.argmax())
+            if far_among[place] < 0:
+                break
+            fresh.append(int(among[place]))
+            apart = (points[among] - points[among[place]]).square().sum(dim=1)
+            torch.minimum(far_among, apart, out=far_among)
+            far_among[place] = -1.0
+        chosen += fresh
+    return torch.tensor(chosen)
+
+
+def _radii(memory: Memory, distance: Tensor, entry: Tensor) -> Tensor:
+    """Radius of each entry, from d of the patches that are nearest to it or to one of its neighbours.
+
+    Args:
+        memory: entries; their radii do not count.
+        distance: float32 n.
+        entry: the nearest entry of each, int64 n.
+    """
+    size = len(memory)
+    squared = torch.zeros(size).index_add_(0, entry, distance.square())
+    count = torch.zeros(size).index_add_(0, entry, torch.ones(len(entry)))
+    near = memory.choose(memory.entries[None], count=_POOLED + 1)[0]  # an entry is its own nearest
+    mean = float(distance.square().mean())
+    return ((squared[near].sum(dim=1) + _PRIOR * mean) / (count[near].sum(dim=1) + _PRIOR)).clamp_min(1e-12).sqrt()

@@ -1,0 +1,107 @@
+"""The memory of normal patches: how far a patch lies from the nearest ones, and how far normal patches lie there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KERNEL", "NEIGHBOURS", "Memory", "Nearest", "compare"]
+
+NEIGHBOURS = 5
+"""Entries that a patch is compared with."""
+
+KERNEL = 0.5
+"""Width of the kernel that weighs them, in units of the smallest squared distance."""
+
+
+class Nearest(NamedTuple):
+    """What the memory says of every position.
+
+    Attributes:
+        distance: d, to the kernel-weighted mean of the nearest entries, float32 N x L.
+        radius: r, what d is for normal images there: the weighted mean of the entries' radii, float32 N x L.
+    """
+
+    distance: Tensor
+    radius: Tensor
+
+
+class Memory(nn.Module):
+    """Normal patches z = g * weight, chosen to cover all that were seen (PatchCore, Roth et al. 2022, section 3.2).
+
+    A patch is compared with the mean of its nearest entries, weighted by a kernel, so that it counts as normal between
+    entries as well as on one, and so that a neighbour more or less, as rounding chooses, moves nothing by a step.
+
+    Args:
+        entries: B x k, normal patches.
+        radius: B, how far normal patches of other images lie from the memory near an entry.
+        weight: k, of each component.
+        alpha: exponent of 1 - cos(g, g_hat) in the score, see `saae_train.model.detector.anomaly_score`.
+    """
+
+    def __init__(self, entries: Tensor, radius: Tensor, weight: Tensor, alpha: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("entries", entries.float())
+        self.register_buffer("radius", radius.float())
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.entries: Tensor
+        self.radius: Tensor
+        self.weight: Tensor
+        self.alpha: Tensor
+
+    def __len__(self) -> int:
+        return int(self.entries.shape[0])
+
+    def forward(self, g: Tensor, left_out: Tensor | None = None) -> Nearest:
+        """d and r of patches.
+
+        Args:
+            g: N x L x k.
+            left_out: bool B, entries that do not count.
+
+        Returns:
+            Each float32 N x L.
+        """
+        z = g.float() * self.weight
+        chosen = self.choose(z, left_out)
+        return compare(z, self.entries[chosen], self.radius[chosen])
+
+    def choose(self, z: Tensor, left_out: Tensor | None = None, count: int = NEIGHBOURS) -> Tensor:
+        """The nearest entries of each patch, nearest first.
+
+        Args:
+            z: N x L x k.
+            left_out: bool B, entries that do not count.
+            count: how many.
+
+        Returns:
+            int64, N x L x count, fewer where there are fewer entries.
+        """
+        closeness = z @ self.entries.T - 0.5 * self.entries.square().sum(dim=1)
+        most = len(self)
+        if left_out is not None:
+            closeness = closeness.masked_fill(left_out, -torch.inf)
+            most -= int(left_out.sum())
+        return closeness.topk(min(count, most), dim=2).indices
+
+
+def compare(z: Tensor, entries: Tensor, radius: Tensor) -> Nearest:
+    """d and r of patches against their nearest entries.
+
+    Every distance is the sum of a residual, not |z|^2 - 2 z.e + |e|^2, a small difference of large numbers that bf16
+    would not survive.
+
+    Args:
+        z: float32 N x L x k.
+        entries: their nearest entries, float32 N x L x M x k.
+        radius: of these, float32 N x L x M.
+    """
+    residual = entries - z.unsqueeze(2)
+    squared = residual.square().sum(dim=3)
+    smallest = squared.amin(dim=2, keepdim=True)
+    weight = torch.softmax((smallest - squared) / (KERNEL * smallest + 1e-9), dim=2)
+    distance = (weight.unsqueeze(3) * residual).sum(dim=2).square().sum(dim=2).clamp_min(1e-12).sqrt()
+    return Nearest(distance, (weight * radius).sum(dim=2))

@@ -1,0 +1,51 @@
+"""Near-copies in the order of the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saae_train.data.bursts import sequence_reach
+from saae_train.data.category import Sample, find_category
+
+
+def write(folder: Path, frames: list[np.ndarray]) -> list[Sample]:
+    found = []
+    for number, frame in enumerate(frames):
+        path = folder / f"{number:03}.png"
+        Image.fromarray(np.clip(frame, 0, 255).astype(np.uint8)).save(path)
+        found.append(Sample(path, "good", None, False))
+    return found
+
+
+def test_a_slow_pan_is_a_sequence(tmp_path: Path) -> None:
+    scene = np.random.default_rng(0).normal(128, 60, (8, 60, 3))
+    scene = np.asarray(Image.fromarray(np.clip(scene, 0, 255).astype(np.uint8)).resize((1200, 160)))
+    noise = np.random.default_rng(1)
+    frames = [scene[:, x : x + 160] + noise.normal(0, 3, (160, 160, 3)) for x in range(0, 1000, 10)]
+    reach = sequence_reach(write(tmp_path, frames))
+    assert 1 <= reach <= 20
+
+
+def test_bursts_of_three(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    frames = []
+    for _ in range(20):
+        scene = np.kron(generator.uniform(0, 255, (8, 8, 3)), np.ones((8, 8, 1)))
+        frames += [scene + generator.normal(0, 4, scene.shape) for _ in range(3)]
+    assert 1 <= sequence_reach(write(tmp_path, frames)) <= 3
+
+
+def test_independent_images_are_none(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    base = generator.uniform(0, 255, (64, 64, 3))
+    frames = [base + generator.normal(0, 20, base.shape) for _ in range(40)]
+    assert sequence_reach(write(tmp_path, frames)) == 0
+
+
+@pytest.mark.parametrize("name", ["bottle", "cookie", "magnetic_tile"])
+def test_photographs_of_separate_parts_are_none(shared_data: Path, name: str) -> None:
+    assert sequence_reach(find_category(shared_data, name).train[:120]) == 0

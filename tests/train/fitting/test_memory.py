@@ -1,0 +1,80 @@
+"""Building the memory: what it covers, and what is left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saae_runtime.errors import FitError
+from saae_train.fitting.memory import _cover, balance, build_memory
+from saae_train.model.memory import Nearest
+
+WIDTH, POSITIONS = 12, 20
+
+
+def patches(images: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(images, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_memory_of_every_patch_finds_each_at_no_distance() -> None:
+    g = patches(4)
+    memory, left_out = build_memory(lambda i: g[i], 4, 10_000, 0)
+    assert len(memory) == 4 * POSITIONS
+    # The kernel's width is a share of the smallest distance: on an entry nothing else counts.
+    assert float(memory(g).distance.max()) < 1e-3
+    assert left_out.distance.shape == left_out.radius.shape == (4, POSITIONS)
+    assert float(left_out.distance.min()) > 0.1  # a patch does not vouch for itself
+
+
+def test_left_out_is_what_a_memory_without_the_image_says() -> None:
+    g = patches(5)
+    memory, left_out = build_memory(lambda i: g[i], 5, 10_000, 0)
+    held = (memory.entries[:, None] == (g[2] * memory.weight)[None]).all(dim=2).any(dim=1)
+    assert int(held.sum()) == POSITIONS
+    alone = memory(g[2:3], held)
+    torch.testing.assert_close(left_out.distance[2], alone.distance[0])
+    torch.testing.assert_close(left_out.radius[2], alone.radius[0])
+
+
+def test_copies_do_not_vouch_for_each_other() -> None:
+    g = patches(3)
+    g = torch.stack([g, g + 1e-4], dim=1).flatten(0, 1)  # each image is followed by its copy
+    _, apart = build_memory(lambda i: g[i], 6, 10_000, 0)
+    _, sequence = build_memory(lambda i: g[i], 6, 10_000, 0, reach=1)
+    assert float(apart.distance.max()) < 0.01
+    assert float(sequence.distance.min()) > 0.1
+
+
+@pytest.mark.parametrize(("images", "reach"), [(1, 0), (3, 2)])
+def test_copies_alone_are_an_error(images: int, reach: int) -> None:
+    g = patches(images)
+    with pytest.raises(FitError, match="no copies of each other") as caught:
+        build_memory(lambda i: g[i], images, 10, 0, reach)
+    assert "add normal images" in caught.value.cure
+
+
+def test_entries_cover_the_points_nearly_as_well_as_one_by_one() -> None:
+    points = torch.randn(3000, 8, generator=torch.Generator().manual_seed(3))
+    found = _cover(points, 200)
+    assert len(set(found.tolist())) == 200
+
+    def covered(chosen: torch.Tensor) -> float:
+        return float(torch.cdist(points, points[chosen]).amin(dim=1).max())
+
+    one_by_one = [int(points.square().sum(dim=1).argmin())]
+    far = torch.full((3000,), torch.inf)
+    while len(one_by_one) < 200:
+        far = torch.minimum(far, (points - points[one_by_one[-1]]).square().sum(dim=1))
+        one_by_one.append(int(far.argmax()))
+    assert covered(found) <= 1.1 * covered(torch.tensor(one_by_one))
+    by_chance = torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:200]
+    assert covered(found) < 0.9 * covered(by_chance)
+
+
+def test_a_noisy_autoencoder_counts_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    nearest = Nearest(torch.rand(50, 20, generator=generator) + 1, torch.ones(50, 20))
+    calm, noisy = (torch.exp(spread * torch.randn(50, 20, generator=generator)) for spread in (0.2, 2.0))
+    assert balance(nearest, calm) == pytest.approx(10 * balance(nearest, noisy), rel=0.2)
+    score = (nearest.distance.log().std(), (balance(nearest, noisy) * noisy.log()).std())
+    assert float(score[1]) == pytest.approx(0.6 * float(score[0]), rel=1e-4)

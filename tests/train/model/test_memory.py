@@ -1,0 +1,50 @@
+"""The memory of normal patches against a search through all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saae_train.model.memory import KERNEL, NEIGHBOURS, Memory
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**31))
+def test_equals_a_search_through_all(entries: int, width: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    held = generator.normal(size=(entries, width))
+    radius = generator.uniform(0.5, 2.0, entries)
+    weight = generator.uniform(0.5, 2.0, width)
+    g = generator.normal(size=(2, 5, width))
+    memory = Memory(*(torch.tensor(array) for array in (held, radius, weight)))
+    found = memory(torch.tensor(g))
+    for image, patches in enumerate(g):
+        for position, patch in enumerate(patches * weight):
+            squared = ((held - patch) ** 2).sum(axis=1)
+            near = np.argsort(squared)[:NEIGHBOURS]
+            kernel = np.exp(-(squared[near] - squared.min()) / (KERNEL * squared.min()))
+            kernel /= kernel.sum()
+            far = np.linalg.norm(patch - kernel @ held[near])
+            np.testing.assert_allclose(found.distance[image, position], far, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(found.radius[image, position], kernel @ radius[near], rtol=1e-3)
+
+
+def test_what_is_left_out_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(1)
+    held, g = torch.randn(30, 8, generator=generator), torch.randn(1, 6, 8, generator=generator)
+    radius, weight = torch.rand(30, generator=generator) + 1, torch.ones(8)
+    own = torch.arange(30) % 3 == 0
+    found = Memory(held, radius, weight)(g, own)
+    without = Memory(held[~own], radius[~own], weight)(g)
+    torch.testing.assert_close(found.distance, without.distance)
+    torch.testing.assert_close(found.radius, without.radius)
+
+
+def test_an_entry_lies_at_no_distance_from_itself() -> None:
+    """Written as a difference of squares, the distance of an entry to itself would be rounding noise."""
+    generator = torch.Generator().manual_seed(0)
+    held = 100 + torch.randn(50, 30, generator=generator)
+    found = Memory(held, torch.ones(50), torch.ones(30))(held[None])
+    assert float(found.distance.max()) <= 2e-6
