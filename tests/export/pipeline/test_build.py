@@ -579,14 +579,14 @@ def test_the_white_level_goes_from_the_fit_to_the_line(data: Path, tmp_path: Pat
     for path in (root / "weave").glob("t*/*/*.png"):
         gray = np.asarray(Image.open(path).convert("L"))
         Image.fromarray(np.ceil(gray * (4095 / 255)).astype(np.uint16)).save(path)
-    config = CONFIG.replace(white_level=4095)
+    config = CONFIG.replace(white_level=4095, held_out=0.4)
     result, text = quiet_build(options(root, tmp_path, config=config, precisions=("fp32",)))
     assert "white level" not in text
     assert result.bundle.manifest.frame.white_level == 4095
     _, held_out = split_held_out(result.category.train, config.held_out, seed=config.seed)
     with Engine(result.where, backend="onnxruntime:cpu") as engine:
         scores = [engine(read_image(sample.path, engine.white_level)).score for sample in held_out]
-        assert max(scores) == pytest.approx(engine.image_threshold / 1.001, rel=1e-4)
+        assert max(scores) < engine.image_threshold
         assert engine(read_image(held_out[0].path)).score != pytest.approx(scores[0], rel=1e-3)
     (model,) = (tmp_path / "runs/weave/models").iterdir()
     again = options(root, tmp_path, checkpoint=model, out=tmp_path / "again", precisions=("fp32",))
