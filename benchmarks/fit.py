@@ -166,7 +166,6 @@ def measure(
     import torch
 
     from saae_runtime.geometry import resize_frames
-    from saae_runtime.images import read_image
     from saae_train.config import preset
     from saae_train.data.category import Sample
     from saae_train.fitting.cuda_graph import EAGER_STEPS
@@ -201,7 +200,7 @@ def measure(
         first.detector.to(device)
         features = extract(backbone, samples, scratch, device, config.precision)
         values = torch.from_numpy(np.asarray(features.values, np.float32))
-        frames = np.stack([resize_frames(read_image(sample.path), config.input_size) for sample in samples])
+        frames = np.stack([resize_frames(sample.read(), config.input_size) for sample in samples])
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
         plain = {
             "plain": Plain(first, values.to(device), steps, device),

@@ -22,6 +22,7 @@ from .bundle import Bundle, open_bundle
 from .ending import native_call
 from .errors import BackendError, BundleError, ConfigError, FrameError, shown
 from .frames import Resize, as_frames, enough_memory, to_batch
+from .images import check_white_level
 from .manifest import Manifest
 from .regions import defect_mask
 from .result import Result
@@ -59,6 +60,8 @@ class Engine:
         threshold: pixel threshold T itself, instead of `fpr`.
         image_fpr: acceptable false-positive rate of whole frames; None: the bundle's default.
         image_threshold: image threshold itself, instead of `image_fpr`.
+        white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are taken as well.
+            None: the bundle's, where it was built with one.
         verify: whether the hashes of the bundle's files are compared first.
         options: threads, hint, max_batch, cache and more; see `saae_runtime.backends.BackendOptions`.
 
@@ -84,15 +87,18 @@ class Engine:
         threshold: float | None = None,
         image_fpr: float | None = None,
         image_threshold: float | None = None,
+        white_level: int | None = None,
         verify: bool = True,
         **options: Any,
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
         _check_limits(fpr, threshold, image_fpr, image_threshold)
+        check_white_level(white_level)
         self._device = device
         self._precision = precision
         with native_call():
             self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
+        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
         self._again = partial(
             Engine,
             bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
@@ -104,6 +110,7 @@ class Engine:
             image_fpr=image_fpr,
             image_threshold=image_threshold,
             verify=verify,
+            white_level=white_level,
             **options,
         )
         self._resize, self._resizers = _resizing(options.get("threads"))
@@ -142,6 +149,11 @@ class Engine:
     def image_threshold(self) -> float:
         """Image threshold in force where a call names none."""
         return self._limits.image
+
+    @property
+    def white_level(self) -> int | None:
+        """White of 16-bit frames and files; None: not given, and uint16 frames are refused."""
+        return self._white_level
 
     def explain(self) -> str:
         """Which backend is in use, and why the others are not: text of several lines."""
@@ -201,7 +213,7 @@ class Engine:
         if on_device:
             single = device_rank(frames) == 3
         else:
-            checked = as_frames(frames)
+            checked = as_frames(frames, self._white_level)
             single = checked.single
         self._enter()
         try:
@@ -265,7 +277,7 @@ class Engine:
                 yield result
 
     def _prepare(self, item: Any) -> tuple[_Size, NDArray[np.uint8]]:
-        checked = as_frames(item)
+        checked = as_frames(item, self._white_level)
         if not checked.single:
             raise FrameError(
                 "An item of the stream is a batch, not one frame.",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import geometry
 from .errors import FrameError
+from .images import to_eight_bits
 
 __all__ = ["MOST_ASPECT", "MOST_PIXELS", "Frames", "Resize", "as_frames", "enough_memory", "to_batch"]
 
@@ -26,7 +27,7 @@ Resize = Callable[[Frame, tuple[int, int]], Frame]
 
 _DTYPE_CURES = {
     "f": "if the values are 0..1: (frame * 255).round().astype(np.uint8); if they are 0..255: frame.astype(np.uint8)",
-    "u": "for full-range 16-bit pixels: (frame / 257).round().astype(np.uint8)",
+    "u": "open the engine with the camera's white level: Engine(bundle, white_level=4095) for 12 bits",
     "i": "frame.astype(np.uint8), if the values are 0..255",
     "b": "frame.astype(np.uint8) * 255",
 }
@@ -40,25 +41,26 @@ class Frames:
     single: bool
 
 
-def as_frames(value: Any) -> Frames:
+def as_frames(value: Any, white_level: int | None = None) -> Frames:
     """Checks frames and shows gray ones as three channels, without a copy.
 
     Args:
         value: uint8 H x W, H x W x 1 or H x W x 3 (RGB): one frame; N x H x W x 1 or N x H x W x 3: a batch; a list or
             tuple of single frames, sizes may differ. Arrays need not be contiguous. Anything else that numpy reads
             without guessing (`__array_interface__`, `__array__`) counts as an array.
+        white_level: with it, uint16 frames are taken as well and scaled by `images.to_eight_bits`.
 
     Raises:
         FrameError: another dtype or shape; the message names both and says how to convert.
     """
     if isinstance(value, (list, tuple)):
-        items = [_frame(item, f"Frame {index} of the list") for index, item in enumerate(value)]
+        items = [_frame(item, f"Frame {index} of the list", white_level) for index, item in enumerate(value)]
         return Frames(tuple(items), single=False)
-    array = _array(value, "The frame")
+    array = _scaled(_array(value, "The frame"), white_level)
     if array.ndim == 4:
         _check(array, "The batch", array.shape[3], array.shape[1:3] if array.shape[0] else (1, 1))
         return Frames(tuple(_rgb(frame) for frame in array), single=False)
-    return Frames((_frame(array, "The frame"),), single=True)
+    return Frames((_frame(array, "The frame", white_level),), single=True)
 
 
 def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = geometry.resize_frames) -> Frame:
@@ -149,8 +151,12 @@ def _unmasked(array: Any, name: str) -> NDArray[Any]:
     return np.asarray(array.data)
 
 
-def _frame(value: Any, name: str) -> Frame:
-    array = _array(value, name)
+def _scaled(array: NDArray[Any], white_level: int | None) -> NDArray[Any]:
+    return to_eight_bits(array, white_level) if white_level is not None and array.dtype == np.uint16 else array
+
+
+def _frame(value: Any, name: str, white_level: int | None) -> Frame:
+    array = _scaled(_array(value, name), white_level)
     if array.ndim == 2:
         _check(array, name, 1, array.shape)
     elif array.ndim == 3:

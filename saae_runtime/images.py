@@ -18,21 +18,27 @@ from .files import IrregularFileError, LargeFileError, read_regular
 
 __all__ = [
     "FORMATS",
+    "FULL_RANGE",
     "IMAGE_SUFFIXES",
     "MOST_PIXELS",
     "PIXELS_VARIABLE",
     "check_readable",
+    "check_white_level",
     "most_pixels",
     "open_image",
     "page_numbers",
     "read_image",
+    "read_levels",
     "read_mask",
     "read_pages",
+    "to_eight_bits",
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 """File name endings (lower case) that count as images when a folder is listed."""
 
+FULL_RANGE = 65535
+"""White in 16 bits."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 """The formats that are opened, by content and whatever the name says. Others may start programs (EPS: Ghostscript)."""
 
@@ -65,16 +71,49 @@ def most_pixels() -> int:
     return int(named)
 
 
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+def check_white_level(value: int | None) -> int | None:
+    """A white level as it was given.
+
+    Raises:
+        ConfigError: it is no whole number from 255 to 65535.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 255 <= value <= FULL_RANGE):
+        return value
+    raise ConfigError(
+        f"A white level of {value!r} is not possible.",
+        f"It is the largest value that the camera gives in a 16-bit file: 255 to {FULL_RANGE}.",
+        "1023 for 10 bits, 4095 for 12, 16383 for 14",
+    )
+
+
+def to_eight_bits(values: NDArray[Any], white_level: int | None = None) -> NDArray[np.uint8]:
+    """16-bit levels as 8-bit ones: 0 stays black, the white level and what lies above it become 255.
+
+    The scale is the camera's and the same for every frame, never the frame's own minimum and maximum, which would make
+    two frames incomparable.
+
+    Args:
+        values: levels 0..65535, any shape.
+        white_level: the level of white, 255..65535; None: 65535.
+    """
+    white = white_level or FULL_RANGE
+    table = np.minimum((np.arange(FULL_RANGE + 1, dtype=np.int64) * 255 + white // 2) // white, 255).astype(np.uint8)
+    found: NDArray[np.uint8] = table[values]
+    return found
+
+
+def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> NDArray[np.uint8]:
     """Reads an image file as the runtime sees a camera frame.
 
     Deliberate choices, the same everywhere: EXIF rotation is applied; gray is repeated into three channels; an
     alpha channel is dropped, not blended (a line camera has none, and a drawing tool's default background is no
-    part of the product); 16-bit gray is scaled over its full range (v / 257), never by the image's own minimum
-    and maximum, which would make two frames incomparable; palettes and CMYK are converted.
+    part of the product); 16-bit gray is scaled by the camera's white level, see
+    `to_eight_bits`; palettes and CMYK are converted.
 
     Args:
         path: the file.
+        white_level: largest value of the camera's pixels in a 16-bit file, such as 4095; None: 65535. 8-bit files are
+            taken as they are.
 
     Returns:
         uint8 array of shape H x W x 3, RGB.
@@ -83,7 +122,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         ImageError: the file is missing, empty, truncated, no regular file, of none of `FORMATS`, too large, holds
             floating-point pixels or several pages.
     """
-    pages = read_pages(path)
+    pages = read_pages(path, white_level)
     try:
         _, count, image = next(pages)
     finally:
@@ -100,7 +139,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def read_pages(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], white_level: int | None = None
 ) -> Generator[tuple[int, int, NDArray[np.uint8] | ImageError], None, None]:
     """Reads every page of an image file: of a multi-page TIFF, an APNG or an animated WebP; one of any other image.
 
@@ -108,6 +147,7 @@ def read_pages(
 
     Args:
         path: the file.
+        white_level: of 16-bit files, see `read_image`.
 
     Yields:
         (number from 1, number of pages, the page as in `read_image` or the ImageError in its place).
@@ -129,7 +169,7 @@ def read_pages(
                     if count > 1:
                         image.seek(index)
                     _check_size(name, image.size)
-                    pixels = _to_rgb(name, image)
+                    pixels = _to_rgb(name, image, white_level)
             except ImageError as error:
                 yield number, count, error
                 if image.format != "TIFF" and number < count:  # the frames after it build on this one
@@ -169,7 +209,7 @@ def page_numbers(image: Any) -> list[int]:
     return kept or [0]
 
 
-def _to_rgb(name: str, image: Any) -> NDArray[np.uint8]:
+def _to_rgb(name: str, image: Any, white_level: int | None) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     upright: Any = ImageOps.exif_transpose(image)
@@ -183,8 +223,7 @@ def _to_rgb(name: str, image: Any) -> NDArray[np.uint8]:
                 "Only 8-bit and 16-bit images have a known white level.",
                 "save the image as 8-bit or 16-bit PNG",
             )
-        gray = ((wide + 128) // 257).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.repeat(to_eight_bits(wide, white_level)[:, :, None], 3, axis=2)
     if mode == "F":
         raise ImageError(
             f"{name}: floating-point pixels.",
@@ -198,10 +237,11 @@ def _to_rgb(name: str, image: Any) -> NDArray[np.uint8]:
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """Reads a ground-truth mask: any nonzero pixel is defective.
+    """Reads a ground-truth mask: a pixel is defective from half-way between black and white on.
 
-    A lossy format (JPEG, lossy WebP) leaves faint gray around a mask's edges, which counts as defective too: the mask
-    gains a rim of up to a block of the format (8 or 16 pixels). Masks belong in PNG.
+    Half-way, because the border pixels of an anti-aliased or lossy mask belong to the side that covers most of them.
+    In a mask whose brightest pixel is below half-way (numbers of defect types, or a mask of ones), and in one whose
+    palette holds colours, every pixel that is not black is defective. EXIF rotation is applied as in `read_image`.
 
     Returns:
         bool array of shape H x W.
@@ -209,15 +249,39 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
     Raises:
         ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
     """
+    levels, white = read_levels(path)
+    half = 0 if white is None else white // 2 + 1
+    found: NDArray[np.bool_] = levels != 0 if levels.max(initial=0) < half or not half else levels >= half
+    return found
+
+
+def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]:
+    """The levels of a file as they are stored, of the brightest channel and upright, and its white level.
+
+    Returns:
+        array of shape H x W, of the file's own dtype, and 255 or 65535; None where the levels are labels (a palette
+        with colours).
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
+    """
+    from PIL import ImageOps
+
     file = Path(path)
     with open_image(file) as image, _explained(file):
         _check_size(str(file), image.size)
-        image.load()
-        if image.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
-            values = np.asarray(image.convert("RGB"))
-        else:
-            values = np.asarray(image)
-    return np.any(values != 0, axis=2) if values.ndim == 3 else values != 0
+        upright: Any = ImageOps.exif_transpose(image)
+        upright.load()
+        palette = upright.mode in ("P", "PA")
+        if upright.mode in ("LA", "RGBA", "PA", "P", "CMYK"):  # opaque, or ink, is not defective
+            upright = upright.convert("RGB")
+        values = np.asarray(upright)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255, 255
+    coloured = palette and bool((values != values[:, :, :1]).any())
+    levels = values.max(axis=2) if values.ndim == 3 else values
+    white = 65535 if levels.max(initial=0) > 255 else 255
+    return levels, None if coloured else white
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:

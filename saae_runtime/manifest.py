@@ -37,7 +37,7 @@ __all__ = [
 SCHEMA = 4
 """Version of the manifest's format. A reader refuses a higher one and reads all before; what is written is of this one.
 2: `bf16` and `int8-bf16`. 3: `calibration.given_later`, and `calibration.held_out` may be null.
-4: `calibration.left_out`, `near_copies` and `outliers`; `rule` of a threshold table."""
+4: `frame.white_level`; `calibration.left_out`, `near_copies` and `outliers`; `rule` of a threshold table."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 """What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
@@ -56,14 +56,19 @@ class Frame:
     Attributes:
         height, width: in pixels.
         baked: this is the camera's frame size, and the graph contains the resize.
+        white_level: white of 16-bit images and frames, which the model was fitted with. None: 65535 for images, and no
+            16-bit frames.
     """
 
     height: int
     width: int
     baked: bool = False
+    white_level: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "height", "width")
+        if self.white_level is not None and not 255 <= self.white_level <= 65535:
+            raise ValueError(f"white_level: expected 255 to 65535, found {self.white_level}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from saae_runtime.errors import CalibrationError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.geometry import gaussian_matrix, upsample_map
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
 from saae_runtime.thresholds import ThresholdAccumulator, ThresholdTable
@@ -98,7 +97,7 @@ def calibrate(
     scores = []
     for done, sample in enumerate(samples):
         progress(done, len(samples))
-        found = scorer(read_image(sample.path))
+        found = scorer(sample.read())
         pixels.add(found.anomaly_map)
         scores.append(float(found.score))
     progress(len(samples), len(samples))

@@ -68,6 +68,9 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
 }
 """Annotation of a field -> what its values are, and how to say so."""
 
+_ADDED = frozenset({"white_level"})
+"""Fields that checkpoints of earlier versions lack."""
+
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("batch", "steps", "epochs", "components", "memory", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
@@ -77,6 +80,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
     "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "held_out": (lambda value: 0 <= value < 1, "0 or more, and below 1"),
+    "white_level": (lambda value: 255 <= value <= 65535, "from 255 to 65535"),
     "input_size": (lambda value: min(value) >= 1, "1 or more"),
     "layers": (lambda value: min(value) >= 0, "0 or more"),
 }
@@ -137,7 +141,7 @@ class FitConfig:
         score: `l2`, `cosine`, `joint` or `memory`, see `saae_train.model.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
         steps: optimiser steps; None: from `epochs`.
-        epochs: passes over the images.
+        epochs: of ceil(images / batch) full batches each: a pass over the images, and up to a batch of the next one.
         batch: images a step.
         learning_rate: of Adam.
         warmup: steps of linear warm-up.
@@ -148,6 +152,7 @@ class FitConfig:
         held_out: share of the normal images kept for calibration; 0 with a memory, which scores each image against the
             others.
         seed: of weights, order and split.
+        white_level: white of 16-bit images, such as 4095 for a 12-bit camera; None: 65535.
     """
 
     preset: str = "fast"
@@ -178,6 +183,7 @@ class FitConfig:
     precision: str = "auto"
     held_out: float = 0.0
     seed: int = 0
+    white_level: int | None = None
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -232,14 +238,16 @@ class FitConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a config file or a cache key."""
         return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in _ADDED or value is not None  # what older versions did not know keeps their keys and files
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FitConfig:
         """The inverse of `to_json`. Raises ConfigError on unknown or missing fields."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
+        if set(values) | _ADDED != names:
             odd = sorted(set(values) ^ names)
             raise ConfigError(f"Not a fitting configuration: {', '.join(odd)}.", "", "fit again with this version")
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

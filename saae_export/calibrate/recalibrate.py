@@ -37,7 +37,7 @@ __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
 REPORT = "report.html"
 
-_AT_T = ("pixel_fpr", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
+_AT_T = ("pixel_fpr", "pixel_fpr_good", "pixel_fpr_halo", "pixel_tpr", "image_fpr", "image_tpr", "self_test")
 """Metrics of a manifest that were counted at the thresholds of the build."""
 
 _BANNER = (
@@ -145,6 +145,8 @@ def recalibrate(
     opened = open_bundle(bundle)
     if not dry_run:
         refuse_foreign(opened.path if target is None else Path(target))  # before the work, not after it
+    white_level = opened.manifest.frame.white_level
+    samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
     chosen = _chosen(opened, precisions)
     for name in chosen:  # an impossible rate is an error before the work
         opened.manifest.thresholds[name].pixel.at(pixel_fpr)
@@ -344,7 +346,7 @@ def _at_new_thresholds(bundle: Bundle, artefact: Artefact) -> ParityReport | Non
     except BackendError:  # an engine for another machine; the graphs were opened before
         return None
     with engine:
-        return compare_artefact(engine, stored_source(bundle))
+        return compare_artefact(engine, stored_source(bundle), artefact.file)
 
 
 def _written(

@@ -352,7 +352,7 @@ def _source(
     paths = _images(Path(data), most_images)
 
     def frames() -> Iterable[tuple[str, NDArray[np.uint8]]]:
-        return ((path.name, read_image(path)) for path in paths)
+        return ((path.name, read_image(path, bundle.manifest.frame.white_level)) for path in paths)
 
     if checkpoint is not None:
         return Source(bundle.manifest, _torch_reference(bundle, checkpoint), frames)

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
+from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import alone
 from saae_runtime.manifest import IN_BF16, Calibration, Manifest
@@ -27,6 +28,7 @@ from saae_train.data.category import Category
 from saae_train.data.check import check
 from saae_train.data.split import content_digest
 from saae_train.evaluation.result import Evaluation
+from saae_train.model.checkpoint import read_fit_config
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
@@ -55,7 +57,7 @@ class BuildResult:
 
     Attributes:
         bundle: written and opened.
-        evaluation: on the test set; None where there are no defect images.
+        evaluation: on the test set; None where there are no test images.
         self_test: on simulated defects; None where it was not asked for, or could not be made.
         parity: one report per artefact that was compared.
         latency: one row per backend and precision.
@@ -233,7 +235,7 @@ def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, w
 def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
-        category = without_excluded(category, options.exclude)
+        category = without_excluded(category, options.exclude).with_white_level(_white_level(options))
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
     if category.synthetic:
         stages.say(
@@ -242,6 +244,26 @@ def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str
             "bold yellow",
         )
     return category, source
+
+
+def _white_level(options: BuildOptions) -> int | None:
+    """White of 16-bit images: a given model's own.
+
+    Raises:
+        ConfigError: another was asked for.
+        CheckpointError: there is no model, or a damaged one.
+    """
+    asked = options.config.white_level
+    if options.checkpoint is None:
+        return asked
+    fitted_with = read_fit_config(options.checkpoint).white_level
+    if asked is not None and asked != fitted_with:
+        raise ConfigError(
+            f"--white-level {asked} is not what {options.checkpoint} was fitted with ({fitted_with or 65535}).",
+            "The line must see images as the model did.",
+            "leave --white-level out, or fit again with it",
+        )
+    return fitted_with
 
 
 def _check_images(category: Category, stages: Stages) -> None:

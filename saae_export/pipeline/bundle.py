@@ -83,7 +83,12 @@ def describe(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         category=checkpoint.category,
         synthetic=synthetic,
-        frame=Frame(height, width, baked=frame_size is not None and frame_size != backbone.input_size),
+        frame=Frame(
+            height,
+            width,
+            baked=frame_size is not None and frame_size != backbone.input_size,
+            white_level=config.white_level,
+        ),
         model=Model(
             height=backbone.input_size[0],
             width=backbone.input_size[1],

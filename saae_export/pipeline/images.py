@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.errors import ConfigError
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 from saae_train.data.category import Category, Sample, distinct_names, find_category, from_folders, list_categories
 from saae_train.data.demo import DEMO_CATEGORIES, write_demo
+from saae_train.data.layouts import is_category
 from saae_train.data.shape import typical_shape
 
 __all__ = ["DATA_VARIABLE", "Request", "find_images", "named_frames", "shared_size", "without_excluded"]
@@ -128,7 +128,7 @@ def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
 def named_frames(samples: Sequence[Sample]) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, frame uint8 H x W x 3) pairs of images."""
     names = distinct_names([sample.path for sample in samples])
-    return [(f"{item.label}-{name}", read_image(item.path)) for item, name in zip(samples, names, strict=True)]
+    return [(f"{item.label}-{name}", item.read()) for item, name in zip(samples, names, strict=True)]
 
 
 def _usual(name: str, demo_root: Path, progress: Progress) -> tuple[Category, str]:
@@ -161,9 +161,9 @@ def _only(root: Path) -> str:
     there = list_categories(root)
     if len(there) == 1:
         return there[0]
-    if (root / "train").is_dir():
+    if is_category(root):
         return root.resolve().name
-    listed = ", ".join(there) or "none (no folder with a `train` folder inside)"
+    listed = ", ".join(there) or "none (no folder in a known layout)"
     raise ConfigError(f"Which category of {root}?", f"There are: {listed}.", "add --category NAME")
 
 

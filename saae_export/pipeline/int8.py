@@ -14,7 +14,6 @@ from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
-from saae_runtime.images import read_image
 from saae_runtime.manifest import Thresholds
 from saae_runtime.progress import labelled
 from saae_runtime.terminal import Stage, Stages
@@ -65,7 +64,7 @@ def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stages
     lines: list[str] = []
     with stages.stage("INT8") as stage:
         size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
-        frames = [resize_frames(read_image(sample.path), size) for sample in spread(images.split.fitting, _FRAMES)]
+        frames = [resize_frames(sample.read(), size) for sample in spread(images.split.fitting, _FRAMES)]
         quantiser = Quantiser(graph, frames, size, stage)
         work.mkdir(parents=True, exist_ok=True)
         try:

@@ -13,7 +13,6 @@ from saae_runtime.engine import Engine
 from saae_runtime.errors import CalibrationError
 from saae_runtime.estimate import ScoreModel
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 from saae_runtime.thresholds import ThresholdTable
 from saae_train.calibrate import Calibration, calibrate_left_out, smooth_left_out
@@ -87,7 +86,7 @@ class LeftOutCalibrator:
         )
         self._smoothing = detector.smoothing
         self.factor = 1.0  # of the engine that was measured last
-        self._frames = [read_image(sample.path) for sample in spread(samples, _COMPARED)]
+        self._frames = [sample.read() for sample in spread(samples, _COMPARED)]
         self._expected = [float(reference(frame).score) for frame in self._frames]
 
     def __call__(self, engine: Engine, progress: Progress = silent) -> Calibration:

@@ -42,10 +42,10 @@ _CHANCE = 0.01
 
 
 def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
-    """Evaluates the bundle on the test set; None where there are no defect images."""
+    """Evaluates the bundle on the test set; None where there are no test images."""
     with stages.stage("evaluate") as stage:
-        if not any(sample.is_anomalous for sample in category.test):
-            stage.note("no defect images, so no metrics")
+        if not category.test:
+            stage.note("no test images, so no metrics")
             return None
         with deployed(bundle) as engine:
             evaluation = evaluate(
@@ -117,7 +117,8 @@ def measure_detection(
                 )
                 for defect, drawn in draw_examples(engine, held_out, result, per_kind=1)
             ]
-            stage.note(f"{result.share()} found with {engine.backend.name} {engine.backend.precision}")
+            words = f"{len(result.defects)} drawn, {result.balanced_text()} found"
+            stage.note(f"{words} with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(result.table())
     if evaluation is not None and _finds_real(evaluation):
         if result.misses_easy:

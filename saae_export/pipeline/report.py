@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
-from saae_runtime.images import read_image, read_mask
 from saae_runtime.render import save_png, sheet
 from saae_runtime.result import decision
 from saae_train.data.category import GOOD, Category, Sample
@@ -47,7 +46,7 @@ def manifest_metrics(evaluation: Evaluation | None, self_test: SelfTest | None =
 def add_examples(report: Report, bundle: Bundle, category: Category, held_out: Sequence[Sample]) -> Report:
     """The report with examples and the calibration images' scores, all from the engine that gave the metrics."""
     with deployed(bundle) as engine:
-        scores = tuple(float(engine(read_image(sample.path)).score) for sample in held_out)
+        scores = tuple(float(engine(sample.read()).score) for sample in held_out)
         return dataclasses.replace(
             report,
             held_out_scores=scores,
@@ -70,7 +69,7 @@ def add_left_out(
         threshold, image_threshold = engine.threshold, engine.image_threshold
     shown = []
     for item in outliers[:_MOST_OUTLIERS]:
-        frame = read_image(fitted[item.index].path)
+        frame = fitted[item.index].read()
         shown.append(
             Example(
                 name=item.name,
@@ -126,7 +125,7 @@ def _choose_examples(
 
 
 def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
-    frame = read_image(sample.path)
+    frame = sample.read()
     result = engine(frame)
     return Example(
         name=sample.path.name,
@@ -135,7 +134,7 @@ def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
         threshold=result.threshold,
         score=result.score,
         image_threshold=result.image_threshold,
-        truth=None if sample.mask is None else read_mask(sample.mask),
+        truth=sample.truth(),
         label=sample.label,
         verdict=verdict,
     )

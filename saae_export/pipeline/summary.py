@@ -59,7 +59,11 @@ def _verdicts(result: BuildResult) -> str:
 def _quality(result: BuildResult) -> str:
     evaluation = result.evaluation
     if evaluation is None:
-        return "not measured: no defect images were given"
+        return "not measured: no test images were given"
+    if not evaluation.overall.defective:
+        rate = evaluation.metric("image_fpr")
+        good = evaluation.overall.images
+        return f"image FPR at T {rate.percent} % on {good} good test images; no defect images were given"
     parts = []
     for name in ("pixel_roc_auc", "pro_auc", "image_roc_auc"):
         metric = evaluation.metric(name)
@@ -74,8 +78,8 @@ def _self_test(result: BuildResult) -> str:
         return "no simulated defects were tried"
     words = "BLIND, " if found.misses_easy else ""
     return (
-        f"{words}SIMULATED defects found: {found.easy} large and strong, {found.share()} of all sizes and contrasts; "
-        f"{found.false_alarms} calibration images called defective"
+        f"{words}SIMULATED defects found: {found.easy} large and strong, {found.balanced_text()} "
+        "with every kind, size and contrast weighted alike"
     )
 
 

@@ -71,7 +71,7 @@ class Report:
         bundle: the bundle's folder as it was asked for.
         source: where the images were found, in words.
         record: of the fit.
-        evaluation: on the test set; None where there are no defect images.
+        evaluation: on the test set; None where there are no test images.
         self_test: on simulated defects; None where there is none.
         held_out_scores: image scores of the calibration images, from the engine that gave the metrics.
         image_threshold: that engine's.

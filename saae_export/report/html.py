@@ -54,7 +54,8 @@ _METRICS = (
     "pro_auc",
     "image_roc_auc",
     "pixel_average_precision",
-    "pixel_fpr",
+    "pixel_fpr_good",
+    "pixel_fpr_halo",
     "pixel_tpr",
     "image_fpr",
     "image_tpr",
@@ -232,8 +233,9 @@ def _self_test(result: SelfTest) -> dict[str, Any]:
     for kind in (*result.kinds, None):
         shares = [result.share(kind, size=name) for name in SIZES]
         shares += [result.share(kind, contrast=name) for name in CONTRASTS]
-        shares += [result.share(kind), result.share(kind, marked=True)]
-        rows.append((kind or "all", [f"{share.found} of {share.count}" if share.count else "-" for share in shares]))
+        counts = [f"{share.found} of {share.count}" if share.count else "-" for share in shares]
+        totals = (result.balanced_text(kind), result.balanced_text(kind, marked=True))
+        rows.append((kind or "all", [*counts, *totals]))
     return {
         "chart": _data_address(chart(result)),
         "columns": [*SIZES, *CONTRASTS, "all", "marked"],
@@ -242,7 +244,7 @@ def _self_test(result: SelfTest) -> dict[str, Any]:
         "banner": f"Defects were drawn by a program onto normal images: {result.easy} large, strong ones were found. "
         "See the self-test below; nothing else in this report is simulated.",
         "summary": f"Large and strong: {result.easy} found. "
-        f"Calibration images called defective: {result.false_alarms} (at FPR 0 T is just above their largest score). "
+        f"All and marked weight every kind, size and contrast alike: {result.balanced_text()} found. "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         "notes": result.notes(),
     }

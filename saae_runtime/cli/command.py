@@ -69,6 +69,9 @@ def run(
     threshold: Annotated[float | None, typer.Option(help="Pixel threshold T itself.")] = None,
     image_fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of images.")] = None,
     image_threshold: Annotated[float | None, typer.Option(help="Image threshold itself.")] = None,
+    white_level: Annotated[
+        int | None, typer.Option(help="White of 16-bit images, e.g. 4095 for 12 bits; default: the bundle's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
     watch: Annotated[
@@ -146,6 +149,7 @@ def run(
                 threshold=threshold,
                 image_fpr=image_fpr,
                 image_threshold=image_threshold,
+                white_level=white_level,
                 verify=verify,
                 threads=threads,
                 arithmetic=arithmetic,
@@ -219,7 +223,7 @@ class _Given:
     """What was named: frames until an event is set, whether they come in real time, how many there will be, and words
     for the summary."""
 
-    frames: Callable[[threading.Event], Iterator[Frame]]
+    frames: Callable[[threading.Event, int | None], Iterator[Frame]]
     live: bool
     count: Callable[[], int | None]
     words: Callable[[], list[str]] = list
@@ -248,7 +252,7 @@ def _named(log: Console, sources: Sequence[Source], skip: Scored | None, quiet: 
         return sum(number for number in counts if number is not None) if None not in counts else None
 
     return _Given(
-        lambda stop: read_frames(left),
+        lambda stop, white_level: read_frames(left, white_level),
         any(source.live for source in left),
         count,
         lambda: [_passed_over(passed_over)] if passed_over else [],
@@ -296,7 +300,7 @@ def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | N
     stop = threading.Event()
     failed: int | None = None
     with _stop_on_signals(stop) as stopped_by:
-        outcomes = score_frames(engine, given.frames(stop), batch=batch, live=given.live, stop=stop)
+        outcomes = score_frames(engine, given.frames(stop, engine.white_level), batch=batch, live=given.live, stop=stop)
         try:
             for taken, outcome in enumerate(outcomes, start=1):
                 sink.take(outcome)

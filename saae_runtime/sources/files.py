@@ -113,15 +113,19 @@ def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
     return sources
 
 
-def read_frames(sources: Sequence[Source]) -> Iterator[Frame]:
+def read_frames(sources: Sequence[Source], white_level: int | None = None) -> Iterator[Frame]:
     """Reads all frames of all sources, in order. A frame that cannot be read is a Frame with an error.
+
+    Args:
+        sources: from `find_sources`.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         DeviceError: a camera cannot be opened or has gone.
     """
     for source in sources:
         if source.kind == "image" and source.path is not None:
-            yield from image_frames(source)
+            yield from image_frames(source, white_level=white_level)
             continue
         if source.path is not None:
             try:
@@ -137,18 +141,19 @@ def read_frames(sources: Sequence[Source]) -> Iterator[Frame]:
                 yield Frame(source, index, item)
 
 
-def image_frames(source: Source, facts: Facts | None = None) -> Iterator[Frame]:
+def image_frames(source: Source, facts: Facts | None = None, white_level: int | None = None) -> Iterator[Frame]:
     """The frames of an image file: one, or one for each of its pages. What cannot be read is a frame with an error.
 
     Args:
         source: an image.
         facts: of the file, as they were before it is read; looked up where they are not given.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
     """
     assert source.path is not None
     facts = facts or facts_of(source.path)
     last: Frame | None = None
     try:
-        for number, count, item in read_pages(source.path):
+        for number, count, item in read_pages(source.path, white_level):
             if last is not None:
                 yield last
             page = number if count > 1 else None

@@ -113,6 +113,7 @@ class FolderWatch:
             # As in `find_sources`: two folders may hold the same names.
             self._roots.append(_Root(folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
         self._recursive = recursive
+        self._white_level: int | None = None
         self._say = say
         self._knows = knows
         self._waiting: dict[str, _Waiting] = {}
@@ -128,8 +129,9 @@ class FolderWatch:
         self.away = 0.0
         self.passed_over = 0
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Frames as they come, until `stop` is set."""
+    def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
+        """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files."""
+        self._white_level = white_level
         self._notices = Notices([root.path for root in self._roots], self._recursive)
         try:
             while not stop.is_set():
@@ -294,7 +296,7 @@ class FolderWatch:
         last = now - waiting.since >= PATIENCE
         if not last and (waiting.tried or now - waiting.since < SETTLE):
             return
-        frames = image_frames(self._source(path), state[:2])
+        frames = image_frames(self._source(path), state[:2], self._white_level)
         first = next(frames)
         if isinstance(first.error, ImageError) and not last:
             waiting.tried = True  # perhaps only a pause of the writer

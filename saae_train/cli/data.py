@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from saae_runtime.errors import ConfigError
+from saae_runtime.images import check_white_level
 from saae_runtime.terminal import LineCommand
 
 from ..data.category import Category, find_category, from_folders
@@ -118,6 +119,10 @@ def check_command(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Read only the headers of the files.")] = False,
+    white_level: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="White of 16-bit images, e.g. 4095 for a 12-bit camera. Default: 65535."),
+    ] = None,
 ) -> None:
     """Open every image and mask, and list everything that is wrong. Exit code 1: something cannot be used."""
     if (category is None) == (not normal) or (category is not None and (abnormal or masks)):
@@ -127,6 +132,7 @@ def check_command(
             "saae-train check zipper --data data   or   saae-train check --normal FOLDER",
         )
     found = find_category(data, category) if category is not None else from_folders(normal or (), abnormal, masks)
+    found = found.with_white_level(check_white_level(white_level))
     with _steps(f"checking {found.name}") as show:
         report = check(found, deep=not quick, progress=show)
     print_report(report, Console())
@@ -156,6 +162,7 @@ def _print_category(category: Category) -> None:
         f"{category.root}{synthetic}: {len(category.train)} normal images to train on, {good} normal and "
         f"{len(category.test) - good} defective ones to test on"
     )
+    typer.echo(f"layout: {category.layout}")
 
 
 def _size(text: str) -> tuple[int, int]:

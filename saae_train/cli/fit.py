@@ -60,10 +60,13 @@ def fit(
     config = options.config()
     stages = Stages(log(), 4)
     with stages.stage("check the images") as stage:
-        found = named_images(category, data, normal or ())
+        found = named_images(category, data, normal or ()).with_white_level(config.white_level)
         target = check_target(out or Path("runs") / found.name / "checkpoint")
-        check(found, progress=stage).raise_if_bad()
+        report = check(found, progress=stage)
+        report.raise_if_bad()
         stage.note(f"{len(found.train)} normal images")
+    for warning in report.warnings[:5]:
+        stages.say(f"  note: {warning}", "yellow")
     fitted = _fit(options, config, found, cache, stages)
     with stages.stage("checkpoint") as stage:
         folder = save_checkpoint(target, fitted)
@@ -125,7 +128,7 @@ def evaluate(
     with ExitStack() as stack:
         opened = open_model(model, backend, stack)
         scorer = opened.scorer
-        found = find_category(data, category or opened.category)
+        found = find_category(data, category or opened.category).with_white_level(opened.white_level)
         threshold, image_threshold, source = _thresholds(opened, found)
         with Stages(log(), 1).stage(f"evaluate {found.name}") as stage:
             result = measure(scorer, found, threshold=threshold, image_threshold=image_threshold, progress=stage)

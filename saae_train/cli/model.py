@@ -39,6 +39,13 @@ class OpenModel:
     engine: Engine | None = None
     checkpoint: Checkpoint | None = None
 
+    @property
+    def white_level(self) -> int | None:
+        """White of 16-bit images, as the model was fitted with it."""
+        if self.engine is not None:
+            return self.engine.white_level
+        return self.checkpoint.config.white_level if self.checkpoint is not None else None
+
 
 def named_images(category: str | None, data: Path | None, normal: Sequence[Path]) -> Category:
     """The images that `--category` with `--data`, or `--normal`, name.

@@ -105,7 +105,9 @@ class FitOptions:
         float | None, _model("--smoothing", help="Sigma of the Gaussian filter over the score map, in patches.")
     ] = None
     steps: Annotated[int | None, _fit("--steps", help="Optimiser steps.")] = None
-    epochs: Annotated[int | None, _fit("--epochs", help="Passes over the images, in place of --steps.")] = None
+    epochs: Annotated[
+        int | None, _fit("--epochs", help="Epochs of ceil(images / batch) steps, in place of --steps.")
+    ] = None
     batch: Annotated[int | None, _fit("--batch", help="Images per step.")] = None
     learning_rate: Annotated[float | None, _fit("--learning-rate", help="Peak learning rate of Adam.")] = None
     fit_precision: Annotated[
@@ -113,6 +115,9 @@ class FitOptions:
     ] = None
     seed: Annotated[
         int | None, _fit("--seed", help="Of the initial weights, the image order and the held-out split.")
+    ] = None
+    white_level: Annotated[
+        int | None, _fit("--white-level", help="White of 16-bit images, e.g. 4095 for a 12-bit camera. Default: 65535.")
     ] = None
     device: Annotated[str | None, _fit("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one.")] = None
     change: Annotated[
@@ -145,6 +150,7 @@ class FitOptions:
             learning_rate=self.learning_rate,
             precision=self.fit_precision,
             seed=self.seed,
+            white_level=self.white_level,
         )
 
 

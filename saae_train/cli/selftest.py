@@ -74,6 +74,7 @@ def selftest(
             opened = open_model(model, backend, stack)
             scorer = opened.scorer
             found = named_images(category or opened.category, data, normal or ())
+            found = found.with_white_level(opened.white_level)
             split = _split(opened, found)
             stage.note(f"{len(split.normal)} normal images")
         if split.note:
@@ -93,7 +94,7 @@ def selftest(
                 synthetic=found.synthetic,
                 progress=stage,
             )
-            stage.note(f"{result.share()} found")
+            stage.note(f"{len(result.defects)} drawn, {result.balanced_text()} found")
         Console().print(result.table())
         if out is not None:
             write_json(out / "selftest.json", result.to_json())

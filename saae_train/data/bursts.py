@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from saae_runtime.geometry import resize_frames
-from saae_runtime.images import read_image
 
 from .category import Sample
 
@@ -47,7 +46,7 @@ def sequence_reach(samples: Sequence[Sample], progress: Callable[[int, int], Non
     for number, sample in enumerate(samples):
         if progress is not None:
             progress(number, count)
-        thumbs[number] = resize_frames(read_image(sample.path), _THUMB).reshape(-1)
+        thumbs[number] = resize_frames(sample.read(), _THUMB).reshape(-1)
     thumbs -= thumbs.mean(axis=1, keepdims=True)  # a lamp that drifts makes no two parts alike
     energy = (thumbs**2).sum(axis=1)
     distance = np.sqrt(np.maximum(energy[:, None] + energy - 2 * thumbs @ thumbs.T, 0.0))

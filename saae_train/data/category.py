@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections import Counter
@@ -12,7 +13,9 @@ from typing import TypeAlias
 
 from saae_runtime.errors import DataError
 from saae_runtime.images import IMAGE_SUFFIXES
-from saae_runtime.sources.folders import folders_below
+
+from .layouts import Listing, is_category, list_category, pooled_masks, samples_in, subfolders
+from .sample import GOOD, Finding, Sample
 
 __all__ = [
     "GOOD",
@@ -26,42 +29,12 @@ __all__ = [
     "list_categories",
 ]
 
-GOOD = "good"
-"""The label of normal images, in MVTec AD and everywhere in this toolkit."""
-
 SYNTHETIC_STAMP = ".saae-demo.json"
 """A category folder that holds this file was drawn, not photographed."""
 
 Folder: TypeAlias = "str | os.PathLike[str]"
 Folders: TypeAlias = "Folder | Sequence[Folder]"
 """One folder or several."""
-
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image file.
-
-    Attributes:
-        path: the image.
-        label: "good", or the defect type.
-        mask: its ground-truth mask, None for normal images and where there is none.
-        is_anomalous: whether the image shows a defect.
-    """
-
-    path: Path
-    label: str
-    mask: Path | None
-    is_anomalous: bool
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A file or folder that looked wrong while a category was listed, and what is wrong with it."""
-
-    path: Path
-    what: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +48,8 @@ class Category:
         test: normal and defective images to evaluate on (may be empty), good first, then by defect type and path.
         synthetic: whether the images were drawn by `saae_train.data.demo`.
         findings: what looked wrong in the folders; `saae_train.data.check.check` reports it.
+        layout: how the folders were read, in words.
+        ignored: files beside the images that are none (.json, .txt).
     """
 
     name: str
@@ -83,6 +58,18 @@ class Category:
     test: tuple[Sample, ...]
     synthetic: bool = False
     findings: tuple[Finding, ...] = ()
+    layout: str = ""
+    ignored: tuple[Path, ...] = ()
+
+    def with_white_level(self, white_level: int | None) -> Category:
+        """The same images, read with this white level (`saae_runtime.images.read_image`)."""
+        if white_level is None:
+            return self
+        train, test = (
+            tuple(dataclasses.replace(sample, white_level=white_level) for sample in part)
+            for part in (self.train, self.test)
+        )
+        return dataclasses.replace(self, train=train, test=test)
 
     @property
     def defect_types(self) -> tuple[str, ...]:
@@ -96,7 +83,7 @@ class Category:
 
 
 def list_categories(root: str | os.PathLike[str]) -> list[str]:
-    """Names of the categories under `root` (folders with a `train` folder inside), sorted.
+    """Names of the categories under `root` (folders in a layout that `find_category` reads), sorted.
 
     Raises:
         DataError: `root` is not a folder.
@@ -108,15 +95,17 @@ def list_categories(root: str | os.PathLike[str]) -> list[str]:
             "It is missing, or it is a file." if not folder.exists() else "It is a file.",
             "give the folder that holds the categories, or get data with `saae-train fetch` or `saae-train demo`",
         )
-    return sorted(entry.name for entry in folder.iterdir() if (entry / "train").is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and is_category(entry))
 
 
 def find_category(root: str | os.PathLike[str], name: str) -> Category:
-    """Lists a category of an MVTec AD tree.
+    """Lists a category of a published data set, or of a tree like one.
 
-    The layout is `<root>/<name>/train/good`, `test/<defect>` and `ground_truth/<defect>`; the mask of
-    `test/<defect>/007.png` is `ground_truth/<defect>/007_mask.png` or `007.png`, in any image format. Only names
-    are read here; `saae_train.data.check.check` opens the files.
+    The layouts are those of `saae_train.data.layouts.list_category`: MVTec AD (`<root>/<name>/train/good`,
+    `test/<defect>`, `ground_truth/<defect>`), MVTec AD 2, MVTec LOCO AD, VisA, BTAD, KolektorSDD and KolektorSDD2. The
+    mask of `test/<defect>/007.png` is called `007_mask.png` or `007.png`, with `_gt`, `_seg` or `_label` in place of
+    `_mask`, in any image format; of several masks the union counts. Only names are read here (KolektorSDD's masks as
+    well, which alone tell normal images from defective ones); `saae_train.data.check.check` opens the files.
 
     Args:
         root: the folder that holds the categories (the category's own folder is taken as well).
@@ -129,41 +118,21 @@ def find_category(root: str | os.PathLike[str], name: str) -> Category:
     there = list_categories(root)
     folder = root / name
     if name not in there:
-        if root.resolve().name == name and (root / "train").is_dir():
+        if root.resolve().name == name and is_category(root):
             folder = root
         else:
             raise _no_category(root, name, there)
-    findings: list[Finding] = []
-    good = folder / "train" / GOOD
-    train = _samples(good, GOOD, findings)
-    if not train:
+    listing = list_category(folder)
+    if not listing.train:
+        good = folder / "train" / GOOD
         state = "holds no images" if good.is_dir() else "is missing"
         raise DataError(
             f"The category {name!r} has no normal training images: {good} {state}.",
             f"Images are files that end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
             f"put the normal images into {good}",
-            problems=[f"{finding.path}: {finding.what}" for finding in findings],
+            problems=[f"{finding.path}: {finding.what}" for finding in listing.findings],
         )
-    for other in _entries(folder / "train"):
-        if other.name != GOOD:
-            findings.append(Finding(other, f"is not used: training takes normal images only, from train/{GOOD}"))
-
-    test: list[Sample] = []
-    truth = folder / "ground_truth"
-    for entry in sorted(_entries(folder / "test"), key=lambda path: (path.name != GOOD, path.name)):
-        if not entry.is_dir():
-            findings.append(Finding(entry, "lies outside the folders of test images (test/good, test/<defect>)"))
-        elif entry.name == GOOD:
-            test += _samples(entry, GOOD, findings)
-        else:
-            masks = truth / entry.name if truth.is_dir() else None
-            test += _samples(entry, entry.name, findings, masks)
-    labels = {sample.label for sample in test}
-    for entry in _entries(truth):
-        if entry.name not in labels and (not entry.is_dir() or any(_entries(entry))):
-            findings.append(Finding(entry, f"belongs to no test images: there is no test/{entry.name} with images"))
-    synthetic = (folder / SYNTHETIC_STAMP).is_file()
-    return Category(name, folder, tuple(train), tuple(test), synthetic, tuple(findings))
+    return _category(name, folder, listing, (folder / SYNTHETIC_STAMP).is_file())
 
 
 def from_folders(
@@ -178,8 +147,8 @@ def from_folders(
     Args:
         normal: normal images to fit on, with those in the folders below.
         abnormal: defective images; the subfolders of such a folder, where it has any, name the defect types.
-        masks: their masks, one folder for each of `abnormal` in the same order, with the same subfolders; named like
-            the image (`7.png`) or `7_mask.png`.
+        masks: their masks, one folder for each of `abnormal` in the same order, with the same subfolders or
+            flat; names as in `find_category`.
         name: the product's name; by default the name of the folder `normal`, of several that of the one around them.
         normal_test: further normal images to evaluate on.
 
@@ -187,10 +156,10 @@ def from_folders(
         DataError: a folder is missing, holds no images, is given twice or lies in another one, or the folders of masks
             are not as many as those of defective images.
     """
-    findings: list[Finding] = []
+    listing = Listing("folders of one's own")
     folders = _folders(normal, "normal images")
-    train = _normal(folders, "normal images", findings)
-    test = _normal(_folders(normal_test, "normal test images"), "normal test images", findings)
+    listing.train = _normal(folders, "normal images", listing)
+    listing.test = _normal(_folders(normal_test, "normal test images"), "normal test images", listing)
     bad, truth = _folders(abnormal, "defective images"), _folders(masks, "masks", nested_too=True)
     if truth and not bad:
         raise DataError(
@@ -204,10 +173,10 @@ def from_folders(
             "give --masks as often as --abnormal, in the same order",
         )
     for index, folder in enumerate(bad):
-        test += _defective(folder, truth[index] if truth else None, findings)
+        listing.test += _defective(folder, truth[index] if truth else None, listing)
     root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.resolve() for folder in folders]))
     title = name or root.resolve().name or folders[0].resolve().name
-    return Category(title, root, tuple(train), tuple(test), False, tuple(findings))
+    return _category(title, root, listing, False)
 
 
 def _folders(given: Folders | None, what: str, nested_too: bool = False) -> list[Path]:
@@ -231,26 +200,34 @@ def _folders(given: Folders | None, what: str, nested_too: bool = False) -> list
     return folders
 
 
-def _normal(folders: Sequence[Path], what: str, findings: list[Finding]) -> list[Sample]:
+def _normal(folders: Sequence[Path], what: str, listing: Listing) -> list[Sample]:
     samples: list[Sample] = []
     for folder in folders:
-        found = _samples(folder, GOOD, findings, nested=True)
+        found = samples_in(folder, GOOD, listing, nested=True)
         if not found:
             raise _empty(folder, what)
         samples += found
     return samples
 
 
-def _defective(folder: Path, masks: Path | None, findings: list[Finding]) -> list[Sample]:
-    """The images of one folder of defective ones: those directly in it, then those of its defect types."""
+def _defective(bad: Path, truth: Path | None, listing: Listing) -> list[Sample]:
+    """Defective images in a folder and in those below it, which name the types, with masks in a tree or flat."""
     loose = "defect"
-    samples = _samples(folder, loose, findings, masks, skip_folders=True)
-    for entry in (entry for entry in _entries(folder) if entry.is_dir()):
-        inner = masks / entry.name if masks is not None else None
-        samples += _samples(entry, entry.name if entry.name != GOOD else loose, findings, inner)
-    if not samples:
-        raise _empty(folder, "defective images")
-    return samples
+    types = subfolders(bad)
+    own = {entry.name for entry in types if truth is not None and (truth / entry.name).is_dir()}
+    pooled = samples_in(bad, loose, listing, skip_folders=True)
+    found: list[Sample] = []
+    for entry in types:
+        label = entry.name if entry.name != GOOD else loose
+        if truth is not None and entry.name in own:
+            found += samples_in(entry, label, listing, truth / entry.name)
+        else:
+            pooled += samples_in(entry, label, listing)
+    if not found and not pooled:
+        raise _empty(bad, "defective images")
+    if truth is not None:
+        pooled = pooled_masks(pooled, truth, listing, leave_out=own)
+    return sorted([*pooled, *found], key=lambda sample: (sample.label != loose, sample.label, sample.path))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -266,59 +243,17 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name; nothing if it is missing; hidden files and system litter left out."""
-    if not folder.is_dir():
-        return []
-    return sorted(e for e in folder.iterdir() if not e.name.startswith(".") and e.name.lower() not in _LITTER)
-
-
-def _samples(
-    folder: Path,
-    label: str,
-    findings: list[Finding],
-    masks: Path | None = None,
-    nested: bool = False,
-    skip_folders: bool = False,
-) -> list[Sample]:
-    """The images directly in `folder` (and below it if `nested`), with their masks when a mask folder is given."""
-    images: list[Path] = []
-    if nested:  # the runtime's rule: links to folders are followed, and no folder is read twice
-        for below in folders_below(folder):
-            if below != folder:
-                images += [s.path for s in _samples(below, label, findings, skip_folders=True)]
-    for entry in _entries(folder):
-        if entry.is_dir():
-            if nested:
-                continue
-            if not skip_folders:
-                findings.append(Finding(entry, "is a folder among images; what is inside is not used"))
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(entry)
-        else:
-            findings.append(Finding(entry, "is not an image file (by its name)"))
-    images.sort()
-    anomalous = label != GOOD
-    truth: dict[str, Path] = {}
-    if masks is not None:
-        for entry in _entries(masks):
-            if entry.suffix.lower() in IMAGE_SUFFIXES:
-                truth[entry.stem] = entry
-            elif not (skip_folders and entry.is_dir()):
-                findings.append(Finding(entry, "is not a mask file (by its name)"))
-    result = []
-    used = set()
-    for image in images:
-        stem = next((s for s in (f"{image.stem}_mask", image.stem) if s in truth), None)
-        if stem is not None:
-            used.add(stem)
-        elif masks is not None:
-            wanted = masks / f"{image.stem}_mask.png"
-            findings.append(Finding(image, f"has no mask: {wanted} is missing"))
-        result.append(Sample(image, label, truth[stem] if stem is not None else None, anomalous))
-    for stem in sorted(set(truth) - used):
-        findings.append(Finding(truth[stem], f"is a mask without an image in {folder}"))
-    return result
+def _category(name: str, root: Path, listing: Listing, synthetic: bool) -> Category:
+    return Category(
+        name,
+        root,
+        tuple(listing.train),
+        tuple(listing.test),
+        synthetic,
+        tuple(listing.findings),
+        listing.layout,
+        tuple(listing.ignored),
+    )
 
 
 def _folder(path: Path, what: str) -> Path:
@@ -346,5 +281,5 @@ def _no_category(root: Path, name: str, there: list[str]) -> DataError:
     else:
         place = root / (name or "NAME") / "train" / GOOD
         cure = f"put the images into {place}, or run `saae-train demo` or `saae-train fetch`"
-    listed = ", ".join(there) if there else "no category (no folder with a `train` folder inside)"
+    listed = ", ".join(there) if there else "no category (no folder in a known layout)"
     return DataError(f"There is no category {name!r} in {root}.", f"What is there: {listed}.", cure)

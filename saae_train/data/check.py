@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from saae_runtime.errors import DataError, ImageError
-from saae_runtime.images import open_image, page_numbers, read_image, read_mask
+from saae_runtime.images import FULL_RANGE, open_image, page_numbers, read_image, read_levels, read_mask
 
 from .category import Category, Sample
 
@@ -22,6 +26,13 @@ Progress = Callable[[int, int], None]
 
 SMALLEST_SIDE = 32
 """Images with a side below this many pixels are pointed out."""
+
+_CAMERA_BITS = (8, 10, 12, 14)
+"""Bits a pixel of cameras that are saved in 16-bit files."""
+_MOST_MARKED = 0.9
+"""A mask that marks more of its image looks inverted."""
+_MOST_BETWEEN, _MOST_LABELS = 0.2, 32
+"""A mask with more gray pixels, of more different levels, is a photograph."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class _Look:
     warnings: tuple[Problem, ...] = ()
     digest: str | None = None
     colour: bool | None = None
+    peak: int | None = None  # of a 16-bit image
 
 
 def check(
@@ -94,10 +106,10 @@ def check(
     """Looks at every image and mask of a category in one pass.
 
     Problems: unreadable, empty, truncated or not an image; a mask that is missing, all black, of another size than
-    its image, or without an image; the same picture (by its decoded pixels) in training and test, or among both
-    normal and defective test images; stray files. Warnings: copies within training or within one test label, one
-    colour throughout, very small pictures, transparency, several pictures in one file, gray and colour mixed, masks in
-    lossy formats.
+    its image, a photograph (the image itself, for one), or without an image; the same picture (by its decoded
+    pixels) in training and test, or among both normal and defective test images; stray files. Warnings: copies within
+    training or within one test label, one colour throughout, very small pictures, transparency, several pictures in
+    one file, gray and colour mixed, masks in lossy formats, with soft edges, or that mark nearly everything.
 
     Args:
         category: what to look at.
@@ -132,7 +144,13 @@ def check(
         warnings += look.warnings
     copies, harmless = _copies(category, samples, looks)
     problems += copies
+    warnings += _white_levels(category, samples, looks)
     warnings += harmless + _mixed_colour(category, looks[: len(category.train)])
+    if category.ignored:
+        endings = ", ".join(sorted({path.suffix or path.name for path in category.ignored}))
+        count = len(category.ignored)
+        noun = "file that is no image is" if count == 1 else "files that are no images are"
+        warnings.append(Problem(category.root, f"{count} {noun} ignored ({endings})"))
     if any(s.is_anomalous for s in category.test) and not category.has_masks:
         warnings.append(Problem(category.root, "has no ground-truth masks: only image-level metrics can be computed"))
     return Report(category.name, len(samples), tuple(_unique(problems)), tuple(_unique(warnings)))
@@ -145,7 +163,8 @@ def _look(sample: Sample, deep: bool) -> _Look:
         header = _header(path, warnings)
         if not deep:
             return _Look(warnings=tuple(warnings), colour=header.colour)
-        pixels = read_image(path)
+        pixels = sample.read()
+        peak = int(read_levels(path)[0].max(initial=0)) if header.wide else None
     except ImageError as error:
         return _Look(problems=(Problem(path, _reason(path, error)),))
     height, width = pixels.shape[:2]
@@ -155,20 +174,18 @@ def _look(sample: Sample, deep: bool) -> _Look:
         warnings.append(Problem(path, "shows one colour throughout"))
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
     digest.update(f"{height}x{width}".encode())
-    bad = _look_at_mask(sample, (height, width))
-    if sample.mask is not None and _is_lossy(sample.mask):
-        warnings.append(
-            Problem(
-                sample.mask,
-                "is a mask in a lossy format: faint pixels around its edges count as defective; save masks as PNG",
-            )
-        )
-    return _Look(bad, tuple(warnings), digest.hexdigest(), header.colour)
+    bad: list[Problem] = []
+    for mask in sample.masks:
+        wrong, odd = _look_at_mask(mask, sample, pixels)
+        bad += wrong
+        warnings += odd
+    return _Look(tuple(bad), tuple(warnings), digest.hexdigest(), header.colour, peak)
 
 
 @dataclass(frozen=True)
 class _Header:
     colour: bool
+    wide: bool
 
 
 def _header(path: Path, warnings: list[Problem]) -> _Header:
@@ -197,26 +214,77 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
         warnings.append(Problem(path, "is black and white only (1 bit): is it a mask?"))
     if mode == "CMYK":
         warnings.append(Problem(path, "is CMYK (print colours), which no camera gives"))
-    return _Header(mode not in ("1", "L", "LA", "La", "F", "I") and not mode.startswith("I;16"))
+    wide = mode == "I" or mode.startswith("I;16")
+    return _Header(mode not in ("1", "L", "LA", "La", "F", "I") and not wide, wide)
 
 
-def _look_at_mask(sample: Sample, size: tuple[int, int]) -> tuple[Problem, ...]:
-    if sample.mask is None:
-        return ()
+def _look_at_mask(
+    path: Path, sample: Sample, pixels: NDArray[np.uint8]
+) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """(problems, warnings) of one mask of a sample whose image is `pixels`."""
     try:
-        mask = read_mask(sample.mask)
+        levels, white = read_levels(path)
+        mask = read_mask(path)
     except ImageError as error:
-        return (Problem(sample.mask, _reason(sample.mask, error)),)
-    if mask.shape != size:
-        return (
-            Problem(
-                sample.mask,
-                f"is {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.path} is {size[1]} x {size[0]}",
-            ),
-        )
+        return (Problem(path, _reason(path, error)),), ()
+    height, width = pixels.shape[:2]
+    if mask.shape != (height, width):
+        what = f"is {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.path} is {width} x {height}"
+        if mask.shape == (width, height) and _is_turned(sample.path):
+            what += " (its EXIF orientation turns it): draw the mask on the upright image"
+        return (Problem(path, what),), ()
     if not mask.any():
-        return (Problem(sample.mask, f"is all black, though its image {sample.path} is labelled {sample.label!r}"),)
-    return ()
+        return (Problem(path, f"is all black, though its image {sample.path} is labelled {sample.label!r}"),), ()
+    if _is_photograph(path, levels, white, pixels, sample.white_level):
+        return (Problem(path, f"is a photograph, not a mask of {sample.path}: a mask is black and white"),), ()
+    warnings = [Problem(path, what) for what in (_inverted(mask), _soft(path, levels, mask, white)) if what]
+    return (), tuple(warnings)
+
+
+def _is_photograph(
+    path: Path, levels: NDArray[Any], white: int | None, pixels: NDArray[np.uint8], white_level: int | None
+) -> bool:
+    """Whether a mask is the image itself, or full of gray levels as only a photograph is."""
+    if np.array_equal(read_image(path, white_level), pixels) and np.unique(pixels).size > 2:
+        return True
+    if white is None or levels.dtype.kind == "f":
+        return False
+    between = (levels > white // 16) & (levels < white - white // 16)
+    return float(between.mean()) > _MOST_BETWEEN and np.unique(levels[between]).size > _MOST_LABELS
+
+
+def _inverted(mask: NDArray[np.bool_]) -> str:
+    """What to say of a mask that marks nearly all of its image, or its whole border and half of it; else nothing."""
+    share = float(mask.mean())
+    border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    if share <= _MOST_MARKED and not (share > 0.5 and border.mean() > 0.95):
+        return ""
+    return f"marks {100 * share:.0f} % of its image as defective: is it inverted? Defects are white"
+
+
+def _soft(path: Path, levels: NDArray[Any], mask: NDArray[np.bool_], white: int | None) -> str:
+    """What to say of a mask in which levels below half-way lie beside defective pixels; else nothing."""
+    if _is_lossy(path):
+        return (
+            "is a mask in a lossy format, which blurs its edges: half-way between black and white is the limit; use PNG"
+        )
+    dropped = int(((levels != 0) & ~mask).sum())
+    if white is None or not dropped:
+        return ""
+    share = 100 * dropped / int((levels != 0).sum())
+    return (
+        f"has gray levels: {share:.0f} % of what is not black is darker than half-way to white and counts as "
+        "free of defects; if they are labels, save them as a mask of 0 and 255"
+    )
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether an image's EXIF orientation swaps its sides; False where it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return bool(image.getexif().get(0x0112, 1) in (5, 6, 7, 8))
+    except Exception:  # Pillow raises many kinds on damaged headers
+        return False
 
 
 def _is_lossy(path: Path) -> bool:
@@ -252,6 +320,30 @@ def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tu
         else:
             warnings.append(Problem(sample.path, f"is the same picture as {earlier.path}"))
     return problems, warnings
+
+
+def _white_levels(category: Category, samples: list[Sample], looks: list[_Look]) -> list[Problem]:
+    """What the brightest pixels of the 16-bit images say about their white level."""
+    peaks = [(look.peak, sample) for look, sample in zip(looks, samples, strict=True) if look.peak is not None]
+    if not peaks:
+        return []
+    brightest, where = max(peaks, key=lambda pair: pair[0])
+    white = where.white_level or FULL_RANGE
+    if brightest > white:
+        clipped = sum(peak > white for peak, _ in peaks)
+        what = f"{clipped} 16-bit images are brighter than the white level of {white}, up to {brightest}, and clipped"
+        return [Problem(category.root, what)]
+    bits = next((bits for bits in _CAMERA_BITS if brightest < 2**bits), None)
+    if bits is None or white < 2 ** (bits + 1):
+        return []
+    return [
+        Problem(
+            category.root,
+            f"no pixel of its {len(peaks)} 16-bit images is above {brightest} of {white}: they look like those of a "
+            f"{bits}-bit camera, and most of their gray levels are lost; give its white level: "
+            f"--white-level {2**bits - 1}",
+        )
+    ]
 
 
 def _mixed_colour(category: Category, looks: Iterable[_Look]) -> list[Problem]:

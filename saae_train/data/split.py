@@ -183,7 +183,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def content_digest(samples: Sequence[Sample]) -> str:
-    """Hex sha256 over labels, image files and mask files of `samples`, in their order; paths do not count.
+    """Hex sha256 over labels, images, masks and white levels of `samples`, in their order; paths do not count.
 
     The key of everything computed from a list of images: equal digests mean equal bytes in equal order.
 
@@ -192,8 +192,9 @@ def content_digest(samples: Sequence[Sample]) -> str:
     """
     digest = hashlib.sha256(b"saae-samples-1")
     for sample in samples:
-        mask = _file_hash(sample.mask) if sample.mask is not None else "-"
-        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}".encode())
+        mask = "+".join(_file_hash(path) for path in sample.masks) or "-"
+        white = "" if sample.white_level is None else f" white {sample.white_level}"
+        digest.update(f"\n{sample.label!r} {_file_hash(sample.path)} {mask}{white}".encode())
     return digest.hexdigest()
 
 

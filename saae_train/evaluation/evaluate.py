@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import DataError
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image, read_mask
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
 
@@ -101,7 +100,7 @@ class _ScoredImages:
         if sample.is_anomalous and sample.mask is None:
             self.without_mask.append(str(sample.path))
             return
-        mask = read_mask(sample.mask) if sample.is_anomalous and sample.mask is not None else None
+        mask = sample.truth() if sample.is_anomalous else None
         if mask is not None and not mask.any():
             self.empty_mask.append(str(sample.mask))
         self.pool.add(full, mask, label, str(sample.path))
@@ -123,7 +122,7 @@ def _score_images(
     scorer: Scorer, samples: Sequence[Sample], scored: _ScoredImages, progress: Progress
 ) -> _ScoredImages:
     for done, sample in enumerate(samples, start=1):
-        frame = read_image(sample.path)
+        frame = sample.read()
         start = time.perf_counter()
         found = scorer(frame)
         seconds = time.perf_counter() - start
@@ -155,7 +154,7 @@ def _measure(
     if any(row.file in unmasked for row in rows) and scored.pool.ranking(groups).total_positives == 0:
         # Without masks nothing says which pixels are defective; those of the good images still have an FPR.
         reason = "the defective images have no ground-truth masks"
-        found = {key: metric if key == "pixel_fpr" else Metric(None, reason) for key, metric in found.items()}
+        found = {key: metric if key.startswith("pixel_fpr") else Metric(None, reason) for key, metric in found.items()}
     found.update(_image_metrics(rows, how.intervals))
     if how.image_threshold is not None:
         found.update(_image_rates(rows, how.image_threshold, how.intervals))
@@ -213,12 +212,29 @@ def _pixel_rates(
 ) -> dict[str, Metric]:
     found = pool.rates(threshold, groups)
     fpr, tpr = found.fpr, found.tpr
+    kept = [c for c in counts if groups is None or c.label in groups]
+    parts = {
+        "pixel_fpr_good": _false_alarms([c for c in kept if c.label == GOOD], "good", intervals),
+        "pixel_fpr_halo": _false_alarms([c for c in kept if c.label != GOOD], "masked defective", intervals),
+    }
     if intervals:
-        kept = [c for c in counts if groups is None or c.label in groups]
         defective = [c.positive > 0 for c in kept]
         fpr = _with(fpr, share_interval([c.false_alarms for c in kept], [c.negative for c in kept], defective))
         tpr = _with(tpr, share_interval([c.found for c in kept], [c.positive for c in kept], defective))
-    return {"pixel_fpr": fpr, "pixel_tpr": tpr}
+    return {"pixel_fpr": fpr, "pixel_tpr": tpr, **parts}
+
+
+def _false_alarms(counts: list[_Counts], kind: str, intervals: bool) -> Metric:
+    """Share of the defect-free pixels of some images above T; `kind` says in words of which images."""
+    negative = sum(c.negative for c in counts)
+    if not negative:
+        what = "image has a defect-free pixel" if counts else "image is in the test set"
+        return Metric(None, f"no {kind} {what}")
+    rate = Metric(sum(c.false_alarms for c in counts) / negative)
+    if not intervals:
+        return rate
+    groups = [False] * len(counts)
+    return _with(rate, share_interval([c.false_alarms for c in counts], [c.negative for c in counts], groups))
 
 
 def _with(metric: Metric, bounds: tuple[float, float] | None) -> Metric:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image, read_mask
 from saae_runtime.result import Scorer
 
 from ..charts.sheet import SheetColumn
@@ -33,9 +32,9 @@ def sheet_columns(scorer: Scorer, category: Category, chosen: Iterable[ImageScor
     columns = []
     for image in chosen:
         sample = samples[image.file]
-        frame = read_image(sample.path)
+        frame = sample.read()
         anomaly_map = scorer(frame).anomaly_map
-        truth = None if sample.mask is None else read_mask(sample.mask)
+        truth = sample.truth()
         if not sample.is_anomalous:
             truth = np.zeros(frame.shape[:2], np.bool_)
         columns.append(SheetColumn(image.label, frame, truth, upsample_map(anomaly_map, frame.shape[:2])))

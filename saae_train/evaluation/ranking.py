@@ -47,6 +47,8 @@ METRIC_NAMES = {
     "pixel_best_f1": "pixel best F1",
     "image_best_f1": "image best F1",
     "pixel_fpr": "pixel FPR at T",
+    "pixel_fpr_good": "FPR at T, good images",
+    "pixel_fpr_halo": "FPR at T, around defects",
     "pixel_tpr": "pixel TPR at T",
     "image_fpr": "image FPR at T",
     "image_tpr": "image TPR at T",

@@ -32,7 +32,9 @@ class Subset:
     """Metrics of one defect type together with the good images, or of all images ("overall").
 
     Keys of `metrics`: pixel_roc_auc, pro_auc, pixel_average_precision, pixel_best_f1, image_roc_auc,
-    image_average_precision, image_best_f1; with thresholds also pixel_fpr, pixel_tpr, image_fpr, image_tpr.
+    image_average_precision, image_best_f1; with thresholds also pixel_fpr, pixel_tpr, image_fpr, image_tpr, and
+    pixel_fpr in its parts: pixel_fpr_good, of the good images, which is what T promises, and pixel_fpr_halo, of the
+    pixels of defective images beside the defect, where a map is never as sharp as a mask.
     """
 
     label: str
@@ -88,6 +90,7 @@ class Evaluation:
 
     def table(self, intervals: bool = False) -> Table:
         """The numbers in percent for a terminal, one row a defect type; reasons below the table."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         columns = {
@@ -95,13 +98,14 @@ class Evaluation:
             "pro_auc": "PRO-AUC",
             "pixel_average_precision": "pixel AP",
             "image_roc_auc": "image ROC-AUC",
-            "pixel_fpr": "FPR at T",
             "pixel_tpr": "TPR at T",
         }
         shown = {k: v for k, v in columns.items() if k in self.overall.metrics}
         title = f"{self.category} (synthetic data)" if self.synthetic else self.category
-        table = Table(title=title, caption="\n".join(self._reasons()) or None, caption_justify="left")
-        table.add_column("defect type")
+        caption = "\n".join(self._reasons()) or None
+        # Narrow, so that 80 columns show every defect type's name whole.
+        table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("defect type", no_wrap=True, overflow="fold")
         table.add_column("images", justify="right")
         for name in shown.values():
             table.add_column(name, justify="right")
@@ -124,6 +128,12 @@ class Evaluation:
                     names.setdefault(metric.reason, []).append(name)
             of = "" if subset is self.overall else f"{subset.label}, "
             lines += [f"{of}{', '.join(found)}: {reason}" for reason, found in names.items()]
+        if self.threshold is not None:
+            good, halo = (self.overall.metrics[name] for name in ("pixel_fpr_good", "pixel_fpr_halo"))
+            lines.append(
+                f"pixels above T = {self.threshold:.4g}: {good} of good images (what T promises), "
+                f"{halo} around the defects of defective ones (in percent)"
+            )
         if self.image_threshold is not None:
             fpr, tpr = self.overall.metrics["image_fpr"], self.overall.metrics["image_tpr"]
             lines.append(f"images above T = {self.image_threshold:.4g}: FPR {fpr}, TPR {tpr} (in percent)")

@@ -129,7 +129,7 @@ class FitMethod(Protocol):
 def images_digest(category: Category) -> str:
     """Hex sha256 over names and sizes of a category's images and masks; a copy of the set has the same digest."""
     digest = hashlib.sha256(b"saae-listing-1")
-    files = [s.path for s in (*category.train, *category.test)] + [s.mask for s in category.test if s.mask is not None]
+    files = [s.path for s in (*category.train, *category.test)] + [mask for s in category.test for mask in s.masks]
     for path in sorted(files):
         digest.update(f"\n{path.relative_to(category.root).as_posix()!r} {path.stat().st_size}".encode())
     return digest.hexdigest()
@@ -223,7 +223,7 @@ def run_experiment(
         SaaeError: images, weights, configuration or fit are invalid.
     """
     config = experiment.config
-    category = find_category(experiment.data, experiment.category)
+    category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
     # Only a memory can score each fitted image with itself left out.
     share = config.held_out or (0.0 if fit_method is fit_saae else HELD_OUT)

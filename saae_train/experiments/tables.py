@@ -280,8 +280,13 @@ def differences(row: Mapping[str, Any], column: str) -> list[str]:
         shown = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in row["image_sizes"]))
         found.append(f"images of {shown} pixels (paper: {_PAPER_IMAGES[0]} to {_PAPER_IMAGES[1]})")
     found.append(
-        f"{round(100 * ours['held_out'])} % of the normal images held out to set T (paper: T from the training set)"
+        f"{round(100 * ours['held_out'])} % of the normal images held out to set T, and fitted on as many "
+        "fewer (paper: T from the training set)"
     )
+    if column == "DFR":
+        found.append(
+            "fitted as the SAAE is (DFR's own code: V at 90 % of the variance, mean squared error, batches of 4)"
+        )
     return found
 
 

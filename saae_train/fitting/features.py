@@ -19,7 +19,6 @@ from torch import Tensor
 from saae_runtime.errors import FitError, StorageError
 from saae_runtime.files import canonical_json, sha256_bytes, storage_error, write_json
 from saae_runtime.geometry import resize_frames
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 
 from ..data.category import Sample
@@ -162,7 +161,7 @@ def _fill(
     for first in range(start, len(samples), _BATCH):
         progress(first, len(samples))
         batch = samples[first : first + _BATCH]
-        frames = np.stack([resize_frames(read_image(sample.path), backbone.input_size) for sample in batch])
+        frames = np.stack([resize_frames(sample.read(), backbone.input_size) for sample in batch])
         x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float()
         half = torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16")
         with torch.inference_mode(), matmul_precision(kind, device), half:

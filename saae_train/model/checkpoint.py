@@ -39,7 +39,7 @@ from .saae import SAAE
 from .vit import bare_backbone
 from .weights import WeightsInfo
 
-__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
 
 SCHEMA = 2
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -158,6 +158,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             "fit again with a lower --learning-rate or --fit-precision fp32",
         )
     return Checkpoint(detector.eval(), config, str(record["category"]), fit_record, left_out=left_out)
+
+
+def read_fit_config(path: str | os.PathLike[str]) -> FitConfig:
+    """How the model in a checkpoint folder was fitted, without its weights.
+
+    Raises:
+        CheckpointError: missing, damaged or of a newer version.
+    """
+    folder = Path(path)
+    put_back(folder)
+    record = _read_config(folder)
+    try:
+        return FitConfig.from_json(record["config"])
+    except (KeyError, TypeError, ValueError, SaaeError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be loaded.", f"{type(error).__name__}: {error}", "fit again: saae-train fit"
+        ) from error
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import ConfigError, DataError, SelfTestError, SimulationError
 from saae_runtime.geometry import upsample_map
-from saae_runtime.images import read_image
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scored, Scorer
 
@@ -78,7 +77,7 @@ def selftest(
             "add normal images, or leave the self-test out",
         )
     plan = _plan(frames, kinds, seed)
-    read = lru_cache(maxsize=8)(lambda index: read_image(chosen[index].path))
+    read = lru_cache(maxsize=8)(lambda index: chosen[index].read())
     untouched = spread(range(len(chosen)), max(1, frames // 2))
     total = len(plan) + len(untouched)
     pool = PixelPool()
@@ -162,7 +161,7 @@ def draw_examples(
         start = max(0, (len(found) - (per_kind - len(picked))) // 2)
         picked += found[start : start + per_kind - len(picked)]
         chosen += picked + missed[1 : 1 + per_kind - len(picked)]
-    read = lru_cache(maxsize=8)(lambda index: read_image(samples[index].path))
+    read = lru_cache(maxsize=8)(lambda index: samples[index].read())
     columns = []
     for defect in chosen:
         drawn = _draw(read, defect.recipe)

@@ -500,3 +500,23 @@ def test_an_engine_in_another_process_is_opened_there(folder: Path) -> None:
 def _score_elsewhere(engine: Engine, frame: np.ndarray) -> tuple[float, float]:
     result = engine(frame)
     return result.score, result.threshold
+
+
+def test_sixteen_bit_frames_are_scored_as_their_eight_bits(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    frame = noise(5, *SIZE)
+    wide = np.ceil(frame * (4095 / 255)).astype(np.uint16)
+    with pytest.raises(FrameError, match="uint16"):
+        engine(wide)
+    manifest = tiny_manifest(SIZE)
+    fitted = dataclasses.replace(manifest, frame=dataclasses.replace(manifest.frame, white_level=4095))
+    twelve = write_bundle(tmp_path / "twelve", fitted, {"model.onnx": tiny_graph(SIZE)}).path
+    for place, given, level in ((folder, 4095, 4095), (twelve, None, 4095), (twelve, 65535, 65535)):
+        with Engine(place, backend=CPU, white_level=given) as other:
+            assert other.white_level == level
+            results = [other(wide), *other.stream([wide]), *other([wide])]
+            expected = frame if level == 4095 else np.rint(wide / 257).astype(np.uint8)
+            for result in results:
+                np.testing.assert_array_equal(result.anomaly_map, engine(expected).anomaly_map)
+            np.testing.assert_array_equal(other(frame).anomaly_map, engine(frame).anomaly_map)
+    with pytest.raises(ConfigError, match="white level"):
+        Engine(folder, backend=CPU, white_level=12)

@@ -19,6 +19,17 @@ def pixels(*shape: int) -> np.ndarray:
     return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
+def test_sixteen_bits_are_taken_with_a_white_level_alone() -> None:
+    wide = np.array([[0, 2048, 4095, 9999]], np.uint16)
+    with pytest.raises(FrameError, match="uint16"):
+        as_frames(wide)
+    for value in (wide, [wide], wide[None, :, :, None]):
+        (frame,) = as_frames(value, 4095).items
+        np.testing.assert_array_equal(frame[:, :, 0], [[0, 128, 255, 255]])
+    with pytest.raises(FrameError, match="int32"):
+        as_frames(wide.astype(np.int32), 4095)
+
+
 @pytest.mark.parametrize(
     ("shape", "single", "count"),
     [
@@ -76,7 +87,7 @@ def test_anything_that_numpy_reads() -> None:
     [
         (np.zeros((5, 7, 3), np.float32), ["float32", "(5, 7, 3)", "frame * 255"]),
         (np.zeros((5, 7), np.float64), ["float64", "(5, 7)", "frame * 255"]),
-        (np.zeros((5, 7), np.uint16), ["uint16", "/ 257"]),
+        (np.zeros((5, 7), np.uint16), ["uint16", "white_level=4095"]),
         (np.zeros((5, 7), bool), ["bool", "* 255"]),
         (np.zeros((5, 7), np.int64), ["int64", "astype"]),
         (np.zeros((5, 7, 4), np.uint8), ["(5, 7, 4)", "uint8", "[..., :3]"]),

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from saae_runtime.errors import ConfigError, DataError, ImageError
-from saae_runtime.images import FORMATS, IMAGE_SUFFIXES, PIXELS_VARIABLE, read_image, read_mask, read_pages
+from saae_runtime.images import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    PIXELS_VARIABLE,
+    check_white_level,
+    read_image,
+    read_mask,
+    read_pages,
+    to_eight_bits,
+)
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)
@@ -386,6 +399,57 @@ def test_masks(tmp_path: Path, mode: str) -> None:
     found = read_mask(saved(tmp_path / "m.png", image))
     assert found.dtype == np.bool_
     np.testing.assert_array_equal(found, defect)
+
+
+@pytest.mark.parametrize("orientation", list(UPRIGHT))
+def test_masks_are_turned_as_their_images_are(tmp_path: Path, orientation: int) -> None:
+    values = np.zeros((9, 14), np.uint8)
+    values[1:3, 2:9] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "m.png", Image.fromarray(values), exif=exif)
+    np.testing.assert_array_equal(read_mask(path), read_image(path)[:, :, 0] > 127)
+    np.testing.assert_array_equal(read_mask(path), UPRIGHT[orientation](values) > 127)
+
+
+@given(levels=arrays(np.uint8, (4, 6)), wide=st.booleans())
+def test_half_way_to_white_is_defective(tmp_path_factory: pytest.TempPathFactory, levels: Any, wide: bool) -> None:
+    path = tmp_path_factory.mktemp("half") / "m.png"
+    Image.fromarray(levels.astype(np.uint16) * 257 if wide else levels).save(path)
+    np.testing.assert_array_equal(read_mask(path), levels != 0 if levels.max() < 128 else levels >= 128)
+
+
+def test_coloured_palettes_are_labels_and_gray_ones_levels(tmp_path: Path) -> None:
+    indices = (np.arange(12, dtype=np.uint8) % 3).reshape(3, 4)
+    image = of_mode(indices, "P")
+    image.putpalette([0, 0, 0, 200, 0, 0, 0, 64, 0])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", image)), indices != 0)
+    image.putpalette([0, 0, 0, 100, 100, 100, 255, 255, 255])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "b.png", image)), indices == 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(levels=arrays(np.uint16, (3, 5)), white=st.integers(255, 65535))
+def test_a_white_level_scales_every_frame_alike(
+    tmp_path_factory: pytest.TempPathFactory, levels: Any, white: int
+) -> None:
+    path = tmp_path_factory.mktemp("white") / "a.png"
+    Image.fromarray(levels).save(path)
+    found = read_image(path, white)
+    exact = np.minimum(levels * (255.0 / white), 255.0)
+    assert np.abs(found[:, :, 0] - exact).max() <= 0.5 + 1e-9
+    np.testing.assert_array_equal(found[:, :, 0], to_eight_bits(levels, white))
+
+
+def test_a_white_level_leaves_eight_bit_files_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
+    check(read_image(path, 4095), three(RAMP))
+
+
+@pytest.mark.parametrize("level", [0, 254, 65536, True, 4095.0, "4095"])
+def test_white_levels_that_cannot_be(level: Any) -> None:
+    with pytest.raises(ConfigError, match="white level"):
+        check_white_level(level)
 
 
 def test_suffixes_are_what_pillow_opens() -> None:

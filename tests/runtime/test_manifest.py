@@ -131,6 +131,16 @@ def test_whole_numbers_are_fine_where_floats_are_expected() -> None:
     assert manifest.thresholds["fp32"].pixel.at(0.0) == 1000.0
 
 
+def test_white_level_is_optional_and_bounded() -> None:
+    old = edited("schema", 3)
+    old["frame"].pop("white_level", None)
+    assert Manifest.from_json(old).frame.white_level is None
+    assert Manifest.from_json(edited("frame.white_level", 4095)).frame.white_level == 4095
+    for wrong in (0, 254, 65536, 4095.5, "4095"):
+        with pytest.raises(BundleCorruptError, match="white_level"):
+            Manifest.from_json(edited("frame.white_level", wrong))
+
+
 @pytest.mark.parametrize("schema", range(1, SCHEMA + 1))
 def test_a_calibration_of_every_schema_is_read(schema: int) -> None:
     data = edited("schema", schema)

@@ -103,7 +103,8 @@ def test_ctrl_c_leaves_what_was_there(place: Path, stage: str, number: int, tmp_
     before = open_bundle(place / "bundles" / "weave", verify=True).manifest
     arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32")
     if stage == "3/11 fit":
-        arguments += ["--refit", "--steps", "100000"]
+        arguments[arguments.index("--steps") + 1] = "100000"
+        arguments.append("--refit")
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(

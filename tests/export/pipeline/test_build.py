@@ -19,7 +19,7 @@ from folders import copy_tree, leftovers
 from needs import need
 from PIL import Image
 from rich.console import Console
-from tiny_builds import options, quiet_build
+from tiny_builds import CONFIG, options, quiet_build
 
 import saae_export.pipeline.build as build_module
 import saae_export.pipeline.fit as fit_module
@@ -67,7 +67,7 @@ def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
 def graphs(built: tuple[BuildResult, str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The FP32 graph of the fitted model at the images' size, as a build exports it."""
     checkpoint = load_checkpoint(_checkpoint(built[2]))
-    return graphs_module.export_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
+    return graphs_module.write_graphs(checkpoint, tmp_path_factory.mktemp("graphs"), (96, 80), ("fp32",))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def exported_before(graphs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
         assert frame_size == (96, 80)
         return {name: Path(shutil.copyfile(graphs[name], folder / graphs[name].name)) for name in precisions}
 
-    monkeypatch.setattr(graphs_module, "export_graphs", copies)
+    monkeypatch.setattr(graphs_module, "write_graphs", copies)
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -517,7 +517,7 @@ def test_free_folders_without_defects_at_the_models_size(data: Path, tmp_path: P
     assert (manifest.frame.height, manifest.frame.width, manifest.frame.baked) == (64, 64, False)
     assert result.evaluation is None
     assert manifest.metrics == {}
-    assert "no defect images" in text
+    assert "no test images" in text
     frame = read_image(next((data / "weave" / "train" / "good").iterdir()))
     with Engine(result.bundle) as engine:
         assert engine(frame).anomaly_map.shape == frame.shape[:2]
@@ -572,3 +572,26 @@ def test_options_that_cannot_work(data: Path, tmp_path: Path, changes: dict[str,
     with pytest.raises(ConfigError, match=message):
         quiet_build(options(data, tmp_path, **changes))
     assert not (tmp_path / "runs").exists()  # said before the work
+
+
+def test_the_white_level_goes_from_the_fit_to_the_line(data: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    for path in (root / "weave").glob("t*/*/*.png"):
+        gray = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(np.ceil(gray * (4095 / 255)).astype(np.uint16)).save(path)
+    config = CONFIG.replace(white_level=4095, held_out=0.4)
+    result, text = quiet_build(options(root, tmp_path, config=config, precisions=("fp32",)))
+    assert "white level" not in text
+    assert result.bundle.manifest.frame.white_level == 4095
+    _, held_out = split_held_out(result.category.train, config.held_out, seed=config.seed)
+    with Engine(result.where, backend="onnxruntime:cpu") as engine:
+        scores = [engine(read_image(sample.path, engine.white_level)).score for sample in held_out]
+        assert max(scores) < engine.image_threshold
+        assert engine(read_image(held_out[0].path)).score != pytest.approx(scores[0], rel=1e-3)
+    (model,) = (tmp_path / "runs/weave/models").iterdir()
+    again = options(root, tmp_path, checkpoint=model, out=tmp_path / "again", precisions=("fp32",))
+    assert quiet_build(again)[0].bundle.manifest.frame.white_level == 4095
+    with pytest.raises(ConfigError, match="not what"):
+        quiet_build(options(root, tmp_path, checkpoint=model, config=CONFIG.replace(white_level=1023)))
+    unknown = options(root, tmp_path, out=tmp_path / "other", precisions=("fp32",))
+    assert "--white-level 4095" in quiet_build(unknown)[1]

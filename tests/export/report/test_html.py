@@ -166,6 +166,15 @@ def test_labels_stand_where_they_are_true_and_nowhere_else(given_: bool) -> None
     assert ("pixel ROC-AUC (synthetic)" in page.words) == given_
 
 
+def test_totals_of_the_self_test_weight_its_cells_alike() -> None:
+    found = self_test()
+    hard = dataclasses.replace(found.defects[0], size="small", contrast="faint", found=False, marked=False)
+    words = Page(render_report(full(self_test=dataclasses.replace(found, defects=(*found.defects, hard))))).words
+    # 5 of 6 large and strong are found, none of the other cell: half of 5/6, not 5 of 7.
+    assert "all 0 of 1 - 5 of 6 0 of 1 - 5 of 6 42 % 50 %" in words
+    assert "weight every kind, size and contrast alike: 42 % found" in words
+
+
 def test_failed_parity_is_loud() -> None:
     failed = Artefact("model.fp16.onnx", "onnx", "fp16", parity=dataclasses.replace(PASSED, passed=False, flips=2))
     words = Page(render_report(full(manifest=manifest(artefacts=(failed,))))).words
@@ -177,7 +186,7 @@ def test_failed_parity_is_loud() -> None:
 def test_empty_report_says_what_is_missing() -> None:
     page = Page(render_report(Report(manifest(thresholds={}, artefacts=()))))
     for words in (
-        "no defect images were given", "parity not checked", "Latency was not measured", "No images were kept",
+        "no test images were given", "parity not checked", "Latency was not measured", "No images were kept",
         "No thresholds were calibrated", "No image scores were recorded", "No simulated defects were tried",
         "The course of the fit was not recorded",
     ):  # fmt: skip

@@ -513,6 +513,29 @@ def test_no_option_can_be_repeated() -> None:
     assert repeatable(cli.app) == {"": set()}
 
 
+@pytest.mark.parametrize("watch", [False, True])
+def test_white_level_of_twelve_bit_files(bundle: Path, tmp_path: Path, watch: bool) -> None:
+    gray = gray_frame(spot=SPOT)[:, :, 0]
+    folder = tmp_path / "twelve"
+    folder.mkdir()
+    Image.fromarray(np.ceil(gray * (4095 / 255)).astype(np.uint16)).save(folder / "a.png")
+    arguments = [
+        bundle,
+        folder,
+        "--backend",
+        "onnxruntime:cpu",
+        "--json",
+        tmp_path / "r.jsonl",
+        "--white-level",
+        "4095",
+    ]
+    arguments += ["--watch", "--limit", "1"] if watch else []
+    assert run(*arguments).exit_code == 1
+    (line,) = (tmp_path / "r.jsonl").read_text().splitlines()
+    with Engine(bundle, backend="onnxruntime:cpu") as engine:
+        assert json.loads(line)["score"] == pytest.approx(engine(gray).score)
+
+
 def test_pictures_inside_a_source_pattern_are_refused(bundle: Path, frames: Path, tmp_path: Path) -> None:
     save_png(frames / "night" / "e.png", gray_frame())
     for pattern, out in (("**/*.png", "out"), ("*/*", "out"), ("*.png", "."), ("**/*.png", "deep/er")):

@@ -112,9 +112,9 @@ def test_a_broken_file_is_read_twice_at_most(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.png").write_bytes(b"broken")
     reads: list[Path] = []
 
-    def read(source: Source, facts: Facts) -> Iterator[Frame]:
+    def read(source: Source, facts: Facts, white_level: int | None) -> Iterator[Frame]:
         reads.append(source.path)
-        return image_frames(source, facts)
+        return image_frames(source, facts, white_level)
 
     monkeypatch.setattr(watch, "image_frames", read)
     watcher = FolderWatch([str(tmp_path)])

@@ -42,6 +42,7 @@ def test_check_passes_and_fails(data: Path, tmp_path: Path) -> None:
     code, text = run("check", "zipper", "--data", str(data))
     assert code == 0
     assert "0 problems" in text
+    assert "layout: MVTec AD" in text
     ok = data / "zipper/train/good"
     assert run("check", "--normal", str(ok))[0] == 0
     for i, content in enumerate((b"", b"no picture")):

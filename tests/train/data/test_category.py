@@ -101,17 +101,17 @@ def test_no_training_images(tree: Path, state: str) -> None:
     if state != "missing":
         good.mkdir()
     if state == "other files":
-        (good / "notes.txt").write_text("x")
+        (good / "clip.mov").write_text("x")
     with pytest.raises(DataError) as caught:
         find_category(tree, "nut")
     assert str(good) in caught.value.what
     assert ("missing" if state == "missing" else "holds no images") in caught.value.what
-    assert (str(good / "notes.txt") in "".join(caught.value.problems)) == (state == "other files")
+    assert (str(good / "clip.mov") in "".join(caught.value.problems)) == (state == "other files")
 
 
 def test_strays_orphans_and_missing_masks_are_found(tree: Path) -> None:
     nut = tree / "nut"
-    (nut / "train/good/readme.txt").write_text("x")
+    (nut / "train/good/old.gif").write_text("x")
     (nut / "train/good/.hidden").write_text("x")
     (nut / "train/good/Thumbs.db").write_text("x")
     picture(nut / "train/rejects/0.png", 5)
@@ -121,7 +121,7 @@ def test_strays_orphans_and_missing_masks_are_found(tree: Path) -> None:
     (nut / "test/loose.png").write_bytes(b"x")
     found = {f.path.relative_to(nut).as_posix(): f.what for f in find_category(tree, "nut").findings}
     assert set(found) == {
-        "train/good/readme.txt",
+        "train/good/old.gif",
         "train/rejects",
         "test/bent/001.png",
         "ground_truth/bent/007_mask.png",

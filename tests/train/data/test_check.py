@@ -58,7 +58,7 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
     Image.fromarray(noise).save(jpeg, quality=95)
     jpeg.write_bytes(jpeg.read_bytes()[:1500])
     Image.fromarray(np.ones((64, 64), np.float32)).save(train / "011.tif")
-    (train / "list.csv").write_text("a,b")
+    (train / "old.gif").write_bytes(b"GIF89a")
     pages = [Image.fromarray(np.full((64, 64), level, np.uint8)) for level in (1, 2)]
     pages[0].save(train / "012.tif", save_all=True, append_images=pages[1:])
     shutil.copy(train / "003.png", test / "good/copy.png")
@@ -79,7 +79,7 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
         "train/good/012.tif": "holds 2 pages",
         "train/good/010.jpg": "truncated",
         "train/good/011.tif": "floating",
-        "train/good/list.csv": "not an image file",
+        "train/good/old.gif": "not an image file",
         "test/good/copy.png": "same picture as the training image",
         "test/rough/copy.png": "one is normal, the other defective",
         "test/rough/000.png": "has no mask",
@@ -99,6 +99,16 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
     assert len(caught.value.problems) == len(expected)
     assert "14 files are not usable" in caught.value.what
     assert "and 9 more" in caught.value.why
+
+
+def test_side_files_are_one_line(zipper: Path) -> None:
+    for name in ("train/good/Thumbs.db", "train/good/000.json", "test/rough/notes.txt", "ground_truth/readme.md"):
+        (zipper / name).write_text("x")
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.path == zipper
+    assert warning.what == "4 files that are no images are ignored (.db, .json, .md, .txt)"
 
 
 def test_copies_are_found_by_pixels_not_by_bytes(zipper: Path) -> None:
@@ -142,11 +152,93 @@ def test_masks_in_lossy_formats_are_a_warning(zipper: Path) -> None:
     for label, (suffix, keywords) in kinds.items():
         (truth / label / "000_mask.png").unlink()
         mask.save(truth / label / f"000_mask.{suffix}", **keywords)
-    assert read_mask(truth / "rough/000_mask.jpg").sum() > 1.05 * disc.sum(), "no rim: nothing to warn of"
+    assert abs(read_mask(truth / "rough/000_mask.jpg").sum() / disc.sum() - 1) < 0.02
     report = run(zipper)
     assert report.ok, report.problems
     warned = {w.path.relative_to(truth).as_posix() for w in report.warnings if "lossy format" in w.what}
     assert warned == {"rough/000_mask.jpg", "combined/000_mask.webp"}
+
+
+def test_an_image_given_as_its_own_mask_is_a_problem(zipper: Path) -> None:
+    truth, test = zipper / "ground_truth", zipper / "test"
+    shutil.copy(test / "rough/000.png", truth / "rough/000_mask.png")
+    Image.open(test / "combined/000.png").convert("L").save(truth / "combined/000_mask.png")
+    found = by_file(zipper, run(zipper))
+    assert set(found) == {"ground_truth/rough/000_mask.png", "ground_truth/combined/000_mask.png"}
+    assert all("photograph" in what for what in found.values())
+
+
+def test_masks_that_mark_nearly_everything_are_a_warning(zipper: Path) -> None:
+    path = zipper / "ground_truth/rough/000_mask.png"
+    Image.fromarray(255 - np.asarray(Image.open(path).convert("L"))).save(path)
+    disc = np.hypot(*np.mgrid[-32:32, -32:32]) < 20  # a third: inverted, two thirds and the whole border
+    Image.fromarray(np.where(disc, np.uint8(0), np.uint8(255))).save(zipper / "ground_truth/combined/000_mask.png")
+    half = np.zeros((64, 64), np.uint8)
+    half[:40] = 255  # a large defect that leaves a side free
+    Image.fromarray(half).save(zipper / "ground_truth/split_teeth/000_mask.png")
+    report = run(zipper)
+    assert report.ok
+    warned = {w.path.relative_to(zipper / "ground_truth").as_posix() for w in report.warnings if "inverted" in w.what}
+    assert warned == {"rough/000_mask.png", "combined/000_mask.png"}
+
+
+def test_soft_masks_are_a_warning_and_cut_half_way(zipper: Path) -> None:
+    path = zipper / "ground_truth/rough/000_mask.png"
+    ramp = np.zeros((64, 64), np.uint8)
+    ramp[20:40, 20:30] = np.linspace(20, 240, 10).astype(np.uint8)
+    Image.fromarray(ramp).save(path)
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.path == path
+    assert "50 % of what is not black" in warning.what
+    assert read_mask(path).sum() == 100
+
+
+def test_a_mask_turned_by_its_own_exif_fits(zipper: Path) -> None:
+    image, mask = zipper / "test/rough/000.png", zipper / "ground_truth/rough/000_mask.png"
+    picture, truth = Image.open(image).convert("RGB").crop((0, 0, 64, 40)), Image.open(mask).crop((0, 0, 64, 40))
+    truth.paste(255, (5, 5, 9, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(image, exif=exif)
+    truth.save(mask, exif=exif)
+    assert run(zipper).ok
+    truth.save(mask)  # drawn on the picture as it lies in the file
+    found = by_file(zipper, run(zipper))
+    assert list(found) == ["ground_truth/rough/000_mask.png"]
+    assert "EXIF" in found["ground_truth/rough/000_mask.png"]
+
+
+def twelve_bits(folder: Path, top: int = 4095) -> None:
+    """Saves every image of a category again as a camera of few bits does: gray, 16-bit, up to `top`."""
+    for path in [*folder.glob("train/*/*.png"), *folder.glob("test/*/*.png")]:
+        gray = np.asarray(Image.open(path).convert("L")).astype(np.float64)
+        levels = np.rint(gray * (top / max(gray.max(), 1))).astype(np.uint16)
+        Image.fromarray(levels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("top", "bits", "level"), [(4095, 12, 4095), (900, 10, 1023), (16000, 14, 16383), (255, 8, 255)]
+)
+def test_cameras_of_few_bits_are_a_warning(zipper: Path, top: int, bits: int, level: int) -> None:
+    twelve_bits(zipper, top)
+    report = run(zipper)
+    assert report.ok
+    (warning,) = report.warnings
+    assert f"{bits}-bit camera" in warning.what
+    assert f"--white-level {level}" in warning.what
+    category = find_category(zipper.parent, "zipper").with_white_level(level)
+    assert check(category).warnings == ()
+    assert category.train[0].read().max() > 250 * top / (level + 1)
+
+
+def test_full_range_is_no_warning_and_clipping_is_one(zipper: Path) -> None:
+    twelve_bits(zipper, 60000)
+    assert run(zipper).warnings == ()
+    report = check(find_category(zipper.parent, "zipper").with_white_level(4095))
+    wanted = "15 16-bit images are brighter than the white level of 4095, up to 60000"
+    assert any(wanted in warning.what for warning in report.warnings)
 
 
 def test_no_masks_at_all_is_a_warning(zipper: Path) -> None:

@@ -109,6 +109,20 @@ def test_digest_tells_content_order_label_and_mask_apart(normals: tuple[Sample, 
     assert len({content_digest(samples) for samples in lists}) == len(lists)
 
 
+def test_digest_and_pixels_follow_the_white_level(tmp_path: Path) -> None:
+    levels = np.arange(0, 4080, 17, dtype=np.uint16).reshape(15, 16)
+    for i in range(2):
+        path = tmp_path / f"ok/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(levels + i).save(path)
+    category = from_folders(tmp_path / "ok")
+    twelve = category.with_white_level(4095)
+    assert content_digest(twelve.train) != content_digest(category.train)
+    assert category.with_white_level(None) is category
+    assert category.train[0].read().max() == 16
+    assert twelve.train[0].read().max() == 253
+
+
 def test_digest_sees_a_file_change(tmp_path: Path) -> None:
     sample = Sample(picture(tmp_path / "a.png", 1), "good", None, False)
     before = content_digest([sample])

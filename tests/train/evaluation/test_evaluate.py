@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from tiny_sets import write_square_set
 
 from saae_runtime.errors import DataError
 from saae_runtime.images import read_image, read_mask
 from saae_runtime.result import Scored
-from saae_train.data.category import Category, from_folders
+from saae_train.data.category import Category, find_category, from_folders
 from saae_train.evaluation import metrics
 from saae_train.evaluation.bootstrap import score_intervals
 from saae_train.evaluation.evaluate import evaluate
@@ -235,3 +237,49 @@ def test_representatives_are_the_middle_of_each_type(category: Category) -> None
     assert columns[1].truth is not None
     assert columns[1].truth.any()
     assert all(c.anomaly_map.shape == c.frame.shape[:2] for c in columns)
+
+
+def test_the_rate_on_good_images_stands_beside_that_around_defects(tmp_path: Path) -> None:
+    write_square_set(tmp_path, "fabric_interior_part")
+    category = find_category(tmp_path, "fabric_interior_part")
+
+    def score(frame: np.ndarray) -> Scored:
+        wide = np.zeros(frame.shape[:2], np.float32)
+        if frame.max() > 200:
+            wide[10:60, 10:54] = 1.0  # the square and a halo around it
+        else:
+            wide[0, :7] = 1.0
+        return Scored(float(wide.max()), wide)
+
+    found = evaluate(score, category, threshold=0.5, image_threshold=0.5, intervals=False)
+    pixels, square = 70 * 64, 30 * 32
+    assert found.metric("pixel_fpr_good").value == pytest.approx(7 / pixels)
+    assert found.metric("pixel_fpr_halo").value == pytest.approx((50 * 44 - square) / (pixels - square))
+    console = Console(width=80, file=StringIO())
+    console.print(found.table())
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "spot" in text
+    assert "of good images (what T promises)" in " ".join(text.split())
+
+
+def test_eighty_columns_show_every_defect_type_whole(tmp_path: Path) -> None:
+    write_square_set(tmp_path)
+    bad = tmp_path / "part/test"
+    for name in ("fabric_border", "fabric_interior"):
+        shutil.copytree(bad / "spot", bad / name)
+        shutil.copytree(tmp_path / "part/ground_truth/spot", tmp_path / "part/ground_truth" / name)
+    category = find_category(tmp_path, "part")
+    found = evaluate(
+        lambda frame: Scored(float(frame.max()), frame.max(axis=2).astype(np.float32)),
+        category,
+        threshold=200.0,
+        image_threshold=200.0,
+    )
+    console = Console(width=80, file=StringIO())
+    console.print(found.table())
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    for name in ("fabric_border", "fabric_interior"):
+        assert sum(line.split()[:1] == [name] for line in lines) == 1
+    assert "…" not in console.file.getvalue()

@@ -56,7 +56,7 @@ def values(subset: dict[str, Any]) -> dict[str, float | None]:
 def test_without_masks_the_image_metrics_remain(checkpoint: Path, tmp_path: Path) -> None:
     found, text = evaluate(checkpoint, write_square_set(tmp_path, masks=False))
     metrics = values(found["overall"])
-    missing = {"pixel_roc_auc", "pro_auc", "pixel_average_precision", "pixel_best_f1", "pixel_tpr"}
+    missing = {"pixel_roc_auc", "pro_auc", "pixel_average_precision", "pixel_best_f1", "pixel_tpr", "pixel_fpr_halo"}
     assert {name for name, value in metrics.items() if value is None} == missing
     assert NO_MASKS in text
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
@@ -84,7 +84,11 @@ def test_one_type_without_masks_is_told_apart(checkpoint: Path, tmp_path: Path) 
 def test_an_all_normal_set_has_false_alarms_alone(checkpoint: Path, tmp_path: Path) -> None:
     found, text = evaluate(checkpoint, write_square_set(tmp_path, bad=0))
     metrics = values(found["overall"])
-    assert {name for name, value in metrics.items() if value is not None} == {"pixel_fpr", "image_fpr"}
+    assert {name for name, value in metrics.items() if value is not None} == {
+        "pixel_fpr",
+        "pixel_fpr_good",
+        "image_fpr",
+    }
     assert "no defective pixel in the test set" in text
     assert "no defective image in the test set" in text
     assert found["by_type"] == []
@@ -108,7 +112,7 @@ def test_masks_that_cover_everything(checkpoint: Path, tmp_path: Path, good: int
     found, text = evaluate(checkpoint, tmp_path)
     metrics = values(found["overall"])
     if good:
-        assert None not in metrics.values()
+        assert [name for name, value in metrics.items() if value is None] == ["pixel_fpr_halo"]  # no defect-free pixel
     else:
         assert metrics["pixel_roc_auc"] is None
         assert metrics["pro_auc"] is None

@@ -145,7 +145,8 @@ def test_many_columns_have_the_papers_figure_in_brackets() -> None:
 
 def test_differences_name_what_is_not_the_papers() -> None:
     same = differences(row(0.9), "Ours")
-    assert same == ["15 % of the normal images held out to set T (paper: T from the training set)"]
+    (held_out,) = same
+    assert held_out.startswith("15 % of the normal images held out to set T, and fitted on as many fewer")
     config = preset("paper").replace(layers=(4, 5), steps=20, batch=16, standardise=True, latent=30).to_json()
     other = row(0.9, config=config, weights_source="random (no quality)", image_sizes=[[96, 80], [900, 900]])
     text = "; ".join(differences(other, "Ours"))
@@ -158,6 +159,7 @@ def test_differences_name_what_is_not_the_papers() -> None:
         "images of 96 x 80 to 900 x 900 pixels (paper: 700 to 1024)",
     ):
         assert words in text
+    assert any(words.startswith("fitted as the SAAE is") for words in differences(row(0.9), "DFR"))
     single = preset("paper").replace(layers=(0, 7), latent=30).to_json()
     assert differences(row(0.9, config=single), "f7") == same  # V from layer 4, as in the paper
     cae = preset("paper").replace(layers=(0, 1, 2, 3, 4), transformer=False).to_json()

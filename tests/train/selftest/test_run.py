@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from scipy import ndimage, stats
 
 from saae_runtime.errors import ConfigError, DataError, SelfTestError
 from saae_runtime.result import Scored
 from saae_train.data.category import GOOD, Sample
+from saae_train.evaluation.ranking import Metric
 from saae_train.selftest import run
 from saae_train.selftest.chart import chart
-from saae_train.selftest.result import SelfTest, Share
+from saae_train.selftest.result import Defect, SelfTest, Share
 from saae_train.selftest.run import draw_examples, require_detection
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
 
@@ -265,3 +268,22 @@ def test_wilson_intervals_are_scipys(found: int, more: int) -> None:
     expected = stats.binomtest(found, share.count).proportion_ci(0.95, method="wilson")
     assert share.interval == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert share.interval[0] <= share.found / share.count <= share.interval[1]
+
+
+def test_totals_weight_every_kind_size_and_contrast_alike() -> None:
+    def defect(size: str, contrast: str, found: bool) -> Defect:
+        return Defect("a.png", KINDS[0], size, contrast, 9.0, 9, 40.0, 1.0, 1.0, found, found, (0, 0, "", "", "", 0))
+
+    easy = [defect("large", "strong", True)] * 8
+    hard = [defect("small", "faint", False)] * 2
+    nothing = Metric(None, "not measured")
+    result = SelfTest((*easy, *hard), Share(0, 21), 0.5, 0.5, nothing, nothing, {}, 1, 0)
+    assert result.share().value == 0.8
+    assert result.balanced() == 0.5
+    assert result.balanced_text() == "50 %"
+    assert result.summary()["found_balanced"] == 0.5
+    console = Console(width=120, file=io.StringIO())
+    console.print(result.table())
+    assert isinstance(console.file, io.StringIO)
+    assert "false alarms" not in console.file.getvalue()
+    assert "50 %" in console.file.getvalue()
