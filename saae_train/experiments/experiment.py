@@ -226,7 +226,7 @@ def run_experiment(
     category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
     # Only a memory can score each fitted image with itself left out.
-    share = config.held_out or (0.0 if fit_method is fit_saae else HELD_OUT)
+    share = config.held_out or (0.0 if experiment.method == SAAE_METHOD else HELD_OUT)
     fitted_on, held_out = split_held_out(category.train, share, seed=config.seed)
     # Imported late, because they load PyTorch: errors about the images appear at once.
     from ..evaluation.decisions import decisions
