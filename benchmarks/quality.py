@@ -35,6 +35,7 @@ from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.geometry import gaussian_matrix, resize_frames, upsample_map
 from saae_runtime.result import Scored
+from saae_train.config import FitConfig
 from saae_train.experiments.experiment import (
     SAAE_METHOD,
     Experiment,
@@ -120,7 +121,14 @@ def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
                 row
             )
         for same in groups.values():
-            name = f"saae, {same[0]['config']['preset']}" if same[0]["method"] == SAAE_METHOD else same[0]["method"]
+            config = same[0]["config"]
+            name = f"saae, {config['preset']}" if same[0]["method"] == SAAE_METHOD else same[0]["method"]
+            if (
+                same[0]["method"] == SAAE_METHOD
+                and config["preset"] == "fast"
+                and config.get("score", FitConfig.score) != FitConfig.score
+            ):
+                name += f", score {config['score']}"
             if several:
                 name += f", images {str(same[0].get('images') or 'unknown')[:8]}"
             seconds = float(np.mean([row["fit_seconds"] for row in same]))
@@ -128,7 +136,7 @@ def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
             table.append([category, name + _seeds(same), *_percents(same), seconds, peak])
         if category in PAPER:
             pixel, pro = PAPER[category]
-            table.append([category, "the paper", f"{pixel:.1f}", f"{pro:.1f}", None, None, None])
+            table.append([category, "the paper", f"{pixel:.1f}", f"{pro:.1f}", None, None, None, None])
     return table
 
 
@@ -137,9 +145,9 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _percents(rows: Sequence[dict[str, Any]]) -> list[str | None]:
-    """Pixel ROC-AUC, PRO-AUC and image ROC-AUC over the seeds; None where one seed has no value."""
+    """Pixel ROC-AUC, PRO-AUC, pixel AP and image ROC-AUC over the seeds; None where one seed has no value."""
     found: list[str | None] = []
-    for key in ("pixel_roc_auc", "pro_auc", "image_roc_auc"):
+    for key in ("pixel_roc_auc", "pro_auc", "pixel_average_precision", "image_roc_auc"):
         values = [row["overall"]["metrics"][key]["value"] for row in rows]
         if any(value is None for value in values):
             found.append(None)
@@ -229,7 +237,7 @@ def main(
         raise typer.Exit(error.exit_code) from error
     common.print_table(
         "Quality: areas under the curve in percent (PRO up to 30 % FPR)",
-        ["category", "method", "pixel ROC", "PRO", "image ROC", "fit s", "peak GiB"],
+        ["category", "method", "pixel ROC", "PRO", "pixel AP", "image ROC", "fit s", "peak GiB"],
         table_rows(shown),
         [
             "The paper: ViT-B/16 at 384 pixels on the original images (Tables 2 and 3).",

@@ -22,6 +22,7 @@ from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
 from saae_train.config import PAPER_BACKBONE, TEXTURES, FitConfig, default_layers, preset
 from saae_train.model.checkpoint import Checkpoint
 from saae_train.model.detector import Detector, FeatureSpace
+from saae_train.model.memory import Memory
 from saae_train.model.saae import SAAE
 from saae_train.model.vit import build_backbone
 
@@ -92,7 +93,11 @@ def random_checkpoint(config: FitConfig, seed: int = 0) -> Checkpoint:
         mlp = config.latent * (config.mlp_ratio or 2)
         patch = config.saae_patch or backbone.saae_patch
         saae = SAAE(space.channels, config.latent, positions, mlp, 3, config.transformer, backbone.grid, patch)
-    detector = Detector(backbone, space, saae.eval().requires_grad_(False), config.score, config.smoothing)
+        memory = None
+        if config.memory is not None:
+            width = space.channels
+            memory = Memory(torch.randn(config.memory, width), torch.ones(config.memory), torch.ones(width), 0.1)
+    detector = Detector(backbone, space, saae.eval().requires_grad_(False), config.score, config.smoothing, memory)
     return Checkpoint(detector, config, CATEGORY)
 
 

@@ -193,10 +193,14 @@ def _study(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 
 
 def _quality(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks import decisions
     from benchmarks.quality import table_rows
 
-    headings = ["category", "method", "pixel ROC-AUC", "PRO-AUC", "image ROC-AUC", "fit, s", "peak, GiB"]
+    headings = ["category", "method", "pixel ROC-AUC", "PRO-AUC", "pixel AP", "image ROC-AUC", "fit, s", "peak, GiB"]
     yield "", (headings, table_rows(list(data["rows"])))
+    verdicts = decisions.table_rows(data["rows"])
+    if verdicts:
+        yield "Verdicts (`python benchmarks/decisions.py`):", (decisions.HEADINGS, verdicts)
 
 
 def _startup(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

@@ -41,6 +41,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "no transformer (CAE)": {"transformer": False},
     "layers 3-7": {"layers": (3, 4, 5, 6, 7)},
     "loss l2": {"loss": "l2"},
+    "score joint": {"score": "joint"},
     "score cosine": {"score": "cosine"},
     "k = 160": {"components": 160},
     "layer 6 alone": {"layers": (6,), "components": 160},
