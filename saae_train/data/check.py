@@ -105,11 +105,12 @@ def check(
 ) -> Report:
     """Looks at every image and mask of a category in one pass.
 
-    Problems: unreadable, empty, truncated or not an image; a mask that is missing, all black, of another size than
-    its image, a photograph (the image itself, for one), or without an image; the same picture (by its decoded
-    pixels) in training and test, or among both normal and defective test images; stray files. Warnings: copies within
-    training or within one test label, one colour throughout, very small pictures, transparency, several pictures in
-    one file, gray and colour mixed, masks in lossy formats, with soft edges, or that mark nearly everything.
+    Problems: unreadable, empty, truncated or not an image; several pages in one file; a mask that is missing, all
+    black, of another size than its image, a photograph (the image itself, for one), or without an image; the same
+    picture (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
+    Warnings: copies within training or within one test label, one colour throughout, very small pictures,
+    transparency, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy formats, with
+    soft edges, or that mark nearly everything.
 
     Args:
         category: what to look at.

@@ -441,6 +441,14 @@ def test_a_white_level_scales_every_frame_alike(
     np.testing.assert_array_equal(found[:, :, 0], to_eight_bits(levels, white))
 
 
+def test_a_white_level_reaches_every_page(tmp_path: Path) -> None:
+    levels = [np.full((4, 5), level, np.uint16) for level in (0, 2048, 4095)]
+    first, *others = [Image.fromarray(page) for page in levels]
+    path = saved(tmp_path / "a.tif", first, save_all=True, append_images=others)
+    assert [int(page[2][0, 0, 0]) for page in read_pages(path, 4095)] == [0, 128, 255]
+    assert [int(page[2][0, 0, 0]) for page in read_pages(path)] == [0, 8, 16]
+
+
 def test_a_white_level_leaves_eight_bit_files_alone(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
     check(read_image(path, 4095), three(RAMP))

@@ -58,13 +58,18 @@ def test_a_bundle(normal: Path, tmp_path: Path) -> None:
     assert other["marked"]["found"] <= record["marked"]["found"]
 
 
-def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no thresholds: they are calibrated on the images that it was not fitted on, and those are drawn on."""
+@pytest.mark.parametrize(
+    ("more", "held", "source"),
+    [(["--score", "cosine"], 4, "calibrated on 4 normal images"), ([], 0, "from 9 normal images, each left out")],
+    ids=["held-out", "memory"],
+)
+def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], held: int, source: str) -> None:
+    """It has no thresholds: they come from images that it was not fitted on, or from each left out of the memory."""
     monkeypatch.setenv("SAAE_CACHE", str(tmp_path / "cache"))
     write_demo(tmp_path, "weave", size=(64, 64), train=9, test_good=1, per_defect=1)
     fit = ["fit", "--category", "weave", "--data", str(tmp_path), "--out", str(tmp_path / "model"), "--steps", "2"]
     fit += ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--input-size", "64", "--layers", "1-2"]
-    fitted = runner.invoke(app, [*fit, "--batch", "4", "--latent", "12", "--components", "16"])
+    fitted = runner.invoke(app, [*fit, "--batch", "4", "--latent", "12", "--components", "16", *more])
     assert fitted.exit_code == 0, fitted.output
     arguments = [
         "selftest",
@@ -78,13 +83,15 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     done = runner.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "calibrated on 4 normal images" in " ".join(done.output.split())
+    assert source in " ".join(done.output.split())
     record = json.loads((tmp_path / "out" / "selftest.json").read_text())
     assert record["synthetic"] is True
     assert record["false_alarms"]["count"] == 4
     assert record["false_alarms"]["found"] == 0
     held_out = set(json.loads((tmp_path / "model" / "config.json").read_text())["facts"]["held_out"])
-    assert {Path(defect["file"]).name for defect in record["defects"]} <= held_out
+    assert len(held_out) == held
+    good = {path.name for path in (tmp_path / "weave" / "train" / "good").iterdir()}
+    assert {Path(defect["file"]).name for defect in record["defects"]} <= (held_out or good)
     assert {defect["kind"] for defect in record["defects"]} <= {"spot", "scratch"}
 
 

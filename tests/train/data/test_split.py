@@ -93,10 +93,19 @@ def test_copies_do_not_count_as_images(normals: tuple[Sample, ...], tmp_path: Pa
     assert "9 files" in caught.value.what
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+@pytest.mark.parametrize("fraction", [1.0, -0.1, -1.0, float("nan")])
 def test_impossible_share(normals: tuple[Sample, ...], fraction: float) -> None:
     with pytest.raises(DataError, match="cannot be held out"):
         split_held_out(normals, fraction)
+
+
+def test_without_a_share_every_image_is_fitted_once(normals: tuple[Sample, ...], tmp_path: Path) -> None:
+    copy = Sample(Path(shutil.copy(normals[0].path, tmp_path / "copy.png")), "good", None, False)
+    fitting, held_out = split_held_out([*normals[::-1], copy], 0.0)
+    assert held_out == ()
+    assert len(fitting) == len(normals)
+    assert list(fitting) == sorted(fitting, key=lambda sample: sample.path.as_posix())
+    assert len({sample.path.read_bytes() for sample in fitting}) == len(normals)
 
 
 def test_digest_tells_content_order_label_and_mask_apart(normals: tuple[Sample, ...], tmp_path: Path) -> None:
@@ -136,9 +145,18 @@ def test_digest_sees_a_file_change(tmp_path: Path) -> None:
 def test_the_split_of_a_fitted_model_goes_by_content(tmp_path: Path) -> None:
     write_demo(tmp_path, "weave", size=(64, 64), train=9, test_good=1, per_defect=1)
     category = find_category(tmp_path, "weave")
-    config = preset("fast")
+    config = preset("fast").replace(score="cosine")
     split = split_for(config, category)
     assert split_of(FitRecord(fitted_on=content_hashes(split.fitting)), config, category) == split
     everything = split_of(FitRecord(fitted_on=content_hashes(category.train)), config, category)
     assert not everything.unseen
     assert "FITTED ON" in everything.note
+
+
+def test_a_model_with_a_memory_holds_nothing_out(tmp_path: Path) -> None:
+    write_demo(tmp_path, "weave", size=(64, 64), train=9, test_good=1, per_defect=1)
+    category = find_category(tmp_path, "weave")
+    config = preset("fast")
+    split = split_for(config, category)
+    assert (split.fitting, split.held_out, split.normal) == (category.train, (), category.train)
+    assert split_of(FitRecord(fitted_on=content_hashes(category.train)), config, category) == split

@@ -35,33 +35,38 @@ def experiment(tree: Path, category: str = "part", **more: object) -> Experiment
     )
 
 
-def test_a_row_holds_what_was_measured_and_with_what(tree: Path) -> None:
+@pytest.mark.parametrize(("score", "held_out"), [("memory", 0), ("cosine", 4)])
+def test_a_row_holds_what_was_measured_and_with_what(tree: Path, score: str, held_out: int) -> None:
     seen: list[str] = []
-    row = run_experiment(experiment(tree), report=lambda what, done, total: seen.append(what.split(",")[0]))
+    row = run_experiment(
+        experiment(tree, score=score), report=lambda what, done, total: seen.append(what.split(",")[0])
+    )
     row = json.loads(json.dumps(row, allow_nan=False))
-    assert {"features", "step", "calibrate", "evaluate"} <= set(seen)
+    assert {"features", "step", "evaluate"} <= set(seen)
+    assert ("calibrate" in seen) == (held_out > 0)  # a memory has scored its images in the fit
     assert 0 <= row["overall"]["metrics"]["pixel_roc_auc"]["value"] <= 1
     assert row["overall"]["metrics"]["pixel_fpr"]["value"] is not None
-    assert row["fit_images"] + row["held_out_images"] == 10
+    assert (row["fit_images"], row["held_out_images"]) == (10 - held_out, held_out)
     assert (row["test_images"], row["image_sizes"]) == (6, [[70, 64], [70, 64]])
     assert row["fitted_config"]["latent"] == 6
     assert row["fitted_config"]["mlp_ratio"] == 2
     assert row["config"]["mlp_ratio"] is None
     assert row["weights_source"].startswith("random")
     assert row["pixel_fpr"] == 0.001
-    assert is_same(row, experiment(tree))
+    assert is_same(row, experiment(tree, score=score))
     for other in (
-        experiment(tree, seed=1),
-        replace(experiment(tree), weights="hub"),
-        replace(experiment(tree), method="pca"),
+        experiment(tree, score=score, seed=1),
+        replace(experiment(tree, score=score), weights="hub"),
+        replace(experiment(tree, score=score), method="pca"),
     ):
         assert not is_same(row, other)
 
 
-def test_a_texture_has_the_papers_mlp_and_rate(tree: Path, tmp_path: Path) -> None:
+def test_a_texture_has_the_papers_mlp_and_without_a_memory_its_rate(tmp_path: Path) -> None:
     write_square_set(tmp_path, "tile")
-    row = run_experiment(experiment(tmp_path, "tile"))
-    assert (row["fitted_config"]["mlp_ratio"], row["pixel_fpr"]) == (1, 0.0)
+    for score, rate in (("cosine", 0.0), ("memory", 0.001)):
+        row = run_experiment(experiment(tmp_path, "tile", score=score))
+        assert (row["fitted_config"]["mlp_ratio"], row["pixel_fpr"]) == (1, rate)
 
 
 def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
