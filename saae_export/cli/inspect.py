@@ -68,6 +68,10 @@ def _facts(bundle: Bundle) -> Table:
 
 def _calibrated_on(calibration: Calibration) -> str:
     words = "held-out normal images" if calibration.held_out else "normal images that were fitted on, too"
+    if calibration.left_out:
+        words = "normal images, each left out of the memory"
+        if calibration.near_copies:
+            words += f" with the {calibration.near_copies} before and after it (near-copies)"
     if calibration.given_later:
         words = "normal pictures given after the build (saae-export calibrate)"
     return f"{calibration.images} {words}, digest {calibration.digest[:16]}..."

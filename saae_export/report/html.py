@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
-from saae_runtime.manifest import Artefact, Thresholds
+from saae_runtime.manifest import Artefact, Calibration, Thresholds
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
 from saae_runtime.result import decision
 from saae_runtime.shell import shell_line
@@ -152,7 +152,7 @@ def _facts(report: Report) -> list[tuple[str, dict[str, object]]]:
             "Data",
             {
                 "images": report.source,
-                "calibrated on": f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images",
+                "calibrated on": _calibrated_on(calibration),
                 "calibration digest": calibration.digest,
                 "thresholds computed with": report.calibrated_with,
                 "metrics and examples computed with": report.shown_with,
@@ -200,7 +200,7 @@ def _score_groups(report: Report) -> list[tuple[str, Any]]:
     """Image scores of the calibration images and of the test set's good and defective ones."""
     images = () if report.evaluation is None else report.evaluation.images
     return [
-        ("normal, held out" if report.manifest.calibration.held_out else "normal, fitted on", report.held_out_scores),
+        (_normal_words(report.manifest.calibration), report.held_out_scores),
         ("test, good", [row.score for row in images if not row.is_anomalous]),
         ("test, defective", [row.score for row in images if row.is_anomalous]),
     ]
@@ -396,3 +396,21 @@ def _fact(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_fact(item) for item in value)
     return plain_text(value)
+
+
+def _calibrated_on(calibration: Calibration) -> str:
+    """Which images the thresholds are from, in words."""
+    if not calibration.left_out:
+        return f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images"
+    words = f"{calibration.images} normal images, each scored as if it were new"
+    if calibration.near_copies:
+        words += f" (without the {calibration.near_copies} before and after it: near-copies)"
+    if calibration.outliers:
+        words += f"; look at {', '.join(calibration.outliers[:5])}: unlike the others"
+    return words
+
+
+def _normal_words(calibration: Calibration) -> str:
+    if calibration.left_out:
+        return "normal, left out"
+    return "normal, held out" if calibration.held_out else "normal, fitted on"

@@ -215,7 +215,7 @@ def test_only_these_options_can_be_repeated() -> None:
     from saae_export.cli import app
 
     assert repeatable(app) == {
-        "build": {"--normal", "--normal-test", "--abnormal", "--masks", "--set"},
+        "build": {"--normal", "--normal-test", "--abnormal", "--masks", "--set", "--exclude", "--keep"},
         "inspect": set(),
         "verify": set(),
         "calibrate": {"--normal"},
@@ -238,8 +238,9 @@ def test_build_takes_several_folders_and_its_next_command_can_be_pasted(place: P
     manifest = open_bundle(tmp_path / "my bundle", verify=True).manifest
     (model,) = (tmp_path / "runs" / "mine" / "models").iterdir()
     record = load_checkpoint(model).record
-    assert (record.images or 0) + manifest.calibration.images == len(good)
-    assert len(set(record.held_out)) == manifest.calibration.images
+    assert record.images == manifest.calibration.images == len(good)
+    assert record.held_out == ()
+    assert manifest.calibration.left_out
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("Next: "))
     program, *arguments = shlex.split(line.removeprefix("Next: "))
     assert program == "saae-run"

@@ -324,7 +324,8 @@ def test_a_bundle_calibrated_again_is_whole(bundle: Bundle, data: Path) -> None:
     assert len(again.reports) == 2
     assert all(report.passed for report in again.reports)
     with Engine(opened, backend="onnxruntime:cpu", precision="fp32") as engine:
-        assert not any(engine(read_image(sample.path)).is_anomalous for sample in good)
+        above = sum(engine(read_image(sample.path)).is_anomalous for sample in good)
+        assert above <= len(good) // 4  # the threshold is an estimate of 5 in 100, no maximum
 
 
 @pytest.mark.parametrize("damage", ["cut", "no image", "range", "infinite", "size", "no map"])
@@ -366,7 +367,7 @@ def test_inspect_shows_what_a_person_asks_for(bundle: Bundle) -> None:
         "96 x 80",
         "model.fp16.onnx",
         "passed",
-        "held-out",
+        "left out",
         manifest.backbone.name,
         f"{manifest.thresholds['fp32'].pixel.at():.5g}",
         manifest.files["model.onnx"].sha256[:16],

@@ -71,7 +71,7 @@ def test_a_texture_has_the_papers_mlp_and_without_a_memory_its_rate(tmp_path: Pa
 
 def test_a_fresh_process_is_one_and_says_how_far_it_is(tree: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    row = run_fresh(experiment(tree), fake_fit_methods.brightness, lambda *told: seen.append(told))
+    row = run_fresh(experiment(tree, held_out=0.3), fake_fit_methods.brightness, lambda *told: seen.append(told))
     assert row["facts"]["process"] != os.getpid()
     assert row["overall"]["metrics"]["pixel_roc_auc"]["value"] == 1.0
     assert ("looking", row["fit_images"], row["fit_images"]) in seen
