@@ -182,16 +182,14 @@ def _calibration(
     checkpoint, split = model.checkpoint, model.split
     if checkpoint.left_out is None:
         held_out = split.held_out
-        texture = checkpoint.record.texture if options.texture is None else options.texture
-        pixel = default_fpr(texture, category.name) if options.pixel_fpr is None else options.pixel_fpr
-        image = options.image_fpr or 0.0
+        pixel, image = _pixel_fpr(options, model, category), options.image_fpr or 0.0
         origin = Calibration(len(held_out), content_digest(held_out), held_out=split.unseen)
         return lambda engine, progress: calibrate(engine, held_out, pixel, image, progress), origin, []
     calibrator = LeftOutCalibrator(
         checkpoint,
         split.fitting,
         reference,
-        OBJECT_FPR if options.pixel_fpr is None else options.pixel_fpr,
+        _pixel_fpr(options, model, category),
         DEFAULT_FALSE_ALARMS if options.image_fpr is None else options.image_fpr,
     )
     outliers = calibrator.outliers()
@@ -204,6 +202,16 @@ def _calibration(
         outliers=tuple(item.name for item in outliers),
     )
     return calibrator, origin, outliers
+
+
+def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) -> float:
+    """The default pixel FPR: the one asked for; 0.001 with a memory; the paper's for what the product is."""
+    if options.pixel_fpr is not None:
+        return options.pixel_fpr
+    if model.checkpoint.left_out is not None:
+        return OBJECT_FPR
+    texture = model.checkpoint.record.texture if options.texture is None else options.texture
+    return default_fpr(texture, category.name)
 
 
 def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: Stages) -> None:

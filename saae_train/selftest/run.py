@@ -137,7 +137,7 @@ def require_detection(result: SelfTest, cure: str) -> None:
     raise SelfTestError(
         f"The model is blind: it finds {result.easy} large, strong simulated defects.",
         f"At least {LEAST_FOUND:.0%} must score above the image threshold of {result.image_threshold:.4g}; "
-        f"it misses {', '.join(missed)}, and calls {result.false_alarms} untouched images defective.",
+        f"it misses {', '.join(missed) or 'none'}, and calls {result.false_alarms} untouched images defective.",
         cure,
     )
 

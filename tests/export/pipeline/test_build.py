@@ -29,6 +29,7 @@ from saae_export.parity.pytorch import TorchReference
 from saae_export.pipeline.build import BuildResult, build
 from saae_export.pipeline.fit import FittedModel
 from saae_export.pipeline.images import Request
+from saae_export.pipeline.left_out import LeftOutCalibrator
 from saae_runtime import Bundle, Engine, open_bundle
 from saae_runtime.errors import (
     CalibrationError,
@@ -39,10 +40,12 @@ from saae_runtime.errors import (
     StorageError,
     WeightsError,
 )
+from saae_runtime.estimate import ScoreModel
 from saae_runtime.files import alone
 from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.images import read_image
 from saae_runtime.thresholds import MARGIN
+from saae_train.calibrate import left_out_scores
 from saae_train.data.category import Sample, find_category
 from saae_train.data.split import Split, content_digest, content_hashes, split_held_out, split_of
 from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -99,7 +102,8 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     assert all(item.parity is not None and item.parity.passed for item in manifest.artefacts)
     # bf16 is the FP32 graph again, where the processor has it.
     assert [name for name in manifest.precisions() if name != "bf16"] == ["fp32", "fp16"]
-    assert manifest.calibration.held_out
+    assert manifest.calibration.left_out
+    assert manifest.calibration.images == 10
     assert 0 <= manifest.metrics["pixel_roc_auc"] <= 1
     assert manifest.model.config["steps"] == 6
     assert {row.precision for row in result.latency} - {"bf16"} == {"fp32", "fp16"}
@@ -114,8 +118,33 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     assert [path.name for path in (folder / "runs" / "weave").iterdir()] == ["models"]
 
 
-def test_thresholds_are_those_of_the_deployed_graph(built: tuple[BuildResult, str, Path], data: Path) -> None:
+def test_thresholds_are_those_of_images_that_are_left_out(built: tuple[BuildResult, str, Path]) -> None:
     result, _, folder = built
+    checkpoint = load_checkpoint(_checkpoint(folder))
+    assert checkpoint.left_out is not None
+    frame = result.bundle.manifest.frame
+    scores = left_out_scores(checkpoint.left_out, checkpoint.detector.smoothing, (frame.height, frame.width))
+    expected = ScoreModel.fit(scores)
+    for precision, bound in (("fp32", 1e-4), ("fp16", 2e-2)):
+        with Engine(result.bundle, backend="onnxruntime:cpu", precision=precision) as engine:
+            tables = engine.manifest.thresholds[precision]
+            assert (tables.image.rule, tables.image.count) == ("log-normal", 10)
+            assert engine.image_threshold == pytest.approx(expected.threshold(0.05), rel=bound)
+
+
+@pytest.fixture(scope="module")
+def held(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path]:
+    """A build without a memory: images are held out, and thresholds are the paper's."""
+    folder = tmp_path_factory.mktemp("held")
+    chosen = options(data, folder, precisions=("fp32", "fp16"))
+    result, _ = quiet_build(dataclasses.replace(chosen, config=chosen.config.with_values({"score": "cosine"})))
+    return result, folder
+
+
+def test_without_a_memory_thresholds_are_those_of_the_deployed_graph(
+    held: tuple[BuildResult, Path], data: Path
+) -> None:
+    result, folder = held
     held_out = set(load_checkpoint(_checkpoint(folder)).record.held_out)
     train = [sample for sample in find_category(data, "weave").train if sample.path.name in held_out]
     assert len(train) == result.bundle.manifest.calibration.images
@@ -257,10 +286,13 @@ def test_a_texture_is_fitted_as_one(again: Path, data: Path, until_export: list[
     assert (as_texture.record.texture, as_object.record.texture) == (True, False)
     assert as_object.detector.saae.mlp_size == 2 * as_texture.detector.saae.mlp_size
     category = find_category(data, "weave")
+    paper_texture, paper_object = (dataclasses.replace(model, left_out=None) for model in (as_texture, as_object))
     for checkpoint, texture, asked, expected in (
-        (as_texture, None, None, 0.0),
-        (as_object, None, None, 0.001),
-        (as_object, True, None, 0.0),
+        (paper_texture, None, None, 0.0),
+        (paper_object, None, None, 0.001),
+        (paper_object, True, None, 0.0),
+        (paper_texture, None, 0.01, 0.01),
+        (as_texture, None, None, 0.001),
         (as_texture, None, 0.01, 0.01),
     ):
         chosen = options(data, again, texture=texture, pixel_fpr=asked)
@@ -311,7 +343,7 @@ def test_a_given_model_is_calibrated_on_images_that_it_has_not_seen(data: Path, 
     for number, path in enumerate(sorted(good.iterdir())):
         path.rename(good / f"x{number}.png")
     category = find_category(images, "weave")
-    config = dataclasses.replace(options(data, tmp_path).config, seed=3)
+    config = options(data, tmp_path).config.with_values({"seed": 3, "score": "cosine"})
     fitting, held_out = split_held_out(category.train, config.held_out, seed=3)
 
     def unseen(seen: Sequence[Sample], digest: str | None = None) -> tuple[set[Path], bool, str]:
@@ -334,9 +366,9 @@ def test_a_given_model_is_calibrated_on_images_that_it_has_not_seen(data: Path, 
 
 
 def test_a_bundle_says_that_its_images_were_fitted_on(
-    built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path
+    held: tuple[BuildResult, Path], data: Path, tmp_path: Path
 ) -> None:
-    checkpoint = load_checkpoint(_checkpoint(built[2]))
+    checkpoint = load_checkpoint(_checkpoint(held[1]))
     every = tuple(sorted(content_hashes(find_category(data, "weave").train)))
     record = dataclasses.replace(checkpoint.record, fitted_on=every)
     given = save_checkpoint(tmp_path / "given", dataclasses.replace(checkpoint, record=record))
@@ -396,7 +428,7 @@ STOPS = {
     "check images": (build_module, "check"),
     "fit": (fit_module, "fit"),
     "export": (graphs_module, "write_graphs"),
-    "calibrate": (graphs_module, "calibrate"),
+    "calibrate": (LeftOutCalibrator, "__call__"),
     "parity": (graphs_module, "compare_artefact"),
     "engines": (graphs_module, "build_engine"),
     "evaluate": (quality_module, "evaluate"),
