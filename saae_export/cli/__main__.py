@@ -1,5 +1,5 @@
 """`python -m saae_export.cli`: the command without its console script."""
 
-from .command import main
+from . import main
 
 main()

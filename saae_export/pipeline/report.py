@@ -19,7 +19,7 @@ from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
 from ..parity.reference import plain_name
-from ..report.data import Example, Report
+from ..report.data import Example, Report, outline
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed
 
@@ -141,7 +141,7 @@ def _example(engine: Engine, sample: Sample, verdict: str) -> Example:
 
 
 def _sheet(item: Example) -> NDArray[np.uint8]:
-    mask = item.anomaly_map > np.float32(item.threshold)
+    mask = outline(item)
     title = f"{item.name}: {item.verdict}, score {item.score:.4g}"
     if item.image_threshold is not None:
         title = f"{item.name}: {item.verdict}; {decision(item.score, item.image_threshold)}"

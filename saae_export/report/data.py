@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.manifest import Manifest
+from saae_runtime.regions import defect_mask
 from saae_train.charts.svg import Floats
 from saae_train.evaluation.result import Evaluation
 from saae_train.record import FitRecord
 from saae_train.selftest.result import SelfTest
 
-__all__ = ["Example", "LatencyRow", "Report"]
+__all__ = ["Example", "LatencyRow", "Report", "outline"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class Example:
     truth: NDArray[np.bool_] | None = None
     label: str = ""
     verdict: str = ""
+
+
+def outline(example: Example) -> NDArray[np.bool_]:
+    """What is outlined of an example, bool H x W: the defects of its verdict, or all above T where there is none."""
+    anomaly_map = np.asarray(example.anomaly_map, np.float32)
+    if example.image_threshold is None:
+        return anomaly_map > np.float32(example.threshold)
+    return defect_mask(anomaly_map, example.threshold, example.image_threshold, example.score)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .leave import leave, leave_at_once, open_closed_streams
+from ..leave import leave, leave_at_once, open_closed_streams
 
 __all__ = ["main"]
 

@@ -35,7 +35,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 THREAD = """
 import sys, threading, time
-from saae_runtime.cli.leave import leave
+from saae_runtime.leave import leave
 threading.Thread(target=time.sleep, args=(30,)).start()  # the interpreter would wait for it
 leave({code!r})
 """
@@ -51,7 +51,7 @@ BUSY = """
 import sys, threading, time
 import numpy as np
 from saae_runtime import Engine
-from saae_runtime.cli.leave import leave
+from saae_runtime.leave import leave
 engine = Engine({bundle!r}, backend="onnxruntime:cpu", threads=1)
 frame = np.full((700, 700, 3), 128, np.uint8)
 def work():
@@ -218,3 +218,56 @@ def test_two_stops_end_a_run_whose_computation_takes_long(tmp_path: Path) -> Non
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert b"terminate called" not in said
+
+
+STARTING = """
+import os, signal, sys
+from saae_runtime.leave import start
+
+def load():
+    os.kill(os.getpid(), signal.SIGINT)  # inside an import
+    print("not reached", flush=True)
+
+start(load)
+"""
+
+STARTED = """
+import os, signal
+from saae_runtime.leave import start
+
+def run():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        raise SystemExit(7)
+
+start(lambda: run)
+"""
+
+
+def test_a_stop_while_a_command_is_loaded_ends_it_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
+def test_a_stop_afterwards_is_the_commands_own() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize("package", ["saae_train", "saae_export"])
+def test_every_command_starts_so(package: str, repo_root: Path) -> None:
+    """Ctrl-C comes while the command's own module is imported."""
+    code = (
+        "import os, signal, sys, importlib.abc\n"
+        "class Stop(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == '{package}.cli.command': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        f"from {package}.cli import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, cwd=repo_root
+    )
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-__all__ = ["leave", "leave_at_once", "open_closed_streams"]
+__all__ = ["leave", "leave_at_once", "open_closed_streams", "start"]
 
 
 def leave(code: object) -> None:
@@ -41,6 +42,21 @@ def leave_at_once() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handle)
+
+
+def start(load: Callable[[], Callable[[], None]]) -> None:
+    """Loads a command, which Ctrl-C and SIGTERM end at once meanwhile, and runs it with the handlers from before.
+
+    Args:
+        load: imports the command and returns it.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    leave_at_once()
+    run = load()
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    run()
 
 
 def open_closed_streams() -> None:
