@@ -82,10 +82,10 @@ def _direction(g: Tensor) -> Tensor:
 class _Score(nn.Module):
     """g and its reconstruction to the anomaly score A, FP32 N x L; see `saae_train.model.detector.anomaly_score`."""
 
-    def __init__(self, kind: str, memory: Memory | None, dtype: torch.dtype) -> None:
+    def __init__(self, kind: str, memory: Memory | None) -> None:
         super().__init__()
         self.kind = kind
-        self.memory = None if memory is None else GraphMemory(memory, dtype)
+        self.memory = None if memory is None else GraphMemory(memory)
 
     def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
@@ -137,7 +137,7 @@ class FusedGraph(nn.Module):
             self.backbone = _graph_backbone(detector.backbone, dtype)
             self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
             self.saae = GraphSAAE(detector.saae, dtype)
-            self.anomaly = _Score(detector.score, detector.memory, dtype)
+            self.anomaly = _Score(detector.score, detector.memory)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
         self.eval().requires_grad_(False)
         _check_weights(self, precision)

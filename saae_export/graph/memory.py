@@ -19,18 +19,18 @@ _CANDIDATES = NEIGHBOURS + 3
 class GraphMemory(nn.Module):
     """g, N x L x k of the graph's type -> distance and radius, FP32 N x L; see `saae_train.model.memory.Memory`.
 
-    The product with all entries is of type `dtype`: it only proposes a few, of which the nearest by their residuals, in
-    FP32, count.
+    The product with all entries is FP32 in an FP16 graph, too: closeness is a small difference of large numbers, and in
+    FP16 neighbours of a patch in a uniform region could not be told apart. It proposes a few, of which the nearest by
+    their residuals count, so that a library that computes it in fewer digits all the same chooses the right ones.
     """
 
-    def __init__(self, memory: Memory, dtype: torch.dtype) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
         entries, weight = memory.entries.double(), memory.weight.double()
         self.candidates = min(_CANDIDATES, len(memory))
-        self.dtype = dtype
         self.alpha = float(memory.alpha)
         # z.e = (g * weight).e = g.(weight * e): the components' weights are in the product.
-        self.closeness = make_linear(entries * weight, None).to(dtype)
+        self.closeness = make_linear(entries * weight, None)
         self.register_buffer("half_energy", 0.5 * memory.entries.square().sum(dim=1))
         self.register_buffer("entries", memory.entries.clone())
         self.register_buffer("weight", memory.weight.clone())
@@ -41,6 +41,6 @@ class GraphMemory(nn.Module):
         self.radius: Tensor
 
     def forward(self, g: Tensor) -> Nearest:
-        closeness = cast(self.closeness(cast(g, self.dtype)), torch.float32) - self.half_energy
-        chosen = closeness.topk(self.candidates, dim=2).indices
-        return compare(cast(g, torch.float32) * self.weight, self.entries[chosen], self.radius[chosen])
+        g = cast(g, torch.float32)
+        chosen = (self.closeness(g) - self.half_energy).topk(self.candidates, dim=2).indices
+        return compare(g * self.weight, self.entries[chosen], self.radius[chosen])

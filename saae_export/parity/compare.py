@@ -27,6 +27,7 @@ __all__ = [
     "HALF_WEIGHTS",
     "Bounds",
     "ImageParity",
+    "MEMORY_FP16",
     "ParityReport",
     "bounds_of",
     "compare",
@@ -56,6 +57,12 @@ INT8 has a gate of its own, on quality (int8/gate.py): rounding raises the whole
 
 HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 """Bounds of an FP32 graph whose weights are stored in FP16: their rounding alone, the sums being FP32."""
+
+
+MEMORY_FP16 = Bounds(map=6e-2, score=1e-2, dead_band=1e-2)
+"""Bounds of an FP16 graph with a memory: in a uniform region the fifth and the sixth nearest entry are as good as
+equally near, and which of them counts moves a low part of the map by some percent; scores and decisions are held as
+without."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,8 @@ def compare(
 def bounds_of(manifest: Manifest, precision: str) -> Bounds:
     """The bounds for a bundle's artefacts of a precision, engines compiled from its graph included."""
     half = any(stores_half(item) for item in manifest.artefacts if item.precision == precision)
+    if precision == "fp16" and manifest.model.score == "memory":
+        return MEMORY_FP16
     return HALF_WEIGHTS if half and precision == "fp32" else BOUNDS[precision]
 
 
