@@ -70,10 +70,10 @@ class ScoreModel:
         if rate >= 1.0:
             return 0.0
         if rate <= 0.0:
-            return max(self.scores[-1], self._bound(_LEAST_RATE))
+            return max(self.scores[-1], self.bound(_LEAST_RATE))
         allowed = _explained(len(self.scores), rate)
         own = self.scores[-1 - allowed] if allowed < len(self.scores) else 0.0
-        return max(self._bound(max(rate, _LEAST_RATE)), own)
+        return max(self.bound(max(rate, _LEAST_RATE)), own)
 
     def rate(self, threshold: float) -> float:
         """The share of further good images that exceeds a threshold: the inverse of `threshold`, 0..1."""
@@ -94,7 +94,8 @@ class ScoreModel:
         ]
         return 1.0 - np.asarray(without) / max(full, 1e-12)
 
-    def _bound(self, rate: float) -> float:
+    def bound(self, rate: float) -> float:
+        """The line's own threshold for a rate above 0, whatever the scores' tail does."""
         count = len(self.scores)
         quantile = _NORMAL.inv_cdf(1.0 - rate) if count < 2 else _t_quantile(1.0 - rate, count - 1)
         return math.exp(min(self.centre + quantile * math.sqrt(1.0 + 1.0 / count) * self.spread, 80.0))

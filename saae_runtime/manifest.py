@@ -128,7 +128,7 @@ class Calibration:
         held_out: whether the model was not fitted on them; None: unknown.
         left_out: whether the model was fitted on them, and each was scored with itself left out of the memory.
         near_copies: images so near in the order of the names are near-copies and were left out with it; 0: none are.
-        outliers: names of the images above the image threshold or moving it by themselves.
+        outliers: names of the images unlike the others or moving the image threshold by themselves.
         given_later: whether `saae-export calibrate` got them for the finished bundle.
     """
 

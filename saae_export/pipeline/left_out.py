@@ -113,13 +113,17 @@ class LeftOutCalibrator:
         return upsample_map(smooth_left_out(self.left_out, self._smoothing, index), size) * np.float32(self.factor)
 
     def outliers(self) -> list[Outlier]:
-        """The images to look at, the strongest first: above the threshold, or moving it."""
+        """The images to look at, the strongest first: unlike the others, or moving the threshold.
+
+        Unlike the others is a score that half an image of so many would reach.
+        """
         threshold, scores = self._reference.image.at(), self._reference.scores
         lever = _leverage(scores, self._reference.image)
+        strange = ScoreModel.fit(scores).bound(0.5 / len(scores))
         found = [
             Outlier(index, self.left_out.names[index], score / threshold, moved)
             for index, (score, moved) in enumerate(zip(scores, lever, strict=True))
-            if score > threshold or moved > _LEVER
+            if score > strange or moved > _LEVER
         ]
         return sorted(found, key=lambda item: -item.score)
 

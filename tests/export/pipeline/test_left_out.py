@@ -1,0 +1,60 @@
+"""Thresholds from left-out scores: the images that are named, and the scale of a precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import noise_frames, tiny_detector
+
+from saae_export.parity.pytorch import TorchReference
+from saae_export.pipeline.left_out import LeftOutCalibrator
+from saae_runtime.errors import CalibrationError
+from saae_train.config import FitConfig
+from saae_train.data.category import Sample
+from saae_train.model.checkpoint import Checkpoint
+from saae_train.model.left_out import LeftOut
+
+COUNT = 30
+
+
+@pytest.fixture
+def calibrator(tmp_path: Path) -> LeftOutCalibrator:
+    detector = tiny_detector(components=48, score="memory", memory=40)
+    scores = torch.from_numpy(np.random.default_rng(0).normal(1.0, 0.03, (COUNT, *detector.backbone.grid))).float()
+    scores[7] *= 2.0  # a scratch that nobody saw
+    names = tuple(f"{number:02}.png" for number in range(COUNT))
+    samples = []
+    for name, frame in zip(names, noise_frames(COUNT, (64, 64)), strict=True):
+        Image.fromarray(frame).save(tmp_path / name)
+        samples.append(Sample(tmp_path / name, "good", None, False))
+    checkpoint = Checkpoint(detector, FitConfig(), "part", left_out=LeftOut(scores, names))
+    return LeftOutCalibrator(checkpoint, samples, TorchReference(detector, (64, 64)), 0.001, 0.05)
+
+
+def test_an_image_unlike_the_others_is_named_and_decides_nothing(calibrator: LeftOutCalibrator) -> None:
+    (found,) = calibrator.outliers()
+    assert (found.index, found.name) == (7, "07.png")
+    assert found.score > 1.5
+    assert found.leverage < 0.02
+
+
+def test_the_tables_follow_the_scale_of_the_deployed_graph(calibrator: LeftOutCalibrator) -> None:
+    expected = iter(2 * [1.1 * score for score in calibrator._expected])
+    engine = lambda frame: SimpleNamespace(score=next(expected))  # noqa: E731 - all that is asked of an engine
+    moved = calibrator(engine)  # type: ignore[arg-type]
+    same = calibrator(lambda frame, scores=iter(calibrator._expected): SimpleNamespace(score=next(scores)))  # type: ignore[arg-type,misc]
+    assert moved.image.at() == pytest.approx(1.1 * same.image.at(), rel=1e-6)
+    assert moved.pixel.at() == pytest.approx(1.1 * same.pixel.at(), rel=1e-6)
+    assert moved.scores[7] == pytest.approx(1.1 * same.scores[7], rel=1e-6)
+
+
+def test_a_model_without_a_memory_has_no_such_scores() -> None:
+    detector = tiny_detector()
+    config = FitConfig(score="l2", memory=None, held_out=0.15)
+    with pytest.raises(CalibrationError, match="no scores of its own images"):
+        LeftOutCalibrator(Checkpoint(detector, config, "part"), (), TorchReference(detector, (64, 64)), 0.001, 0.05)
