@@ -64,18 +64,20 @@ def signature(tensors):
 # -- real builds
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "fp32 memory", "fp16 memory"])
 def fused(request, tmp_path_factory):
-    """A precision, and the fused graph of a tiny model in it."""
+    """A precision, and the fused graph of a tiny model in it, with and without a memory."""
     need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    detector = tiny_detector(components=48, score="cosine", smoothing=0.5)
-    path = tmp_path_factory.mktemp(request.param) / "model.onnx"
-    return request.param, export_onnx(FusedGraph(detector, (80, 100), request.param), path, 0.5)
+    precision, _, memory = request.param.partition(" ")
+    score = {"score": "memory", "memory": 14} if memory else {"score": "cosine"}
+    detector = tiny_detector(components=48, smoothing=0.5, **score)
+    path = tmp_path_factory.mktemp(precision) / "model.onnx"
+    return precision, export_onnx(FusedGraph(detector, (80, 100), precision), path, 0.5)
 
 
 @pytest.mark.parametrize("sm", ["sm89", "sm120"])
