@@ -60,9 +60,8 @@ HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 
 
 MEMORY_FP16 = Bounds(map=6e-2, score=1e-2, dead_band=1e-2)
-"""Bounds of an FP16 graph with a memory: in a uniform region the fifth and the sixth nearest entry are as good as
-equally near, and which of them counts moves a low part of the map by some percent; scores and decisions are held as
-without."""
+"""Bounds of an FP16 graph with a memory: in a uniform region, where normal patches lie close together, FP16 features
+move the nearest entries' weights and with them a low part of the map; scores and decisions are held as without."""
 
 
 @dataclass(frozen=True)

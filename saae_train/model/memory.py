@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 __all__ = ["KERNEL", "NEIGHBOURS", "Memory", "Nearest", "compare"]
 
-NEIGHBOURS = 5
-"""Entries that a patch is compared with."""
+NEIGHBOURS = 8
+"""Entries that a patch is compared with; the last one only says where the weights end."""
 
 KERNEL = 0.5
 """Width of the kernel that weighs them, in units of the smallest squared distance."""
@@ -97,16 +97,17 @@ def compare(z: Tensor, entries: Tensor, radius: Tensor) -> Nearest:
     Args:
         z: float32 N x L x k.
         entries: their nearest entries, float32 N x L x M x k. Of more than `NEIGHBOURS` the nearest count, so that a
-            search that rounds may hand on a few too many.
+            search that rounds may hand on a few too many. The last one's weight is 0: where two entries are equally
+            near, it does not matter which of them is the last.
         radius: of these, float32 N x L x M.
     """
     residual = entries - z.unsqueeze(2)
     squared = residual.square().sum(dim=3)
     smallest = squared.amin(dim=2, keepdim=True)
-    weight = (smallest - squared) / (KERNEL * smallest + 1e-9)
-    if squared.shape[2] > NEIGHBOURS:
-        farthest = squared.topk(NEIGHBOURS, dim=2, largest=False).values[..., -1:]
-        weight = torch.where(squared > farthest, -1e4, weight)
-    weight = torch.softmax(weight, dim=2)
+    excess = squared - smallest
+    count = min(NEIGHBOURS, squared.shape[2])
+    reach = excess.topk(count, dim=2, largest=False).values[..., -1:]
+    weight = torch.exp(-excess / (KERNEL * smallest + 1e-9)) * (1.0 - excess / (reach + 1e-9)).clamp_min(0.0).sqrt()
+    weight = weight / weight.sum(dim=2, keepdim=True).clamp_min(1e-9)
     distance = (weight.unsqueeze(3) * residual).sum(dim=2).square().sum(dim=2).clamp_min(1e-12).sqrt()
     return Nearest(distance, (weight * radius).sum(dim=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,11 +25,29 @@ def test_equals_a_search_through_all(entries: int, width: int, seed: int) -> Non
         for position, patch in enumerate(patches * weight):
             squared = ((held - patch) ** 2).sum(axis=1)
             near = np.argsort(squared)[:NEIGHBOURS]
-            kernel = np.exp(-(squared[near] - squared.min()) / (KERNEL * squared.min()))
+            excess = squared[near] - squared.min()
+            kernel = np.exp(-excess / (KERNEL * squared.min())) * np.sqrt(
+                np.maximum(1 - excess / (excess.max() + 1e-9), 0)
+            )
             kernel /= kernel.sum()
             far = np.linalg.norm(patch - kernel @ held[near])
             np.testing.assert_allclose(found.distance[image, position], far, rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(found.radius[image, position], kernel @ radius[near], rtol=1e-3)
+
+
+def test_which_of_two_equally_near_entries_is_the_last_does_not_matter() -> None:
+    """Otherwise another library's rounding would move the map by a step."""
+    generator = torch.Generator().manual_seed(2)
+    held = torch.randn(NEIGHBOURS + 6, 8, generator=generator)
+    z = torch.zeros(1, 1, 8)
+    order = held.square().sum(dim=1).argsort()
+    last, next_one = order[NEIGHBOURS - 1], order[NEIGHBOURS]
+    found = []
+    for nudge in (1 - 1e-6, 1 + 1e-6):
+        moved = held.clone()
+        moved[next_one] *= nudge * held[last].norm() / held[next_one].norm()
+        found.append(float(Memory(moved, torch.ones(len(held)), torch.ones(8))(z).distance))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_what_is_left_out_does_not_count() -> None:
