@@ -98,7 +98,7 @@ def test_bad_options_are_named(tree: Path) -> None:
 def test_the_paper_stands_beside_its_categories() -> None:
     def row(category: str, method: str, value: float | None, seed: int = 0) -> dict[str, object]:
         metric = {"value": value}
-        names = ("pixel_roc_auc", "pro_auc", "image_roc_auc")
+        names = ("pixel_roc_auc", "pro_auc", "pixel_average_precision", "image_roc_auc")
         return {
             "category": category,
             "method": method,
