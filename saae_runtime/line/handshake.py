@@ -181,7 +181,7 @@ class Handshake:
     Args:
         verdict_timeout: seconds.
         result_timeout: seconds.
-        recipes: names that a trigger may ask for; None: any.
+        recipes: names that a trigger may ask for, looked into at every trigger; None: any.
         clock: seconds, never going back.
 
     Raises:
@@ -200,7 +200,7 @@ class Handshake:
                 raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "give more than 0")
         self.verdict_timeout = verdict_timeout
         self.result_timeout = result_timeout
-        self._recipes = None if recipes is None else frozenset(recipes)
+        self._recipes = recipes
         self._clock = clock
         self._changed = threading.Condition()
         self._job: _Job | None = None
@@ -312,7 +312,8 @@ class Handshake:
         """
         end = time.monotonic() + timeout
         with self._changed:
-            if self._look_as_station() and self._closed:
+            self._look_as_station()
+            if self._closed:
                 return None
             if self._hand is not None:
                 if self._hand is self._job:
@@ -347,11 +348,12 @@ class Handshake:
         An OK without a finite score is no verdict, and the part NG.
 
         Returns:
-            False: the part is NG by timeout already, nobody waits for it any more, or it is another one.
+            False: the part is NG by timeout already, nobody waits for it any more, it is another one, or the OK was none.
         """
         number = math.nan if score is None else float(score)
-        if verdict is Verdict.OK and not math.isfinite(number):
-            return self._end(part_id, Verdict.NG, number, Reason.FAILED, "OK without a score") and False
+        if Verdict(verdict) is Verdict.OK and not math.isfinite(number):
+            self._end(part_id, Verdict.NG, number, Reason.FAILED, "OK without a score")
+            return False
         return self._end(part_id, Verdict(verdict), number, Reason.SCORE, BY_SCORE)
 
     def fail(self, part_id: str, reason: str) -> None:
@@ -450,10 +452,9 @@ class Handshake:
             self._beat = int((now - self._started) / _BEAT)
         return now
 
-    def _look_as_station(self) -> bool:
+    def _look_as_station(self) -> None:
         self._heard = self._clock()
         self._look()
-        return True
 
     def _next_event(self, now: float) -> float:
         times = [self._job.deadline] if self._job else []

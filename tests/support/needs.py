@@ -10,6 +10,7 @@ import pytest
 
 LIBRARIES = {
     "av": "pip install 'saae[video]'",
+    "asyncua": "pip install 'saae[opcua]'",
     "build": "pip install 'saae[dev]'",
     "cuda.bindings": "pip install 'saae[cuda]'",
     "cuda.core": "pip install 'saae[tensorrt]'",
@@ -18,6 +19,7 @@ LIBRARIES = {
     "jinja2": "pip install 'saae[export]'",
     "onnx": "pip install 'saae[export]'",
     "onnxruntime": "pip install 'saae[cpu]'",
+    "pymodbus": "pip install 'saae[modbus]'",
     "onnxscript": "pip install 'saae[export]'",
     "pycuda": "pip install 'saae[pycuda]'",
     "safetensors": "pip install 'saae[train]'",
