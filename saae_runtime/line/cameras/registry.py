@@ -1,0 +1,60 @@
+"""Which camera a name means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from ...errors import ConfigError
+from ...sources.video import VIDEO_SUFFIXES
+from ..camera import Camera
+from .genicam import open_genicam
+from .pylon import open_pylon
+from .recorded import open_stdin, open_video
+from .rtsp import STREAMS, open_stream
+from .webcam import open_webcam
+
+__all__ = ["Opener", "is_camera", "open_camera"]
+
+Opener = Callable[[str, Mapping[str, Any]], Camera]
+"""Opens what is named, with the options of the configuration."""
+
+_BY_PREFIX: dict[str, Opener] = {
+    "camera": open_webcam,
+    "genicam": open_genicam,
+    "pylon": open_pylon,
+    "stdin": open_stdin,
+    **dict.fromkeys(STREAMS, open_stream),
+}
+
+
+def _opener(spec: str) -> Opener | None:
+    prefix = spec.partition(":")[0]
+    if prefix in _BY_PREFIX and (":" in spec or prefix == "pylon"):
+        return _BY_PREFIX[prefix]
+    return open_video if PurePath(spec).suffix.lower() in VIDEO_SUFFIXES else None
+
+
+def is_camera(spec: str) -> bool:
+    """Whether `open_camera` knows this kind of name."""
+    return _opener(spec) is not None
+
+
+def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
+    """Opens a camera by its name: `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0`, a video file,
+    `stdin:WIDTHxHEIGHT`.
+
+    A live camera that is not there is looked for from then on; see its `stats`.
+
+    Raises:
+        ConfigError: a name of no kind, a missing library, an option that the camera does not take.
+    """
+    opener = _opener(spec)
+    if opener is None:
+        raise ConfigError(
+            f"{spec}: no camera.",
+            f"Kinds: {', '.join(f'{prefix}:' for prefix in _BY_PREFIX)} or a video file.",
+            "see docs/plc.md",
+        )
+    return opener(spec, options or {})
