@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from .pixels import to_rgb
 from .reconnect import LiveCamera, Picture
 
 __all__ = ["open_genicam"]
+
+_LOOK = 500  # milliseconds in which an interface has to name its cameras
 
 
 def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
@@ -49,6 +52,7 @@ class _Producer:
 
     def __init__(self, path: str, harvester_type: Any) -> None:
         self.lock = threading.Lock()
+        self._open = 0
         self.harvester = harvester_type()
         try:
             self.harvester.add_file(path, check_existence=True, check_validity=True)
@@ -69,7 +73,7 @@ class _Producer:
     def acquirer(self, name: str, serial: str) -> Any:
         """Connects to a camera, looked for again each time."""
         with self.lock:
-            self.harvester.update()
+            self._look()
             there = [str(info.property_dict.get("serial_number")) for info in self.harvester.device_info_list]
             if not there or (serial and serial not in there):
                 raise DeviceError(
@@ -77,7 +81,33 @@ class _Producer:
                     f"The producer sees {', '.join(there) if there else 'no camera'}.",
                     "check cable, power, network; close other programs that use it",
                 )
-            return self.harvester.create({"serial_number": serial} if serial else 0)
+            found = self.harvester.create({"serial_number": serial} if serial else 0)
+            self._open += 1
+            return found
+
+    def release(self, acquirer: Any) -> None:
+        """Lets go of a camera, whatever state it is in."""
+        with self.lock:
+            self._open -= 1
+            try:
+                acquirer.stop()
+            finally:
+                acquirer.destroy()
+
+    def _look(self) -> None:
+        """Looks which cameras there are. The library's own way to do so ends every camera of the producer."""
+        if not self._open:
+            self.harvester.update()
+            return
+        from harvesters.core import DeviceInfo
+
+        listed = self.harvester.device_info_list
+        known = {info.id_ for info in listed}
+        for interface in {id(info.parent): info.parent for info in listed}.values():
+            interface.module.update_device_info_list(_LOOK)
+            for info in interface.module.device_info_list:
+                if info.id_ not in known:
+                    listed.append(DeviceInfo(module=info, parent=interface))
 
 
 class _GenicamDevice:
@@ -128,11 +158,7 @@ class _GenicamDevice:
         self._acquirer.start()
 
     def close(self) -> None:
-        with self._producer.lock:
-            try:
-                self._acquirer.stop()
-            finally:
-                self._acquirer.destroy()
+        self._producer.release(self._acquirer)
 
 
 def _load() -> Any:
@@ -142,4 +168,6 @@ def _load() -> Any:
         raise ConfigError(
             "GenICam cameras cannot be read here.", f"harvesters cannot be imported: {error}", "pip install 'saae[genicam]'"
         ) from error
+    # It logs as errors, with a traceback, what is raised as well and told by the camera's stats.
+    logging.getLogger("harvesters").setLevel(logging.CRITICAL)
     return Harvester

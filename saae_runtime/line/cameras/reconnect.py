@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Protocol
 
 import numpy as np
@@ -259,21 +258,21 @@ class LiveCamera:
                 return
             if isinstance(item, BadFrameError):
                 self._stats = replace(self._stats, bad=self._stats.bad + 1, last_error=item.what)
+            before = 0  # what was lost in front of those that are thrown away now, and is counted already
             while len(self._shots) >= self._keep:
-                self._shots.popleft()
+                old = self._shots.popleft()
+                before += old.dropped if isinstance(old, Shot) else 0
                 lost += 1
-            if not self._asked:
-                self._dropped += lost
-                self._stats = replace(self._stats, dropped=self._stats.dropped + lost)
+            if self._asked:
+                before = lost = 0
+            self._dropped += before + lost
+            self._stats = replace(self._stats, dropped=self._stats.dropped + lost)
             if isinstance(item, BadFrameError):
                 self._shots.append(item)
             else:
-                self._shots.append(Shot(item, f"{self._name}#{self._number}", self._time(), self._dropped))
+                self._shots.append(Shot(item, f"{self._name}#{self._number}", now(), self._dropped))
                 self._dropped = 0
             self._changed.notify_all()
-
-    def _time(self) -> datetime:
-        return now()
 
     def _try_to_connect(self, first: bool = False) -> None:
         try:
@@ -308,7 +307,7 @@ class LiveCamera:
                 self._note(error)
 
     def _note(self, error: Exception) -> None:
-        text = error.what if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"
+        text = f"{error.what} {error.why}".strip() if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"
         with self._changed:
             self._stats = replace(self._stats, last_error=text)
 

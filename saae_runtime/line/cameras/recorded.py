@@ -35,6 +35,8 @@ def open_video(spec: str, options: Mapping[str, Any]) -> VideoFile:
     """
     known_only(options, (), "camera")
     check_video()
+    if not Path(spec).is_file():
+        raise ConfigError(f"{spec}: no such video file.", "", "check the path")
     check_readable(spec)
     return VideoFile(Path(spec))
 
@@ -139,7 +141,7 @@ class RawFrames:
                 self._have += chunk
             elif time.monotonic() >= end:
                 raise NoFrameError(f"standard input gave no frame within {timeout:g} s.")
-        frame = np.frombuffer(bytes(self._have), np.uint8).reshape(self._shape)
+        frame = np.frombuffer(bytearray(self._have), np.uint8).reshape(self._shape)
         self._have.clear()
         if self._shape[2] == 1:
             frame = np.repeat(frame, 3, axis=2)

@@ -60,7 +60,7 @@ class ModbusServer:
         self._keep = keep_on_disconnect
         self._address = (self.host, port)
         self._library = _load()
-        self._thread = ServerThread("modbus", f"{self.host}:{port}", self._serve)
+        self._thread = ServerThread("modbus", self._address, self._serve)
 
     @property
     def port(self) -> int:
@@ -87,10 +87,6 @@ class ModbusServer:
             ],
             action=self._request,
         )
-        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
-            # The library says only that it could not listen.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(self._address)
         server = server_type(device, address=self._address, on_lost=self._lost)
         await server.serve_forever(background=True)
         try:

@@ -80,7 +80,7 @@ class OpcuaServer:
         self._owners: set[object] = set()
         self._nodes: dict[str, Any] = {}
         self._ua = _load()
-        self._thread = ServerThread("opcua", f"{self.host}:{self._asked_port}", self._serve)
+        self._thread = ServerThread("opcua", (self.host, self._asked_port), self._serve)
 
     @property
     def port(self) -> int:

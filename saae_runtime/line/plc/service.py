@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ...errors import ConfigError, DeviceError, SaaeError
@@ -22,7 +23,7 @@ class ServerThread:
 
     Args:
         name: of the thread, and in errors: "modbus", "opcua".
-        address: as in errors, `host:port`.
+        address: host and port that it will listen on.
         serve: the coroutine.
 
     Attributes:
@@ -37,7 +38,7 @@ class ServerThread:
     def __init__(
         self,
         name: str,
-        address: str,
+        address: tuple[str, int],
         serve: Callable[[Callable[[int], None], asyncio.Event], Coroutine[Any, Any, None]],
     ) -> None:
         self._name = name
@@ -47,6 +48,13 @@ class ServerThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name=f"saae-{name}", daemon=True)
+        try:
+            # Before anything slow; and the libraries do not all say why they cannot listen.
+            with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            raise self._cannot_listen(address, error) from error
         self._thread.start()
         if not self._started.wait(_START):
             self._error = TimeoutError(f"not listening after {_START:.0f} seconds")
@@ -54,12 +62,7 @@ class ServerThread:
             self.close()
             if isinstance(self._error, SaaeError):
                 raise self._error
-            raise DeviceError(
-                f"{name}: no server at {address}.",
-                f"{type(self._error).__name__}: {self._error}",
-                "choose an address of this machine and a port that no other program has; below 1024 it needs a right "
-                "(AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit file)",
-            ) from self._error
+            raise self._cannot_listen(address, self._error) from self._error
 
     @property
     def alive(self) -> bool:
@@ -71,21 +74,20 @@ class ServerThread:
         """What ended the server, if not `close`."""
         return self._error
 
-    def call(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Runs a coroutine function in the server's loop and waits for its end."""
-        assert self._loop is not None
-
-        async def run() -> None:
-            await function()
-
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(_STOP)
-
     def close(self) -> None:
         """Ends the server and its connections. May be called twice."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:
             self._thread.join(_STOP)
+
+    def _cannot_listen(self, address: tuple[str, int], error: BaseException) -> DeviceError:
+        return DeviceError(
+            f"{self._name}: no server at {address[0]}:{address[1]}.",
+            f"{type(error).__name__}: {error}",
+            "choose an address of this machine and a port that no other program has; a port below 1024 needs a right "
+            "(AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit file)",
+        )
 
     def _run(self) -> None:
         try:
