@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import sys
 import types
@@ -105,7 +104,7 @@ def read(kind: type[T], table: Any, where: str, problems: Problems) -> T | None:
         problems.add(where, f"expected a table, found {shown(table)}")
         return None
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = _hints(kind)
+    hints = typing.get_type_hints(kind)
     good = True
     for key in table:
         if key not in fields:
@@ -137,11 +136,6 @@ def read(kind: type[T], table: Any, where: str, problems: Problems) -> T | None:
 class _WrongError(Exception):
     def __init__(self, where: str, what: str) -> None:
         self.where, self.what = where, what
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _value(kind: Any, value: Any, where: str, problems: Problems) -> Any:
