@@ -162,12 +162,13 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def tail(self, count: int) -> list[bytes]:
-        """The last lines, at most so many, those of the file before included; the latest last."""
-        found: list[bytes] = []
-        for path in (self.path, self.path.with_name(f"{self.path.name}.1")):
-            if len(found) >= count or not path.is_file():
+        """The last lines, at most so many, those of the files before included; the latest last."""
+        found = _last_lines(self.path, count) if self.path.is_file() else []
+        for number in range(1, 1 + (self._rotation.keep if self._rotation is not None else 0)):
+            older = self.path.with_name(f"{self.path.name}.{number}")
+            if len(found) >= count or not older.is_file():
                 break
-            found = [*_last_lines(path, count - len(found)), *found]
+            found = [*_last_lines(older, count - len(found)), *found]
         return found
 
     def _due(self, more: int) -> bool:

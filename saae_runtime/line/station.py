@@ -30,8 +30,8 @@ MOST_REGIONS = 100
 
 _WAIT = 0.2  # seconds between two looks whether to end
 
-Judged = Callable[[Part, "NDArray[np.uint8] | None", "Result | None"], None]
-"""Told about each part, in order, after its verdict was given: record, frame, result (None where there is none)."""
+Judged = Callable[[Part, "NDArray[np.uint8] | None", "Result | None", "Recipe | None"], None]
+"""Told about each part, in order, behind its verdict: record, frame, result, recipe; None for what there is none of."""
 
 
 class Station:
@@ -250,7 +250,8 @@ class Station:
         except Exception as error:
             self.meter.fail(error)
         try:
-            self._judged(replace(part, **changes), None if job.shot is None else job.shot.frame, result)
+            frame = None if job.shot is None else job.shot.frame
+            self._judged(replace(part, **changes), frame, result, job.recipe)
             if job.shot is not None and job.shot.done is not None:
                 job.shot.done()
         except Exception as error:  # what is told must not stop the line

@@ -49,7 +49,7 @@ class Delivery:
         self._thread.start()
 
     def state(self) -> dict[str, Any]:
-        """What became of the records so far: `delivered` since the start, `backlog`, `lost`, `refused`, and the error."""
+        """What became of the records: `delivered` since the start, `backlog`, `lost`, `refused`, and the error."""
         error = self._last_error
         return {
             "name": self.name,

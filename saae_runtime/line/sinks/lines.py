@@ -48,7 +48,7 @@ _CURE = "give each line, and each sink, a file of its own"
 
 @dataclass(frozen=True)
 class JsonlOptions:
-    """`[[sink]]` of kind `jsonl`: the file; a new one is begun at a size (`100MB`) or each `day`, and `keep` old stay."""
+    """`[[sink]]` of kind `jsonl`: at a size (`100MB`) or each `day` a new file begins, `keep` old ones stay."""
 
     path: str
     rotate: str | None = None

@@ -16,8 +16,9 @@ from .base import Hurry
 
 __all__ = ["MqttOptions", "MqttSink"]
 
-_CONNECT = 10.0  # seconds for a connection
+_CONNECT = 1.0  # seconds for a connection, before it is counted as an error (and still tried)
 _ACKNOWLEDGE = 30.0  # seconds for a batch's acknowledgements, before it is counted as an error (and still waited for)
+_HURRIED = 0.5  # the same while the service ends
 _KEEP_ALIVE = 15  # seconds
 
 
@@ -74,7 +75,9 @@ class MqttSink:
         self._client: Any = None
         self._connected = threading.Event()
         self._why = ""
-        self._flying: list[tuple[Record, Any]] = []
+        self._flying: set[int] = set()  # what the library has and the broker has not acknowledged, by message id
+        self._acknowledged: set[int] = set()
+        self._last = 0  # number of the last record in flight
 
     def open(self) -> None:
         """Begins to connect and waits a while for it; the library goes on trying. See `Sink`."""
@@ -85,41 +88,31 @@ class MqttSink:
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
         """Publishes and waits for the acknowledgements; see `Sink`."""
-        wanted = [record for record in records if not (self._options.only_ng and record.data.get("verdict") == "OK")]
-        if [record.number for record, _ in self._flying] != [record.number for record in wanted]:
+        if not self._flying:
             if not self._connected.is_set():
                 raise self._error(self._why)
-            self._flying = [(record, self._publish(record)) for record in wanted]
+            self._acknowledged.clear()
+            for record in records:
+                if not (self._options.only_ng and record.data.get("verdict") == "OK"):
+                    self._flying.add(self._publish(record))
+            self._last = records[-1].number
+        # Else these are given again: the library has them and sends them again itself. Others may have joined them.
         end = time.monotonic() + _ACKNOWLEDGE
-        while not all(self._has_arrived(info) for _, info in self._flying):
-            if time.monotonic() > end or (hurry.is_set() and not self._wait_hurried()):
+        while not self._flying <= self._acknowledged:
+            if hurry.is_set():
+                end = min(end, time.monotonic() + _HURRIED)
+            if time.monotonic() > end:
                 raise self._error(self._why or "it does not acknowledge")
             time.sleep(0.002)
-        self._flying = []
-        return len(records)
+        self._flying = set()
+        return sum(record.number <= self._last for record in records)
 
-    def _wait_hurried(self) -> bool:
-        """Half a second more for what is in flight while the service ends."""
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
-            if all(self._has_arrived(info) for _, info in self._flying):
-                return True
-            time.sleep(0.005)
-        return False
-
-    @staticmethod
-    def _has_arrived(info: Any) -> bool:
-        # rc 4 while the connection is away: the library has queued it all the same, and publishes it later.
-        try:
-            return bool(info.is_published())
-        except (ValueError, RuntimeError):
-            return False
-
-    def _publish(self, record: Record) -> Any:
+    def _publish(self, record: Record) -> int:
         data = record.data
         what = "parts" if data.get("type") == "part" else "events"
         station = str(data.get("station") or "line")
-        return self._client.publish(f"{self._topic}/{station}/{what}", record.payload, qos=1)
+        # While the connection is away this gives an error code, and is queued all the same.
+        return int(self._client.publish(f"{self._topic}/{station}/{what}", record.payload, qos=1).mid)
 
     def _begin(self) -> Any:
         try:
@@ -140,7 +133,7 @@ class MqttSink:
                 raise ConfigError(f"The certificates {options.ca} cannot be used.", str(error)) from error
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.max_inflight_messages_set(self.batch)
-        client.max_queued_messages_set(self.batch + 2)
+        client.max_queued_messages_set(0)  # a batch at most is ever queued
         client.reconnect_delay_set(1, 10)
 
         def connected(client: Any, _: Any, __: Any, reason: Any, ___: Any) -> None:
@@ -157,6 +150,10 @@ class MqttSink:
         def failed(_: Any, __: Any) -> None:
             self._why = "nobody answers there"
 
+        def published(_: Any, __: Any, number: int, ___: Any, ____: Any) -> None:
+            self._acknowledged.add(number)
+
+        client.on_publish = published
         client.on_connect, client.on_disconnect, client.on_connect_fail = connected, disconnected, failed
         client.connect_async(options.host, options.port, _KEEP_ALIVE)
         client.loop_start()
@@ -179,9 +176,9 @@ class MqttSink:
         if client is None:
             return
         if self._connected.is_set():
-            info = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True)
-            end = time.monotonic() + 0.5
-            while not self._has_arrived(info) and time.monotonic() < end:
+            number = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True).mid
+            end = time.monotonic() + _HURRIED
+            while number not in self._acknowledged and time.monotonic() < end:
                 time.sleep(0.005)
         client.disconnect()
         client.loop_stop()
