@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -39,12 +40,14 @@ class Shot:
         name: of the frame: a file's path, or the camera and a number.
         time: when it was taken or read, UTC.
         dropped: frames that the camera lost or threw away between the shot before and this one.
+        done: called once the shot's record is written; None where nothing has to know.
     """
 
     frame: NDArray[np.uint8]
     name: str
     time: datetime
     dropped: int = 0
+    done: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
