@@ -348,7 +348,7 @@ class Handshake:
         An OK without a finite score is no verdict, and the part NG.
 
         Returns:
-            False: the part is NG by timeout already, nobody waits for it any more, it is another one, or the OK was none.
+            False: the part is NG by timeout already, nobody waits for it, it is another one, or the OK was none.
         """
         number = math.nan if score is None else float(score)
         if Verdict(verdict) is Verdict.OK and not math.isfinite(number):

@@ -88,7 +88,7 @@ class Plc:
 
 
 def main() -> None:
-    """A PLC in a process of its own, to be killed: goes to a state, says so, and stays there. Arguments: port, state."""
+    """A PLC in a process of its own, to be killed: goes to a state and stays there. Arguments: port, state."""
     port, state = int(sys.argv[1]), sys.argv[2]
     plc = Plc(port)
     if state != "idle":

@@ -39,9 +39,7 @@ def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         )
     name = f"genicam:{Path(path).name}" + (f"#{serial}" if serial else "")
     producer = _Producer.of(path, harvester_type)
-    return LiveCamera(
-        name, lambda: _GenicamDevice(name, producer, serial, wanted), wanted.buffer, wanted.silent_after
-    )
+    return LiveCamera(name, lambda: _GenicamDevice(name, producer, serial, wanted), wanted.buffer, wanted.silent_after)
 
 
 class _Producer:
@@ -166,7 +164,9 @@ def _load() -> Any:
         from harvesters.core import Harvester
     except ImportError as error:
         raise ConfigError(
-            "GenICam cameras cannot be read here.", f"harvesters cannot be imported: {error}", "pip install 'saae[genicam]'"
+            "GenICam cameras cannot be read here.",
+            f"harvesters cannot be imported: {error}",
+            "pip install 'saae[genicam]'",
         ) from error
     # It logs as errors, with a traceback, what is raised as well and told by the camera's stats.
     logging.getLogger("harvesters").setLevel(logging.CRITICAL)

@@ -72,15 +72,18 @@ def to_rgb(
     )
 
 
-def _lines(
-    data: NDArray[Any], kind: Any, height: int, width: int, pixel_format: str, name: str
-) -> NDArray[Any]:
+def _lines(data: NDArray[Any], kind: Any, height: int, width: int, pixel_format: str, name: str) -> NDArray[Any]:
     flat = np.ascontiguousarray(data).reshape(-1)
     if flat.dtype != kind:
         flat = flat.view(np.uint8)
         if kind is not np.uint8 and flat.size % 2 == 0:
             flat = flat.view(np.dtype(np.uint16).newbyteorder("<"))
-    if flat.dtype.itemsize != np.dtype(kind).itemsize or height < 1 or flat.size % height or flat.size // height < width:
+    if (
+        flat.dtype.itemsize != np.dtype(kind).itemsize
+        or height < 1
+        or flat.size % height
+        or flat.size // height < width
+    ):
         raise BadFrameError(
             f"{name or 'A frame'} is {flat.size} values long.",
             f"{pixel_format} with {height} lines of {width} has {height * width}.",

@@ -30,9 +30,7 @@ def open_pylon(spec: str, options: Mapping[str, Any]) -> LiveCamera:
     wanted = NodeOptions.read(options)
     library = _load()
     name = f"pylon:{serial}" if serial else "pylon"
-    return LiveCamera(
-        name, lambda: _PylonDevice(name, library, serial, wanted), wanted.buffer, wanted.silent_after
-    )
+    return LiveCamera(name, lambda: _PylonDevice(name, library, serial, wanted), wanted.buffer, wanted.silent_after)
 
 
 class _PylonDevice:
@@ -47,7 +45,9 @@ class _PylonDevice:
                 f"pylon sees {', '.join(there) if there else 'no camera'}.",
                 "check cable, power, network; close other programs that use it",
             )
-        self._camera = library.InstantCamera(factory.CreateDevice(there[serial] if serial else next(iter(there.values()))))
+        self._camera = library.InstantCamera(
+            factory.CreateDevice(there[serial] if serial else next(iter(there.values())))
+        )
         try:
             self._camera.Open()
             options.apply(name, self._node, lambda node, value: node.SetValue(value))

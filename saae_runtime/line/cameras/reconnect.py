@@ -162,7 +162,9 @@ class LiveCamera:
             device.trigger()
         except Exception as error:
             raise DeviceError(
-                f"{self._name}: the picture could not be triggered.", f"{type(error).__name__}: {error}", "see the camera"
+                f"{self._name}: the picture could not be triggered.",
+                f"{type(error).__name__}: {error}",
+                "see the camera",
             ) from error
 
     def grab(self, timeout: float) -> Shot:
@@ -307,7 +309,9 @@ class LiveCamera:
                 self._note(error)
 
     def _note(self, error: Exception) -> None:
-        text = f"{error.what} {error.why}".strip() if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"
+        text = (
+            f"{error.what} {error.why}".strip() if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"
+        )
         with self._changed:
             self._stats = replace(self._stats, last_error=text)
 
@@ -317,5 +321,7 @@ class LiveCamera:
 
     def _gone(self) -> DeviceError:
         return DeviceError(
-            f"{self._name} is not there.", self._stats.last_error, "check cable and power; it is looked for again and again"
+            f"{self._name} is not there.",
+            self._stats.last_error,
+            "check cable and power; it is looked for again and again",
         )

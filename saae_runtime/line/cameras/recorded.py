@@ -42,7 +42,7 @@ def open_video(spec: str, options: Mapping[str, Any]) -> VideoFile:
 
 
 def open_stdin(spec: str, options: Mapping[str, Any]) -> RawFrames:
-    """Raw frames on standard input: `stdin:640x480` (width x height, RGB) or `stdin:640x480:gray`, nothing between them.
+    """Raw frames on standard input, one after the other: `stdin:640x480` (width x height, RGB), `stdin:640x480:gray`.
 
     Raises:
         ConfigError: this is no such name, or a frame of it would be too large.
@@ -153,7 +153,9 @@ class RawFrames:
         left = len(self._have)
         self._have.clear()
         if left:
-            self._stats = replace(self._stats, bad=self._stats.bad + 1, last_error="standard input ended within a frame")
+            self._stats = replace(
+                self._stats, bad=self._stats.bad + 1, last_error="standard input ended within a frame"
+            )
             raise BadFrameError(
                 "standard input ended within a frame.",
                 f"{left} of {self._length} bytes had come.",

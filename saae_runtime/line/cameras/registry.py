@@ -42,10 +42,10 @@ def is_camera(spec: str) -> bool:
 
 
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
-    """Opens a camera by its name: `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0`, a video file,
-    `stdin:WIDTHxHEIGHT`.
+    """Opens a camera by its name.
 
-    A live camera that is not there is looked for from then on; see its `stats`.
+    Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0`, a video file and
+    `stdin:WIDTHxHEIGHT`. A live camera that is not there is looked for from then on; see its `stats`.
 
     Raises:
         ConfigError: a name of no kind, a missing library, an option that the camera does not take.

@@ -173,7 +173,11 @@ class OpcuaServer:
             )
         for path, texts, method in (
             (f"{_ROOT}.VisionStateMachine.Reset", (), self._reset),
-            (f"{_ROOT}.VisionStateMachine.AutomaticModeStateMachine.StartSingleJob", ("PartId", "RecipeId"), self._start),
+            (
+                f"{_ROOT}.VisionStateMachine.AutomaticModeStateMachine.StartSingleJob",
+                ("PartId", "RecipeId"),
+                self._start,
+            ),
             (f"{_ROOT}.RecipeManagement.PrepareRecipe", ("ExternalId",), self._prepare),
             (f"{_ROOT}.ResultManagement.AcknowledgeResult", ("PartId",), self._acknowledge),
             (f"{_ROOT}.ResultManagement.GetLatestResult", (), None),
@@ -234,9 +238,7 @@ class OpcuaServer:
         view = self._handshake.view()
         values = (view.valid, view.part_id, view.ok, view.ng, _float32(view.score), int(view.reason), view.text)
         kinds = [kind for _, kind in _LATEST_OUTPUTS]
-        return [
-            self._ua.Variant(value, self._ua.VariantType[kind]) for value, kind in zip(values, kinds, strict=True)
-        ]
+        return [self._ua.Variant(value, self._ua.VariantType[kind]) for value, kind in zip(values, kinds, strict=True)]
 
 
 _LATEST_OUTPUTS = [

@@ -79,7 +79,7 @@ class Registers:
     def read(self, address: int, count: int) -> list[int] | None:
         """Registers of both blocks; None: an address that is in neither."""
         for start, size in ((CONTROL, CONTROL_SIZE), (STATUS, STATUS_SIZE)):
-            if start <= address and 0 < count and address + count <= start + size:
+            if start <= address and count > 0 and address + count <= start + size:
                 block = self._control if start == CONTROL else self._status(self._handshake.view())
                 return block[address - start : address - start + count]
         return None

@@ -235,7 +235,7 @@ def test_the_heartbeat_stops_with_the_station() -> None:
 
 
 def test_watch_returns_with_the_change() -> None:
-    handshake, clock = at_work()
+    handshake, _ = at_work()
     version = handshake.view().version
     assert handshake.watch(version, 0).version == version
     seen: list[bool] = []

@@ -1,4 +1,4 @@
-"""Pixel formats: what comes out is what the format means, for any size, with padded lines, and errors say what to do."""
+"""Pixel formats: what comes out is what the format means, for any size and padding, and errors say what to do."""
 
 from __future__ import annotations
 

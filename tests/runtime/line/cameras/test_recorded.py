@@ -24,7 +24,9 @@ def test_a_video_gives_every_frame_and_ends(tmp_path: Path) -> None:
         stream = container.add_stream("mpeg4", rate=Fraction(10))
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for level in (40, 120, 200):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24"))
+            )
         container.mux(stream.encode())
     camera = open_camera(str(path))
     assert not camera.live

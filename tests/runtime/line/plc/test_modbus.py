@@ -95,7 +95,13 @@ def test_only_addresses_of_the_map_are_served_and_only_the_control_block_is_writ
     with serving() as (_, server):
         plc = Plc(server.port)
         client = plc.client
-        for address, count in ((CONTROL_SIZE, 1), (0, CONTROL_SIZE + 1), (99, 2), (STATUS + STATUS_SIZE, 1), (60000, 5)):
+        for address, count in (
+            (CONTROL_SIZE, 1),
+            (0, CONTROL_SIZE + 1),
+            (99, 2),
+            (STATUS + STATUS_SIZE, 1),
+            (60000, 5),
+        ):
             assert client.read_holding_registers(address, count=count).isError()
         for address, count in ((STATUS, 1), (STATUS + 5, 3), (CONTROL_SIZE - 1, 2), (99, 1)):
             assert not plc.write(address, [0] * count)
@@ -293,7 +299,9 @@ def test_writes_and_bytes_of_any_kind_change_no_verdict(rounds: int, request: py
                 taken += plc.write(0, [rng.randrange(0x10000) & ~6])
             elif kind == 2:
                 length = rng.randrange(1, 40)
-                body = bytes([1, rng.choice([1, 3, 5, 6, 15, 16, 22, 23, 43, rng.randrange(256)])]) + rng.randbytes(length)
+                body = bytes([1, rng.choice([1, 3, 5, 6, 15, 16, 22, 23, 43, rng.randrange(256)])]) + rng.randbytes(
+                    length
+                )
                 # Well-formed around any content; control words with acknowledge or reset are not sent by chance.
                 if body[1] in (5, 6, 15, 16, 22, 23):
                     body = body[:2] + b"\x00\x01" + body[4:]

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -96,7 +96,9 @@ def test_a_part_from_start_to_acknowledge() -> None:
         assert (trigger.part_id, trigger.recipe) == ("A", "gear")
         handshake.answer("A", Verdict.OK, 12.25)
         control.until(f"{LATEST}.Valid", True)
-        read = {name: control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG", "Score", "Reason")}
+        read = {
+            name: control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG", "Score", "Reason")
+        }
         assert read == {"PartId": "A", "OK": True, "NG": False, "Score": 12.25, "Reason": Reason.SCORE}
         assert control.latest() == (True, "A", True, False, 12.25, Reason.SCORE, "score")
         assert control.call(f"{RESULTS}.AcknowledgeResult", "B") == Reply.WRONG_PART
@@ -239,10 +241,8 @@ def test_a_server_that_went_and_came_back_has_no_verdict() -> None:
             after.close()
         finally:
             again.close()
-            try:
+            with suppress(Exception):  # its server has gone
                 control.close()
-            except Exception:  # its server has gone
-                pass
 
 
 async def write_anything(url: str, rounds: int, check: Callable[[], None]) -> int:
@@ -312,7 +312,9 @@ def test_writes_and_calls_of_any_kind_change_no_verdict(
     raw = random.Random(1)
     for _ in range(20):  # and bytes that are no OPC UA
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            connection.sendall(raw.choice([b"", b"HEL", b"OPN", b"MSG", b"MSGF"]) + raw.randbytes(raw.randrange(1, 200)))
+            connection.sendall(
+                raw.choice([b"", b"HEL", b"OPN", b"MSG", b"MSGF"]) + raw.randbytes(raw.randrange(1, 200))
+            )
     assert server.alive
     assert control.latest()[:5] == (True, "A", False, True, 99.0)
     assert [control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG")] == ["A", False, True]
