@@ -19,6 +19,8 @@ LIBRARIES = {
     "onnx": "pip install 'saae[export]'",
     "onnxruntime": "pip install 'saae[cpu]'",
     "onnxscript": "pip install 'saae[export]'",
+    "paho": "pip install 'saae[line]'",
+    "prometheus_client": "pip install 'saae[line]'",
     "pycuda": "pip install 'saae[pycuda]'",
     "safetensors": "pip install 'saae[train]'",
     "scipy": "pip install 'saae[train]'",
