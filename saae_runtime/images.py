@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "open_image",
     "page_numbers",
     "read_image",
+    "read_image_bytes",
     "read_levels",
     "read_mask",
     "read_pages",
@@ -136,6 +137,40 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
     if isinstance(image, ImageError):
         raise image
     return image
+
+
+def read_image_bytes(
+    data: bytes,
+    name: str,
+    white_level: int | None = None,
+    *,
+    formats: Sequence[str] = FORMATS,
+    pixels: int | None = None,
+) -> NDArray[np.uint8]:
+    """The image in bytes that came by other ways than a file, by the same rules as `read_image`.
+
+    Args:
+        data: a whole image file.
+        name: what messages call it.
+        white_level: see `read_image`.
+        formats: those of `FORMATS` that are opened.
+        pixels: limit below that of `most_pixels`; looked at before anything is decoded.
+
+    Raises:
+        ImageError: empty, truncated, of another format, too large, of floating-point pixels or several pages.
+    """
+    with _opened(name, data, formats) as image, _explained(name):
+        width, height = image.size
+        if pixels is not None and width * height > pixels:
+            raise ImageError(
+                f"{name}: {width} x {height} pixels are more than are taken here ({pixels:,}).",
+                "",
+                "send it smaller, or have the limit raised",
+            )
+        _check_size(name, image.size)
+        if len(page_numbers(image)) > 1:
+            raise ImageError(f"{name}: holds several pages, not one image.", "", "send each page by itself")
+        return _to_rgb(name, image, white_level)
 
 
 def read_pages(
@@ -325,21 +360,27 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Any]:
         ) from None
     except (OSError, ValueError, MemoryError) as error:
         raise _unreadable(file, error) from error
+    with _opened(str(file), data, FORMATS) as image:
+        yield image
+
+
+@contextmanager
+def _opened(name: str, data: bytes, formats: Sequence[str]) -> Iterator[Any]:
     if not data:
-        raise ImageError(f"{file}: the file is empty.", "0 bytes on disk.", "copy it again from the camera")
-    with _explained(file):
-        image = _decoder(data)
+        raise ImageError(f"{name}: the file is empty.", "0 bytes on disk.", "copy it again from the camera")
+    with _explained(name):
+        image = _decoder(data, formats)
     if image is None:
         raise ImageError(
-            f"{file}: cannot be read as an image.",
-            f"Its content is none of {', '.join(FORMATS)}, whatever its name says.",
+            f"{name}: cannot be read as an image.",
+            f"Its content is none of {', '.join(formats)}, whatever its name says.",
             "remove it, or copy it again",
         )
     with image:
         yield image
 
 
-def _decoder(data: bytes) -> Any:
+def _decoder(data: bytes, formats: Sequence[str]) -> Any:
     """Pillow's image of the format that the bytes begin as; None for a format that is not opened.
 
     Not `Image.open`: its limit in pixels is one for the whole process, which belongs to the program around us, and
@@ -352,7 +393,7 @@ def _decoder(data: bytes) -> Any:
     if not set(FORMATS) <= set(Image.OPEN):
         Image.init()
     problem: Exception | None = None
-    for name in FORMATS:
+    for name in formats:
         factory, accept = Image.OPEN.get(name, (None, None))  # a Pillow without WebP has no such entry
         if factory is None or (accept is not None and accept(data[:16]) is not True):
             continue

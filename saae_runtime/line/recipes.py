@@ -61,9 +61,18 @@ class Recipe:
         Raises:
             As `saae_runtime.Engine`; FrameError: the masks do not fit the frame.
         """
-        allowed = self.masks.allowed((frame.shape[0], frame.shape[1]))
-        result = self.shared.engine(frame, threshold=self.pixel_threshold, image_threshold=self.threshold)
-        return within(result, allowed, self.table)
+        return self.judge_many([frame])[0]
+
+    def judge_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
+        """The results for several frames, computed together; else as `judge`."""
+        allowed = [self.masks.allowed((frame.shape[0], frame.shape[1])) for frame in frames]
+        limits = {"threshold": self.pixel_threshold, "image_threshold": self.threshold}
+        if len(frames) == 1:
+            results = [self.shared.engine(frames[0], **limits)]
+        else:
+            results = self.shared.engine(list(frames), **limits)
+        pairs = zip(results, allowed, strict=True)
+        return [within(result, area, self.table) for result, area in pairs]
 
     def described_masks(self, size: tuple[int, int]) -> dict[str, Any] | None:
         """The masks for a record, with the share of such a frame that is judged."""

@@ -129,6 +129,15 @@ class Line:
 
         return end
 
+    @property
+    def computing(self) -> bool:
+        """Whether a station computes a verdict now."""
+        return any(station.computing for station in self.stations.values())
+
+    def record(self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None) -> None:
+        """Keeps the record, and perhaps the picture, of a part that was judged elsewhere than at a station."""
+        self._judged(part, frame, result, recipe)
+
     def event(self, kind: str, station: str | None, data: Mapping[str, Any]) -> None:
         """Writes down something that is no part, such as an alarm, for every sink.
 

@@ -84,6 +84,16 @@ class Station:
         return self._recipe
 
     @property
+    def source(self) -> TriggerSource | None:
+        """Who asks for parts; None: each frame is a part."""
+        return self._source
+
+    @property
+    def computing(self) -> bool:
+        """Whether a verdict is being computed now."""
+        return self._worker.busy_seconds > 0
+
+    @property
     def camera_stats(self) -> CameraStats:
         """Of its camera."""
         return self._camera.stats

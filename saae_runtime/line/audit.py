@@ -1,0 +1,278 @@
+"""The audit log: who changed what and when, in lines that each carry the hash of the line before."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..appending import LineFile
+from ..errors import ConfigError, SaaeError, StorageError, shown
+from ..files import canonical_json, open_regular, sha256_bytes, write_json
+from .part import now, stamp
+
+__all__ = ["AuditLog", "Findings", "explain", "head_of", "verify"]
+
+_FIRST = "0" * 64
+_LONGEST = 1 << 20  # bytes of a line
+_PROBLEMS = 20  # that are named
+_HEAD_LIMIT = 1 << 16
+
+
+class AuditLog:
+    """Appends entries to a file, for as long as it is open the only one that does.
+
+    An entry is one line of JSON with its number `n` from 1, `time` (UTC), `who`, `role`, `what`, `data`, and
+    `previous`, the sha256 of the line before. It is on the disk when `append` returns. Beside the file, `NAME.head`
+    holds number and hash of the last entry: without it, nobody could see that entries are missing at the end.
+
+    Args:
+        path: the file; made where it is missing.
+        copy: told each entry, with its own `sha256`, to keep it elsewhere as well: what nobody on this machine can
+            rewrite is what the records' receivers have.
+
+    Attributes:
+        damage: what was wrong with the end of the file when it was opened; empty: nothing. It is the first entry then.
+
+    Raises:
+        ConfigError: another process has it open.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, copy: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self.path = path
+        self._copy = copy
+        self._lock = threading.Lock()
+        self._file = LineFile(path, cure="each line has a folder of its own for its audit log")
+        self._closed = False
+        try:
+            lines = self._file.tail(1)
+            self._number, self._hash = _place(lines[-1] if lines else b"")
+            self.damage = self._compared()
+            self._number = max(self._number, 0)
+            if self.damage:
+                self.append("saae-line", "service", "audit log damaged", {"words": self.damage})
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, who: str, role: str, what: str, data: Mapping[str, Any]) -> str:
+        """Writes an entry.
+
+        Args:
+            who: a user's name.
+            role: as whom.
+            what: was done, such as `threshold`.
+            data: plain values, for JSON.
+
+        Returns:
+            The entry's sha256.
+
+        Raises:
+            StorageError: it is not written.
+        """
+        with self._lock:
+            if self._closed:
+                raise StorageError(f"{self.path} is closed.", "The service ends.", "")
+            entry = {
+                "n": self._number + 1,
+                "time": stamp(now()),
+                "who": who,
+                "role": role,
+                "what": what,
+                "data": dict(data),
+                "previous": self._hash,
+            }
+            line = canonical_json(entry).encode("ascii")
+            self._file.write(line + b"\n")
+            self._number, self._hash = self._number + 1, sha256_bytes(line)
+            self._file.sync()
+            write_json(head_of(self.path), {"n": self._number, "sha256": self._hash})
+            found = self._hash
+        if self._copy is not None:
+            self._copy({**entry, "sha256": found})
+        return found
+
+    def latest(self, count: int) -> list[dict[str, Any]]:
+        """The last entries, at most so many, the latest first."""
+        with self._lock:
+            lines = self._file.tail(count) if not self._closed else []
+        found = []
+        for line in reversed(lines):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                found.append({"what": "unreadable"})
+        return found
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        with self._lock:
+            self._closed = True
+            self._file.close()
+
+    def _compared(self) -> str:
+        """What tells the end of the file from the head file; empty where it is one entry behind at most."""
+        try:
+            number, digest = _read_head(self.path)
+        except FileNotFoundError:
+            return f"there is no {head_of(self.path).name}, yet {self._number} entries" if self._number else ""
+        except (OSError, ValueError) as error:
+            return f"{head_of(self.path).name} cannot be read: {error}"
+        if self._number < 0:
+            return "the last line is no entry"
+        if number > self._number:
+            return f"{number - self._number} entries are missing at the end"
+        if self._number == number and digest != self._hash:
+            return "the last entry is another one"
+        if self._number > number + 1:
+            return f"{self._number - number} entries more than were written"
+        return ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `verify` found.
+
+    Attributes:
+        entries: lines.
+        problems: in words, the first 20; empty: the chain is whole.
+        notes: what is no fault, and worth knowing.
+        sha256: of the last line.
+    """
+
+    entries: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    sha256: str
+
+
+def verify(path: Path, anchor: str | None = None) -> Findings:
+    """Reads a whole audit log and follows its chain.
+
+    A line that was changed, removed, added or put elsewhere breaks the chain behind it. Entries cut off at the end
+    are seen by the head file beside it. Whoever can write both files can write a new chain; only a hash that was kept
+    elsewhere (each entry's goes to the line's sinks, too) tells then: give it as `anchor`.
+
+    Args:
+        path: the file.
+        anchor: sha256 of an entry that must be in it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    expected, number, digest, anchored = 1, 0, _FIRST, False
+    before = _FIRST
+    try:
+        for place, line in enumerate(_lines(path), start=1):
+            number, before, digest = place, digest, sha256_bytes(line)
+            anchored = anchored or digest == anchor
+            problem = _problem(line, expected, before)
+            expected += 1
+            if problem:
+                problems.append(f"line {place}: {problem}")
+                with_number = _place(line)[0]
+                expected = with_number + 1 if with_number > 0 else expected
+            elif json.loads(line)["what"] == "audit log damaged":
+                notes.append(f"line {place}: the service found the log damaged when it started")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read.", str(error), "check path and rights") from error
+    _compare_head(path, number, digest, before, problems, notes)
+    if anchor is not None and not anchored:
+        problems.append(f"no entry has the hash {shown(anchor)[1:-1]}")
+    more = len(problems) - _PROBLEMS
+    if more > 0:
+        problems = [*problems[:_PROBLEMS], f"and {more} more"]
+    return Findings(number, tuple(problems), tuple(notes[:_PROBLEMS]), digest)
+
+
+def head_of(path: Path) -> Path:
+    """The file that holds number and hash of the last entry."""
+    return path.with_name(f"{path.name}.head")
+
+
+def _compare_head(path: Path, number: int, digest: str, before: str, problems: list[str], notes: list[str]) -> None:
+    try:
+        known, head = _read_head(path)
+    except FileNotFoundError:
+        if number:
+            problems.append(f"{head_of(path).name} is missing: entries cut off at the end cannot be seen")
+        return
+    except (OSError, ValueError) as error:
+        problems.append(f"{head_of(path).name} cannot be read: {error}")
+        return
+    if known == number and head == digest:
+        return
+    if known == number - 1 and head == before:
+        notes.append("the last entry is newer than the head file: the service was killed between the two")
+    elif known > number:
+        problems.append(f"{known - number} entries are missing at the end")
+    else:
+        problems.append(f"the head file names entry {known} with another hash")
+
+
+def _problem(line: bytes, expected: int, before: str) -> str:
+    if len(line) > _LONGEST:
+        return "longer than an entry can be"
+    try:
+        entry = json.loads(line)
+        same = canonical_json(entry).encode("ascii") == line
+    except (ValueError, RecursionError):
+        return "no entry"
+    if not isinstance(entry, dict) or not {"n", "time", "who", "role", "what", "data", "previous"} <= entry.keys():
+        return "no entry"
+    if entry["n"] != expected:
+        return f"entry {shown(entry['n'])} where {expected} belongs"
+    if entry["previous"] != before:
+        return "the line before it is not the one that it was written behind"
+    return "" if same else "not written by the service"
+
+
+def _place(line: bytes) -> tuple[int, str]:
+    """Number and hash of an entry; -1 for a line that is none, 0 for no line."""
+    if not line:
+        return 0, _FIRST
+    try:
+        number = json.loads(line)["n"]
+        return (number if type(number) is int and number > 0 else -1), sha256_bytes(line)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1, sha256_bytes(line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open_regular(path) as stream:
+        while line := stream.readline(_LONGEST + 2):
+            if not line.endswith(b"\n") and len(line) <= _LONGEST:
+                yield line + b" (cut in half)"
+                return
+            yield line.rstrip(b"\n")
+
+
+def _read_head(path: Path) -> tuple[int, str]:
+    with open_regular(head_of(path)) as stream:
+        data = stream.read(_HEAD_LIMIT)
+    try:
+        head = json.loads(data)
+        number, digest = head["n"], head["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("it is no head file") from error
+    if type(number) is not int or not isinstance(digest, str):
+        raise ValueError("it is no head file")
+    return number, digest
+
+
+def explain(found: Findings) -> SaaeError | None:
+    """The error that says what is wrong with a log; None where nothing is."""
+    if not found.problems:
+        return None
+    count = len(found.problems)
+    return ConfigError(
+        f"{count} problem{'' if count == 1 else 's'} in {found.entries} entries.",
+        "\n       ".join(found.problems),
+        "compare with the copy of the entries that the line's sinks have (records of the type `audit`)",
+    )

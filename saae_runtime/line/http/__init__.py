@@ -1,0 +1,1 @@
+"""The line over HTTP: judging, triggers, recipes, thresholds, overrides, health, and the operator's page."""

@@ -1,0 +1,147 @@
+"""Who may ask for what: users by token or session, tried and failed logins."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .options import Role, User
+
+__all__ = ["COOKIE", "LOCAL", "Access", "Throttled", "Who"]
+
+COOKIE = "saae_session"
+
+_SESSION = 12 * 3600.0  # seconds
+_SESSIONS = 200
+_FAILURES = 5  # of one address in a minute, before it is not listened to any more
+_ALL_FAILURES = 60  # of all addresses in a minute that are told
+_MINUTE = 60.0
+_ADDRESSES = 1000
+_LEVELS: dict[Role, int] = {"operator": 1, "engineer": 2}
+
+
+@dataclass(frozen=True)
+class Who:
+    """Somebody who was let in."""
+
+    name: str
+    role: Role
+
+    def may(self, role: Role) -> bool:
+        """Whether they may do what this role may."""
+        return _LEVELS[self.role] >= _LEVELS[role]
+
+
+LOCAL = Who("local", "engineer")
+"""Everybody, where no users are configured: the service listens on this machine alone then."""
+
+
+class Throttled(Exception):
+    """Too many wrong tokens from one address; `seconds` until it is listened to again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"{seconds:.0f}")
+        self.seconds = seconds
+
+
+class Access:
+    """Knows users by their tokens and by the sessions that these open.
+
+    Args:
+        users: none: everybody is `LOCAL`.
+        failed: told (address, how) of wrong tokens, at most 60 a minute.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        users: Sequence[User],
+        failed: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._users = [(_digest(user.token), Who(user.name, user.role)) for user in users]
+        self._failed, self._clock = failed, clock
+        self._lock = threading.Lock()
+        self._sessions: OrderedDict[bytes, tuple[Who, float]] = OrderedDict()
+        self._tries: OrderedDict[str, list[float]] = OrderedDict()
+        self._told: list[float] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether no token is needed."""
+        return not self._users
+
+    def by_token(self, token: str, address: str) -> Who | None:
+        """Whose token it is; None: nobody's, which is counted and told.
+
+        Raises:
+            Throttled: there were too many wrong ones from this address.
+        """
+        self._check(address)
+        given = _digest(token)
+        found = None
+        for digest, who in self._users:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(digest, given):
+                found = who
+        if found is None:
+            self._note(address)
+        return found
+
+    def login(self, token: str, address: str) -> str | None:
+        """Opens a session; its secret, for a cookie. None: a wrong token.
+
+        Raises:
+            Throttled: see `by_token`.
+        """
+        who = self.by_token(token, address)
+        if who is None:
+            return None
+        secret = secrets.token_urlsafe(32)
+        with self._lock:
+            self._sessions[_digest(secret)] = (who, self._clock() + _SESSION)
+            while len(self._sessions) > _SESSIONS:
+                self._sessions.popitem(last=False)
+        return secret
+
+    def by_session(self, secret: str) -> Who | None:
+        """Whose session it is; None: of nobody, or over."""
+        with self._lock:
+            found = self._sessions.get(_digest(secret))
+            if found is None or found[1] < self._clock():
+                return None
+            return found[0]
+
+    def logout(self, secret: str) -> None:
+        """Ends a session."""
+        with self._lock:
+            self._sessions.pop(_digest(secret), None)
+
+    def _check(self, address: str) -> None:
+        with self._lock:
+            recent = [at for at in self._tries.get(address, []) if at > self._clock() - _MINUTE]
+            if len(recent) >= _FAILURES:
+                raise Throttled(recent[0] + _MINUTE - self._clock())
+
+    def _note(self, address: str) -> None:
+        now = self._clock()
+        with self._lock:
+            recent = [at for at in self._tries.pop(address, []) if at > now - _MINUTE]
+            self._tries[address] = [*recent, now]
+            while len(self._tries) > _ADDRESSES:
+                self._tries.popitem(last=False)
+            self._told = [at for at in self._told if at > now - _MINUTE]
+            tell = len(self._told) < _ALL_FAILURES
+            if tell:
+                self._told.append(now)
+        if tell:
+            self._failed(address, "wrong token")
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

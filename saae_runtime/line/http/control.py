@@ -1,0 +1,410 @@
+"""What people change while the line runs: recipes, thresholds, bundles, overrides; written down and kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ConfigError, DataError, SaaeError, shown
+from ...files import canonical_json, read_regular, sha256_bytes, write_json
+from ...images import read_image
+from ..audit import AuditLog
+from ..config import RecipeConfig
+from ..meter import one_line
+from ..overrides import Override, Overrides, pool_folder
+from ..part import Verdict, now, stamp
+from ..recalibrate import changed_parts, recalibrate, versions
+from ..recipes import Recipe
+from ..service import Line
+from .access import Who
+from .options import HttpOptions
+from .recent import Recent
+
+__all__ = ["Control"]
+
+_CHANGES_LIMIT = 1 << 20
+_CHANGED_SHOWN = 200
+_HIGHEST = 20.0  # times the highest threshold of the bundle's table that people may set
+SERVICE = Who("saae-line", "engineer")
+
+
+class Control:
+    """Every change goes through here: audit log first, then the change, then the file that keeps it.
+
+    What people changed of a recipe (threshold, rate, bundle) is in force again after a restart, as long as the recipe's
+    table in line.toml is still the one that they changed: whoever edits the file has the last word.
+
+    Args:
+        line: the line.
+        options: `[http]`.
+        recent: the latest parts.
+
+    Raises:
+        ConfigError: another process uses the folder.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, line: Line, options: HttpOptions, recent: Recent) -> None:
+        self._line, self._recent = line, recent
+        self._folder = line.config.place(options.folder)
+        self._lock = threading.Lock()  # one change after the other
+        self._job_lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self.job: dict[str, Any] = {"state": "none"}
+        self.audit = AuditLog(self._folder / "audit.jsonl", self._copy)
+        try:
+            self.overrides = Overrides(self._folder, options.pool_mb)
+        except BaseException:
+            self.audit.close()
+            raise
+        self._restore()
+
+    # --- recipes ---
+
+    def switch(self, who: Who, station: str, recipe: str) -> dict[str, Any]:
+        """Puts a recipe in force at a station, for every part that comes from now on.
+
+        Raises:
+            DataError: no such station. ConfigError: no such recipe there. StorageError: it could not be written down.
+        """
+        found = self._station(station)
+        with self._lock:
+            if recipe not in found.config.recipes:
+                found.switch(recipe)  # raises, with the right words
+            self._write(who, "recipe", {"station": station, "before": found.recipe, "after": recipe})
+            now_in_force = found.switch(recipe)
+        return {"station": station, "recipe": now_in_force.name, "version": now_in_force.version}
+
+    def threshold(
+        self, recipe: str, false_alarms: float | None = None, threshold: float | None = None, last: int = 200
+    ) -> dict[str, Any]:
+        """What an image threshold would have made of the latest parts of a recipe; changes nothing.
+
+        Raises:
+            ConfigError: no such recipe, or a rate that is none.
+        """
+        found = self._recipe(recipe)
+        wanted = found.threshold
+        if threshold is not None:
+            wanted = threshold
+        elif false_alarms is not None:
+            wanted = found.table.at(false_alarms)
+        records = [item for item in self._recent.records(last, recipe=recipe) if item["bundle"] == found.bundle]
+        judged, changed = changed_parts(records, wanted)
+        scores = [item["score"] for item in records if item["score"] is not None]
+        return {
+            "recipe": recipe,
+            "version": found.version,
+            "threshold": found.threshold,
+            "false_alarms": found.config.false_alarms if found.config.threshold is None else None,
+            "default_false_alarms": found.table.default_fpr,
+            "wanted": wanted,
+            "judged": judged,
+            "ng": sum(score > found.threshold for score in scores),
+            "would_be_ng": sum(score > wanted for score in scores),
+            "changed": changed[:_CHANGED_SHOWN],
+        }
+
+    def set_threshold(
+        self, who: Who, recipe: str, false_alarms: float | None, threshold: float | None, version: int | None
+    ) -> dict[str, Any]:
+        """Changes a recipe's image threshold, by rate or by value.
+
+        Raises:
+            ConfigError: no such recipe, not exactly one of rate and value, a value that cannot be, or `version` is not
+                the recipe's any more: somebody else has changed it meanwhile.
+        """
+        if (false_alarms is None) == (threshold is None):
+            raise ConfigError("Give `false_alarms` or `threshold`.", "Each of them alone decides the threshold.", "")
+        with self._lock:
+            found = self._current(recipe, version)
+            after = found.table.at(false_alarms) if threshold is None else threshold
+            highest = _HIGHEST * max(found.table.threshold[0], 0.0)
+            if not 0.0 <= after <= highest:
+                raise ConfigError(
+                    f"A threshold of {after:g} is not possible for recipe {recipe}.",
+                    f"Its good parts score up to {found.table.threshold[0]:.4g}; above {highest:.4g} nothing is NG.",
+                    "a rate of false alarms finds the threshold by itself",
+                )
+            changes = {"false_alarms": false_alarms} if threshold is None else {"threshold": threshold}
+            data = {"recipe": recipe, "before": found.threshold, "after": after, **changes}
+            made = self._change(who, "threshold", recipe, changes, data)
+        return {"recipe": recipe, "threshold": made.threshold, "version": made.version}
+
+    def bundles(self, recipe: str) -> dict[str, Any]:
+        """The versions of a recipe's bundle, and the one in force.
+
+        Raises:
+            ConfigError: no such recipe.
+        """
+        found = self._recipe(recipe)
+        bundle = self._bundle(found)
+        return {"recipe": recipe, "bundle": bundle.name, "versions": [path.name for path in versions(bundle)]}
+
+    def set_bundle(self, who: Who, recipe: str, bundle: str, version: int | None) -> dict[str, Any]:
+        """Puts another version of a recipe's bundle in force, without a stop.
+
+        Args:
+            who: changes it.
+            recipe: of which.
+            bundle: one of the names that `bundles` lists; nothing else on the disk is ever looked at.
+            version: see `set_threshold`.
+
+        Raises:
+            ConfigError: no such recipe or version. BundleError: it cannot be used, and nothing changes.
+        """
+        with self._lock:
+            found = self._current(recipe, version)
+            before = self._bundle(found)
+            there = {path.name: path for path in versions(before)}
+            if bundle not in there:
+                raise ConfigError(
+                    f"Recipe {recipe} has no bundle {shown(bundle)}.", "", f"one of {', '.join(there) or 'none'}"
+                )
+            written = str(Path(found.config.bundle).with_name(bundle))
+            data = {"recipe": recipe, "before": before.name, "after": bundle, "digest_before": found.bundle}
+            made = self._change(who, "bundle", recipe, {"bundle": written}, data)
+        return {"recipe": recipe, "bundle": bundle, "digest": made.bundle, "threshold": made.threshold} | {
+            "version": made.version
+        }
+
+    # --- overrides ---
+
+    def override(self, who: Who, key: str, verdict: Verdict, note: str) -> Override:
+        """A person says what a part really is.
+
+        Raises:
+            DataError: the part is not among the latest. ConfigError: it is overridden already.
+        """
+        record = self._recent.by_key(key)
+        if record is None:
+            raise DataError(
+                f"Part {shown(key, 200)} is not among the latest.",
+                f"The service remembers the last {len(self._recent.records(10**6))} parts since it started.",
+                "GET /v1/parts lists them",
+            )
+        frame, why = self._frame(record)
+        with self._lock:
+            made = self.overrides.mark(record, verdict, who.name, note, frame, why)
+            try:
+                self._write(who, "override", {"key": key, "was": made.was, "verdict": made.verdict, "note": note})
+            except SaaeError:
+                with suppress(SaaeError):
+                    self.overrides.undo(key, SERVICE.name)
+                raise
+        self._tell("override", made)
+        return made
+
+    def undo(self, who: Who, key: str) -> Override:
+        """Takes an override back.
+
+        Raises:
+            DataError: none stands for this part.
+        """
+        with self._lock:
+            if self.overrides.get(key) is None:
+                raise DataError(f"No override of {shown(key, 200)} stands.", "", "GET /v1/overrides lists them")
+            self._write(who, "override undone", {"key": key})
+            made = self.overrides.undo(key, who.name)
+        self._tell("override-undone", made)
+        return made
+
+    # --- recalibration ---
+
+    def start_recalibration(self, who: Who, recipe: str, dry_run: bool, archive: bool) -> dict[str, Any]:
+        """Has thresholds computed from the pool, on a thread and in a process of their own; `job` says how it goes.
+
+        Args:
+            who: asks for it.
+            recipe: for which.
+            dry_run: only say what would change.
+            archive: whether the archive's OK pictures count, too, beside those that people confirmed.
+
+        Raises:
+            ConfigError: no such recipe, or one is under way.
+        """
+        found = self._recipe(recipe)
+        with self._job_lock:
+            if self._closed or self.job["state"] == "running":
+                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows how it goes")
+            self.job = {"state": "running", "recipe": recipe, "dry_run": dry_run, "since": stamp(now())}
+            started = dict(self.job)
+        if not dry_run:
+            try:
+                self._write(who, "recalibration", {"recipe": recipe, "bundle": found.bundle})
+            except SaaeError:
+                self.job = {"state": "none"}
+                raise
+        job = threading.Thread(
+            target=self._recalibrate, args=(who, found, dry_run, archive), name="recalibrate", daemon=True
+        )
+        job.start()
+        return started
+
+    def _recalibrate(self, who: Who, recipe: Recipe, dry_run: bool, archive: bool) -> None:
+        base = {"recipe": recipe.name, "dry_run": dry_run}
+        try:
+            folders = [pool_folder(self._folder, recipe.name)]
+            kept = self._line.config.archive
+            if archive and kept is not None and kept.format == "png":
+                folders.append(self._line.config.place(kept.folder) / Verdict.OK.value)
+            found = recalibrate(self._bundle(recipe), recipe, folders, dry_run=dry_run, started=self._has_started)
+            records = [
+                item for item in self._recent.records(10**6, recipe=recipe.name) if item["bundle"] == recipe.bundle
+            ]
+            judged, changed = changed_parts(records, found.after)
+            done = {"state": "done", **base, **found.to_dict(), "judged": judged, "changes": len(changed)}
+            done["changed"] = changed[:_CHANGED_SHOWN]
+            if found.written is not None:
+                self._write(who, "bundle written", {"recipe": recipe.name, "bundle": found.written.name})
+        except Exception as error:
+            words = (error.what, error.why, error.cure) if isinstance(error, SaaeError) else (one_line(error), "", "")
+            done = {"state": "failed", **base, **dict(zip(("what", "why", "cure"), words, strict=True))}
+        with self._job_lock:
+            self._process = None
+            self.job = {**done, "until": stamp(now())}
+
+    def _has_started(self, process: subprocess.Popen[bytes]) -> None:
+        with self._job_lock:
+            self._process = process
+            if self._closed:
+                process.kill()
+
+    def close(self) -> None:
+        """Ends a recalibration and closes the files. May be called twice."""
+        with self._job_lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+        self.audit.close()
+        self.overrides.close()
+
+    # --- inside ---
+
+    def _station(self, name: str) -> Any:
+        found = self._line.stations.get(name)
+        if found is None:
+            raise DataError(f"No station is named {shown(name)}.", "", f"there is {', '.join(self._line.stations)}")
+        return found
+
+    def _recipe(self, name: str) -> Recipe:
+        return self._line.book.get(name)
+
+    def _current(self, name: str, version: int | None) -> Recipe:
+        found = self._recipe(name)
+        if version is not None and version != found.version:
+            raise ConfigError(
+                f"Recipe {name} has been changed meanwhile.",
+                f"It is at version {found.version}, not {version}.",
+                "look at it again, then change it",
+            )
+        return found
+
+    def _bundle(self, recipe: Recipe) -> Path:
+        return self._line.config.place(recipe.config.bundle)
+
+    def _change(self, who: Who, what: str, recipe: str, changes: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
+        """Audit log, change, file; with the lock held."""
+        self._write(who, what, data)
+        try:
+            _, after = self._line.book.change(recipe, **changes)
+        except SaaeError as error:
+            with suppress(SaaeError):
+                self._write(who, f"{what} refused", {"recipe": recipe, "why": error.what})
+            raise
+        self._keep(who, recipe)
+        return after
+
+    def _write(self, who: Who, what: str, data: Mapping[str, Any]) -> None:
+        self.audit.append(who.name, who.role, what, data)
+
+    def _copy(self, entry: Mapping[str, Any]) -> None:
+        with suppress(SaaeError):  # the log itself has it
+            self._line.event("audit", None, {key: value for key, value in entry.items() if key != "time"})
+
+    def _tell(self, kind: str, made: Override) -> None:
+        with suppress(SaaeError):
+            data = {f"part_{key}" if key in ("time", "station", "key") else key: v for key, v in asdict(made).items()}
+            self._line.event(kind, made.station, data)
+
+    def _frame(self, record: Mapping[str, Any]) -> tuple[NDArray[np.uint8] | None, str]:
+        """A part's frame, from memory or from the archive; else why there is none."""
+        seen = self._recent.seen(record["number"])
+        if seen is not None:
+            return seen.frame, ""
+        kept = self._line.config.archive
+        if kept is None or record["picture"] is None:
+            return None, "its frame is not in memory any more, and the archive has none"
+        if kept.format != "png":
+            return None, "the archive has it as JPEG only, which is not what the model saw"
+        try:
+            return read_image(self._line.config.place(kept.folder) / record["picture"]), ""
+        except SaaeError as error:
+            return None, one_line(error)
+
+    # --- what is in force, over a restart ---
+
+    @property
+    def _changes_file(self) -> Path:
+        return self._folder / "in-force.json"
+
+    def _keep(self, who: Who, name: str) -> None:
+        written = self._line.config.recipe(name)
+        config = self._recipe(name).config
+        fields = ("threshold", "false_alarms", "bundle")
+        changes = {key: getattr(config, key) for key in fields if getattr(config, key) != getattr(written, key)}
+        kept = self._read_changes()
+        kept[name] = {"recipe": _digest(written), "changes": changes, "who": who.name, "time": stamp(now())}
+        if not changes:
+            del kept[name]
+        write_json(self._changes_file, kept)
+
+    def _read_changes(self) -> dict[str, Any]:
+        try:
+            data = json.loads(read_regular(self._changes_file, _CHANGES_LIMIT))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            self._line.meter.fail(f"{self._changes_file} is passed over: {one_line(error)}")
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def _restore(self) -> None:
+        """Puts in force again what people changed; what cannot be is said and left out."""
+        for name, kept in self._read_changes().items():
+            try:
+                written = self._line.config.recipe(name)
+                if kept["recipe"] != _digest(written):
+                    why = "the recipe's table in line.toml has been changed since"
+                    self._write(SERVICE, "change dropped", {"recipe": name, "why": why})
+                    continue
+                changes = {key: kept["changes"][key] for key in kept["changes"]}
+                if not changes.keys() <= {"threshold", "false_alarms", "bundle"}:
+                    raise ConfigError(f"{self._changes_file} names what cannot be changed.")
+                place = self._line.config.place
+                if "bundle" in changes and place(changes["bundle"]) not in versions(place(written.bundle)):
+                    raise ConfigError(f"{shown(changes['bundle'])} is no version of the bundle any more.")
+                for one, other in (("threshold", "false_alarms"), ("false_alarms", "threshold")):
+                    if changes.get(one) is not None:
+                        changes.pop(other, None)
+                _, after = self._line.book.change(name, **changes)
+                data = {"recipe": name, "changes": kept["changes"], "threshold": after.threshold}
+                self._write(SERVICE, "change in force again", data)
+            except (SaaeError, StopIteration, KeyError, TypeError, AttributeError) as error:
+                self._line.meter.fail(error)
+                with suppress(SaaeError):
+                    self._write(SERVICE, "change dropped", {"recipe": shown(name), "why": one_line(error)})
+
+
+def _digest(config: RecipeConfig) -> str:
+    return sha256_bytes(canonical_json(asdict(config)).encode())

@@ -1,0 +1,201 @@
+"""The HTTP service of a line: everything wired together, on a thread of its own, up and down with the line."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...errors import ConfigError, SaaeError
+from ...version import library_versions
+from ..plc.service import ServerThread
+from ..service import Line
+from . import control_routes, judge_routes, page_routes
+from .access import Access
+from .context import Context
+from .control import Control
+from .guard import Guard
+from .judging import Batcher
+from .options import HttpOptions, users_of
+from .recent import Recent
+
+__all__ = ["HttpService", "make_app"]
+
+_CONNECTIONS = 100
+_IDLE = 15.0  # seconds that a connection may be open without a whole request
+_LINGER = 1  # seconds for answers under way, at the end
+_HEADERS = 32 << 10  # bytes of a request's head
+
+
+class HttpService:
+    """Serves a line until `close`.
+
+    Args:
+        line: the line; begun or not.
+        options: `[http]`.
+
+    Attributes:
+        port: that it listens on.
+        context: what its requests share.
+
+    Raises:
+        ConfigError: a token is missing, or another process uses the folder.
+        StorageError: the folder cannot be written.
+        DeviceError: it cannot listen there.
+    """
+
+    def __init__(self, line: Line, options: HttpOptions) -> None:
+        users = users_of(options)
+        folder = line.config.place(options.folder)
+        recent = Recent(options.parts, options.frames_mb, options.shift_times, folder / "shift.json")
+        control = Control(line, options, recent)
+
+        def failed(address: str, how: str) -> None:
+            with suppress(SaaeError):
+                control.audit.append("nobody", "none", "login failed", {"address": address, "how": how})
+
+        batcher = Batcher(options.batch, options.waiting, lambda: line.computing)
+        self.context = Context(line, options, Access(users, failed), recent, control, batcher)
+        self._unlisten = line.listen(recent.take)
+        self._server: uvicorn.Server | None = None
+        try:
+            self._thread = ServerThread("http", (_numeric(options.host), options.port), self._serve)
+        except BaseException:
+            self._let_go()
+            raise
+        self.port = self._thread.port
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        options = self.context.options
+        scheme = "http" if options.certificate is None else "https"
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        return f"{scheme}://{host}:{self.port}/"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still serves."""
+        return self._thread.alive
+
+    def stop(self) -> None:
+        """Takes no further request; returns at once. See `close`."""
+        self.context.stopping.set()
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def close(self) -> None:
+        """Ends answers under way within a second, writes everything. May be called twice."""
+        self.stop()
+        self._thread.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._unlisten()
+        self.context.batcher.close()
+        self.context.recent.save(at_once=True)
+        self.context.control.close()
+
+    def __enter__(self) -> HttpService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _serve(self, started: Callable[[int], None], stop: asyncio.Event) -> None:
+        options = self.context.options
+        place = self.context.line.config.place
+        config = uvicorn.Config(
+            make_app(self.context),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=_LINGER,
+            h11_max_incomplete_event_size=_HEADERS,
+            ssl_certfile=None if options.certificate is None else str(place(options.certificate)),
+            ssl_keyfile=None if options.key is None else str(place(options.key)),
+        )
+        listener = _listener(options)
+        self._server = server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if server.started:
+                started(listener.getsockname()[1])
+                waiting = asyncio.ensure_future(stop.wait())
+                await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            server.should_exit = True
+            await serving
+        finally:
+            listener.close()
+
+
+def make_app(context: Context) -> Any:
+    """The ASGI application."""
+    app = FastAPI(
+        title="saae line",
+        description="Judges pictures, and shows and steers a line.",
+        version=library_versions(["saae"]).get("saae", "0"),
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    context.install(app)
+    for module in (judge_routes, control_routes, page_routes):
+        app.include_router(module.router(context))
+    return Guard(app, context.options)
+
+
+class _Protocol(H11Protocol):
+    """Ends connections that stay open without a whole request: uvicorn's own timer ends with the first byte."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._begun = self.loop.time()
+        self._timer = self.loop.call_later(_IDLE, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._begun = self.loop.time()
+        super().on_response_complete()
+
+    def _look(self) -> None:
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and self.loop.time() - self._begun >= _IDLE:
+            self.transport.abort()
+            return
+        self._timer = self.loop.call_later(_IDLE / 3, self._look)
+
+
+def _numeric(host: str) -> str:
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def _listener(options: HttpOptions) -> socket.socket:
+    host = _numeric(options.host)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, options.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"http: no server at {host}:{options.port}.", str(error), "[http] host and port") from error
+    listener.set_inheritable(False)
+    return listener

@@ -1,0 +1,237 @@
+"""Verdicts that a person says are wrong: who, when, taken back; and the pictures that they confirm as good or bad."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import render
+from ..appending import LineFile
+from ..errors import ConfigError, DataError, shown
+from ..files import sha256_bytes, write_bytes
+from .part import Verdict, now, stamp
+
+__all__ = ["POOL_KINDS", "Override", "Overrides", "pool_folder"]
+
+POOL_KINDS = {"OK": "good", "NG": "bad"}
+"""What a person says -> the pool's folder for it."""
+
+_REMEMBERED = 10_000
+_LONGEST_NOTE = 500
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a person says of a part.
+
+    Attributes:
+        key, part_id, station, recipe, bundle, score, threshold: of the part.
+        was: the verdict that the line gave.
+        verdict: the person's; the same as `was` where they confirm it.
+        who, time: who said it, and when, UTC.
+        note: in their words.
+        picture: the frame's name in the pool; None where it could not be kept, and `why` says so.
+        undone_by, undone: who took it back, and when; None where it stands.
+    """
+
+    key: str
+    part_id: str
+    station: str
+    recipe: str | None
+    bundle: str | None
+    score: float | None
+    threshold: float | None
+    was: str
+    verdict: str
+    who: str
+    time: str
+    note: str = ""
+    picture: str | None = None
+    why: str = ""
+    undone_by: str | None = None
+    undone: str | None = None
+
+
+class Overrides:
+    """Keeps them in one file, each change a line that is on the disk before the call returns, and the pool beside it.
+
+    The record of the part itself is never changed: what the line did stays what it did. The latest 10,000 are at hand.
+
+    Args:
+        folder: for `overrides.jsonl` and `pool/RECIPE/good|bad/`; made where it is missing.
+        pool_mb: so many megabytes of pictures at most; beyond, the override counts and its picture is not kept.
+
+    Raises:
+        ConfigError: another process uses the folder.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, pool_mb: float = 5000.0) -> None:
+        self._folder = folder
+        self._limit = pool_mb * 1e6
+        self._lock = threading.Lock()
+        self._file = LineFile(folder / "overrides.jsonl", cure="each line has a folder of its own")
+        self._known: OrderedDict[str, Override] = OrderedDict()
+        for line in self._file.tail(2 * _REMEMBERED):
+            with suppress(ValueError, TypeError, KeyError):  # a line of another version is passed over
+                self._remember(Override(**json.loads(line)))
+        self._size = _size(folder / "pool")
+
+    def mark(
+        self,
+        part: Mapping[str, Any],
+        verdict: Verdict,
+        who: str,
+        note: str = "",
+        frame: NDArray[np.uint8] | None = None,
+        no_frame: str = "",
+    ) -> Override:
+        """A person says what a part really is.
+
+        Args:
+            part: its record, `saae_runtime.line.part.Part.to_dict`.
+            verdict: what it really is.
+            who: says so.
+            note: in their words, at most 500 characters.
+            frame: its picture, for the pool.
+            no_frame: why there is no frame.
+
+        Raises:
+            ConfigError: it is overridden already; take that back first.
+            StorageError: it could not be kept, and does not count.
+        """
+        if len(note) > _LONGEST_NOTE or not all(letter.isprintable() or letter == "\n" for letter in note):
+            raise ConfigError("The note is not possible.", "", f"at most {_LONGEST_NOTE} characters of plain text")
+        with self._lock:
+            before = self._known.get(part["key"])
+            if before is not None and before.undone is None:
+                raise ConfigError(
+                    f"Part {shown(part['part_id'])} is overridden already, by {before.who}.", "", "take that back first"
+                )
+            made = Override(
+                key=part["key"],
+                part_id=part["part_id"],
+                station=part["station"],
+                recipe=part["recipe"],
+                bundle=part["bundle"],
+                score=part["score"],
+                threshold=part["threshold"],
+                was=part["verdict"],
+                verdict=verdict.value,
+                who=who,
+                time=stamp(now()),
+                note=note,
+            )
+            made = self._with_picture(made, frame, no_frame)
+            try:
+                self._write(made)
+            except BaseException:
+                self._remove_picture(made)
+                raise
+        return made
+
+    def undo(self, key: str, who: str) -> Override:
+        """Takes an override back, its picture included.
+
+        Raises:
+            DataError: there is none of this key, or it was taken back already.
+            StorageError: it could not be written, and still stands.
+        """
+        with self._lock:
+            before = self._known.get(key)
+            if before is None or before.undone is not None:
+                raise DataError(f"No override of {shown(key, 200)} stands.", "", "GET /v1/overrides lists them")
+            after = replace(before, undone_by=who, undone=stamp(now()), picture=None)
+            self._write(after)
+            self._remove_picture(before)
+        return after
+
+    def get(self, key: str) -> Override | None:
+        """The one that stands for a part; None where there is none."""
+        with self._lock:
+            found = self._known.get(key)
+        return found if found is not None and found.undone is None else None
+
+    def latest(self, count: int) -> list[dict[str, Any]]:
+        """The last ones that were made or taken back, at most so many, the latest first."""
+        with self._lock:
+            found = list(self._known.values())[-count:] if count else []
+        return [asdict(item) for item in reversed(found)]
+
+    def pool(self, recipe: str) -> dict[str, int]:
+        """How many pictures the pool has of a recipe: `good` and `bad`."""
+        folder = self._folder / "pool" / recipe
+        return {
+            kind: sum(1 for item in (folder / kind).iterdir() if item.suffix == ".png")
+            if (folder / kind).is_dir()
+            else 0
+            for kind in POOL_KINDS.values()
+        }
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        with self._lock:
+            self._file.close()
+
+    # --- inside, with the lock held ---
+
+    def _with_picture(self, made: Override, frame: NDArray[np.uint8] | None, no_frame: str) -> Override:
+        if frame is None or made.recipe is None:
+            return replace(made, why=no_frame or "no picture of the part is at hand any more")
+        data = render.encode_png(frame)
+        if self._size + len(data) > self._limit:
+            return replace(made, why="the pool is full")
+        label = _UNSAFE.sub("_", made.part_id)[:60] or "part"
+        name = f"{made.recipe}/{POOL_KINDS[made.verdict]}/{label}.{sha256_bytes(made.key.encode())[:16]}.png"
+        write_bytes(self._folder / "pool" / name, data)
+        self._size += len(data)
+        return replace(made, picture=name)
+
+    def _remove_picture(self, item: Override) -> None:
+        if item.picture is None:
+            return
+        root = (self._folder / "pool").resolve()
+        path = (root / item.picture).resolve()
+        if root not in path.parents:  # the file was edited by somebody
+            return
+        with suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            self._size -= size
+
+    def _write(self, item: Override) -> None:
+        self._file.write(json.dumps(asdict(item), allow_nan=False).encode("ascii") + b"\n")
+        self._file.sync()
+        self._remember(item)
+
+    def _remember(self, item: Override) -> None:
+        self._known.pop(item.key, None)
+        self._known[item.key] = item
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def pool_folder(folder: Path, recipe: str, verdict: Verdict = Verdict.OK) -> Path:
+    """Where the pictures lie that a person confirmed as OK (or NG) parts of a recipe.
+
+    Args:
+        folder: of the overrides.
+        recipe: a recipe's name of line.toml.
+        verdict: which.
+    """
+    return folder / "pool" / recipe / POOL_KINDS[verdict.value]
+
+
+def _size(folder: Path) -> int:
+    return sum(item.stat().st_size for item in folder.rglob("*.png") if item.is_file()) if folder.is_dir() else 0

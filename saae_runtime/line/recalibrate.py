@@ -1,0 +1,219 @@
+"""New thresholds from confirmed parts, computed by saae-export beside the bundle, and what would change."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bundle import is_bundle, open_bundle
+from ..errors import CalibrationError, ConfigError, DataError
+from ..thresholds import ThresholdTable
+from .config import RecipeConfig
+from .recipes import Recipe
+
+__all__ = ["Recalibration", "changed_parts", "next_version", "recalibrate", "versions"]
+
+_MARK = re.compile(r"\.recal-(\d{1,6})$")
+_PATIENCE = 3600.0  # seconds
+_SAID = 4000  # characters of what saae-export says that are kept
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What came of it.
+
+    Attributes:
+        bundle: that it began with.
+        written: the new version; None: nothing was written.
+        precision: whose thresholds these are.
+        before, after: image threshold of the recipe, by its own rule.
+        pixel_before, pixel_after: pixel threshold T.
+        pictures: of good parts that it rests on.
+        said: by saae-export: notes and warnings.
+    """
+
+    bundle: Path
+    written: Path | None
+    precision: str
+    before: float
+    after: float
+    pixel_before: float
+    pixel_after: float
+    pictures: int
+    said: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "bundle": self.bundle.name,
+            "written": None if self.written is None else self.written.name,
+            "precision": self.precision,
+            "before": self.before,
+            "after": self.after,
+            "pixel_before": self.pixel_before,
+            "pixel_after": self.pixel_after,
+            "pictures": self.pictures,
+            "said": self.said,
+        }
+
+
+def versions(bundle: Path) -> list[Path]:
+    """The bundle that was built, and its recalibrated versions beside it that are there, the oldest first."""
+    first = _first(bundle)
+    found = {0: first} if is_bundle(first) else {}
+    for path in first.parent.iterdir() if first.parent.is_dir() else ():
+        mark = _MARK.search(path.name)
+        if mark is not None and path.name[: mark.start()] == first.name and is_bundle(path):
+            found[int(mark[1])] = path
+    return [found[number] for number in sorted(found)]
+
+
+def next_version(bundle: Path) -> Path:
+    """Where the next version goes: `NAME.recal-1`, `NAME.recal-2` and so on."""
+    first = _first(bundle)
+    number = 1
+    while (path := first.with_name(f"{first.name}.recal-{number}")).exists():
+        number += 1
+    return path
+
+
+def recalibrate(
+    bundle: Path,
+    recipe: Recipe,
+    pictures: Sequence[Path],
+    *,
+    dry_run: bool = False,
+    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+) -> Recalibration:
+    """Has `saae-export calibrate` compute thresholds in a process of its own, at low priority.
+
+    The bundle is not touched: the new version is a folder beside it, which appears whole or not at all.
+
+    Args:
+        bundle: the recipe's bundle, on disk.
+        recipe: whose thresholds are compared.
+        pictures: folders of pictures of good parts.
+        dry_run: keep nothing.
+        started: told the process, so that it can be ended.
+
+    Raises:
+        DataError: there are no pictures.
+        ConfigError: the recipe names its threshold itself, or it cannot be run here.
+        CalibrationError: saae-export refused; its words are in the message.
+    """
+    if recipe.config.threshold is not None:
+        raise ConfigError(
+            f"Recipe {recipe.name} names its threshold itself.",
+            "A recalibrated bundle would change nothing.",
+            "set a rate of false alarms instead: `false_alarms`",
+        )
+    folders = [folder for folder in pictures if _count([folder])]
+    if not folders:
+        raise DataError(
+            "There are no pictures of good parts to calibrate on.",
+            f"Looked into {', '.join(map(str, pictures))}.",
+            "confirm parts as OK on the page, or keep more OK pictures: [archive] ok_share",
+        )
+    with tempfile.TemporaryDirectory(
+        prefix=".recal-", dir=bundle.parent if _writable(bundle.parent) else None
+    ) as place:
+        target = Path(place) / "bundle" if dry_run else next_version(bundle)
+        command = [sys.executable, "-m", "saae_export.cli", "calibrate", str(bundle), "--out", str(target)]
+        for folder in folders:
+            command += ["--normal", str(folder)]
+        said = _run(command, started)
+        precision = recipe.shared.engine.backend.precision
+        after = open_bundle(target).manifest.thresholds.get(precision)
+    if after is None:
+        raise CalibrationError(f"{target.name} has no thresholds for {precision} any more.", said, "")
+    config = recipe.config
+    pixel = after.pixel.at(config.pixel_fpr) if config.pixel_threshold is None else config.pixel_threshold
+    return Recalibration(
+        bundle=bundle,
+        written=None if dry_run else target,
+        precision=precision,
+        before=recipe.threshold,
+        after=_at(after.image, config),
+        pixel_before=recipe.pixel_threshold,
+        pixel_after=pixel,
+        pictures=_count(folders),
+        said=said,
+    )
+
+
+def changed_parts(records: Iterable[Mapping[str, Any]], threshold: float) -> tuple[int, list[dict[str, Any]]]:
+    """Which parts another image threshold would have judged otherwise.
+
+    Args:
+        records: of parts, `Part.to_dict`; those without a score stay NG whatever the threshold.
+        threshold: the other one.
+
+    Returns:
+        How many have a score, and of each that changes: part_id, station, time, score, verdict, would_be.
+    """
+    judged, changed = 0, []
+    for record in records:
+        if record["score"] is None:
+            continue
+        judged += 1
+        would_be = "NG" if record["score"] > threshold else "OK"
+        if would_be != record["verdict"] and record["reason"] == "score":
+            kept = {key: record[key] for key in ("part_id", "station", "time", "score", "verdict")}
+            changed.append({**kept, "would_be": would_be})
+    return judged, changed
+
+
+def _at(table: ThresholdTable, config: RecipeConfig) -> float:
+    return float(table.at(config.false_alarms))
+
+
+def _first(bundle: Path) -> Path:
+    mark = _MARK.search(bundle.name)
+    return bundle if mark is None else bundle.with_name(bundle.name[: mark.start()])
+
+
+def _count(folders: Iterable[Path]) -> int:
+    return sum(1 for folder in folders if folder.is_dir() for item in folder.rglob("*.png") if item.is_file())
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".recal-", dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _run(command: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> str:
+    nice = shutil.which("nice")
+    try:
+        process = subprocess.Popen(
+            [nice, "-n", "10", *command] if nice else command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except OSError as error:
+        raise ConfigError("saae-export cannot be started.", str(error), "pip install saae") from error
+    try:
+        started(process)
+        output, _ = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise CalibrationError(
+            "The calibration took too long.", f"{_PATIENCE:.0f} seconds", "give fewer pictures"
+        ) from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    said = output.decode("utf-8", "replace").strip()[-_SAID:]
+    if process.returncode != 0:
+        raise CalibrationError("The calibration did not succeed.", said or f"exit code {process.returncode}", "")
+    return said
