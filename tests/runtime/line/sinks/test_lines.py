@@ -188,7 +188,7 @@ assert lines.wait_until(lambda: sink.state()["last_error"]), sink.state()
 assert not sink.state()["working"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 lines.put(spool, range(700, 701))
-assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and spool.stats.waiting == 0, 60), (sink.state(), spool.stats)
+assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and not spool.stats.waiting, 60), sink.state()
 sink.finish(time.monotonic() + 20)
 spool.close()
 found = lines.ids({kind!r}, folder)
