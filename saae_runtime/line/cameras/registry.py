@@ -8,8 +8,8 @@ from typing import Any
 from ...errors import ConfigError
 from ..camera import Camera
 from .genicam import open_genicam
-from .pylon import open_pylon
 from .piped import open_stdin
+from .pylon import open_pylon
 from .rtsp import STREAMS, open_stream
 from .webcam import open_webcam
 
@@ -42,7 +42,8 @@ def is_camera(spec: str) -> bool:
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
     """Opens a camera by its name.
 
-    Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live camera that is not there is looked for from then on; see its `stats`.
+    Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live
+    camera that is not there is looked for from then on; see its `stats`.
 
     Raises:
         ConfigError: a name of no kind, a missing library, an option that the camera does not take.

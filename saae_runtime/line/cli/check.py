@@ -48,7 +48,9 @@ def check_line(
                 lambda station=station: _look(config, station, open_camera or open_file_camera, books),  # type: ignore[misc]
             )
             if open_trigger is not None and station.trigger != "free":
-                yield _tried(f"trigger of {station.name}", lambda station=station: _listens(config, station, open_trigger))  # type: ignore[misc]
+                yield _tried(
+                    f"trigger of {station.name}", lambda station=station: _listens(config, station, open_trigger)
+                )  # type: ignore[misc]
         for sink in config.sinks:
             made = make_sink(sink, config.path.parent, config.line.name)
             try:

@@ -72,6 +72,10 @@ class ModbusServer:
         """Whether it serves."""
         return self._thread.alive
 
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._thread.stop()
+
     def close(self) -> None:
         """Ends all connections and the server. May be called twice."""
         self._thread.close()

@@ -97,6 +97,10 @@ class OpcuaServer:
         """Whether it serves."""
         return self._thread.alive
 
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._thread.stop()
+
     def close(self) -> None:
         """Ends all sessions and the server. May be called twice."""
         self._thread.close()

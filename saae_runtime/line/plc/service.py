@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from ...errors import ConfigError, DeviceError, SaaeError
@@ -74,10 +75,15 @@ class ServerThread:
         """What ended the server, if not `close`."""
         return self._error
 
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            with suppress(RuntimeError):  # the loop has ended just now
+                self._loop.call_soon_threadsafe(self._stop.set)
+
     def close(self) -> None:
         """Ends the server and its connections. May be called twice."""
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(_STOP)
 

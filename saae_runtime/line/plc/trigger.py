@@ -42,6 +42,8 @@ class _Server(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    def stop(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -57,6 +59,8 @@ class PlcTrigger(Handshake):
     def close(self) -> None:
         """Withdraws everything and ends the servers. May be called twice."""
         super().close()
+        for server in self.servers:
+            server.stop()
         for server in self.servers:
             server.close()
 
