@@ -11,6 +11,7 @@ from plc_client import Plc
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.line.config import LineConfig, load_config
 from saae_runtime.line.handshake import Phase
+from saae_runtime.line.plc.trigger import PlcTrigger
 from saae_runtime.line.wiring import SECTIONS, open_any_camera, open_trigger
 
 pytestmark = pytest.mark.needs("pymodbus")
@@ -38,6 +39,11 @@ def config(folder: Path, trigger: str = "free", camera: str = "stdin:4x4", more:
     path = folder / "line.toml"
     path.write_text(LINE.format(trigger=trigger, camera=camera, more=more))
     return load_config(path, {}, SECTIONS)
+
+
+def opened(folder: Path, trigger: str, more: str) -> PlcTrigger | None:
+    line = config(folder, trigger, more=more)
+    return open_trigger(line, line.stations[0])
 
 
 def test_both_servers_drive_one_handshake(tmp_path: Path) -> None:
@@ -86,8 +92,7 @@ def test_free_stations_have_none(tmp_path: Path) -> None:
 )
 def test_what_cannot_be(tmp_path: Path, trigger: str, more: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        line = config(tmp_path, trigger, more=more)
-        open_trigger(line, line.stations[0])
+        opened(tmp_path, trigger, more)
 
 
 def test_cameras_of_a_line(tmp_path: Path) -> None:
