@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..bundle import MANIFEST
 from ..engine import Engine
 from ..errors import BundleError
@@ -70,6 +72,7 @@ class Engines:
                     return shared
                 options: dict[str, Any] = {} if way.threads is None else {"threads": way.threads}
                 engine = Engine(bundle, backend=way.backend, device=way.device, precision=way.precision, **options)
+                _warm(engine)
                 if _digest(engine.bundle.path) == digest:
                     shared = SharedEngine(engine, digest)
                     weakref.finalize(shared, _close_later, engine).atexit = False
@@ -93,6 +96,15 @@ def _close_later(engine: Engine) -> threading.Thread:
     thread = threading.Thread(target=engine.close, name="close-engine", daemon=True)
     thread.start()
     return thread
+
+
+def _warm(engine: Engine) -> None:
+    """Judges a black frame: the first call is slow, and no part should wait for it."""
+    try:
+        engine(np.zeros((*engine.backend.frame_size, 3), np.uint8))
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _digest(bundle: Path) -> str:

@@ -22,6 +22,8 @@ LIBRARIES = {
     "onnxruntime": "pip install 'saae[cpu]'",
     "pymodbus": "pip install 'saae[modbus]'",
     "onnxscript": "pip install 'saae[export]'",
+    "paho": "pip install 'saae[line]'",
+    "prometheus_client": "pip install 'saae[line]'",
     "pycuda": "pip install 'saae[pycuda]'",
     "pypylon": "pip install 'saae[pylon]'",
     "safetensors": "pip install 'saae[train]'",

@@ -71,7 +71,7 @@ class _PylonDevice:
     def fetch(self, timeout: float) -> Picture | None:
         found = self._camera.RetrieveResult(int(1000 * timeout), self._pylon.TimeoutHandling_Return)
         if not found.IsValid():
-            if self._camera.IsCameraDeviceRemoved():
+            if self._camera.IsCameraDeviceRemoved() or not self._camera.IsGrabbing():
                 raise DeviceError(f"{self._name} was removed.")
             return None
         try:

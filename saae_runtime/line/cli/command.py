@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...bundle import open_bundle
-from ...errors import ConfigError, SaaeError
+from ...errors import ConfigError
 from ...files import write_text
+from ...terminal import LineCommand, command_group, log
+from ...terminal import run_command as run
 from ..config import LineConfig, load_config
 from ..part import Part
 from ..service import Line
@@ -32,20 +33,14 @@ from .example import example
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Runs inspection stations from one file: cameras, recipes, records, pictures.",
-)
+app = command_group("Run inspection stations from one file: cameras, recipes, records, pictures.")
 
 _TICK = 0.2  # seconds between two looks of the main thread
 
 File = Annotated[Path, typer.Argument(help="The line.toml.")]
 
 
-@app.command()
-def run(
+def run_command(
     file: File = Path("line.toml"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line for each part.")] = False,
 ) -> None:
@@ -54,7 +49,7 @@ def run(
     One line for each part goes to standard output; everything else to standard error. Exit codes: 0 ended or stopped
     as asked, with everything written; 2 the file or the machine is at fault; 4 records were lost.
     """
-    log = _log()
+    console = log()
     config = _load(file)
     stop = threading.Event()
     with _stopped_by_signals(stop) as received, Line(config, open_any_camera, open_trigger) as line:
@@ -62,35 +57,33 @@ def run(
             line.listen(lambda part, frame, result: _say(part))
         line.start()
         count = len(line.stations)
-        log.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
+        console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
         notify(f"READY=1\nSTATUS={count} stations")
         _wait(line, stop)
-        log.print(f"stopping{' as asked' if received else ''}")
+        console.print(f"stopping{' as asked' if received else ''}")
         notify("STOPPING=1")
         line.close()
         health = line.health()
-    lost = _summarize(log, health)
+    lost = _summarize(console, health)
     raise typer.Exit(4 if lost else 0)
 
 
-@app.command()
-def check(file: File = Path("line.toml")) -> None:
+def check_command(file: File = Path("line.toml")) -> None:
     """Open everything that a line.toml names, judge a frame of each camera, and list what is missing.
 
     Exit codes: 0 all is there, 2 something is missing.
     """
-    log = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False)
     bad = 0
     for found in check_line(_load(file), open_any_camera, open_trigger):
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
-        log.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
+        console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good
-    log.print("everything is there" if not bad else f"{bad} of it cannot be used as it is")
+    console.print("everything is there" if not bad else f"{bad} of it cannot be used as it is")
     raise typer.Exit(2 if bad else 0)
 
 
-@app.command()
-def init(
+def init_command(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("line.toml"),
     bundle: Annotated[Path | None, typer.Option(help="The bundle's folder.")] = None,
     camera: Annotated[
@@ -149,7 +142,7 @@ def _say(part: Part) -> None:
         return
 
 
-def _summarize(log: Console, health: dict[str, object]) -> int:
+def _summarize(console: Console, health: dict[str, object]) -> int:
     """Says what became of everything; returns the number of records that were lost."""
     stations: list[dict[str, object]] = health["stations"]  # type: ignore[assignment]
     sinks: list[dict[str, object]] = health["sinks"]  # type: ignore[assignment]
@@ -157,7 +150,7 @@ def _summarize(log: Console, health: dict[str, object]) -> int:
     lost = spool["lost"]
     for station in stations:
         counts: dict[str, int] = station["counts"]  # type: ignore[assignment]
-        log.print(
+        console.print(
             f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} too late, {counts['error']} "
             f"could not be judged), {counts['dropped']} dropped"
         )
@@ -167,7 +160,7 @@ def _summarize(log: Console, health: dict[str, object]) -> int:
         for key, text in (("backlog", "wait for the next start"), ("lost", "lost"), ("refused", "refused")):
             if sink[key]:
                 words += f", {sink[key]} {text}"
-        log.print(escape(words))
+        console.print(escape(words))
         lost += int(sink["lost"])  # type: ignore[call-overload]
     return lost
 
@@ -193,22 +186,15 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _log() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+# The order is that of the help.
+app.command("run", cls=LineCommand)(run_command)
+app.command("check", cls=LineCommand)(check_command)
+app.command("init", cls=LineCommand)(init_command)
 
 
 def main() -> None:
-    """Runs the command; an error is said in its three lines."""
-    try:
-        app()
-    except SaaeError as error:
-        _log().print(f"[bold red]error:[/] {escape(str(error))}")
-        raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:
-        raise SystemExit(141) from None
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(2) from None
+    """Entry point."""
+    run(app, "saae-line")
 
 
 if __name__ == "__main__":
