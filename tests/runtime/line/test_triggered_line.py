@@ -81,9 +81,9 @@ def test_a_broken_frame_is_one_part_without_a_picture(camera: LiveCamera) -> Non
         try:
             assert camera.grab(20).frame.shape == (*SIZE, 3)
             break
-        except BadFrameError as error:
-            assert "broken" in error.what
+        except BadFrameError:
             broken += 1
+    assert "broken" in camera.stats.last_error
     assert 0 < broken < 50
     assert (camera.stats.bad, camera.stats.grabbed, camera.stats.reconnects) == (broken, 1, 0)
 
