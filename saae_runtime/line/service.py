@@ -246,7 +246,7 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
         spec = f"watch:{config.place(rest)}"
         resume = options.pop("resume", True)
         options["memory"] = config.place(config.line.spool) / f"{station.name}.seen" if resume else None
-    elif not (kind == "camera" and rest.isdigit()):
+    else:
         spec = str(config.place(spec))
     known = {"recursive": bool, "interval": (int, float), "repeat": bool, "memory": object}
     for key, value in options.items():

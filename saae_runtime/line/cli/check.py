@@ -13,7 +13,7 @@ from ..camera import BadFrameError, EndOfFrames, NoFrameError
 from ..config import LineConfig, RecipeConfig, StationConfig
 from ..engines import Engines
 from ..recipes import Recipe, RecipeBook
-from ..service import OpenCamera, open_file_camera
+from ..service import OpenCamera, OpenTrigger, open_file_camera
 from ..sinks import make_sink
 
 __all__ = ["Finding", "check_line"]
@@ -30,7 +30,9 @@ class Finding:
     words: str
 
 
-def check_line(config: LineConfig, open_camera: OpenCamera | None = None) -> Iterator[Finding]:
+def check_line(
+    config: LineConfig, open_camera: OpenCamera | None = None, open_trigger: OpenTrigger | None = None
+) -> Iterator[Finding]:
     """Tries each part of a line by itself, and gives what was found as it goes.
 
     A frame of each camera is judged by each recipe of its station, so that masks and thresholds are tried, too.
@@ -45,6 +47,10 @@ def check_line(config: LineConfig, open_camera: OpenCamera | None = None) -> Ite
                 f"station {station.name}",
                 lambda station=station: _look(config, station, open_camera or open_file_camera, books),  # type: ignore[misc]
             )
+            if open_trigger is not None and station.trigger != "free":
+                yield _tried(
+                    f"trigger of {station.name}", lambda station=station: _listens(config, station, open_trigger)
+                )  # type: ignore[misc]
         for sink in config.sinks:
             made = make_sink(sink, config.path.parent, config.line.name)
             try:
@@ -73,6 +79,13 @@ def _open(config: LineConfig, recipe: RecipeConfig, engines: Engines, books: dic
     found = books[recipe.name].get(recipe.name)
     backend = found.shared.engine.backend.description
     return f"threshold {found.threshold:.4g}, {backend}"
+
+
+def _listens(config: LineConfig, station: StationConfig, open_trigger: OpenTrigger) -> str:
+    source = open_trigger(config, station)
+    if source is not None:
+        source.close()
+    return station.trigger
 
 
 def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, books: dict[str, RecipeBook]) -> str:

@@ -27,6 +27,7 @@ from ..part import Part
 from ..service import Line
 from ..sinks import KINDS
 from ..systemd import notify, watchdog_seconds
+from ..wiring import SECTIONS, open_any_camera, open_trigger
 from .check import check_line
 from .example import example
 
@@ -51,7 +52,7 @@ def run_command(
     console = log()
     config = _load(file)
     stop = threading.Event()
-    with _stopped_by_signals(stop) as received, Line(config) as line:
+    with _stopped_by_signals(stop) as received, Line(config, open_any_camera, open_trigger) as line:
         if not quiet:
             line.listen(lambda part, frame, result: _say(part))
         line.start()
@@ -74,7 +75,7 @@ def check_command(file: File = Path("line.toml")) -> None:
     """
     console = Console(soft_wrap=True, highlight=False)
     bad = 0
-    for found in check_line(_load(file)):
+    for found in check_line(_load(file), open_any_camera, open_trigger):
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good
@@ -117,7 +118,7 @@ def _beside(file: Path, target: Path) -> str:
 
 
 def _load(file: Path) -> LineConfig:
-    return load_config(file, KINDS)
+    return load_config(file, KINDS, SECTIONS)
 
 
 def _wait(line: Line, stop: threading.Event) -> None:

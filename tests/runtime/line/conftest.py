@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from needs import skips_without
 from tiny_bundle import make_tiny_bundle
 
 from saae_runtime.line.engines import Engines
+
+pytest_pycollect_makemodule = skips_without("onnx", "onnxruntime", "pymodbus", "asyncua")
 
 
 @pytest.fixture(scope="session")
