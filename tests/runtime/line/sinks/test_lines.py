@@ -28,7 +28,14 @@ LOCAL = ("jsonl", "csv", "sqlite")
 
 def part(number: int, **changes: Any) -> Part:
     region = {"bbox": [1, 2, 3, 4], "area": 4, "peak": [1, 2], "score": 5.0}
-    values = {"reason": "score", "recipe": "r", "score": number / 7, "threshold": 3.0, "regions": (region,), "source": 'a, "b".png'}
+    values = {
+        "reason": "score",
+        "recipe": "r",
+        "score": number / 7,
+        "threshold": 3.0,
+        "regions": (region,),
+        "source": 'a, "b".png',
+    }
     return Part(f"p{number}", "one", START + timedelta(seconds=number), Verdict.NG, **{**values, **changes})
 
 
