@@ -39,9 +39,9 @@ def part(number: int, **changes: Any) -> Part:
     return Part(f"p{number}", "one", START + timedelta(seconds=number), Verdict.NG, **{**values, **changes})
 
 
-def put(spool: Spool, numbers: range) -> None:
+def put(spool: Spool, numbers: range, **changes: Any) -> None:
     for number in numbers:
-        item = part(number)
+        item = part(number, **changes)
         spool.append(item.key, item.to_json().encode())
 
 
@@ -190,16 +190,16 @@ sink = lines.delivery(spool, {kind!r}, folder)
 lines.put(spool, range(20))
 assert lines.wait_until(lambda: sink.state()["backlog"] == 0), sink.state()
 resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
-lines.put(spool, range(20, 1500))
+lines.put(spool, range(20, 500), source="x" * 200)
 assert lines.wait_until(lambda: sink.state()["last_error"]), sink.state()
 assert not sink.state()["working"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-lines.put(spool, range(1500, 1501))
+lines.put(spool, range(500, 501))
 assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and not spool.stats.waiting, 60), sink.state()
 sink.finish(time.monotonic() + 20)
 spool.close()
 found = lines.ids({kind!r}, folder)
-assert found == lines.names(range(1501)), len(found)
+assert found == lines.names(range(501)), len(found)
 print("good")
 """
     support = str(Path(__file__).parents[3] / "support")
