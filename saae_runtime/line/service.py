@@ -234,7 +234,7 @@ class Line:
 
 
 def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
-    """Files, folders, videos and webcams; see `saae_runtime.line.camera_files.open_files`.
+    """Files, folders and videos; see `saae_runtime.line.camera_files.open_files`.
 
     Raises:
         ConfigError, DataError: nothing there, or an unknown option.

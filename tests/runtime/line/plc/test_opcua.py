@@ -322,6 +322,36 @@ def test_writes_and_calls_of_any_kind_change_no_verdict(
     control.close()
 
 
+def test_a_server_that_fails_is_started_again_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (handshake, server):
+        control = Control(server.url)
+        control.call(f"{MODE}.StartSingleJob", "A", "")
+        port, watch = server.port, handshake.watch
+        failed = threading.Event()
+
+        def fails(version: int, timeout: float) -> object:
+            failed.set()
+            raise RuntimeError("for the test")
+
+        monkeypatch.setattr(handshake, "watch", fails)
+        assert failed.wait(30)
+        monkeypatch.setattr(handshake, "watch", watch)
+        with suppress(Exception):  # its server has gone
+            control.close()
+        end = time.monotonic() + 60
+        while True:
+            try:
+                again = Control(server.url)
+                break
+            except (OSError, TimeoutError, ua.UaError):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        assert server.port == port
+        assert server.alive
+        assert again.latest()[:4] == (False, "", False, False)  # the client of the part before was lost with it
+        again.close()
+
+
 def test_where_it_cannot_listen_it_says_so() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
