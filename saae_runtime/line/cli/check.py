@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...errors import SaaeError
@@ -15,6 +16,7 @@ from ..engines import Engines
 from ..recipes import Recipe, RecipeBook
 from ..service import OpenCamera, OpenTrigger, open_file_camera
 from ..sinks import make_sink
+from ..sinks.base import Sink
 
 __all__ = ["Finding", "check_line"]
 
@@ -41,20 +43,16 @@ def check_line(
     books: dict[str, RecipeBook] = {}
     try:
         for recipe in config.recipes:
-            yield _tried(f"recipe {recipe.name}", lambda recipe=recipe: _open(config, recipe, engines, books))  # type: ignore[misc]
+            yield _tried(f"recipe {recipe.name}", partial(_open, config, recipe, engines, books))
         for station in config.stations:
-            yield _tried(
-                f"station {station.name}",
-                lambda station=station: _look(config, station, open_camera or open_file_camera, books),  # type: ignore[misc]
-            )
+            look = partial(_look, config, station, open_camera or open_file_camera, books)
+            yield _tried(f"station {station.name}", look)
             if open_trigger is not None and station.trigger != "free":
-                yield _tried(
-                    f"trigger of {station.name}", lambda station=station: _listens(config, station, open_trigger)
-                )  # type: ignore[misc]
+                yield _tried(f"trigger of {station.name}", partial(_listens, config, station, open_trigger))
         for sink in config.sinks:
             made = make_sink(sink, config.path.parent, config.line.name)
             try:
-                yield _tried(f"sink {sink.name}", lambda made=made: _described(made.open(), made.state()))  # type: ignore[misc]
+                yield _tried(f"sink {sink.name}", partial(_described, made))
             finally:
                 made.close()
         yield _tried("spool", lambda: _writable(config.place(config.line.spool)))
@@ -118,7 +116,9 @@ def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, b
     return "; ".join(words)
 
 
-def _described(_: None, state: dict[str, object]) -> str:
+def _described(sink: Sink) -> str:
+    sink.open()
+    state = sink.state()
     return ", ".join(f"{key} {value}" for key, value in state.items())
 
 
