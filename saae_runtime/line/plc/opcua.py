@@ -101,9 +101,9 @@ class OpcuaServer:
         """Asks the server to end, and returns at once."""
         self._thread.stop()
 
-    def close(self) -> None:
-        """Ends all sessions and the server. May be called twice."""
-        self._thread.close()
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends all sessions and the server. Waits at most so many seconds for its end. May be called twice."""
+        self._thread.close(timeout)
 
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         server = _new_server()

@@ -14,7 +14,7 @@ from ...errors import ConfigError, DeviceError, SaaeError
 __all__ = ["ServerThread"]
 
 _START = 30.0  # seconds that a server may take until it listens
-_STOP = 5.0  # and until it is gone
+_STOP = 5.0  # and until it is gone, where nobody says otherwise
 _AGAIN = 1.0  # seconds until one that failed is started again
 
 
@@ -81,11 +81,11 @@ class ServerThread:
             with suppress(RuntimeError):  # the loop has ended just now
                 self._loop.call_soon_threadsafe(self._stop.set)
 
-    def close(self) -> None:
-        """Ends the server and its connections. May be called twice."""
+    def close(self, timeout: float = _STOP) -> None:
+        """Ends the server and its connections, waiting at most so many seconds for it. May be called twice."""
         self.stop()
         if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP)
+            self._thread.join(timeout)
 
     def _cannot_listen(self, address: tuple[str, int], error: BaseException) -> DeviceError:
         return DeviceError(
