@@ -60,9 +60,11 @@ class _PylonDevice:
 
     def _node(self, name: str) -> Any:
         try:
-            return getattr(self._camera, name)
+            found = getattr(self._camera, name)
         except Exception:  # the library's own, for a node that is not there
             return None
+        valid = getattr(found, "IsValid", None)  # newer releases give a placeholder
+        return found if valid is None or valid() else None
 
     def _start(self) -> None:
         self._last: int | None = None

@@ -15,6 +15,8 @@ from .opcua import OpcuaServer
 
 __all__ = ["PlcConfig", "PlcTrigger", "open_trigger"]
 
+_STOP = 0.3  # seconds for the end of a server: nothing is valid by then, and a service has to stop in time
+
 
 @dataclass(frozen=True)
 class PlcConfig:
@@ -44,7 +46,7 @@ class _Server(Protocol):
 
     def stop(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, timeout: float) -> None: ...
 
 
 class PlcTrigger(Handshake):
@@ -62,7 +64,7 @@ class PlcTrigger(Handshake):
         for server in self.servers:
             server.stop()
         for server in self.servers:
-            server.close()
+            server.close(_STOP)
 
 
 def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | None:
