@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import ConfigError, SaaeError
+from ..meter import one_line
 from ..sources.files import Frame, find_sources, read_frames
 from ..sources.scored import Scored
 from ..sources.watch import FolderWatch
 from .camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
-from .meter import one_line
 from .part import now
 
 __all__ = ["FileCamera", "WatchCamera", "open_files"]

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..meter import Meter
 from ..result import Result
 from .archive import Archive
 from .camera import Camera
 from .camera_files import open_files
 from .config import LineConfig, StationConfig
 from .drift import DriftMonitor
-from .meter import Meter
 from .part import Part, TriggerSource, now, stamp
 from .recipes import Recipe, RecipeBook
 from .sinks import make_sink

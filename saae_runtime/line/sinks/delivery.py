@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ...errors import SaaeError
-from ..meter import one_line
+from ...meter import one_line
 from ..spool import Reader, Record
 from .base import Sink
 

@@ -119,13 +119,21 @@ def test_a_stop_ends_with_everything_written(tiny: Path, frames: Path, tmp_path:
     said: list[bytes] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(place)
-        threading.Thread(target=lambda: [said.append(manager.recv(200)) for _ in range(100)], daemon=True).start()
+        manager.settimeout(60)
+
+        def listen() -> None:
+            while b"STOPPING=1" not in said:
+                said.append(manager.recv(200))
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
         with start(tmp_path / "line.toml", NOTIFY_SOCKET=place, WATCHDOG_USEC="300000") as process:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(20)]
             assert wait_until(lambda: b"WATCHDOG=1" in said)
             process.send_signal(number)
             out, err = process.communicate(timeout=30)
+        listener.join(20)
         assert process.returncode == 0, err
     told = [line.split()[2] for line in [*lines, *out.splitlines()]]
     assert part_ids(tmp_path / "out.jsonl") == told
