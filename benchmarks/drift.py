@@ -3,7 +3,7 @@
     python benchmarks/drift.py BUNDLE --images FOLDER [--window 200] [--parts 1000] [--out FILE]
 
 Good parts come in random order, drawn with replacement from FOLDER; from one part on they change a little more with
-each: `brightness` falls, `blur` grows, the picture is `shift`ed, each from nothing to its full size over `--ramp` parts.
+each: `brightness` falls, `blur` grows, the picture is `shift`ed, each from nothing to its full size in `--ramp` parts.
 The delay is the number of parts from the beginning of the ramp to the alarm, the median over `--runs` orders, and the
 share of the ramp is how far it had come by then. `none` is without any change: how many of the runs raised an alarm
 within `--parts` parts.
@@ -90,9 +90,7 @@ def main(
         sizes = np.linspace(0, 1, STEPS + 1)
         plain = np.array([engine(frame).score for frame in frames])
         scored = {
-            name: np.array(
-                [[engine(change(frame, step / STEPS)).score for frame in frames] for step in range(STEPS + 1)]
-            )
+            name: np.array([[engine(change(frame, size)).score for frame in frames] for size in sizes])
             for name, change in CHANGES.items()
         }
         backend = engine.backend.description
