@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from .. import render
 from ..errors import SaaeError
 from ..files import short_name, write_bytes
+from ..meter import one_line
 from ..result import Result
 from .config import ArchiveConfig
-from .meter import one_line
 from .part import Part, Verdict, stamp
 
 __all__ = ["Archive"]

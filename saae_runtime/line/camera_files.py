@@ -1,4 +1,4 @@
-"""Cameras that are files: a folder, a folder that pictures come into, a video, a webcam."""
+"""Cameras that are files: a folder, a folder that pictures come into, a video."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..errors import ConfigError, DeviceError, SaaeError
+from ..errors import ConfigError, SaaeError
+from ..meter import one_line
 from ..sources.files import Frame, find_sources, read_frames
 from ..sources.scored import Scored
-from ..sources.video import camera_frames, check_camera
 from ..sources.watch import FolderWatch
 from .camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
-from .meter import one_line
 from .part import now
 
-__all__ = ["FileCamera", "WatchCamera", "WebCamera", "open_files"]
+__all__ = ["FileCamera", "WatchCamera", "open_files"]
 
 _POLL = 0.2  # seconds between two looks into a folder
-_BACK_OFF = (0.5, 10.0)  # seconds between two tries of a webcam that is away, first and most
 
 
 class _Counting:
@@ -159,94 +157,14 @@ class WatchCamera(_Counting):
             self._scored.close()
 
 
-class WebCamera(_Counting):
-    """A webcam through OpenCV, read by a thread of its own; a grab gives the newest frame, older ones are dropped.
-
-    A camera that is away is opened again, ever longer between two tries, up to 10 seconds.
-
-    Args:
-        index: 0 for the first.
-
-    Raises:
-        ConfigError: OpenCV is not installed.
-    """
-
-    live = True
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        check_camera()
-        self._index = index
-        self._connected = False
-        self._changed = threading.Condition()
-        self._shot: Shot | None = None
-        self._wanted_from: datetime | None = None
-        threading.Thread(target=self._read, name=f"camera-{index}", daemon=True).start()
-
-    def trigger(self) -> None:
-        """Asks for a frame from now on: one taken before is not given."""
-        with self._changed:
-            self._wanted_from = now()
-            self._shot = None
-
-    def grab(self, timeout: float) -> Shot:
-        """The newest frame that was not given yet; see `Camera`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._shot is not None or self._closed.is_set(), timeout)
-            if self._closed.is_set():
-                raise EndOfFrames
-            shot, self._shot = self._shot, None
-        if shot is None:
-            why = self._last_error if not self._connected else ""
-            raise NoFrameError(f"camera:{self._index} gave no frame within {timeout:g} s.", why)
-        self._grabbed += 1
-        return shot
-
-    def _read(self) -> None:
-        wait, number = _BACK_OFF[0], 0
-        while not self._closed.is_set():
-            try:
-                for item in camera_frames(self._index):
-                    if self._closed.is_set():
-                        return
-                    if isinstance(item, SaaeError):
-                        self._bad += 1
-                        self._last_error = one_line(item)
-                        continue
-                    number += 1
-                    self._reconnects += not self._connected and number > 1
-                    self._connected, wait = True, _BACK_OFF[0]
-                    self._put(Shot(item, f"camera:{self._index}#{number}", now()))
-            except (DeviceError, ConfigError) as error:
-                self._connected = False
-                self._last_error = one_line(error)
-            self._closed.wait(wait)
-            wait = min(2 * wait, _BACK_OFF[1])
-
-    def _put(self, shot: Shot) -> None:
-        with self._changed:
-            if self._wanted_from is not None and shot.time < self._wanted_from:
-                return
-            lost = 0 if self._shot is None else self._shot.dropped + 1
-            self._dropped += self._shot is not None
-            self._shot = Shot(shot.frame, shot.name, shot.time, lost)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Ends it. May be called twice."""
-        super().close()
-        with self._changed:
-            self._changed.notify_all()
-
-
 def open_files(
     spec: str,
     memory: Path | None = None,
     recursive: bool = False,
     interval: float = 0.0,
     repeat: bool = False,
-) -> FileCamera | WatchCamera | WebCamera:
-    """The camera of a name: `watch:FOLDER`, `camera:N`, or files, folders, patterns and videos as of `saae-run`.
+) -> FileCamera | WatchCamera:
+    """The camera of a name: `watch:FOLDER`, or files, folders, patterns and videos as of `saae-run`.
 
     Args:
         spec: the name.
@@ -261,6 +179,4 @@ def open_files(
         if interval or repeat:
             raise ConfigError(f"{spec}: `interval` and `repeat` are for files that are there.")
         return WatchCamera(rest, memory, recursive)
-    if kind == "camera" and colon and rest.isdigit():
-        return WebCamera(int(rest))
     return FileCamera(spec, recursive, interval, repeat)

@@ -21,7 +21,7 @@ _MARKS = (0.5, 0.1)
 """The scores of a window are compared with those that half and a tenth of the good parts exceed."""
 
 _OWN = 5  # windows of parts that make up a table where the bundle's does not hold
-_GRID = 2000  # points of the integral over what the table does not know
+_GRID = 500  # points of the integral over what the table does not know
 
 
 @dataclass(frozen=True)

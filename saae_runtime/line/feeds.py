@@ -11,8 +11,8 @@ from datetime import timezone
 from pathlib import PurePath
 from typing import Literal, Protocol
 
+from ..meter import Meter, one_line
 from .camera import BadFrameError, Camera, EndOfFrames, NoFrameError, Shot
-from .meter import Meter, one_line
 from .part import Trigger, TriggerSource
 from .recipes import Recipe
 

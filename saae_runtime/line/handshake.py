@@ -358,7 +358,8 @@ class Handshake:
 
     def fail(self, part_id: str, reason: str) -> None:
         """The part that `wait` gave cannot be judged: it is NG, for this reason."""
-        self._end(part_id, Verdict.NG, math.nan, Reason.FAILED, reason)
+        code = Reason.TIMEOUT if reason == TIMEOUT else Reason.FAILED
+        self._end(part_id, Verdict.NG, math.nan, code, reason)
 
     def fault(self, reason: str) -> None:
         """The station cannot judge any part until `recover` or `reset`; the part in work is NG."""

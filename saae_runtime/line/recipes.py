@@ -88,7 +88,7 @@ class RecipeBook:
     Args:
         configs: the recipes.
         folder: where relative paths begin.
-        engines: opens bundles; closed by `close`.
+        engines: opens bundles; None: its own, which `close` closes.
 
     Raises:
         SaaeError: a bundle, backend, threshold or mask that cannot be used.
@@ -96,7 +96,8 @@ class RecipeBook:
 
     def __init__(self, configs: Sequence[RecipeConfig], folder: Path, engines: Engines | None = None) -> None:
         self._folder = folder
-        self._engines = engines or Engines()
+        self._engines = engines if engines is not None else Engines()
+        self._owns_engines = engines is None
         self._lock = threading.Lock()
         self._recipes: dict[str, Recipe] = {}
         try:
@@ -130,7 +131,7 @@ class RecipeBook:
         with self._lock:
             return next((name for name in among if self._recipes[name].config.takes(part_id)), None)
 
-    def change(self, name: str, **changes: Any) -> tuple[Recipe, Recipe]:
+    def change(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
         """Puts a changed recipe in the place of one, for every part that begins from now on.
 
         Args:
@@ -180,8 +181,9 @@ class RecipeBook:
         }
 
     def close(self) -> None:
-        """Closes the engines."""
-        self._engines.close()
+        """Closes the engines, where they are its own."""
+        if self._owns_engines:
+            self._engines.close()
 
     def _load(self, config: RecipeConfig, version: int) -> Recipe:
         masks = Masks(config, self._folder)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..meter import Meter
 from ..result import Result
 from .archive import Archive
 from .camera import Camera
 from .camera_files import open_files
 from .config import LineConfig, StationConfig
 from .drift import DriftMonitor
-from .meter import Meter
 from .part import Part, TriggerSource, now, stamp
 from .recipes import Recipe, RecipeBook
 from .sinks import make_sink
@@ -243,7 +243,7 @@ class Line:
 
 
 def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
-    """Files, folders, videos and webcams; see `saae_runtime.line.camera_files.open_files`.
+    """Files, folders and videos; see `saae_runtime.line.camera_files.open_files`.
 
     Raises:
         ConfigError, DataError: nothing there, or an unknown option.
@@ -255,7 +255,7 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
         spec = f"watch:{config.place(rest)}"
         resume = options.pop("resume", True)
         options["memory"] = config.place(config.line.spool) / f"{station.name}.seen" if resume else None
-    elif not (kind == "camera" and rest.isdigit()):
+    else:
         spec = str(config.place(spec))
     known = {"recursive": bool, "interval": (int, float), "repeat": bool, "memory": object}
     for key, value in options.items():

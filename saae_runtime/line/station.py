@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, shown
+from ..meter import Meter, Reading, one_line
 from ..result import Result
 from .camera import Camera, CameraStats, EndOfFrames
 from .config import StationConfig
 from .feeds import Feed, FreeFeed, Job, TriggeredFeed
-from .meter import Meter, Reading, one_line
 from .part import BY_SCORE, TIMEOUT, Part, Trigger, TriggerSource, Verdict
 from .recipes import Recipe, RecipeBook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -127,10 +128,18 @@ class NodeOptions:
             try:
                 write(found, value)
             except Exception as error:
-                choices = getattr(found, "symbolics", None) or getattr(found, "Symbolics", None)
-                offered = f" It offers {', '.join(map(str, choices))}." if choices else ""
+                choices = _choices(found)
+                offered = f" It offers {', '.join(choices)}." if choices else ""
                 raise ConfigError(
                     f"{name} does not take {key} = {shown(value)}.",
                     f"{str(error).splitlines()[0] if str(error) else type(error).__name__}.{offered}",
                     "choose a value that it takes",
                 ) from error
+
+
+def _choices(node: Any) -> list[str]:
+    """What an enumeration offers; empty for other nodes. Libraries raise errors of their own for what is not there."""
+    for name in ("symbolics", "Symbolics"):
+        with suppress(Exception):
+            return [str(choice) for choice in getattr(node, name)]
+    return []

@@ -60,9 +60,11 @@ class _PylonDevice:
 
     def _node(self, name: str) -> Any:
         try:
-            return getattr(self._camera, name)
+            found = getattr(self._camera, name)
         except Exception:  # the library's own, for a node that is not there
             return None
+        valid = getattr(found, "IsValid", None)  # newer releases give a placeholder
+        return found if valid is None or valid() else None
 
     def _start(self) -> None:
         self._last: int | None = None
@@ -71,7 +73,7 @@ class _PylonDevice:
     def fetch(self, timeout: float) -> Picture | None:
         found = self._camera.RetrieveResult(int(1000 * timeout), self._pylon.TimeoutHandling_Return)
         if not found.IsValid():
-            if self._camera.IsCameraDeviceRemoved():
+            if self._camera.IsCameraDeviceRemoved() or not self._camera.IsGrabbing():
                 raise DeviceError(f"{self._name} was removed.")
             return None
         try:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...ending import native_call
 from ...errors import ConfigError, DeviceError, SaaeError
 from ..camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
 from ..part import now
@@ -223,12 +224,14 @@ class LiveCamera:
                 flush = self._flushing
             try:
                 if flush:
-                    device.flush()
+                    with native_call():
+                        device.flush()
                     with self._changed:
                         self._shots.clear()
                         self._flushing = False
                         self._changed.notify_all()
-                picture = device.fetch(_TICK)
+                with native_call():
+                    picture = device.fetch(_TICK)
             except BadFrameError as error:
                 gave, heard = True, time.monotonic()
                 self._put(error, 0)
@@ -278,7 +281,8 @@ class LiveCamera:
 
     def _try_to_connect(self, first: bool = False) -> None:
         try:
-            device = self._connect()
+            with native_call():
+                device = self._connect()
         except ConfigError as error:
             if first:
                 raise

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
 from typing import Any
 
 from ...errors import ConfigError
-from ...sources.video import VIDEO_SUFFIXES
 from ..camera import Camera
 from .genicam import open_genicam
+from .piped import open_stdin
 from .pylon import open_pylon
-from .recorded import open_stdin, open_video
 from .rtsp import STREAMS, open_stream
 from .webcam import open_webcam
 
@@ -33,7 +31,7 @@ def _opener(spec: str) -> Opener | None:
     prefix = spec.partition(":")[0]
     if prefix in _BY_PREFIX and (":" in spec or prefix == "pylon"):
         return _BY_PREFIX[prefix]
-    return open_video if PurePath(spec).suffix.lower() in VIDEO_SUFFIXES else None
+    return None
 
 
 def is_camera(spec: str) -> bool:
@@ -44,8 +42,8 @@ def is_camera(spec: str) -> bool:
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
     """Opens a camera by its name.
 
-    Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0`, a video file and
-    `stdin:WIDTHxHEIGHT`. A live camera that is not there is looked for from then on; see its `stats`.
+    Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live
+    camera that is not there is looked for from then on; see its `stats`.
 
     Raises:
         ConfigError: a name of no kind, a missing library, an option that the camera does not take.
@@ -54,7 +52,7 @@ def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
     if opener is None:
         raise ConfigError(
             f"{spec}: no camera.",
-            f"Kinds: {', '.join(f'{prefix}:' for prefix in _BY_PREFIX)} or a video file.",
+            f"Kinds: {', '.join(f'{prefix}:' for prefix in _BY_PREFIX)}.",
             "see docs/plc.md",
         )
     return opener(spec, options or {})

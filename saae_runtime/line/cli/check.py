@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...errors import SaaeError
@@ -13,8 +14,9 @@ from ..camera import BadFrameError, EndOfFrames, NoFrameError
 from ..config import LineConfig, RecipeConfig, StationConfig
 from ..engines import Engines
 from ..recipes import Recipe, RecipeBook
-from ..service import OpenCamera, open_file_camera
+from ..service import OpenCamera, OpenTrigger, open_file_camera
 from ..sinks import make_sink
+from ..sinks.base import Sink
 
 __all__ = ["Finding", "check_line"]
 
@@ -30,7 +32,9 @@ class Finding:
     words: str
 
 
-def check_line(config: LineConfig, open_camera: OpenCamera | None = None) -> Iterator[Finding]:
+def check_line(
+    config: LineConfig, open_camera: OpenCamera | None = None, open_trigger: OpenTrigger | None = None
+) -> Iterator[Finding]:
     """Tries each part of a line by itself, and gives what was found as it goes.
 
     A frame of each camera is judged by each recipe of its station, so that masks and thresholds are tried, too.
@@ -39,16 +43,16 @@ def check_line(config: LineConfig, open_camera: OpenCamera | None = None) -> Ite
     books: dict[str, RecipeBook] = {}
     try:
         for recipe in config.recipes:
-            yield _tried(f"recipe {recipe.name}", lambda recipe=recipe: _open(config, recipe, engines, books))  # type: ignore[misc]
+            yield _tried(f"recipe {recipe.name}", partial(_open, config, recipe, engines, books))
         for station in config.stations:
-            yield _tried(
-                f"station {station.name}",
-                lambda station=station: _look(config, station, open_camera or open_file_camera, books),  # type: ignore[misc]
-            )
+            look = partial(_look, config, station, open_camera or open_file_camera, books)
+            yield _tried(f"station {station.name}", look)
+            if open_trigger is not None and station.trigger != "free":
+                yield _tried(f"trigger of {station.name}", partial(_listens, config, station, open_trigger))
         for sink in config.sinks:
             made = make_sink(sink, config.path.parent, config.line.name)
             try:
-                yield _tried(f"sink {sink.name}", lambda made=made: _described(made.open(), made.state()))  # type: ignore[misc]
+                yield _tried(f"sink {sink.name}", partial(_described, made))
             finally:
                 made.close()
         yield _tried("spool", lambda: _writable(config.place(config.line.spool)))
@@ -73,6 +77,13 @@ def _open(config: LineConfig, recipe: RecipeConfig, engines: Engines, books: dic
     found = books[recipe.name].get(recipe.name)
     backend = found.shared.engine.backend.description
     return f"threshold {found.threshold:.4g}, {backend}"
+
+
+def _listens(config: LineConfig, station: StationConfig, open_trigger: OpenTrigger) -> str:
+    source = open_trigger(config, station)
+    if source is not None:
+        source.close()
+    return station.trigger
 
 
 def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, books: dict[str, RecipeBook]) -> str:
@@ -105,7 +116,9 @@ def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, b
     return "; ".join(words)
 
 
-def _described(_: None, state: dict[str, object]) -> str:
+def _described(sink: Sink) -> str:
+    sink.open()
+    state = sink.state()
     return ", ".join(f"{key} {value}" for key, value in state.items())
 
 

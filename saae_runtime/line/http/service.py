@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import ConfigError, SaaeError
-from ...version import library_versions
+from ...version import saae_version
 from ..plc.service import ServerThread
 from ..service import Line
 from . import control_routes, judge_routes, page_routes
@@ -150,7 +150,7 @@ def make_app(context: Context) -> Any:
     app = FastAPI(
         title="saae line",
         description="Judges pictures, and shows and steers a line.",
-        version=library_versions(["saae"]).get("saae", "0"),
+        version=saae_version(),
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )

@@ -58,9 +58,8 @@ class ModbusServer:
         self.host, port = parse_listen(listen, DEFAULT_PORT)
         self._registers = Registers(handshake, recipes)
         self._keep = keep_on_disconnect
-        self._address = (self.host, port)
         self._library = _load()
-        self._thread = ServerThread("modbus", self._address, self._serve)
+        self._thread = ServerThread("modbus", (self.host, port), self._serve)
 
     @property
     def port(self) -> int:
@@ -72,11 +71,15 @@ class ModbusServer:
         """Whether it serves."""
         return self._thread.alive
 
-    def close(self) -> None:
-        """Ends all connections and the server. May be called twice."""
-        self._thread.close()
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._thread.stop()
 
-    async def _serve(self, started: Callable[[int], None], stop: asyncio.Event) -> None:
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends all connections and the server. Waits at most so many seconds for its end. May be called twice."""
+        self._thread.close(timeout)
+
+    async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         simulator, server_type = self._library
         registers = simulator.DataType.REGISTERS
         device = simulator.SimDevice(
@@ -87,7 +90,7 @@ class ModbusServer:
             ],
             action=self._request,
         )
-        server = server_type(device, address=self._address, on_lost=self._lost)
+        server = server_type(device, address=(self.host, port), on_lost=self._lost)
         await server.serve_forever(background=True)
         try:
             started(server.transport.sockets[0].getsockname()[1])

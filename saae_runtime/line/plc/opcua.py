@@ -75,12 +75,12 @@ class OpcuaServer:
     """
 
     def __init__(self, handshake: Handshake, listen: str = "127.0.0.1:4840") -> None:
-        self.host, self._asked_port = parse_listen(listen, DEFAULT_PORT)
+        self.host, port = parse_listen(listen, DEFAULT_PORT)
         self._handshake = handshake
         self._owners: set[object] = set()
         self._nodes: dict[str, Any] = {}
         self._ua = _load()
-        self._thread = ServerThread("opcua", (self.host, self._asked_port), self._serve)
+        self._thread = ServerThread("opcua", (self.host, port), self._serve)
 
     @property
     def port(self) -> int:
@@ -97,14 +97,18 @@ class OpcuaServer:
         """Whether it serves."""
         return self._thread.alive
 
-    def close(self) -> None:
-        """Ends all sessions and the server. May be called twice."""
-        self._thread.close()
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._thread.stop()
 
-    async def _serve(self, started: Callable[[int], None], stop: asyncio.Event) -> None:
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends all sessions and the server. Waits at most so many seconds for its end. May be called twice."""
+        self._thread.close(timeout)
+
+    async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         server = _new_server()
         await server.init()
-        server.set_endpoint(f"opc.tcp://{self.host}:{self._asked_port}/saae")
+        server.set_endpoint(f"opc.tcp://{self.host}:{port}/saae")
         server.set_server_name("saae")
         server.set_security_policy([self._ua.SecurityPolicyType.NoSecurity])
         await self._build(server)
@@ -123,6 +127,9 @@ class OpcuaServer:
                 self._drop_lost(server)
                 await self._show(before, view)
         finally:
+            for owner in self._owners:
+                self._handshake.lost(owner)
+            self._owners = set()
             await server.stop()
 
     async def _show(self, before: View | None, view: View) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from ...errors import ConfigError, DeviceError, SaaeError
@@ -13,13 +14,15 @@ from ...errors import ConfigError, DeviceError, SaaeError
 __all__ = ["ServerThread"]
 
 _START = 30.0  # seconds that a server may take until it listens
-_STOP = 5.0  # and until it is gone
+_STOP = 5.0  # and until it is gone, where nobody says otherwise
+_AGAIN = 1.0  # seconds until one that failed is started again
 
 
 class ServerThread:
-    """Runs `serve(started, stop)` in an event loop of its own until `close`.
+    """Runs `serve(port, started, stop)` in an event loop of its own until `close`.
 
-    `serve` listens, calls `started(port)`, awaits `stop.wait()`, and cleans up.
+    `serve` listens, calls `started(port)`, awaits `stop.wait()`, and cleans up. One that fails later on is started
+    again, on the same port.
 
     Args:
         name: of the thread, and in errors: "modbus", "opcua".
@@ -39,11 +42,13 @@ class ServerThread:
         self,
         name: str,
         address: tuple[str, int],
-        serve: Callable[[Callable[[int], None], asyncio.Event], Coroutine[Any, Any, None]],
+        serve: Callable[[int, Callable[[int], None], asyncio.Event], Coroutine[Any, Any, None]],
     ) -> None:
         self._name = name
         self._serve = serve
+        self.port = address[1]
         self._started = threading.Event()
+        self._closed = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -69,17 +74,18 @@ class ServerThread:
         """Whether the server still serves."""
         return self._thread.is_alive() and self._error is None
 
-    @property
-    def error(self) -> BaseException | None:
-        """What ended the server, if not `close`."""
-        return self._error
-
-    def close(self) -> None:
-        """Ends the server and its connections. May be called twice."""
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._closed.set()
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with suppress(RuntimeError):  # the loop has ended just now
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    def close(self, timeout: float = _STOP) -> None:
+        """Ends the server and its connections, waiting at most so many seconds for it. May be called twice."""
+        self.stop()
         if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP)
+            self._thread.join(timeout)
 
     def _cannot_listen(self, address: tuple[str, int], error: BaseException) -> DeviceError:
         return DeviceError(
@@ -90,20 +96,26 @@ class ServerThread:
         )
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:  # told by the constructor, or by `alive`
-            self._error = error
-        finally:
-            self._started.set()
+        while not self._closed.is_set():
+            try:
+                asyncio.run(self._main())
+                break
+            except BaseException as error:  # told by the constructor, or by `alive`
+                self._error = error
+                if not self._started.is_set():
+                    break
+            self._closed.wait(_AGAIN)
+        self._started.set()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        await self._serve(self._listening, self._stop)
+        if not self._closed.is_set():
+            await self._serve(self.port, self._listening, self._stop)
 
     def _listening(self, port: int) -> None:
         self.port = port
+        self._error = None
         self._started.set()
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ...errors import SaaeError
-from ..meter import one_line
+from ...meter import one_line
 from ..spool import Reader, Record
 from .base import Sink
 
@@ -106,8 +106,8 @@ class Delivery:
             taken = self._sink.write(batch, self._hurry)
         except SaaeError:
             raise
-        except Exception as error:  # a fault of the sink's code, perhaps at this one record
-            self._break(batch[0], error)
+        except Exception:  # a fault of the sink's code, perhaps at this one record
+            self._break(batch[0])
             raise
         if taken:
             self._taken = batch[taken - 1]
@@ -132,12 +132,13 @@ class Delivery:
         self._taken, self._unsynced = None, 0
         self._synced_at = time.monotonic()
 
-    def _break(self, record: Record, error: Exception) -> None:
+    def _break(self, record: Record) -> None:
+        """Takes note of a record, or batch, that the sink's code breaks at; gives it up after some tries."""
+        self._commit()  # what was taken before is not to come again for this
         number, times = self._tried
         self._tried = (record.number, times + 1 if number == record.number else 1)
         if self._tried[1] > _UNEXPECTED:
             self._broken += 1
-            self._commit()
             self._reader.commit(record.number)
             self._tried = (0, 0)
 

@@ -133,22 +133,10 @@ def test_a_verdict_that_nobody_takes_any_more_is_ng(book: RecipeBook) -> None:
     assert parts[0].score == 0.0  # what it would have been stays known
 
 
-class _Stuck:
-    """An engine that does not come back until it is let go."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.go = threading.Event()
-        self.recipe = recipe
-
-    def judge(self, frame: Any) -> Result:
-        assert self.go.wait(60)
-        return Recipe.judge(self.recipe, frame)
-
-
 def test_without_a_verdict_in_time_the_part_is_ng(book: RecipeBook, monkeypatch: pytest.MonkeyPatch) -> None:
-    stuck = _Stuck(book.get("first"))
+    go = threading.Event()
     judge = Recipe.judge
-    monkeypatch.setattr(Recipe, "judge", lambda self, frame: stuck.go.wait(60) and judge(self, frame))
+    monkeypatch.setattr(Recipe, "judge", lambda self, frame: go.wait(60) and judge(self, frame))
     source = ListTrigger()
     with station(book, ListCamera([good()] * 4, endless=True), source, verdict_timeout=0.05) as (made, parts):
         source.ask("a")
@@ -160,7 +148,7 @@ def test_without_a_verdict_in_time_the_part_is_ng(book: RecipeBook, monkeypatch:
         ]
         assert source.failures == [("a", "timeout"), ("b", "timeout")]
         assert made.stuck_seconds > 0
-        stuck.go.set()
+        go.set()
         assert wait_until(lambda: made.stuck_seconds == 0)
         monkeypatch.setattr(made, "config", StationConfig("one", "-", ("first",), verdict_timeout=20.0))
         source.ask("c")

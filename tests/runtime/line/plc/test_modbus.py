@@ -206,14 +206,15 @@ def test_a_connection_for_each_request_where_that_is_asked_for() -> None:
             plc.close()
 
 
-@pytest.mark.parametrize("state", ["idle", "triggered", "result"])
+@pytest.mark.parametrize("state", ["idle", "triggered", "busy", "result"])
 def test_a_server_that_went_and_came_back_has_no_verdict(state: str) -> None:
     with serving() as (handshake, server):
         plc = Plc(server.port)
         if state != "idle":
             plc.trigger("A")
-        if state == "result":
+        if state in ("busy", "result"):
             handshake.wait(0)
+        if state == "result":
             handshake.answer("A", Verdict.OK, 1.0)
         server.close()
         handshake.close()

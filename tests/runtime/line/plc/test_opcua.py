@@ -74,46 +74,44 @@ def serving(**options: Any) -> Iterator[tuple[Handshake, OpcuaServer]]:
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[tuple[Handshake, OpcuaServer]]:
-    with serving() as both:
+    with serving(recipes={"gear", "screw"}) as both:
         yield both
 
 
-def test_a_part_from_start_to_acknowledge() -> None:
-    with serving(recipes={"gear", "screw"}) as (handshake, server):
-        control = Control(server.url)
-        control.until(f"{STATUS}.Ready", True)
-        assert control.node(f"{STATE}.CurrentState").read_value() == "Operational"
-        assert control.node(f"{MODE}.CurrentState").read_value() == "Ready"
-        assert control.call(f"{RECIPES}.PrepareRecipe", "nut") == Reply.BAD_RECIPE
-        assert control.call(f"{RECIPES}.PrepareRecipe", "gear") == Reply.ACCEPTED
-        control.until(f"{RECIPES}.ActiveRecipe", "gear")
-        assert control.call(f"{MODE}.StartSingleJob", "A", "") == Reply.ACCEPTED
-        assert control.call(f"{MODE}.StartSingleJob", "B", "") == Reply.BUSY
-        control.until(f"{MODE}.CurrentState", "SingleExecution")
-        assert control.latest()[:4] == (False, "A", False, False)
-        trigger = handshake.wait(10)
-        assert trigger is not None
-        assert (trigger.part_id, trigger.recipe) == ("A", "gear")
-        handshake.answer("A", Verdict.OK, 12.25)
-        control.until(f"{LATEST}.Valid", True)
-        read = {
-            name: control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG", "Score", "Reason")
-        }
-        assert read == {"PartId": "A", "OK": True, "NG": False, "Score": 12.25, "Reason": Reason.SCORE}
-        assert control.latest() == (True, "A", True, False, 12.25, Reason.SCORE, "score")
-        assert control.call(f"{RESULTS}.AcknowledgeResult", "B") == Reply.WRONG_PART
-        assert control.call(f"{RESULTS}.AcknowledgeResult", "A") == Reply.ACCEPTED
-        control.until(f"{STATUS}.Ready", True)
-        assert [control.node(f"{LATEST}.{name}").read_value() for name in ("Valid", "OK", "NG")] == [False] * 3
-        assert math.isnan(control.node(f"{LATEST}.Score").read_value())
-        # A fault, and the line's reset.
-        handshake.fault("camera lost")
-        control.until(f"{STATUS}.FaultText", "camera lost")
-        assert control.node(f"{STATE}.CurrentState").read_value() == "Error"
-        assert control.call(f"{MODE}.StartSingleJob", "C", "screw") == Reply.FAULT
-        assert control.call(f"{STATE}.Reset") == Reply.ACCEPTED
-        control.until(f"{STATE}.CurrentState", "Operational")
-        control.close()
+def test_a_part_from_start_to_acknowledge(shared_server: Any) -> None:
+    handshake, server = shared_server
+    control = Control(server.url)
+    control.until(f"{STATUS}.Ready", True)
+    assert control.node(f"{STATE}.CurrentState").read_value() == "Operational"
+    assert control.node(f"{MODE}.CurrentState").read_value() == "Ready"
+    assert control.call(f"{RECIPES}.PrepareRecipe", "nut") == Reply.BAD_RECIPE
+    assert control.call(f"{RECIPES}.PrepareRecipe", "gear") == Reply.ACCEPTED
+    control.until(f"{RECIPES}.ActiveRecipe", "gear")
+    assert control.call(f"{MODE}.StartSingleJob", "A", "") == Reply.ACCEPTED
+    assert control.call(f"{MODE}.StartSingleJob", "B", "") == Reply.BUSY
+    control.until(f"{MODE}.CurrentState", "SingleExecution")
+    assert control.latest()[:4] == (False, "A", False, False)
+    trigger = handshake.wait(10)
+    assert trigger is not None
+    assert (trigger.part_id, trigger.recipe) == ("A", "gear")
+    handshake.answer("A", Verdict.OK, 12.25)
+    control.until(f"{LATEST}.Valid", True)
+    read = {name: control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG", "Score", "Reason")}
+    assert read == {"PartId": "A", "OK": True, "NG": False, "Score": 12.25, "Reason": Reason.SCORE}
+    assert control.latest() == (True, "A", True, False, 12.25, Reason.SCORE, "score")
+    assert control.call(f"{RESULTS}.AcknowledgeResult", "B") == Reply.WRONG_PART
+    assert control.call(f"{RESULTS}.AcknowledgeResult", "A") == Reply.ACCEPTED
+    control.until(f"{STATUS}.Ready", True)
+    assert [control.node(f"{LATEST}.{name}").read_value() for name in ("Valid", "OK", "NG")] == [False] * 3
+    assert math.isnan(control.node(f"{LATEST}.Score").read_value())
+    # A fault, and the line's reset.
+    handshake.fault("camera lost")
+    control.until(f"{STATUS}.FaultText", "camera lost")
+    assert control.node(f"{STATE}.CurrentState").read_value() == "Error"
+    assert control.call(f"{MODE}.StartSingleJob", "C", "screw") == Reply.FAULT
+    assert control.call(f"{STATE}.Reset") == Reply.ACCEPTED
+    control.until(f"{STATE}.CurrentState", "Operational")
+    control.close()
 
 
 def test_a_subscription_sees_every_part_once_and_in_order(shared_server: Any) -> None:
@@ -320,6 +318,36 @@ def test_writes_and_calls_of_any_kind_change_no_verdict(
     assert [control.node(f"{LATEST}.{name}").read_value() for name in ("PartId", "OK", "NG")] == ["A", False, True]
     assert control.call(f"{RESULTS}.AcknowledgeResult", "A") == Reply.ACCEPTED
     control.close()
+
+
+def test_a_server_that_fails_is_started_again_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as (handshake, server):
+        control = Control(server.url)
+        control.call(f"{MODE}.StartSingleJob", "A", "")
+        port, watch = server.port, handshake.watch
+        failed = threading.Event()
+
+        def fails(version: int, timeout: float) -> object:
+            failed.set()
+            raise RuntimeError("for the test")
+
+        monkeypatch.setattr(handshake, "watch", fails)
+        assert failed.wait(30)
+        monkeypatch.setattr(handshake, "watch", watch)
+        with suppress(Exception):  # its server has gone
+            control.close()
+        end = time.monotonic() + 60
+        while True:
+            try:
+                again = Control(server.url)
+                break
+            except (OSError, TimeoutError, ua.UaError):
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        assert server.port == port
+        assert server.alive
+        assert again.latest()[:4] == (False, "", False, False)  # the client of the part before was lost with it
+        again.close()
 
 
 def test_where_it_cannot_listen_it_says_so() -> None:

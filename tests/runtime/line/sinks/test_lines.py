@@ -28,13 +28,20 @@ LOCAL = ("jsonl", "csv", "sqlite")
 
 def part(number: int, **changes: Any) -> Part:
     region = {"bbox": [1, 2, 3, 4], "area": 4, "peak": [1, 2], "score": 5.0}
-    values = {"recipe": "r", "score": number / 7, "threshold": 3.0, "regions": (region,), "source": 'a, "b".png'}
-    return Part(f"p{number}", "one", START + timedelta(seconds=number), Verdict.NG, "score", **{**values, **changes})
+    values = {
+        "reason": "score",
+        "recipe": "r",
+        "score": number / 7,
+        "threshold": 3.0,
+        "regions": (region,),
+        "source": 'a, "b".png',
+    }
+    return Part(f"p{number}", "one", START + timedelta(seconds=number), Verdict.NG, **{**values, **changes})
 
 
-def put(spool: Spool, numbers: range) -> None:
+def put(spool: Spool, numbers: range, **changes: Any) -> None:
     for number in numbers:
-        item = part(number)
+        item = part(number, **changes)
         spool.append(item.key, item.to_json().encode())
 
 
@@ -170,7 +177,7 @@ def test_old_parts_leave_the_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", LOCAL)
 def test_a_full_disk_delays_and_loses_nothing(kind: str, tmp_path: Path) -> None:
-    """In a process of its own, which may write files of 60 kB, and later larger ones."""
+    """In a process of its own, which may write files of 80 kB, and later larger ones."""
     code = f"""
 import importlib.util, resource, signal, sys, time
 from pathlib import Path
@@ -182,17 +189,17 @@ spool = lines.Spool(folder / "spool", limit=1 << 19)  # files of 65 kB
 sink = lines.delivery(spool, {kind!r}, folder)
 lines.put(spool, range(20))
 assert lines.wait_until(lambda: sink.state()["backlog"] == 0), sink.state()
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-lines.put(spool, range(20, 700))
+resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
+lines.put(spool, range(20, 500), source="x" * 200)
 assert lines.wait_until(lambda: sink.state()["last_error"]), sink.state()
 assert not sink.state()["working"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-lines.put(spool, range(700, 701))
-assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and spool.stats.waiting == 0, 60), (sink.state(), spool.stats)
+lines.put(spool, range(500, 501))
+assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and not spool.stats.waiting, 60), sink.state()
 sink.finish(time.monotonic() + 20)
 spool.close()
 found = lines.ids({kind!r}, folder)
-assert found == lines.names(range(701)), len(found)
+assert found == lines.names(range(501)), len(found)
 print("good")
 """
     support = str(Path(__file__).parents[3] / "support")

@@ -183,7 +183,7 @@ def test_a_broker_that_is_killed_and_restarted_loses_nothing(broker: Broker, tmp
         done += 50
         listener.close()
         got |= set(listener.ids)
-        # A broker without a disk forgets what it had acknowledged and not handed on yet; what it did not acknowledge comes.
+        # A broker without a disk forgets what it had acknowledged and not handed on yet.
         broker.start()
     assert wait_until(lambda: sink.state()["backlog"] == 0, 60)
     assert sink.state()["delivered"] >= done

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PERCENTILES", "Meter", "Reading"]
+__all__ = ["PERCENTILES", "Meter", "Reading", "one_line"]
 
 PERCENTILES = (50, 95, 99)
 
 _REMEMBERED = 2000  # times kept for percentiles: a minute and more of a fast line
+_SHORT = 300  # letters of an error
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Meter:
         )
 
 
-def one_line(error: BaseException | str, most: int = 300) -> str:
+def one_line(error: BaseException | str, most: int = _SHORT) -> str:
     """An error as one line of text."""
     text = error if isinstance(error, str) else str(error) or type(error).__name__
     text = " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Frames with an end: video files, and raw frames from another program on standard input."""
+"""Raw frames from another program, on standard input."""
 
 from __future__ import annotations
 
@@ -6,39 +6,20 @@ import os
 import re
 import select
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...errors import ConfigError, SaaeError
-from ...images import check_readable, most_pixels
-from ...sources.video import check_video, video_frames
+from ...errors import ConfigError
+from ...images import most_pixels
 from ..camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
 from ..part import now
 from .options import known_only
 
-__all__ = ["RawFrames", "VideoFile", "open_stdin", "open_video"]
-
-
-def open_video(spec: str, options: Mapping[str, Any]) -> VideoFile:
-    """A video file, named by its path.
-
-    Raises:
-        ConfigError: no library for it is installed.
-        DataError: it cannot be read.
-    """
-    known_only(options, (), "camera")
-    check_video()
-    if not Path(spec).is_file():
-        raise ConfigError(f"{spec}: no such video file.", "", "check the path")
-    check_readable(spec)
-    return VideoFile(Path(spec))
+__all__ = ["RawFrames", "open_stdin"]
 
 
 def open_stdin(spec: str, options: Mapping[str, Any]) -> RawFrames:
@@ -55,46 +36,6 @@ def open_stdin(spec: str, options: Mapping[str, Any]) -> RawFrames:
     if width * height > most_pixels():
         raise ConfigError(f"{spec}: a frame has more than {most_pixels()} pixels.", "", "see SAAE_MAX_PIXELS")
     return RawFrames(sys.stdin.buffer, (height, width), 1 if found[3] else 3)
-
-
-class VideoFile:
-    """The frames of a video, each once. A damaged stretch is one bad frame."""
-
-    live = False
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._frames: Iterator[NDArray[np.uint8] | SaaeError] = video_frames(path)
-        self._lock = threading.Lock()
-        self._stats = CameraStats()
-        self._number = 0
-        self._closed = False
-
-    @property
-    def stats(self) -> CameraStats:
-        """What it has done so far."""
-        return self._stats
-
-    def trigger(self) -> None:
-        """Nothing: the next frame is the picture."""
-
-    def grab(self, timeout: float) -> Shot:
-        """The next frame; decoding it takes as long as it takes."""
-        with self._lock:
-            item = None if self._closed else next(self._frames, None)
-            if item is None:
-                raise EndOfFrames
-            name = f"{self._path}#{self._number}"
-            self._number += 1
-            if isinstance(item, SaaeError):
-                self._stats = replace(self._stats, bad=self._stats.bad + 1, last_error=item.what)
-                raise BadFrameError(item.what, item.why, item.cure, name)
-            self._stats = replace(self._stats, grabbed=self._stats.grabbed + 1)
-            return Shot(item, name, now())
-
-    def close(self) -> None:
-        """Ends it. May be called twice."""
-        self._closed = True
 
 
 class RawFrames:
