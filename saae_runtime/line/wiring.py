@@ -1,18 +1,25 @@
-"""What a line.toml names as camera and trigger, opened: files and folders, industrial cameras, PLCs."""
+"""What a line.toml names, opened: files and folders, industrial cameras, PLCs, the HTTP service."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .camera import Camera
 from .cameras.registry import is_camera, open_camera
 from .config import LineConfig, StationConfig
+from .http.options import HttpOptions
 from .plc.trigger import PlcConfig, open_trigger
-from .service import open_file_camera
+from .service import Line, open_file_camera
 
-__all__ = ["SECTIONS", "open_any_camera", "open_trigger"]
+if TYPE_CHECKING:
+    from .http.service import HttpService
 
-SECTIONS: dict[str, type] = {"plc": PlcConfig}
+__all__ = ["SECTIONS", "open_any_camera", "open_http", "open_trigger"]
+
+SECTIONS: dict[str, type] = {"plc": PlcConfig, "http": HttpOptions}
 """Further tables of a line.toml, for `load_config`."""
 
 
@@ -29,3 +36,20 @@ def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
         path, mark, serial = spec.removeprefix("genicam:").partition("#")
         spec = f"genicam:{config.place(str(Path(path).expanduser()))}{mark}{serial}"
     return open_camera(spec, station.camera_options)
+
+
+def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
+    """The HTTP service of a line whose file has `[http]`; None where it has not.
+
+    Raises:
+        As `http.service.HttpService`; ConfigError: a missing library.
+    """
+    options = line.config.extra.get("http")
+    if options is None:
+        return nullcontext()
+    assert isinstance(options, HttpOptions)
+    try:
+        from .http.service import HttpService
+    except ImportError as error:
+        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+    return HttpService(line, options)

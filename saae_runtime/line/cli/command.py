@@ -28,9 +28,11 @@ from ..part import Part
 from ..service import Line
 from ..sinks import KINDS
 from ..systemd import notify, watchdog_seconds
-from ..wiring import SECTIONS, open_any_camera, open_trigger
+from ..wiring import SECTIONS, open_any_camera, open_http, open_trigger
+from .audit import audit_app
 from .check import check_line
 from .example import example
+from .recalibrate import recalibrate_command
 
 __all__ = ["app", "main"]
 
@@ -54,18 +56,28 @@ def run_command(
     console = log()
     config = _load(file)
     stop = threading.Event()
-    with _stopped_by_signals(stop) as received, Line(config, open_any_camera, open_trigger) as line:
+    with (
+        _stopped_by_signals(stop) as received,
+        Line(config, open_any_camera, open_trigger) as line,
+        open_http(line) as http,
+    ):
         printer = None if quiet else _Printer()
         if printer is not None:
             line.listen(lambda part, frame, result: printer.say(part))
         line.start()
         count = len(line.stations)
         console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
+        if http is not None:
+            console.print(f"page: {http.url}")
         notify(f"READY=1\nSTATUS={count} stations")
         _wait(line, stop)
         console.print(f"stopping{' as asked' if received else ''}")
         notify("STOPPING=1")
+        if http is not None:
+            http.stop()
         line.close()
+        if http is not None:
+            http.close()
         if printer is not None:
             printer.finish()
         health = line.health()
@@ -216,6 +228,8 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
 app.command("run", cls=LineCommand)(run_command)
 app.command("check", cls=LineCommand)(check_command)
 app.command("init", cls=LineCommand)(init_command)
+app.command("recalibrate", cls=LineCommand)(recalibrate_command)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:

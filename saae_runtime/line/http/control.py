@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -15,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConfigError, DataError, SaaeError, shown
-from ...files import canonical_json, read_regular, sha256_bytes, write_json
 from ...images import read_image
+from ...meter import one_line
 from ..audit import AuditLog
-from ..config import RecipeConfig
-from ..meter import one_line
+from ..in_force import InForce
 from ..overrides import Override, Overrides, pool_folder
 from ..part import Verdict, now, stamp
 from ..recalibrate import changed_parts, recalibrate, versions
@@ -31,7 +29,6 @@ from .recent import Recent
 
 __all__ = ["Control"]
 
-_CHANGES_LIMIT = 1 << 20
 _CHANGED_SHOWN = 200
 _HIGHEST = 20.0  # times the highest threshold of the bundle's table that people may set
 SERVICE = Who("saae-line", "engineer")
@@ -56,6 +53,7 @@ class Control:
     def __init__(self, line: Line, options: HttpOptions, recent: Recent) -> None:
         self._line, self._recent = line, recent
         self._folder = line.config.place(options.folder)
+        self._in_force = InForce(self._folder / "in-force.json", line.config)
         self._lock = threading.Lock()  # one change after the other
         self._job_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +65,11 @@ class Control:
         except BaseException:
             self.audit.close()
             raise
-        self._restore()
+        try:
+            self._restore()
+        except BaseException:
+            self.close()
+            raise
 
     # --- recipes ---
 
@@ -322,7 +324,7 @@ class Control:
             with suppress(SaaeError):
                 self._write(who, f"{what} refused", {"recipe": recipe, "why": error.what})
             raise
-        self._keep(who, recipe)
+        self._in_force.keep(after.config, who.name)
         return after
 
     def _write(self, who: Who, what: str, data: Mapping[str, Any]) -> None:
@@ -352,59 +354,17 @@ class Control:
         except SaaeError as error:
             return None, one_line(error)
 
-    # --- what is in force, over a restart ---
-
-    @property
-    def _changes_file(self) -> Path:
-        return self._folder / "in-force.json"
-
-    def _keep(self, who: Who, name: str) -> None:
-        written = self._line.config.recipe(name)
-        config = self._recipe(name).config
-        fields = ("threshold", "false_alarms", "bundle")
-        changes = {key: getattr(config, key) for key in fields if getattr(config, key) != getattr(written, key)}
-        kept = self._read_changes()
-        kept[name] = {"recipe": _digest(written), "changes": changes, "who": who.name, "time": stamp(now())}
-        if not changes:
-            del kept[name]
-        write_json(self._changes_file, kept)
-
-    def _read_changes(self) -> dict[str, Any]:
-        try:
-            data = json.loads(read_regular(self._changes_file, _CHANGES_LIMIT))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            self._line.meter.fail(f"{self._changes_file} is passed over: {one_line(error)}")
-            return {}
-        return data if isinstance(data, dict) else {}
-
     def _restore(self) -> None:
         """Puts in force again what people changed; what cannot be is said and left out."""
-        for name, kept in self._read_changes().items():
+        changes, problems = self._in_force.read()
+        for name, change in changes.items():
             try:
-                written = self._line.config.recipe(name)
-                if kept["recipe"] != _digest(written):
-                    why = "the recipe's table in line.toml has been changed since"
-                    self._write(SERVICE, "change dropped", {"recipe": name, "why": why})
-                    continue
-                changes = {key: kept["changes"][key] for key in kept["changes"]}
-                if not changes.keys() <= {"threshold", "false_alarms", "bundle"}:
-                    raise ConfigError(f"{self._changes_file} names what cannot be changed.")
-                place = self._line.config.place
-                if "bundle" in changes and place(changes["bundle"]) not in versions(place(written.bundle)):
-                    raise ConfigError(f"{shown(changes['bundle'])} is no version of the bundle any more.")
-                for one, other in (("threshold", "false_alarms"), ("false_alarms", "threshold")):
-                    if changes.get(one) is not None:
-                        changes.pop(other, None)
-                _, after = self._line.book.change(name, **changes)
-                data = {"recipe": name, "changes": kept["changes"], "threshold": after.threshold}
-                self._write(SERVICE, "change in force again", data)
-            except (SaaeError, StopIteration, KeyError, TypeError, AttributeError) as error:
-                self._line.meter.fail(error)
-                with suppress(SaaeError):
-                    self._write(SERVICE, "change dropped", {"recipe": shown(name), "why": one_line(error)})
-
-
-def _digest(config: RecipeConfig) -> str:
-    return sha256_bytes(canonical_json(asdict(config)).encode())
+                _, after = self._line.book.change(name, **change)
+            except SaaeError as error:
+                problems[name] = error.what
+                continue
+            data = {"recipe": name, "changes": change, "threshold": after.threshold}
+            self._write(SERVICE, "change in force again", data)
+        for name, why in problems.items():
+            self._line.meter.fail(f"a change of recipe {name} was dropped: {why}")
+            self._write(SERVICE, "change dropped", {"recipe": name, "why": why})

@@ -108,7 +108,7 @@ class HttpService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _serve(self, started: Callable[[int], None], stop: asyncio.Event) -> None:
+    async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         options = self.context.options
         place = self.context.line.config.place
         config = uvicorn.Config(
@@ -128,7 +128,7 @@ class HttpService:
             ssl_certfile=None if options.certificate is None else str(place(options.certificate)),
             ssl_keyfile=None if options.key is None else str(place(options.key)),
         )
-        listener = _listener(options)
+        listener = _listener(options.host, port)
         self._server = server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
@@ -188,14 +188,14 @@ def _numeric(host: str) -> str:
     return "127.0.0.1" if host == "localhost" else host
 
 
-def _listener(options: HttpOptions) -> socket.socket:
-    host = _numeric(options.host)
+def _listener(name: str, port: int) -> socket.socket:
+    host = _numeric(name)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, options.port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"http: no server at {host}:{options.port}.", str(error), "[http] host and port") from error
+        raise ConfigError(f"http: no server at {host}:{port}.", str(error), "[http] host and port") from error
     listener.set_inheritable(False)
     return listener

@@ -71,7 +71,7 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
     """What asks a station for verdicts.
 
     `trigger = "free"`: nothing, each frame is a part; `modbus:HOST:PORT`, `opcua:HOST:PORT`, or both with a comma
-    between them: servers on these addresses.
+    between them: servers on these addresses; `http`: no server of its own, see `saae_runtime.line.http`.
 
     Raises:
         ConfigError: another trigger, an unknown recipe, a missing library.
@@ -92,6 +92,8 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
     try:
         for spec in station.trigger.split(","):
             kind, _, listen = spec.strip().partition(":")
+            if spec.strip() == "http":  # `POST /v1/trigger` of the service that `[http]` names
+                continue
             if kind == "modbus":
                 server: _Server = ModbusServer(
                     handshake, listen or "127.0.0.1", numbers, keep_on_disconnect=options.keep_on_disconnect
@@ -102,7 +104,7 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
                 raise ConfigError(
                     f"Station {station.name}: no trigger is named {shown(spec)}.",
                     "",
-                    'trigger = "free", "modbus:127.0.0.1:502", "opcua:127.0.0.1:4840", or two of them with a comma',
+                    'trigger = "free", "http", "modbus:127.0.0.1:502", "opcua:127.0.0.1:4840", or several with a comma',
                 )
             handshake.servers += (server,)
     except BaseException:
