@@ -30,7 +30,7 @@ LIBRARIES = {
     "safetensors": "pip install 'saae[train]'",
     "scipy": "pip install 'saae[train]'",
     "sklearn": "pip install 'saae[dev]'",
-    "selenium": "pip install 'saae[dev]'",
+    "selenium": "pip install selenium",
     "tensorrt_rtx": "pip install 'saae[tensorrt-rtx]'",
     "timm": "pip install 'saae[train]'",
     "uvicorn": "pip install 'saae[serve]'",

@@ -182,6 +182,7 @@ def _picture(body: bytes, content_type: str) -> bytes:
         return body
     boundary = options.get(b"boundary", b"")
     parts: list[tuple[bytearray, bytearray]] = []  # headers, content
+    whole: list[bytes] = []  # files that have come to their end
 
     def begin() -> None:
         parts.append((bytearray(), bytearray()))
@@ -191,6 +192,10 @@ def _picture(body: bytes, content_type: str) -> bytes:
 
     def content(data: bytes, start: int, end: int) -> None:
         parts[-1][1].extend(data[start:end])
+
+    def end() -> None:
+        if b"filename" in parts[-1][0]:
+            whole.append(bytes(parts[-1][1]))
 
     try:
         if not 1 <= len(boundary) <= 70:
@@ -202,17 +207,17 @@ def _picture(body: bytes, content_type: str) -> bytes:
                 "on_header_field": header,
                 "on_header_value": header,
                 "on_part_data": content,
+                "on_part_end": end,
             },
         )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
         raise ImageError("The form cannot be read.", str(error), "send the picture as the body itself") from error
-    for headers, data in parts:
-        if b"filename" in headers:
-            return bytes(data)
+    if whole:
+        return whole[0]
     raise ImageError(
-        "The form has no file.", f"It has {len(parts)} fields.", "curl -F image=@part.png, or the body itself"
+        "The form has no whole file.", f"It has {len(parts)} fields.", "curl -F image=@part.png, or the body itself"
     )
 
 
