@@ -53,7 +53,9 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_a_changed_removed_moved_or_cut_line_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_changed_removed_moved_or_cut_line_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     lines = written(path)
     place = data.draw(st.integers(0, len(lines) - 1))

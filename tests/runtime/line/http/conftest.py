@@ -19,7 +19,7 @@ from saae_runtime.line.wiring import SECTIONS, open_http, open_trigger
 
 Serve = Callable[..., HttpService]
 
-SECOND = '''
+SECOND = """
 [[station]]
 name = "asked"
 camera = "frames"
@@ -32,7 +32,7 @@ name = "other"
 bundle = "{bundle}"
 threads = 1
 threshold = 500.0
-'''
+"""
 
 
 def cameras(config: LineConfig, station: StationConfig) -> Camera:
