@@ -3,8 +3,9 @@
     python benchmarks/line.py BUNDLE [--size 1024x1024] [--runs 200] [--soak 100000] [--out FILE]
 
   delay  A part is asked for, its frame comes from memory, its verdict is given: from asking to the verdict, against
-         `engine(frame)` of the same frame alone. Alternately, so that a busy machine slows both. On: JSON lines, SQLite
-         and MQTT to a mosquitto that is started here (without one: a broker that is dead, which the result says).
+         `engine(frame)` of the same frame alone. Alternately, so that a busy machine slows both. On: JSON lines, CSV,
+         SQLite and MQTT to a mosquitto that is started here (without one: a broker that is dead, which the result says).
+         `added_cpu` is the processor time of all threads, which other work on the machine hardly changes.
   soak   Parts as fast as they are judged, with JSON lines, CSV, SQLite and MQTT: resident memory at twenty moments,
          whether the order was kept, and whether every part is in every file.
 
@@ -167,7 +168,7 @@ def _line(folder: Path, bundle: Path, port: int, trigger: str, threads: int | No
 def delay(bundle: Path, size: tuple[int, int], runs: int, threads: int | None) -> dict[str, Any]:
     """Milliseconds of the engine alone and of the service, medians and the 95th percentile."""
     frames = _frames(size)
-    alone, service, added = [], [], []
+    alone, service, added, cpu = [], [], [], []
     with tempfile.TemporaryDirectory() as name, broker(Path(name)) as (port, is_there):
         asker = Asker()
         with _line(Path(name), bundle, port, "asked", threads, Memory(frames, None), asker) as line:
@@ -175,17 +176,20 @@ def delay(bundle: Path, size: tuple[int, int], runs: int, threads: int | None) -
             line.start()
             for run in range(runs + 10):
                 frame = frames[(run + 1) % len(frames)]
-                start = time.perf_counter()
+                start, spent = time.perf_counter(), time.process_time()
                 engine(frame)
-                one = time.perf_counter() - start
+                one, first = time.perf_counter() - start, time.process_time() - spent
+                spent = time.process_time()
                 two = asker.ask()
+                second = time.process_time() - spent
                 if run >= 10:
                     alone.append(1000 * one)
                     service.append(1000 * two)
                     added.append(1000 * (two - one))
+                    cpu.append(1000 * (second - first))
                 time.sleep(0.01)  # a line has a beat; the sinks work in between
             backend = engine.backend.description
-    rows = {"engine": alone, "service": service, "added": added}
+    rows = {"engine": alone, "service": service, "added": added, "added_cpu": cpu}
     return {
         "backend": backend,
         "mqtt": is_there,
@@ -253,7 +257,7 @@ def main(
     common.print_table(
         f"From asking for a part to its verdict, {size}",
         ["", "median ms", "95 % ms"],
-        [(key, *one[f"{key}_ms"]) for key in ("engine", "service", "added")],
+        [(key, *one[f"{key}_ms"]) for key in ("engine", "service", "added", "added_cpu")],
         [one["backend"], "MQTT on" if one["mqtt"] else "no broker here: MQTT with a dead one"],
     )
     if count:
