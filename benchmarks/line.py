@@ -4,7 +4,7 @@
 
   delay  A part is asked for, its frame comes from memory, its verdict is given: from asking to the verdict, against
          `engine(frame)` of the same frame alone. Alternately, so that a busy machine slows both. On: JSON lines, CSV,
-         SQLite and MQTT to a mosquitto that is started here (without one: a broker that is dead, which the result says).
+         SQLite and MQTT to a mosquitto that is started here (without one: to a dead broker, which the result says).
          `added_cpu` is the processor time of all threads, which other work on the machine hardly changes.
   soak   Parts as fast as they are judged, with JSON lines, CSV, SQLite and MQTT: resident memory at twenty moments,
          whether the order was kept, and whether every part is in every file.
