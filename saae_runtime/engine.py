@@ -168,7 +168,7 @@ class Engine:
 
         Returns:
             `open`; `backend`, in words; `counts` of `frames` and of `failed` calls; `latency_ms` of the latest 2000
-            calls, by percentile; `last_error` and its age in seconds; `idle_seconds` since the last call that went well.
+            calls, by percentile; `last_error` and its age in seconds; `idle_seconds` since the last good call.
         """
         reading = self._meter.read().to_dict()
         reading["counts"] = {"frames": 0, "failed": 0} | reading["counts"]

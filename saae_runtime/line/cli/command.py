@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -36,6 +37,7 @@ __all__ = ["app", "main"]
 app = command_group("Run inspection stations from one file: cameras, recipes, records, pictures.")
 
 _TICK = 0.2  # seconds between two looks of the main thread
+_PRINTED = 1000  # lines that may wait for a slow reader
 
 File = Annotated[Path, typer.Argument(help="The line.toml.")]
 
@@ -53,8 +55,9 @@ def run_command(
     config = _load(file)
     stop = threading.Event()
     with _stopped_by_signals(stop) as received, Line(config, open_any_camera, open_trigger) as line:
-        if not quiet:
-            line.listen(lambda part, frame, result: _say(part))
+        printer = None if quiet else _Printer()
+        if printer is not None:
+            line.listen(lambda part, frame, result: printer.say(part))
         line.start()
         count = len(line.stations)
         console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
@@ -63,6 +66,8 @@ def run_command(
         console.print(f"stopping{' as asked' if received else ''}")
         notify("STOPPING=1")
         line.close()
+        if printer is not None:
+            printer.finish()
         health = line.health()
     lost = _summarize(console, health)
     raise typer.Exit(4 if lost else 0)
@@ -132,14 +137,35 @@ def _wait(line: Line, stop: threading.Event) -> None:
             due = time.monotonic() + seconds / 3
 
 
-def _say(part: Part) -> None:
-    score = "" if part.score is None else f" {part.score:.4g} (limit {part.threshold:.4g})"
-    reason = "" if part.reason == "score" else f" {part.reason}"
-    try:
-        sys.stdout.write(f"{part.verdict.value} {part.station} {part.part_id}{score}{reason}\n")
-        sys.stdout.flush()
-    except (OSError, ValueError):  # nobody reads along any more; the records are elsewhere
-        return
+class _Printer:
+    """Prints a line for each part on a thread of its own: whoever reads slowly, or not at all, holds up no station."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue(_PRINTED)
+        self._thread = threading.Thread(target=self._print, name="printer", daemon=True)
+        self._thread.start()
+
+    def say(self, part: Part) -> None:
+        """Takes a part in; without room its line is left out."""
+        score = "" if part.score is None else f" {part.score:.4g} (limit {part.threshold:.4g})"
+        reason = "" if part.reason == "score" else f" {part.reason}"
+        with suppress(queue.Full):
+            self._lines.put_nowait(f"{part.verdict.value} {part.station} {part.part_id}{score}{reason}\n")
+
+    def finish(self) -> None:
+        """Prints what waits, for a moment at most."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(0.3)
+
+    def _print(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                sys.stdout.write(line)
+                if self._lines.empty():
+                    sys.stdout.flush()
+            except (OSError, ValueError):  # nobody reads along any more; the records are elsewhere
+                return
 
 
 def _summarize(console: Console, health: dict[str, object]) -> int:

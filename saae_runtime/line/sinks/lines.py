@@ -91,12 +91,14 @@ class _LinesSink:
         self._rotation = None if rotate is None else Rotation.parse(rotate, keep)
         self._file: LineFile | None = None
         self._has: set[str] = set()
+        self._doubtful = 0  # so many of the next records may be there already
 
     def open(self) -> None:
         """Opens the file and reads its end; see `Sink`."""
         self.close()
         self._file = self._opened()
         self._has = set()
+        self._doubtful = _TAIL
         for line in self._file.tail(_TAIL):
             with suppress(ValueError, TypeError, KeyError, IndexError, csv.Error):
                 self._has.add(self._key_of(line.decode("utf-8")))
@@ -110,7 +112,8 @@ class _LinesSink:
                 if self._has and self._key_of(line.decode("utf-8")) in self._has:
                     continue
                 self._file.write(line)
-        if self._has and len(records) < self.batch:
+        self._doubtful -= len(records)
+        if self._doubtful <= 0:
             self._has = set()  # everything that could come again has come
         return len(records)
 
