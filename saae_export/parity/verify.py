@@ -43,7 +43,7 @@ __all__ = [
 
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
-_REPEATS = 3  # the first run, the one that is captured, and one that is played back
+_REPEATS = 3  # the first run, the captured one, and a replay
 _COMPILE_AGAIN = "--precision fp32, another --opt-level, or a newer release of the library"
 
 
@@ -208,7 +208,7 @@ def compare_batches(engine: Engine, source: Source, profile: Profile) -> None:
     """Runs every frame of a source in batches of each size that an engine was built for, several times over.
 
     A compiled engine has kernels of its own for each batch size, and the first launches of a size go another way than
-    those that are played back from a CUDA graph. Repeats must be equal to the bit.
+    those that are replayed from a CUDA graph. Repeats must be equal to the bit.
 
     Args:
         engine: opened on one compiled engine alone (`Bundle.only`).

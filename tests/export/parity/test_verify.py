@@ -16,7 +16,7 @@ from tiny_models import tiny_detector
 from typer.testing import CliRunner
 
 import saae_export.parity.verify as verify_module
-from saae_export.calibrate.images import find_pictures
+from saae_export.calibrate.images import find_images
 from saae_export.calibrate.recalibrate import recalibrate
 from saae_export.cli import app
 from saae_export.cli.inspect import bundle_view
@@ -310,7 +310,7 @@ def test_reference_frames_survive_the_disk(bundle: Bundle, tmp_path: Path, flat:
 
 
 def test_a_bundle_calibrated_again_is_whole(bundle: Bundle, data: Path) -> None:
-    good = find_pictures([str(data / "weave" / "test" / "good"), str(data / "weave" / "train" / "good" / "00*.png")])
+    good = find_images([str(data / "weave" / "test" / "good"), str(data / "weave" / "train" / "good" / "00*.png")])
     found = recalibrate(bundle.path, good, precisions=["fp32", "fp16"])
     opened = open_bundle(bundle.path, verify=True)
     assert opened.manifest.calibration.given_later
