@@ -52,6 +52,19 @@ def test_equal_to_pytorch_at_any_batch(detector, files: dict[str, Path], precisi
         assert abs(outputs["score"][index] - score) <= bound
 
 
+def test_tiles_are_inside_the_graph_at_any_batch(tmp_path: Path) -> None:
+    detector = tiny_detector(size=(96, 80), layers=(0, 1), tiles=(2, 2), components=24, score="cosine")
+    assert len(detector.backbone.tiles) == 4
+    file = export_onnx(FusedGraph(detector, SIZE, "fp32"), tmp_path / "tiles.onnx", 0.5, {"saae.category": "tiny"})
+    reference = TorchReference(detector, SIZE)
+    for batch in (1, 3):
+        frames = noise_frames(batch, SIZE, seed=batch)
+        outputs = run_onnx(session(file), frames)
+        for frame, found in zip(frames, outputs["anomaly_map"], strict=True):
+            expected = reference(frame).anomaly_map
+            assert np.abs(found - expected).max() <= BOUNDS["fp32"] * float(np.abs(expected).max())
+
+
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_threshold_is_an_input_with_a_default(files: dict[str, Path], precision: str) -> None:
     runner = session(files[precision])
