@@ -30,6 +30,7 @@ from saae_export.pipeline.latency import measure
 from saae_export.pipeline.report import write_heatmaps
 from saae_export.report.data import Example
 from saae_runtime import Engine, backends
+from saae_runtime.backends.base import RawOutputs
 from saae_runtime.backends.onnxruntime import backend as ort_backend
 from saae_runtime.backends.onnxruntime import choose as ort_choose
 from saae_runtime.backends.onnxruntime import openvino as ort_openvino
@@ -181,6 +182,22 @@ def test_another_models_graph_fails(bundle: Bundle, tmp_path: Path) -> None:
     verdicts = {report.precision: report.passed for report in found.reports}
     assert verdicts == {"fp32": False, "fp16": True}
     with pytest.raises(ParityError, match=r"model\.onnx"):
+        require(found.reports)
+
+
+def test_a_graph_that_is_wrong_in_batches_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may have a session of its own for batches, which single frames never reach."""
+    infer = ort_backend.OrtBackend.infer
+
+    def in_batches(self: ort_backend.OrtBackend, frames: np.ndarray, threshold: float) -> RawOutputs:
+        found = infer(self, frames, threshold)
+        return found if len(frames) == 1 else dataclasses.replace(found, anomaly_map=found.anomaly_map * 2)
+
+    monkeypatch.setattr(ort_backend.OrtBackend, "infer", in_batches)
+    found = verify(bundle.path, backend="onnxruntime:cpu")
+    assert [report.passed for report in found.reports] == [False] * 2
+    assert found.reports[0].worst.batch == 8
+    with pytest.raises(ParityError, match=r"model\.onnx .*disagrees"):
         require(found.reports)
 
 
