@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tiny_models import tiny_detector
+from twelve_bits import WHITE, write_twice
 from typer.testing import CliRunner
 
 import saae_export.parity.verify as verify_module
@@ -164,6 +165,17 @@ def test_against_pytorch_on_images(bundle: Bundle, built: tuple[BuildResult, str
     )
     assert [len(report.images) for report in found.reports] == [3, 3]
     assert all(report.passed and report.against == "PyTorch FP32" for report in found.reports)
+
+
+def test_images_of_a_twelve_bit_camera_are_compared_at_the_bundles_white_level(bundle: Bundle, tmp_path: Path) -> None:
+    height, width = bundle.manifest.frame.height, bundle.manifest.frame.width
+    grays = [np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8) for seed in range(2)]
+    plain, deep = write_twice(grays, tmp_path)
+    wanted = verify(bundle.path, data=plain, backend="onnxruntime:cpu").reports
+    frame = dataclasses.replace(bundle.manifest.frame, white_level=WHITE)
+    update_bundle(bundle, dataclasses.replace(bundle.manifest, frame=frame), {})
+    found = verify(bundle.path, data=deep, backend="onnxruntime:cpu").reports
+    assert [report.images for report in found] == [report.images for report in wanted]  # pixel values among them
 
 
 def test_against_the_fp32_graph_on_images(bundle: Bundle, data: Path) -> None:
