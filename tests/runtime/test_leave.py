@@ -16,7 +16,7 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 from saae_runtime.render import save_png
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "saae_runtime.cli"]
 
