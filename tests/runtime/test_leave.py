@@ -158,6 +158,17 @@ def test_closed_streams(bundle: Path, image: Path, tmp_path: Path, closed: str) 
     assert json.loads(line)["source"] == str(image)
 
 
+def test_a_file_does_not_take_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Else what a library in C prints would end up in it."""
+    code = (
+        "import os, sys; from saae_runtime.leave import open_closed_streams; open_closed_streams(); "
+        "number = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(number, str(number).encode())"
+    )
+    shell = f"exec {sys.executable} -c '{code}' {tmp_path / 'log'} <&- >&- 2>&-"
+    subprocess.run(["sh", "-c", shell], env=ENVIRONMENT, check=True)
+    assert int((tmp_path / "log").read_text()) > 2
+
+
 def test_json_to_a_closed_standard_output_is_an_error(bundle: Path, image: Path) -> None:
     shell = f"exec {sys.executable} -m saae_runtime.cli {bundle} {image} --json - >&-"
     done = subprocess.run(["sh", "-c", shell], env=ENVIRONMENT, capture_output=True, text=True, check=False)
