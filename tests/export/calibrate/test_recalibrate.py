@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from tiny_bundle import expected_map, make_tiny_bundle
+from twelve_bits import WHITE, write_twice
 
 import saae_export.calibrate.recalibrate as recalibrate_module
 from saae_export.calibrate.images import find_images
@@ -166,6 +167,20 @@ def test_pictures_of_other_sizes_count_as_the_engine_sees_them(bundle: Path, tmp
 
 
 # --- what rests on T ---
+
+
+def test_pictures_of_a_twelve_bit_camera_count_at_the_bundles_white_level(bundle: Path, tmp_path: Path) -> None:
+    grays = [np.random.default_rng(seed).integers(40, 90, SIZE, np.uint8) for seed in range(5)]
+    plain, deep = write_twice(grays, tmp_path)
+    wanted = again(bundle, plain, target=tmp_path / "other")
+    opened = open_bundle(bundle)
+    frame = dataclasses.replace(opened.manifest.frame, white_level=WHITE)
+    update_bundle(opened, dataclasses.replace(opened.manifest, frame=frame), {})
+    found = again(bundle, deep)
+    assert [item.after for item in found.changes] == [item.after for item in wanted.changes]
+    assert [item.scores for item in found.changes] == [item.scores for item in wanted.changes]
+    assert open_bundle(bundle).manifest.frame.white_level == WHITE
+    assert not any("white level" in note for note in found.notes)
 
 
 def test_graphs_have_the_new_default_and_nothing_else_changes(bundle: Path, pictures: Path) -> None:

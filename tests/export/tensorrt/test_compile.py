@@ -16,7 +16,7 @@ import pytest
 from needs import need
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from tiny_bundle import make_tiny_bundle
+from tiny_bundle import make_tiny_bundle, tiny_graph
 from typer.testing import CliRunner
 
 from saae_export.doctor import run_probe
@@ -493,6 +493,15 @@ def test_bytes_that_are_no_graph(rtx, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x07\xff\xff")
     with pytest.raises(DataError, match=r"cut\.onnx"):
         onnx_for_tensorrt(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize("name", ["frame", "anomaly_map", "smooth", "gray", "Conv", "pads"])
+def test_names_that_are_no_utf8(tmp_path, name):
+    model = tiny_graph(SIZE).replace(name.encode(), name[:-1].encode() + b"\xff")
+    (tmp_path / "odd.onnx").write_bytes(model)
+    with pytest.raises(DataError, match=r"odd\.onnx") as caught:
+        onnx_for_tensorrt(tmp_path / "odd.onnx")
+    assert "no UTF-8" in caught.value.why
 
 
 def test_the_threshold_is_an_input_and_not_built_in(rtx, bundle):
