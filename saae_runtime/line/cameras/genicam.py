@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import ConfigError, DeviceError
 from .options import NodeOptions
 from .pixels import to_rgb
-from .reconnect import LiveCamera, Picture
+from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_genicam"]
 
@@ -39,7 +39,13 @@ def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         )
     name = f"genicam:{Path(path).name}" + (f"#{serial}" if serial else "")
     producer = _Producer.of(path, harvester_type)
-    return LiveCamera(name, lambda: _GenicamDevice(name, producer, serial, wanted), wanted.buffer, wanted.silent_after)
+    return LiveCamera(
+        name,
+        lambda: _GenicamDevice(name, producer, serial, wanted),
+        wanted.buffer,
+        wanted.silent_after,
+        early=wanted.early,
+    )
 
 
 class _Producer:
@@ -111,7 +117,7 @@ class _Producer:
 class _GenicamDevice:
     def __init__(self, name: str, producer: _Producer, serial: str, options: NodeOptions) -> None:
         self._name, self._options, self._producer = name, options, producer
-        self.triggered = options.trigger == "software"
+        self.mode: Mode = options.trigger
         self._last: int | None = None
         self._acquirer = producer.acquirer(name, serial)
         try:

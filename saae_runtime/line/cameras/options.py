@@ -51,6 +51,7 @@ class NodeOptions:
             camera itself is set up, by its own input.
         pixel_format: value of PixelFormat; None: as the camera has it.
         white_level: of gray with more than 8 bits; None: all its bits.
+        early: seconds that a picture of the camera's own input may come before the line's trigger.
         silent_after: seconds without a frame after which a freely running camera is opened again.
         buffer: frames that wait for the station at most; older ones are dropped and counted.
         buffers: buffers of the producer; 0: its own choice.
@@ -60,6 +61,7 @@ class NodeOptions:
     trigger: Literal["off", "software", "hardware"] = "off"
     pixel_format: str | None = None
     white_level: int | None = None
+    early: float = 0.0
     silent_after: float | None = 5.0
     buffer: int = 1
     buffers: int = 0
@@ -89,6 +91,7 @@ class NodeOptions:
             trigger,
             pixel_format,
             check_white_level(options.get("white_level")),
+            0.0 if "early" not in options else number(options, "early", 0.0, what),
             None if trigger == "hardware" else silent,
             int(number(options, "buffer", 1, what)),
             int(number(options, "buffers", 0, what, -1)),

@@ -9,7 +9,7 @@ from ...errors import ConfigError, DeviceError
 from ..camera import BadFrameError
 from .options import NodeOptions
 from .pixels import to_rgb
-from .reconnect import LiveCamera, Picture
+from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_pylon"]
 
@@ -30,13 +30,19 @@ def open_pylon(spec: str, options: Mapping[str, Any]) -> LiveCamera:
     wanted = NodeOptions.read(options)
     library = _load()
     name = f"pylon:{serial}" if serial else "pylon"
-    return LiveCamera(name, lambda: _PylonDevice(name, library, serial, wanted), wanted.buffer, wanted.silent_after)
+    return LiveCamera(
+        name,
+        lambda: _PylonDevice(name, library, serial, wanted),
+        wanted.buffer,
+        wanted.silent_after,
+        early=wanted.early,
+    )
 
 
 class _PylonDevice:
     def __init__(self, name: str, library: Any, serial: str, options: NodeOptions) -> None:
         self._name, self._pylon, self._options = name, library, options
-        self.triggered = options.trigger == "software"
+        self.mode: Mode = options.trigger
         factory = library.TlFactory.GetInstance()
         there = {info.GetSerialNumber(): info for info in factory.EnumerateDevices()}
         if not there or (serial and serial not in there):

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,11 @@ from ...errors import ConfigError, DeviceError, SaaeError
 from ..camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
 from ..part import now
 
-__all__ = ["BackOff", "Device", "LiveCamera", "Picture"]
+__all__ = ["BackOff", "Device", "LiveCamera", "Mode", "Picture"]
 
 _TICK = 0.1  # seconds that a device is asked to wait for a frame at once
 _FLUSH = 5.0  # seconds within which a device has to drop what is under way
+_CLOSE = 1.0  # seconds that `close` waits for the reading thread, which ends behind what it does
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,16 @@ class Picture:
     lost: int = 0
 
 
+Mode = Literal["off", "software", "hardware"]
+"""What makes a camera take a picture: itself, all the time; `trigger`, one each; or an input of its own."""
+
+
 class Device(Protocol):
     """A connected camera. `fetch`, `flush` and `close` are called by one thread; `trigger` by another."""
 
     @property
-    def triggered(self) -> bool:
-        """Whether it takes pictures only when `trigger` is called."""
+    def mode(self) -> Mode:
+        """What makes it take pictures."""
 
     def fetch(self, timeout: float) -> Picture | None:
         """The next frame; None when none came within about so many seconds.
@@ -87,7 +92,8 @@ class LiveCamera:
 
     A picture taken for one part never serves another: before each trigger, waiting frames are thrown away, and where a
     triggered picture is still owed, the device drops all that is under way. A camera that runs freely gives the
-    second frame that comes after the trigger, since the first may have been exposed before it.
+    second frame that comes after the trigger, since the first may have been exposed before it. One that an input of its
+    own triggers gives the first one that comes after the line's trigger, or `early` seconds before it at most.
 
     Args:
         name: in shots and errors.
@@ -95,6 +101,7 @@ class LiveCamera:
         keep: frames at most that wait.
         silent_after: seconds without a frame after which a freely running device counts as gone; None: never.
         back_off: between two tries to connect.
+        early: seconds that the picture of an input of the camera's own may come before the line's trigger.
 
     Raises:
         ConfigError: of the first try to connect. A device that is merely not there is looked for from then on.
@@ -109,11 +116,13 @@ class LiveCamera:
         keep: int = 1,
         silent_after: float | None = 5.0,
         back_off: BackOff | None = None,
+        early: float = 0.0,
     ) -> None:
+        self._early = early
         self._name, self._connect, self._keep, self._silent_after = name, connect, keep, silent_after
         self._back_off = back_off or BackOff()
         self._changed = threading.Condition()
-        self._shots: deque[Shot | SaaeError] = deque()
+        self._shots: deque[tuple[float, Shot | SaaeError]] = deque()  # with when it came
         self._stats = CameraStats(connected=False)
         self._device: Device | None = None
         self._number = 0
@@ -143,12 +152,18 @@ class LiveCamera:
         """
         with self._changed:
             self._asked = True
-            self._shots.clear()
             self._dropped = 0
             device = self._device
             if device is None:
+                self._shots.clear()
                 raise self._gone()
-            if not device.triggered:
+            if device.mode == "hardware":
+                oldest = time.monotonic() - self._early
+                while self._shots and self._shots[0][0] < oldest:
+                    self._shots.popleft()
+                return
+            self._shots.clear()
+            if device.mode == "off":
                 self._skip = 1
                 return
             if self._owed:
@@ -173,7 +188,7 @@ class LiveCamera:
         with self._changed:
             self._changed.wait_for(lambda: self._shots or self._closed or self._broken, timeout)
             if self._shots:
-                item = self._shots.popleft()
+                _, item = self._shots.popleft()
                 self._changed.notify_all()
                 self._owed = False
                 if isinstance(item, SaaeError):
@@ -193,7 +208,7 @@ class LiveCamera:
             self._closed = True
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
-            self._thread.join(_FLUSH)
+            self._thread.join(_CLOSE)
 
     # --- the reading thread ---
 
@@ -247,7 +262,7 @@ class LiveCamera:
             if picture is not None:
                 gave, heard = True, time.monotonic()
                 self._put(picture.frame, picture.lost)
-            elif not device.triggered and self._silent_after is not None:
+            elif device.mode == "off" and self._silent_after is not None:
                 silent = time.monotonic() - heard
                 if silent > self._silent_after:
                     self._note(NoFrameError(f"{self._name} has given no frame for {silent:.0f} s."))
@@ -265,7 +280,7 @@ class LiveCamera:
                 self._stats = replace(self._stats, bad=self._stats.bad + 1, last_error=item.what)
             before = 0  # what was lost in front of those that are thrown away now, and is counted already
             while len(self._shots) >= self._keep:
-                old = self._shots.popleft()
+                _, old = self._shots.popleft()
                 before += old.dropped if isinstance(old, Shot) else 0
                 lost += 1
             if self._asked:
@@ -273,9 +288,10 @@ class LiveCamera:
             self._dropped += before + lost
             self._stats = replace(self._stats, dropped=self._stats.dropped + lost)
             if isinstance(item, BadFrameError):
-                self._shots.append(item)
+                self._shots.append((time.monotonic(), item))
             else:
-                self._shots.append(Shot(item, f"{self._name}#{self._number}", now(), self._dropped))
+                shot = Shot(item, f"{self._name}#{self._number}", now(), self._dropped)
+                self._shots.append((time.monotonic(), shot))
                 self._dropped = 0
             self._changed.notify_all()
 

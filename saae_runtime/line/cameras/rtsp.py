@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ...errors import ConfigError, DeviceError
 from .options import known_only, number
-from .reconnect import LiveCamera, Picture
+from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["STREAMS", "open_stream"]
 
@@ -51,7 +51,7 @@ def without_password(address: str) -> str:
 
 
 class _Stream:
-    triggered = False
+    mode: Mode = "off"
 
     def __init__(self, av: Any, address: str, name: str, timeout: float, transport: str) -> None:
         self._name = name

@@ -10,7 +10,7 @@ from ...errors import ConfigError, DeviceError
 from ...sources.video import camera_frames, check_camera
 from ..camera import BadFrameError
 from .options import known_only, number
-from .reconnect import LiveCamera, Picture
+from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_webcam"]
 
@@ -34,7 +34,7 @@ def open_webcam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
 
 
 class _Webcam:
-    triggered = False
+    mode: Mode = "off"
 
     def __init__(self, index: int) -> None:
         self._frames = camera_frames(index)

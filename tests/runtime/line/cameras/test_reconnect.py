@@ -11,7 +11,7 @@ import pytest
 
 from saae_runtime.errors import ConfigError, DeviceError
 from saae_runtime.line.camera import BadFrameError, EndOfFrames, NoFrameError
-from saae_runtime.line.cameras.reconnect import BackOff, LiveCamera, Picture
+from saae_runtime.line.cameras.reconnect import BackOff, LiveCamera, Mode, Picture
 
 QUICK = 0.001
 
@@ -19,8 +19,8 @@ QUICK = 0.001
 class Bench:
     """A camera on a bench: frames are numbers, put by the test or taken by a trigger."""
 
-    def __init__(self, triggered: bool = False) -> None:
-        self.triggered = triggered
+    def __init__(self, mode: Mode = "off") -> None:
+        self.mode: Mode = mode
         self.there = True
         self.changed = threading.Condition()
         self.frames: list[int | Exception | tuple[int, int]] = []
@@ -43,7 +43,7 @@ class Bench:
 class Device:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.triggered = bench.triggered
+        self.mode: Mode = bench.mode
 
     def fetch(self, timeout: float) -> Picture | None:
         bench = self.bench
@@ -136,7 +136,7 @@ def test_silence_counts_as_gone_unless_it_waits_for_triggers() -> None:
     until(lambda: camera.stats.reconnects >= 2)
     assert "no frame" in camera.stats.last_error
     camera.close()
-    bench = Bench(triggered=True)
+    bench = Bench("software")
     camera = opened(bench, silent_after=0.01)
     time.sleep(0.3)
     assert camera.stats.reconnects == 0
@@ -144,7 +144,7 @@ def test_silence_counts_as_gone_unless_it_waits_for_triggers() -> None:
 
 
 def test_a_triggered_picture_is_the_one_of_its_trigger() -> None:
-    bench = Bench(triggered=True)
+    bench = Bench("software")
     camera = opened(bench)
     for number in range(1, 6):
         camera.trigger()
@@ -154,7 +154,7 @@ def test_a_triggered_picture_is_the_one_of_its_trigger() -> None:
 
 
 def test_a_late_picture_never_serves_the_next_part() -> None:
-    bench = Bench(triggered=True)
+    bench = Bench("software")
     camera = opened(bench)
     bench.lazy = True
     camera.trigger()
@@ -172,14 +172,33 @@ def test_of_a_free_camera_the_second_frame_after_the_trigger_counts() -> None:
     bench = Bench()
     camera = opened(bench)
     bench.put(1)
-    until(lambda: not bench.frames)
+    until(lambda: camera._number == 1)
     camera.trigger()
     bench.put(2, 3)
     assert camera.grab(10).frame[0, 0, 0] == 3
     dropped = camera.stats.dropped
     bench.put(*range(4, 20))
-    until(lambda: not bench.frames)
+    until(lambda: camera._number == 19)
     assert camera.stats.dropped == dropped  # between parts nothing is missed
+    camera.close()
+
+
+def test_a_picture_of_the_cameras_own_input_comes_after_the_trigger_or_a_little_before() -> None:
+    bench = Bench("hardware")
+    camera = opened(bench, early=3600.0, keep=3)
+    bench.put(1)
+    until(lambda: camera._number == 1)
+    camera.trigger()
+    assert camera.grab(10).frame[0, 0, 0] == 1
+    camera.close()
+    camera = opened(bench)
+    bench.put(2)
+    until(lambda: camera._number == 1)
+    time.sleep(0.01)
+    camera.trigger()  # frame 2 was taken for nobody
+    bench.put(3)
+    assert camera.grab(10).frame[0, 0, 0] == 3
+    assert bench.taken == 0
     camera.close()
 
 

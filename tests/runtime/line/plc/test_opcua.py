@@ -341,7 +341,7 @@ def test_a_server_that_fails_is_started_again_on_its_port(monkeypatch: pytest.Mo
             try:
                 again = Control(server.url)
                 break
-            except (OSError, TimeoutError, ua.UaError):
+            except Exception:  # whatever the library has for a server that is not there
                 assert time.monotonic() < end
                 time.sleep(0.1)
         assert server.port == port
