@@ -117,3 +117,20 @@ def test_with_masks_the_first_parts_are_the_reference() -> None:
     monitor = DriftMonitor(HealthConfig(drift_window=100))
     assert feed(monitor, random.lognormal(0, 0.3, 1000), table, masks={"roi": []}) == []
     assert len(feed(monitor, random.lognormal(0.5, 0.3, 200), table, masks={"roi": []})) == 1
+
+
+@pytest.mark.parametrize("images", [50, 200, 2000])
+def test_a_line_of_good_parts_begins_few_alarms(images: int) -> None:
+    """Windows that overlap, one for each part: an alarm begins less often than once in 10,000 parts."""
+    random = np.random.default_rng(images)
+    window, count, begun, lines = 200, 20_000, 0, 60
+    for _ in range(lines):
+        limits = limits_for(ThresholdTable.from_samples(random.lognormal(0, 0.3, images), 0.01), window, 0.001, 0.02)
+        scores = random.lognormal(0, 0.3, count)
+        out = np.zeros(count - window + 1, np.bool_)
+        for limit in limits:
+            sums = np.cumsum(np.r_[0, scores > limit.mark])
+            above = sums[window:] - sums[:-window]
+            out |= (above > limit.high) | (above < limit.low)
+        begun += int(np.sum(out[1:] & ~out[:-1]))
+    assert begun < lines * count / 10_000
