@@ -10,14 +10,14 @@ from ..errors import ConfigError
 from .camera import Camera
 from .cameras.registry import is_camera, open_camera
 from .config import LineConfig, StationConfig
-from .http.options import HttpOptions
+from .http.options import HttpOptions, users_of
 from .plc.trigger import PlcConfig, open_trigger
 from .service import Line, open_file_camera
 
 if TYPE_CHECKING:
     from .http.service import HttpService
 
-__all__ = ["SECTIONS", "open_any_camera", "open_http", "open_trigger"]
+__all__ = ["SECTIONS", "check_http", "open_any_camera", "open_http", "open_trigger"]
 
 SECTIONS: dict[str, type] = {"plc": PlcConfig, "http": HttpOptions}
 """Further tables of a line.toml, for `load_config`."""
@@ -53,3 +53,24 @@ def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
     except ImportError as error:
         raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
     return HttpService(line, options)
+
+
+def check_http(config: LineConfig) -> str:
+    """Tries what the HTTP service needs, without serving; in words, what it will be.
+
+    Raises:
+        ConfigError: a missing library, token, certificate or key, or an address that cannot be had.
+    """
+    options = config.extra["http"]
+    assert isinstance(options, HttpOptions)
+    for name in (options.certificate, options.key):
+        if name is not None and not config.place(name).is_file():
+            raise ConfigError(f"{config.place(name)}: no such file.", "", "[http] certificate and key")
+    users = users_of(options)
+    try:
+        from .http.service import listener
+    except ImportError as error:
+        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+    listener(options.host, options.port).close()
+    who = ", ".join(user.name for user in users) or "everybody on this machine"
+    return f"{options.host}:{options.port}, for {who}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,15 @@ class Finding:
 
 
 def check_line(
-    config: LineConfig, open_camera: OpenCamera | None = None, open_trigger: OpenTrigger | None = None
+    config: LineConfig,
+    open_camera: OpenCamera | None = None,
+    open_trigger: OpenTrigger | None = None,
+    others: Mapping[str, Callable[[LineConfig], str]] | None = None,
 ) -> Iterator[Finding]:
     """Tries each part of a line by itself, and gives what was found as it goes.
 
     A frame of each camera is judged by each recipe of its station, so that masks and thresholds are tried, too.
+    `others` tries further tables, where the file has them.
     """
     engines = Engines()
     books: dict[str, RecipeBook] = {}
@@ -59,6 +63,9 @@ def check_line(
         if config.archive is not None:
             folder = config.place(config.archive.folder)
             yield _tried("archive", lambda: _writable(folder))
+        for name, attempt in (others or {}).items():
+            if name in config.extra:
+                yield _tried(name, partial(attempt, config))
     finally:
         engines.close()
 

@@ -28,7 +28,7 @@ from ..part import Part
 from ..service import Line
 from ..sinks import KINDS
 from ..systemd import notify, watchdog_seconds
-from ..wiring import SECTIONS, open_any_camera, open_http, open_trigger
+from ..wiring import SECTIONS, check_http, open_any_camera, open_http, open_trigger
 from .audit import audit_app
 from .check import check_line
 from .example import example
@@ -92,7 +92,7 @@ def check_command(file: File = Path("line.toml")) -> None:
     """
     console = Console(soft_wrap=True, highlight=False)
     bad = 0
-    for found in check_line(_load(file), open_any_camera, open_trigger):
+    for found in check_line(_load(file), open_any_camera, open_trigger, {"http": check_http}):
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good

@@ -77,6 +77,16 @@ min_free_gb = 1
 drift_window = 200        # so many scores together are compared with the bundle's good parts
 drift_false_alarms = 0.001
 drift_defects = 0.02      # share of parts that are usually NG
+
+# The page, and the same by program: http://127.0.0.1:8484/. Needs saae[serve].
+# [http]
+# port = 8484
+# shifts = ["06:00", "14:00", "22:00"]
+# host = "0.0.0.0"        # lets other machines in; that needs users
+# [[http.user]]
+# name = "olga"
+# role = "operator"       # overrides verdicts, switches recipes; "engineer" changes thresholds and bundles, too
+# token_env = "LINE_TOKEN_OLGA"
 """
 
 

@@ -25,7 +25,7 @@ from .judging import Batcher
 from .options import HttpOptions, users_of
 from .recent import Recent
 
-__all__ = ["HttpService", "make_app"]
+__all__ = ["HttpService", "listener", "make_app"]
 
 _CONNECTIONS = 100
 _IDLE = 15.0  # seconds that a connection may be open without a whole request
@@ -128,21 +128,21 @@ class HttpService:
             ssl_certfile=None if options.certificate is None else str(place(options.certificate)),
             ssl_keyfile=None if options.key is None else str(place(options.key)),
         )
-        listener = _listener(options.host, port)
+        found = listener(options.host, port)
         self._server = server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        serving = asyncio.ensure_future(server.serve(sockets=[found]))
         try:
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
             if server.started:
-                started(listener.getsockname()[1])
+                started(found.getsockname()[1])
                 waiting = asyncio.ensure_future(stop.wait())
                 await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
             server.should_exit = True
             await serving
         finally:
-            listener.close()
+            found.close()
 
 
 def make_app(context: Context) -> Any:
@@ -188,14 +188,19 @@ def _numeric(host: str) -> str:
     return "127.0.0.1" if host == "localhost" else host
 
 
-def _listener(name: str, port: int) -> socket.socket:
+def listener(name: str, port: int) -> socket.socket:
+    """A socket on this address.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
     host = _numeric(name)
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
     except OSError as error:
-        listener.close()
+        found.close()
         raise ConfigError(f"http: no server at {host}:{port}.", str(error), "[http] host and port") from error
-    listener.set_inheritable(False)
-    return listener
+    found.set_inheritable(False)
+    return found

@@ -1,4 +1,4 @@
-"""The audit log: whatever is done to a finished log is found, and what a killed service leaves is not held against it."""
+"""The audit log: whatever is done to a finished log is found, and what a killed service leaves is no fault."""
 
 from __future__ import annotations
 

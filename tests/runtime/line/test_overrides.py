@@ -54,7 +54,7 @@ def test_an_override_stays_with_its_picture_until_it_is_undone(tmp_path: Path) -
 def test_no_part_id_leads_out_of_the_pool(tmp_path: Path, part_id: str) -> None:
     overrides = Overrides(tmp_path / "http")
     made = overrides.mark(record(part_id), Verdict.OK, "anna", "", bad())
-    found = [path for path in tmp_path.rglob("*.png")]
+    found = list(tmp_path.rglob("*.png"))
     assert found == [tmp_path / "http" / "pool" / made.picture]
     assert found[0].parent == pool_folder(tmp_path / "http", "gear")
     overrides.close()

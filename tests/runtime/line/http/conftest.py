@@ -49,7 +49,7 @@ def cameras(config: LineConfig, station: StationConfig) -> Camera:
 
 
 @pytest.fixture(scope="session")
-def serving(tiny: Path) -> Iterator[Callable[[Path, str, str], ExitStack]]:
+def serving(tiny: Path) -> Callable[..., ExitStack]:
     """Starts a line with an HTTP service: (folder, lines of [http], further tables) -> its ExitStack, `.http` on it."""
 
     def serve(folder: Path, options: str = "", more: str = "") -> ExitStack:
@@ -69,7 +69,7 @@ def serving(tiny: Path) -> Iterator[Callable[[Path, str, str], ExitStack]]:
         stack.line, stack.http, stack.client = line, http, Client(http.port)  # type: ignore[attr-defined]
         return stack
 
-    yield serve
+    return serve
 
 
 @pytest.fixture(scope="module")

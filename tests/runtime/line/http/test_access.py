@@ -227,7 +227,8 @@ def test_idle_connections_end(served: ExitStack, monkeypatch: pytest.MonkeyPatch
     with socket.create_connection(("127.0.0.1", served.http.port)) as stream:
         stream.sendall(b"GET / HTTP/1.1\r\nhost: 127")  # and never the rest
         stream.settimeout(10)
-        with pytest.raises(ConnectionError):
-            if stream.recv(10) == b"":
-                raise ConnectionResetError
+        try:
+            assert stream.recv(10) == b""
+        except ConnectionError:  # ended as well
+            pass
     assert wait_until(lambda: served.client.get("/livez").status == 200)

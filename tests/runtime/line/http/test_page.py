@@ -79,7 +79,8 @@ def test_an_operator_works_with_it(browser: Any, opened: ExitStack, tmp_path: Pa
         lambda: browser.execute_script("return document.getElementById('frame').dataset.number") == str(number)
     )
     drawn = browser.execute_script(
-        "const c = document.getElementById('frame'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "const c = document.getElementById('frame');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
         "return new Set(Array.from(d)).size"
     )
     assert drawn > 20  # a picture with heat, not one colour
