@@ -30,6 +30,7 @@ __all__ = ["HttpService", "listener", "make_app"]
 _CONNECTIONS = 100
 _IDLE = 15.0  # seconds that a connection may be open without a whole request
 _LINGER = 1  # seconds for answers under way, at the end
+_PATIENCE = 1.5  # seconds for the thread
 _HEADERS = 32 << 10  # bytes of a request's head
 
 
@@ -87,13 +88,14 @@ class HttpService:
     def stop(self) -> None:
         """Takes no further request; returns at once. See `close`."""
         self.context.stopping.set()
+        self.context.batcher.close(timeout=0.0)
         if self._server is not None:
             self._server.should_exit = True
 
     def close(self) -> None:
         """Ends answers under way within a second, writes everything. May be called twice."""
         self.stop()
-        self._thread.close()
+        self._thread.close(_PATIENCE)
         self._let_go()
 
     def _let_go(self) -> None:
