@@ -302,8 +302,8 @@ PRESETS: Mapping[str, FitConfig] = {
     # The baseline of section 4.4.2: VGG19 f1:12 and the CAE.
     "dfr": dataclasses.replace(_PAPER, preset="dfr", backbone=VGG_BACKBONE, input_size=(256, 256), transformer=False),
 }
-"""`fast` was chosen by measuring; `lite` is the same on one layer and fewer pixels, `bank` its memory alone (after PatchCore,
-Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
+"""`fast` was chosen by measuring; `lite` is the same on one layer and fewer pixels, `bank` its memory alone (after
+PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
 
 
 def field_kind(name: str) -> str:
