@@ -96,11 +96,12 @@ def test_contents(wheel: Path, repo_root: Path) -> None:
         assert f"{package}/py.typed" in names
         # Every module and every template of the checkout, in sub-packages too.
         for file in (repo_root / package).rglob("*"):
-            if file.suffix in (".py", ".html", ".css", ".json"):
+            if file.suffix in (".py", ".html", ".css", ".json", ".js", ".svg"):
                 assert str(file.relative_to(repo_root)) in names, file
     assert "saae_export/report/report.html" in names
     assert "saae_export/report/report.css" in names
-    allowed = (".py", ".typed", ".html", ".css", ".json")
+    assert {f"saae_runtime/line/http/page/{name}" for name in ("index.html", "page.css", "page.js", "icon.svg")} <= names
+    allowed = (".py", ".typed", ".html", ".css", ".json", ".js", ".svg")
     assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
     assert wheel.stat().st_size < 2 << 20
 
