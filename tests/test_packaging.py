@@ -100,7 +100,8 @@ def test_contents(wheel: Path, repo_root: Path) -> None:
                 assert str(file.relative_to(repo_root)) in names, file
     assert "saae_export/report/report.html" in names
     assert "saae_export/report/report.css" in names
-    assert {f"saae_runtime/line/http/page/{name}" for name in ("index.html", "page.css", "page.js", "icon.svg")} <= names
+    pages = {f"saae_runtime/line/http/page/{name}" for name in ("index.html", "page.css", "page.js", "icon.svg")}
+    assert pages <= names
     allowed = (".py", ".typed", ".html", ".css", ".json", ".js", ".svg")
     assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
     assert wheel.stat().st_size < 2 << 20

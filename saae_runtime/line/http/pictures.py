@@ -55,7 +55,7 @@ def jpeg(values: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "JPEG", quality=_QUALITY)
+    Image.fromarray(values).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # a thin outline keeps its colour
     return buffer.getvalue()
 
 

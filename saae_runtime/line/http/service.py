@@ -29,7 +29,7 @@ __all__ = ["HttpService", "listener", "make_app"]
 
 _CONNECTIONS = 100
 _IDLE = 15.0  # seconds that a connection may be open without a whole request
-_LINGER = 1  # seconds for answers under way, at the end
+_LINGER = 0.4  # seconds for answers under way, at the end
 _PATIENCE = 1.5  # seconds for the thread
 _HEADERS = 32 << 10  # bytes of a request's head
 
@@ -125,7 +125,7 @@ class HttpService:
             proxy_headers=False,
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=5,
-            timeout_graceful_shutdown=_LINGER,
+            timeout_graceful_shutdown=_LINGER,  # type: ignore[arg-type]  # it is given to asyncio.wait_for
             h11_max_incomplete_event_size=_HEADERS,
             ssl_certfile=None if options.certificate is None else str(place(options.certificate)),
             ssl_keyfile=None if options.key is None else str(place(options.key)),

@@ -110,6 +110,10 @@ def test_an_operator_works_with_it(browser: Any, opened: ExitStack, tmp_path: Pa
     assert wait_until(lambda: opened.line.book.get("first").threshold == 20.0)
     assert wait_until(lambda: "20 now" in text(browser, "message"))
 
+    # New thresholds, for which nobody has confirmed a part yet.
+    click(browser, "#try")
+    assert wait_until(lambda: "no pictures of good parts" in text(browser, "job"))
+
     # The other station, whose next part comes while the page is open.
     browser.find_element("xpath", "//nav/button[text()='asked']").click()
     assert wait_until(lambda: text(browser, "part") == "no part yet")
