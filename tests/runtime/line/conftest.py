@@ -10,7 +10,9 @@ from tiny_bundle import make_tiny_bundle
 
 from saae_runtime.line.engines import Engines
 
-pytest_pycollect_makemodule = skips_without("onnx", "onnxruntime", "pymodbus", "asyncua", "fastapi", "uvicorn")
+pytest_pycollect_makemodule = skips_without(
+    "onnx", "onnxruntime", "pymodbus", "asyncua", "fastapi", "starlette", "uvicorn", "python_multipart"
+)
 
 
 @pytest.fixture(scope="session")

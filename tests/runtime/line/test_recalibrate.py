@@ -48,7 +48,8 @@ def invoke(*words: object) -> Result:
 @pytest.fixture
 def line(tmp_path: Path) -> Path:
     """A line.toml whose lamp has grown brighter: its good parts are NG."""
-    need("torch")
+    for library in ("torch", "fastapi", "uvicorn", "python_multipart"):
+        need(library)
     make_tiny_bundle(tmp_path / "tiny")
     draw(tmp_path / "frames", 12, 185)
     file = tmp_path / "line.toml"

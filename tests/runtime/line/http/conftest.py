@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from http_client import Client
 from line_parts import ListCamera, bad, good, line_text
+from needs import need
 
 from saae_runtime.line.camera import Camera
 from saae_runtime.line.config import LineConfig, StationConfig, load_config
-from saae_runtime.line.http.service import HttpService
 from saae_runtime.line.service import Line
 from saae_runtime.line.sinks import KINDS
 from saae_runtime.line.wiring import SECTIONS, open_http, open_trigger
-
-Serve = Callable[..., HttpService]
 
 SECOND = """
 [[station]]
@@ -51,6 +49,9 @@ def cameras(config: LineConfig, station: StationConfig) -> Camera:
 @pytest.fixture(scope="session")
 def serving(tiny: Path) -> Callable[..., ExitStack]:
     """Starts a line with an HTTP service: (folder, lines of [http], further tables) -> its ExitStack, `.http` on it."""
+
+    for library in ("fastapi", "uvicorn", "python_multipart"):
+        need(library)
 
     def serve(folder: Path, options: str = "", more: str = "") -> ExitStack:
         file = folder / "line.toml"
