@@ -18,6 +18,7 @@ import pytest
 from http_client import Client
 from line_parts import bad, good, wait_until
 
+from saae_runtime.images import read_image
 from saae_runtime.line.audit import verify
 from saae_runtime.line.http.recent import Recent
 from saae_runtime.line.part import Part, Verdict, now
@@ -277,3 +278,23 @@ def test_changed_parts() -> None:
     assert judged == 10
     assert [(item["part_id"], item["would_be"]) for item in changed] == [("p5", "OK"), ("p6", "OK")]
     assert changed_parts(records, 4.0) == (10, [])
+
+
+@pytest.mark.parametrize(("form", "kept"), [("png", True), ("jpg", False)])
+def test_a_frame_that_left_memory_comes_from_the_archive(
+    serving: Serving, tmp_path: Path, form: str, kept: bool
+) -> None:
+    archive = f'[archive]\nfolder = "pictures"\nformat = "{form}"\n'
+    with serving(tmp_path, "frames_mb = 0.001", archive) as stack:
+        client: Client = stack.client
+        assert wait_until(lambda: client.get("/v1/parts", station="one", verdict="NG").json)
+        part = client.get("/v1/parts", station="one", verdict="NG").json[0]
+        client.post("/v1/trigger", {"station": "asked", "part_id": "newer"})  # NG, too
+        assert stack.http.context.recent.seen(part["number"]) is None
+        assert client.get(f"/v1/parts/{part['number']}/picture").status == 404
+        assert wait_until(lambda: (tmp_path / "pictures" / part["picture"]).is_file())
+        made = client.post("/v1/overrides", {"key": part["key"], "verdict": "OK"}).json
+        if kept:
+            np.testing.assert_array_equal(read_image(tmp_path / "http" / "pool" / made["picture"]), bad())
+        else:
+            assert (made["picture"], "JPEG" in made["why"]) == (None, True)
