@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -92,35 +92,51 @@ class Engine:
         **options: Any,
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
-        _check_limits(fpr, threshold, image_fpr, image_threshold)
-        check_white_level(white_level)
+        limits = {"fpr": fpr, "threshold": threshold, "image_fpr": image_fpr, "image_threshold": image_threshold}
+        self._check_options(white_level, **limits)
         self._device = device
         self._precision = precision
         with native_call():
-            self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
-        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
-        self._again = partial(
+            opened, backend_in_use = _open_both(bundle, backend, device, precision, verify, options)
+        again = partial(
             Engine,
-            bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
+            bundle if isinstance(bundle, Bundle) else str(opened.path),
             backend=backend,
             device=device,
             precision=precision,
-            fpr=fpr,
-            threshold=threshold,
-            image_fpr=image_fpr,
-            image_threshold=image_threshold,
             verify=verify,
             white_level=white_level,
+            **limits,
             **options,
         )
-        self._resize, self._resizers = _resizing(options.get("threads"))
-        self._tables = self.manifest.thresholds[self._backend.precision]
+        self._begin(opened, backend_in_use, again, white_level, options.get("threads"), **limits)
+
+    @staticmethod
+    def _check_options(white_level: int | None, **limits: float | None) -> None:
+        _check_limits(**limits)
+        check_white_level(white_level)
+
+    def _begin(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        again: Callable[[], Engine],
+        white_level: int | None,
+        threads: int | None,
+        **limits: float | None,
+    ) -> None:
+        """Takes over an open backend: from here on the engine is open. `again` makes it anew in another process."""
+        self._bundle, self._backend = bundle, backend
+        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
+        self._again = again
+        self._resize, self._resizers = _resizing(threads)
+        self._tables = self.manifest.thresholds[backend.precision]
         self._idle = threading.Condition()
         self._calls = 0
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = self._choose(fpr, threshold, image_fpr, image_threshold, None)
+            self._limits = self._choose(**limits, default=None)
         except BaseException:
             self.close()
             raise

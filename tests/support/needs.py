@@ -19,13 +19,17 @@ LIBRARIES = {
     "onnx": "pip install 'saae[export]'",
     "onnxruntime": "pip install 'saae[cpu]'",
     "onnxscript": "pip install 'saae[export]'",
+    "pycocotools": "pip install 'saae[dev]'",
     "pycuda": "pip install 'saae[pycuda]'",
     "safetensors": "pip install 'saae[train]'",
     "scipy": "pip install 'saae[train]'",
     "sklearn": "pip install 'saae[dev]'",
+    "supervision": "pip install 'saae[dev]'",
     "tensorrt_rtx": "pip install 'saae[tensorrt-rtx]'",
+    "tifffile": "pip install 'saae[dev]'",
     "timm": "pip install 'saae[train]'",
     "torch": "pip install 'saae[train]'",
+    "tritonclient": "pip install 'saae[triton]'",
 }
 """What a test may do without: module -> how to install it. Everything else that is missing is an error."""
 
