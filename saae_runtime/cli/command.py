@@ -29,6 +29,7 @@ from ..sources.folders import pattern_takes
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
 from ..terminal import LineCommand
+from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree
 from .log import JsonLines, Rotation, Scored
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
 from .scoring import Summary, score_frames
@@ -88,6 +89,16 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE", help="JSON lines, one per frame, appended; - is standard output."),
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="CSV, one line per frame, appended.")
+    ] = None,
+    coco: Annotated[
+        Path | None, typer.Option("--coco", metavar="FILE", help="COCO data set with the regions, when the run ends.")
+    ] = None,
+    maps: Annotated[Path | None, typer.Option("--maps", metavar="DIR", help="Anomaly maps as TIFF.")] = None,
+    map_format: Annotated[
+        str, typer.Option(help="tiff (like the sources), mvtec (MVTec AD, LOCO) or mvtec-ad-2 (its server).")
+    ] = "tiff",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Empty the --json file first, score all again.")
     ] = False,
@@ -133,6 +144,7 @@ def run(
         kinds = _kinds(out, heatmaps, overlays, masks, sheets, defects_only)
         rotation = _rotation(rotate, keep, json_lines, overwrite)
         _check_outputs(out, json_lines, sources, recursive)
+        _check_exports(csv, coco, maps, map_format, sources, recursive, watch and limit is None)
         with ExitStack() as stack:
             standard = stack.enter_context(results_alone())
             if json_lines == "-" and sys.__stdout__ is None:
@@ -169,10 +181,14 @@ def run(
             )
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
             bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
-            sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet)
+            exports = _exports(stack, csv, coco, maps, map_format, engine.manifest.category, min_area)
+            sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet, exports=exports)
             if watch and not quiet:
                 log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
             code = _score(engine, given, sink, batch, limit)
+            sink.finish()
+            if sink.not_exported and code in (0, 1, 3):
+                code = VERDICTS_LOST
             if not quiet:
                 _summarize(log, sink, engine, backend == "auto", given)
     except SaaeError as error:
@@ -343,7 +359,9 @@ def _kinds(
     return chosen or ("heatmap", "overlay")
 
 
-def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[str], recursive: bool) -> None:
+def _check_outputs(
+    out: Path | None, json_lines: str | None, sources: Sequence[str], recursive: bool, option: str = "--out"
+) -> None:
     """Refuses outputs that would overwrite the input or be scored as input the next time."""
     if json_lines not in (None, "-"):
         target = Path(str(json_lines))
@@ -356,7 +374,7 @@ def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[s
     if out is None:
         return
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: not a folder.", "A file of this name is there.", "choose another folder")
+        raise ConfigError(f"{option} {out}: not a folder.", "A file of this name is there.", "choose another folder")
     for name in sources:
         folder = Path(name)
         if not folder.is_dir():
@@ -364,10 +382,54 @@ def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[s
         place, source = out.resolve(), folder.resolve()
         if place == source or (recursive and source in place.parents):
             raise ConfigError(
-                f"--out {out} lies in the source {folder}.",
-                "The next run would score the pictures as if they were frames.",
+                f"{option} {out} lies in the source {folder}.",
+                "The next run would score what is written there as if it were frames.",
                 "choose a folder outside of the source",
             )
+
+
+def _check_exports(
+    csv: Path | None,
+    coco: Path | None,
+    maps: Path | None,
+    map_format: str,
+    sources: Sequence[str],
+    recursive: bool,
+    endless: bool,
+) -> None:
+    """Refuses names that are not of files of these formats, and a run without end for what is written at its end."""
+    for option, target, suffix in (("--csv", csv, ".csv"), ("--coco", coco, ".json")):
+        if target is not None and (target.is_dir() or target.suffix.lower() != suffix):
+            raise ConfigError(f"{option} {target}: not the name of such a file.", "", f"{option} results{suffix}")
+    if coco is not None and endless:
+        raise ConfigError("--coco is written when the run ends.", "--watch does not end.", "--csv, --json or --limit")
+    if map_format not in MAP_FORMATS:
+        raise ConfigError(f"--map-format {map_format} is not known.", "", f"one of: {', '.join(MAP_FORMATS)}")
+    if maps is None and map_format != "tiff":
+        raise ConfigError("--map-format is about anomaly maps.", "--maps is missing.", "add --maps DIR")
+    _check_outputs(maps, None, sources, recursive, "--maps")
+
+
+def _exports(
+    stack: ExitStack,
+    csv: Path | None,
+    coco: Path | None,
+    maps: Path | None,
+    map_format: str,
+    category: str,
+    min_area: int,
+) -> list[Export]:
+    """The files of other formats that were asked for; those that are open are closed with the stack."""
+    exports: list[Export] = []
+    if csv is not None:
+        table = CsvFile(csv, min_area)
+        stack.callback(table.close)
+        exports.append(table)
+    if coco is not None:
+        exports.append(CocoFile(coco, category, min_area))
+    if maps is not None:
+        exports.append(MapTree(maps, map_format, category))
+    return exports
 
 
 def _check_pattern_outputs(

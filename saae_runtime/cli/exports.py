@@ -1,0 +1,250 @@
+"""Results in other tools' formats: CSV, COCO, and trees of anomaly maps as benchmark servers take them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePath
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..files import alone, storage_error, write_bytes, write_json
+from ..render import save_png
+from ..tiff import encode_tiff
+from .log import side_file
+from .scoring import Outcome
+
+__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree"]
+
+MAP_FORMATS = ("tiff", "mvtec", "mvtec-ad-2")
+"""`tiff`: laid out like the sources. `mvtec`: as the evaluation scripts of MVTec AD and MVTec LOCO AD take maps.
+`mvtec-ad-2`: as that benchmark's server takes a submission."""
+
+
+class Export(Protocol):
+    """Takes outcomes in, one after the other."""
+
+    def write(self, outcome: Outcome) -> None:
+        """Writes one outcome, or keeps it for `close`. Raises StorageError."""
+
+    def close(self) -> None:
+        """Finishes the file. Raises StorageError."""
+
+
+class CsvFile:
+    """One line a frame, appended, each written whole; a new file begins with the names of the columns.
+
+    A frame that could not be read has `error` and no verdict. `left` to `peak_score` are of the strongest region.
+
+    Args:
+        path: the file; folders are made.
+        min_area: regions of fewer pixels are left out.
+
+    Raises:
+        ConfigError: another run writes this file, or it holds other columns.
+        StorageError: the file cannot be written.
+    """
+
+    COLUMNS = (
+        "source", "frame", "verdict", "score", "rank", "image_threshold", "threshold", "height", "width",
+        "defect_share", "regions", "left", "top", "right", "bottom", "area", "peak_x", "peak_y", "peak_score", "ms",
+        "error",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, min_area: int = 1) -> None:
+        self._path = path
+        self._min_area = min_area
+        self._stack = ExitStack()
+        self._file: IO[bytes] | None = None
+        try:
+            self._stack.enter_context(
+                alone(side_file(path, "lock"), f"Writing {path}", "give each run a --csv FILE of its own")
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
+            self._begin(_line(self.COLUMNS))
+        except OSError as error:
+            self.close()
+            raise storage_error(path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, head: bytes) -> None:
+        assert self._file is not None
+        self._end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        found = self._file.read(len(head))
+        if not head.startswith(found):
+            raise ConfigError(
+                f"--csv {self._path}: the file has other columns.",
+                "Lines are appended to what is there.",
+                "another file",
+            )
+        if len(found) < len(head):
+            self._end = 0
+            self._file.truncate(0)
+            self._append(head)
+            return
+        tail = 1 << 16
+        self._file.seek(max(0, self._end - tail))
+        rest = self._file.read(tail)
+        half = len(rest) - rest.rfind(b"\n") - 1
+        if half:  # a power cut has left it
+            self._end -= half
+            self._file.truncate(self._end)
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        self._append(_line([_cell(value) for value in self._values(outcome)]))
+
+    def _values(self, outcome: Outcome) -> list[Any]:
+        result = outcome.result
+        head = [outcome.frame.name, outcome.frame.index]
+        if result is None:
+            said = "" if outcome.error is None else outcome.error.what
+            return [*head, *[None] * (len(self.COLUMNS) - 3), said]
+        regions = result.regions(self._min_area)
+        strongest: list[Any] = [None] * 8
+        if regions:
+            best = regions[0]
+            strongest = [*best.bbox, best.area, *best.peak, best.score]
+        verdict = "defect" if result.is_anomalous else "clean"
+        numbers = [result.score, result.rank, result.image_threshold, result.threshold, *result.size]
+        return [
+            *head, verdict, *numbers, float(result.mask.mean()), len(regions), *strongest, outcome.milliseconds, None,
+        ]  # fmt: skip
+
+    def _append(self, line: bytes) -> None:
+        assert self._file is not None
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._end += len(line)
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise storage_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        if self._file is not None:
+            self._file.close()
+        self._stack.close()
+
+
+def _line(values: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    """Text in one line, so that a line is a frame."""
+    return value.replace("\n", " ").replace("\r", " ") if isinstance(value, str) else value
+
+
+class CocoFile:
+    """One COCO data set of all frames and their regions, written whole when the run ends.
+
+    `images` have the file's name; `annotations` one a region, with its `score`; the one category is the product's.
+
+    Args:
+        path: the file.
+        category: name of the category.
+        min_area: regions of fewer pixels are left out.
+    """
+
+    def __init__(self, path: Path, category: str, min_area: int = 1) -> None:
+        self._path = path
+        self._category = category
+        self._min_area = min_area
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        result = outcome.result
+        if result is None:
+            return
+        height, width = result.size
+        number = len(self._images) + 1
+        image = {"id": number, "file_name": outcome.frame.name, "height": height, "width": width}
+        self._images.append(image | {"score": result.score, "is_anomalous": result.is_anomalous})
+        for item in result.coco(self._min_area):
+            ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            self._annotations.append(ids | item)
+
+    def close(self) -> None:
+        """Writes the file, atomically."""
+        data = {
+            "info": {"description": f"saae: {self._category}"},
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": [{"id": 1, "name": "defect", "supercategory": self._category}],
+        }
+        write_json(self._path, data)
+
+
+class MapTree:
+    """A TIFF a frame with its anomaly map at the frame's size; for `mvtec-ad-2` also the mask as PNG.
+
+    The benchmarks' trees are laid out by the data set's: below a folder named as the bundle's category, a picture
+    `test/cut/000.png` becomes `FOLDER/CATEGORY/test/cut/000.tiff`, of 32 bits. MVTec AD 2 takes 16 bits, in
+    `anomaly_images`, and masks of 0 and 255 in `anomaly_images_thresholded`.
+
+    Args:
+        folder: where they go.
+        kind: of `MAP_FORMATS`.
+        category: the bundle's.
+    """
+
+    def __init__(self, folder: Path, kind: str, category: str) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._category = category
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`.
+
+        Raises:
+            ConfigError: a frame that does not come from a folder of the category, where the format is a benchmark's.
+        """
+        result = outcome.result
+        if result is None:
+            return
+        if self._kind == "mvtec-ad-2":
+            place = self._placed(outcome)
+            largest = np.finfo(np.float16).max
+            narrow = np.clip(result.anomaly_map, -largest, largest).astype(np.float16)
+            self._write(PurePath("anomaly_images") / place, encode_tiff(narrow))
+            mask = self._folder / "anomaly_images_thresholded" / place
+            save_png(mask.with_name(f"{mask.name}.png"), result.mask)
+            return
+        place = outcome.frame.stem if self._kind == "tiff" else self._placed(outcome)
+        self._write(place, encode_tiff(result.anomaly_map))
+
+    def _write(self, stem: PurePath, data: bytes) -> None:
+        path = self._folder / stem
+        write_bytes(path.with_name(f"{path.name}.tiff"), data)
+
+    def _placed(self, outcome: Outcome) -> PurePath:
+        """CATEGORY/split/.../name, without ending, as the frame lies in the data set."""
+        path = outcome.frame.source.path
+        parts = () if path is None else path.absolute().with_suffix("").parts
+        if self._category not in parts[:-1] or outcome.frame.source.kind != "image":
+            raise ConfigError(
+                f"{outcome.frame.name} does not lie below a folder named {self._category}.",
+                f"--map-format {self._kind} lays maps out as that data set is.",
+                "give the images of the data set, or --map-format tiff",
+            )
+        first = len(parts) - 1 - parts[::-1].index(self._category)
+        return PurePath(*parts[first:])
+
+    def close(self) -> None:
+        """Nothing is left to do."""
