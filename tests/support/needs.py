@@ -30,6 +30,7 @@ LIBRARIES = {
     "timm": "pip install 'saae[train]'",
     "torch": "pip install 'saae[train]'",
     "tritonclient": "pip install 'saae[triton]'",
+    "yaml": "pip install 'saae[train]'",
 }
 """What a test may do without: module -> how to install it. Everything else that is missing is an error."""
 
