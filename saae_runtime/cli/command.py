@@ -9,9 +9,10 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -32,7 +33,8 @@ from ..terminal import LineCommand
 from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree
 from .log import JsonLines, Rotation, Scored
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
-from .scoring import Summary, score_frames
+from .pool import score_in_processes
+from .scoring import Outcome, Summary, score_frames
 from .sink import Sink, report
 
 __all__ = ["app", "main"]
@@ -42,6 +44,8 @@ BROKEN_PIPE = 141
 
 VERDICTS_LOST = 4
 """Exit code when verdicts could not be written where they were to go: the disk was full, for example."""
+
+_Scorer = Callable[[Sequence[Source], bool, threading.Event], Generator[Outcome, None, None]]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -74,6 +78,9 @@ def run(
         int | None, typer.Option(help="White of 16-bit images, e.g. 4095 for 12 bits; default: the bundle's.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Image files only: score in so many processes, each with its own engine.")
+    ] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Folders only: go on with every picture that is added, until Ctrl-C.")
@@ -151,24 +158,23 @@ def run(
                 raise ConfigError("--json -: standard output is closed.", "", "--json FILE")
             found = None if watch else find_sources(sources, recursive)
             _check_pattern_outputs(out, kinds, sources, found or ())
-            engine = _open_engine(
-                log,
-                bundle,
-                backend=backend,
-                device=device,
-                precision=precision,
-                fpr=fpr,
-                threshold=threshold,
-                image_fpr=image_fpr,
-                image_threshold=image_threshold,
-                white_level=white_level,
-                verify=verify,
-                threads=threads,
-                arithmetic=arithmetic,
+            options: dict[str, Any] = {
+                "backend": backend,
+                "device": device,
+                "precision": precision,
+                "fpr": fpr,
+                "threshold": threshold,
+                "image_fpr": image_fpr,
+                "image_threshold": image_threshold,
+                "white_level": white_level,
+                "verify": verify,
+                "threads": threads,
+                "arithmetic": arithmetic,
                 # Announced, so that what batches need is made now and not when the first one is full.
-                max_batch=batch if batch > 1 else None,
-            )
-            stack.enter_context(engine)
+                "max_batch": batch if batch > 1 else None,
+            }
+            _check_processes(processes, batch, found)
+            engine = stack.enter_context(_open_engine(log, bundle, **options))
             _say_what_rates_mean(log, engine, fpr, image_fpr)
             if explain:
                 log.print(Text(printable_lines(engine.explain())))
@@ -179,13 +185,14 @@ def run(
                 if found is None
                 else _named(log, found, skip, quiet)
             )
+            pooled = None if processes == 1 else _workers(engine, bundle, options, processes)
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
             bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
             exports = _exports(stack, csv, coco, maps, map_format, engine.manifest.category, min_area)
             sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet, exports=exports)
             if watch and not quiet:
                 log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
-            code = _score(engine, given, sink, batch, limit)
+            code = _score(engine, given, sink, batch, limit, pooled)
             sink.finish()
             if sink.not_exported and code in (0, 1, 3):
                 code = VERDICTS_LOST
@@ -243,6 +250,7 @@ class _Given:
     live: bool
     count: Callable[[], int | None]
     words: Callable[[], list[str]] = list
+    sources: Sequence[Source] = ()
     nothing_new: bool = False  # all that was named was scored by an earlier run
 
 
@@ -272,6 +280,7 @@ def _named(log: Console, sources: Sequence[Source], skip: Scored | None, quiet: 
         any(source.live for source in left),
         count,
         lambda: [_passed_over(passed_over)] if passed_over else [],
+        left,
         nothing_new=passed_over > 0 and not left,
     )
 
@@ -311,12 +320,49 @@ def _say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_
             )
 
 
-def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | None) -> int:
+def _check_processes(processes: int, batch: int, sources: Sequence[Source] | None) -> None:
+    if processes == 1:
+        return
+    if sources is None or any(source.kind != "image" for source in sources):
+        raise ConfigError(
+            "--processes is for image files.", "A folder that is watched, a video and a camera have one reader.", ""
+        )
+    if batch > 1:
+        raise ConfigError(
+            "--processes and --batch do not go together.", "Each process scores file by file.", "one of them"
+        )
+
+
+def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int) -> _Scorer:
+    """Scores files in processes: the backend that is in use here, and the cores shared among them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = {
+        **options,
+        "backend": engine.backend.name,
+        "precision": engine.backend.precision,
+        "threads": options["threads"] or max(1, cores // processes),
+        "verify": False,  # this process has compared the hashes
+    }
+    open_engine = partial(Engine, bundle, **chosen)
+
+    def score(sources: Sequence[Source], keep_images: bool, stop: threading.Event) -> Generator[Outcome, None, None]:
+        return score_in_processes(open_engine, sources, processes, keep_images=keep_images, stop=stop)
+
+    return score
+
+
+def _score(
+    engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | None, pooled: _Scorer | None = None
+) -> int:
     """Runs everything through; returns the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
     with _stop_on_signals(stop) as stopped_by:
-        outcomes = score_frames(engine, given.frames(stop, engine.white_level), batch=batch, live=given.live, stop=stop)
+        if pooled is not None:
+            outcomes = pooled(given.sources, sink.pictures is not None, stop)
+        else:
+            frames = given.frames(stop, engine.white_level)
+            outcomes = score_frames(engine, frames, batch=batch, live=given.live, stop=stop)
         try:
             for taken, outcome in enumerate(outcomes, start=1):
                 sink.take(outcome)
