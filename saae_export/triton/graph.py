@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from saae_runtime.errors import BackendUnavailableError, ConfigError, DataError
+from saae_runtime.errors import BackendUnavailableError, ConfigError
+
+from ..artefacts import load_graph
 
 __all__ = ["OUTPUTS", "serving_graph"]
 
@@ -35,10 +36,7 @@ def serving_graph(path: str | os.PathLike[str]) -> bytes:
         raise BackendUnavailableError(
             "A graph for Triton is made by the package onnx.", str(error), "pip install onnx"
         ) from error
-    try:
-        model = onnx.load(Path(path))
-    except Exception as error:  # protobuf raises several unrelated types
-        raise DataError(f"{path} cannot be read as ONNX.", str(error), "export it again: saae-export build") from error
+    model = load_graph(path)
     graph = model.graph
     kept = [item for item in graph.output if item.name in OUTPUTS]
     if {item.name for item in kept} != set(OUTPUTS) or "frame" not in {item.name for item in graph.input}:

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,10 +30,11 @@ from ..sources.folders import pattern_takes
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
 from ..terminal import LineCommand
-from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree
+from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree, ParquetFile
 from .log import JsonLines, Rotation, Scored
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
-from .pool import score_in_processes
+from .pool import Pool, ProcessPool, score_in_pool
+from .ray_pool import RayPool, connected
 from .scoring import Outcome, Summary, score_frames
 from .sink import Sink, report
 
@@ -81,6 +82,10 @@ def run(
     processes: Annotated[
         int, typer.Option(min=1, help="Image files only: score in so many processes, each with its own engine.")
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Have the processes on a Ray cluster: auto, local or HOST:PORT."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Folders only: go on with every picture that is added, until Ctrl-C.")
@@ -98,6 +103,9 @@ def run(
     ] = None,
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="CSV, one line per frame, appended.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", metavar="FILE", help="Parquet, one row per frame, when the run ends.")
     ] = None,
     coco: Annotated[
         Path | None, typer.Option("--coco", metavar="FILE", help="COCO data set with the regions, when the run ends.")
@@ -151,7 +159,7 @@ def run(
         kinds = _kinds(out, heatmaps, overlays, masks, sheets, defects_only)
         rotation = _rotation(rotate, keep, json_lines, overwrite)
         _check_outputs(out, json_lines, sources, recursive)
-        _check_exports(csv, coco, maps, map_format, sources, recursive, watch and limit is None)
+        _check_exports(csv, parquet, coco, maps, map_format, sources, recursive, watch and limit is None)
         with ExitStack() as stack:
             standard = stack.enter_context(results_alone())
             if json_lines == "-" and sys.__stdout__ is None:
@@ -173,7 +181,7 @@ def run(
                 # Announced, so that what batches need is made now and not when the first one is full.
                 "max_batch": batch if batch > 1 else None,
             }
-            _check_processes(processes, batch, found)
+            _check_processes(processes, ray, batch, found)
             engine = stack.enter_context(_open_engine(log, bundle, **options))
             _say_what_rates_mean(log, engine, fpr, image_fpr)
             if explain:
@@ -185,10 +193,12 @@ def run(
                 if found is None
                 else _named(log, found, skip, quiet)
             )
-            pooled = None if processes == 1 else _workers(engine, bundle, options, processes)
+            if ray is not None:
+                stack.enter_context(connected(ray))
+            pooled = _workers(engine, bundle, options, processes, ray) if processes > 1 or ray is not None else None
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
             bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
-            exports = _exports(stack, csv, coco, maps, map_format, engine.manifest.category, min_area)
+            exports = _exports(stack, csv, parquet, coco, maps, map_format, engine.manifest.category, min_area)
             sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet, exports=exports)
             if watch and not quiet:
                 log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
@@ -320,8 +330,8 @@ def _say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_
             )
 
 
-def _check_processes(processes: int, batch: int, sources: Sequence[Source] | None) -> None:
-    if processes == 1:
+def _check_processes(processes: int, ray: str | None, batch: int, sources: Sequence[Source] | None) -> None:
+    if processes == 1 and ray is None:
         return
     if sources is None or any(source.kind != "image" for source in sources):
         raise ConfigError(
@@ -333,8 +343,8 @@ def _check_processes(processes: int, batch: int, sources: Sequence[Source] | Non
         )
 
 
-def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int) -> _Scorer:
-    """Scores files in processes: the backend that is in use here, and the cores shared among them."""
+def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int, ray: str | None) -> _Scorer:
+    """Scores files in processes: the backend that is in use here, and this machine's cores shared among them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = {
         **options,
@@ -343,10 +353,17 @@ def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes
         "threads": options["threads"] or max(1, cores // processes),
         "verify": False,  # this process has compared the hashes
     }
-    open_engine = partial(Engine, bundle, **chosen)
+    open_engine = partial(Engine, bundle.resolve(), **chosen)
+    on_gpu = engine.backend.name.startswith("tensorrt") or engine.backend.name.endswith((":cuda", ":tensorrt"))
 
     def score(sources: Sequence[Source], keep_images: bool, stop: threading.Event) -> Generator[Outcome, None, None]:
-        return score_in_processes(open_engine, sources, processes, keep_images=keep_images, stop=stop)
+        pool: Pool
+        if ray is None:
+            pool = ProcessPool(open_engine, processes, keep_images)
+        else:
+            pool = RayPool(open_engine, processes, keep_images, cpus=int(chosen["threads"]), gpus=int(on_gpu))
+            sources = [replace(item, path=item.path and item.path.absolute()) for item in sources]
+        return score_in_pool(pool, sources, stop)
 
     return score
 
@@ -436,6 +453,7 @@ def _check_outputs(
 
 def _check_exports(
     csv: Path | None,
+    parquet: Path | None,
     coco: Path | None,
     maps: Path | None,
     map_format: str,
@@ -444,11 +462,18 @@ def _check_exports(
     endless: bool,
 ) -> None:
     """Refuses names that are not of files of these formats, and a run without end for what is written at its end."""
-    for option, target, suffix in (("--csv", csv, ".csv"), ("--coco", coco, ".json")):
+    for option, target, suffix in (
+        ("--csv", csv, ".csv"),
+        ("--parquet", parquet, ".parquet"),
+        ("--coco", coco, ".json"),
+    ):
         if target is not None and (target.is_dir() or target.suffix.lower() != suffix):
             raise ConfigError(f"{option} {target}: not the name of such a file.", "", f"{option} results{suffix}")
-    if coco is not None and endless:
-        raise ConfigError("--coco is written when the run ends.", "--watch does not end.", "--csv, --json or --limit")
+    for option, target in (("--coco", coco), ("--parquet", parquet)):
+        if target is not None and endless:
+            raise ConfigError(
+                f"{option} is written when the run ends.", "--watch does not end.", "--csv, --json or --limit"
+            )
     if map_format not in MAP_FORMATS:
         raise ConfigError(f"--map-format {map_format} is not known.", "", f"one of: {', '.join(MAP_FORMATS)}")
     if maps is None and map_format != "tiff":
@@ -459,6 +484,7 @@ def _check_exports(
 def _exports(
     stack: ExitStack,
     csv: Path | None,
+    parquet: Path | None,
     coco: Path | None,
     maps: Path | None,
     map_format: str,
@@ -471,6 +497,10 @@ def _exports(
         table = CsvFile(csv, min_area)
         stack.callback(table.close)
         exports.append(table)
+    if parquet is not None:
+        rows = ParquetFile(parquet, min_area)
+        stack.callback(rows.discard)  # nothing where it was finished before
+        exports.append(rows)
     if coco is not None:
         exports.append(CocoFile(coco, category, min_area))
     if maps is not None:

@@ -1,8 +1,9 @@
-"""Results in other tools' formats: CSV, COCO, and trees of anomaly maps as benchmark servers take them."""
+"""Results in other tools' formats: CSV, Parquet, COCO, and trees of anomaly maps as benchmark servers take them."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import os
 from contextlib import ExitStack, suppress
@@ -12,13 +13,15 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import alone, storage_error, write_bytes, write_json
+from ..files import alone, atomic_file, storage_error, write_bytes, write_json
 from ..render import save_png
 from ..tiff import encode_tiff
 from .log import side_file
 from .scoring import Outcome
 
-__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree"]
+__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree", "ParquetFile"]
+
+_ROWS = 1024  # of a row group
 
 MAP_FORMATS = ("tiff", "mvtec", "mvtec-ad-2")
 """`tiff`: laid out like the sources. `mvtec`: as the evaluation scripts of MVTec AD and MVTec LOCO AD take maps.
@@ -136,6 +139,96 @@ class CsvFile:
         if self._file is not None:
             self._file.close()
         self._stack.close()
+
+
+class ParquetFile:
+    """One row a frame, the regions as a list in it; written as it goes, and there when the run ends.
+
+    Args:
+        path: the file.
+        min_area: regions of fewer pixels are left out.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        StorageError: the place may not be written to.
+    """
+
+    def __init__(self, path: Path, min_area: int = 1) -> None:
+        try:
+            self._arrow = importlib.import_module("pyarrow")
+            self._parquet = importlib.import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise ConfigError("--parquet needs pyarrow.", str(error), "pip install 'saae[parquet]'") from error
+        self._path = path
+        self._min_area = min_area
+        self._rows: list[dict[str, Any]] = []
+        self._schema = self._columns()
+        self._stack = ExitStack()
+        temporary = self._stack.enter_context(atomic_file(path))
+        self._writer: Any = self._stack.enter_context(self._parquet.ParquetWriter(temporary, self._schema))
+
+    def _columns(self) -> Any:
+        arrow = self._arrow
+        region = arrow.struct(
+            [
+                ("bbox", arrow.list_(arrow.int32(), 4)),
+                ("area", arrow.int64()),
+                ("peak", arrow.list_(arrow.int32(), 2)),
+                ("score", arrow.float64()),
+            ]
+        )
+        numbers = ("score", "rank", "image_threshold", "threshold", "defect_share", "ms")
+        return arrow.schema(
+            [
+                ("source", arrow.string()),
+                ("frame", arrow.int64()),
+                ("verdict", arrow.string()),
+                *((name, arrow.float64()) for name in numbers),
+                ("height", arrow.int32()),
+                ("width", arrow.int32()),
+                ("regions", arrow.list_(region)),
+                ("error", arrow.string()),
+            ]
+        )
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        result = outcome.result
+        name = outcome.frame.name.encode("utf-8", "backslashreplace").decode()
+        row: dict[str, Any] = {"source": name, "frame": outcome.frame.index}
+        if result is None:
+            row["error"] = "" if outcome.error is None else outcome.error.what
+        else:
+            row |= result.to_dict(self._min_area)
+            row |= {"verdict": "defect" if result.is_anomalous else "clean", "ms": outcome.milliseconds}
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows, []
+        try:
+            self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Puts the whole file in its place. May be called twice."""
+        if self._rows:
+            self._flush()
+        self._stack.close()
+
+    def discard(self) -> None:
+        """Leaves no file, where `close` was not reached."""
+        self._rows = []
+        gone = _Discarded()
+        with suppress(_Discarded):
+            self._stack.__exit__(_Discarded, gone, None)
+        self._stack = ExitStack()
+
+
+class _Discarded(Exception):
+    """Has a file that was begun go away."""
 
 
 def _line(values: Any) -> bytes:

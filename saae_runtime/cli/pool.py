@@ -1,4 +1,4 @@
-"""Scores image files in several processes, each with an engine of its own; outcomes in order, none lost or doubled."""
+"""Scores image files on several workers, each with an engine of its own; outcomes in order, none lost or doubled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,42 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, Protocol
 
 from ..engine import Engine
 from ..errors import BackendError, FrameError, SaaeError
 from ..sources.files import Frame, Source, image_frames
 from .scoring import Outcome, of_frame
 
-__all__ = ["score_in_processes", "score_source"]
+__all__ = ["Pool", "ProcessPool", "WorkerDied", "score_in_pool", "score_source"]
 
-_AHEAD = 4  # sources under way for each process
-_TRIES = 3  # of a source whose process died; then it is the source's fault
+_AHEAD = 4  # sources under way for each worker
+_TRIES = 3  # of a source whose worker died; then it is the source's fault
 _Scored = list[Outcome]
 
 _engine: Engine | None = None  # of a worker
+
+
+class WorkerDied(Exception):
+    """A worker ended while it scored, or before."""
+
+
+class Pool(Protocol):
+    """Workers: processes of this machine, or of a cluster."""
+
+    workers: int
+
+    def submit(self, source: Source) -> Any:
+        """Begins with a source, as `score_source`; raises nothing."""
+
+    def result(self, begun: Any) -> list[Outcome]:
+        """Waits for what was begun. Raises WorkerDied, and what `score_source` raises."""
+
+    def restart(self) -> None:
+        """Makes all workers anew; what they had begun is given up."""
+
+    def close(self) -> None:
+        """Ends all workers."""
 
 
 def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outcome]:
@@ -52,25 +75,18 @@ def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outc
     return outcomes
 
 
-def score_in_processes(
-    open_engine: Callable[[], Engine],
-    sources: Sequence[Source],
-    processes: int,
-    *,
-    keep_images: bool = False,
-    stop: threading.Event | None = None,
+def score_in_pool(
+    pool: Pool, sources: Sequence[Source], stop: threading.Event | None = None
 ) -> Generator[Outcome, None, None]:
-    """Scores image files in processes; a file that cannot be read or scored gives an outcome with its error.
+    """Scores image files on a pool's workers; a file that cannot be read or scored gives an outcome with its error.
 
-    A process that dies (killed, out of memory) is replaced, and what it had in work is scored again, file by file for a
-    while: a file that takes a process with it three times gets an error in its place. The time of a frame is its
-    share of the pool's time.
+    A worker that dies (killed, out of memory) is replaced, and what was in work is scored again, file by file for a
+    while: a file that takes a worker with it three times gets an error in its place. The time of a frame is its share
+    of the pool's time.
 
     Args:
-        open_engine: opens a worker's engine; a function of a module, or a `partial`, since it is sent to the workers.
+        pool: closed at the end.
         sources: images, in the order of the outcomes.
-        processes: how many.
-        keep_images: whether outcomes hold the frames, for pictures of them.
         stop: when set, no further file is begun; those under way are still given.
 
     Raises:
@@ -78,23 +94,22 @@ def score_in_processes(
     """
     stopped = stop if stop is not None else threading.Event()
     left = deque(sources)
-    pool = _Pool(open_engine, processes, keep_images)
-    flying: deque[tuple[Source, Future[_Scored]]] = deque()
-    done = deque([time.perf_counter()], maxlen=processes + 1)
-    careful = 0  # so many files one at a time: among them is what took a process with it
+    flying: deque[tuple[Source, Any]] = deque()
+    done = deque([time.perf_counter()], maxlen=pool.workers + 1)
+    careful = 0  # so many files one at a time: among them is what took a worker with it
     tries = 0
     try:
         while True:
-            ahead = 1 if careful else _AHEAD * processes
+            ahead = 1 if careful else _AHEAD * pool.workers
             while left and len(flying) < ahead and not stopped.is_set():
                 source = left.popleft()
                 flying.append((source, pool.submit(source)))
             if not flying:
                 return
-            source, future = flying[0]
+            source, begun = flying[0]
             try:
-                outcomes = future.result()
-            except BrokenProcessPool:
+                outcomes = pool.result(begun)
+            except WorkerDied:
                 pool.restart()
                 tries += 1
                 alone = len(flying) == 1
@@ -116,21 +131,28 @@ def score_in_processes(
         pool.close()
 
 
-class _Pool:
-    """Worker processes, made anew where one of them has died."""
+class ProcessPool:
+    """Processes of this machine.
 
-    def __init__(self, open_engine: Callable[[], Engine], processes: int, keep_images: bool) -> None:
+    Args:
+        open_engine: opens a worker's engine; a function of a module, or a `partial`, since it is sent to the workers.
+        processes: how many.
+        keep_images: whether outcomes hold the frames, for pictures of them.
+    """
+
+    def __init__(self, open_engine: Callable[[], Engine], processes: int, keep_images: bool = False) -> None:
         self._arguments = (open_engine, os.getpid())
-        self._processes = processes
+        self.workers = processes
         self._keep_images = keep_images
         self._executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
         # spawn: a fork would copy locks that threads of ours hold, and what the inference library has opened.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._processes, context, _begin, self._arguments)
+        return ProcessPoolExecutor(self.workers, context, _begin, self._arguments)
 
     def submit(self, source: Source) -> Future[_Scored]:
+        """See `Pool`."""
         try:
             with _no_interrupt():  # the first files start the workers
                 return self._executor.submit(_work, source, self._keep_images)
@@ -139,11 +161,20 @@ class _Pool:
             failed.set_exception(error)
             return failed
 
+    def result(self, begun: Future[_Scored]) -> _Scored:
+        """See `Pool`."""
+        try:
+            return begun.result()
+        except BrokenProcessPool as error:
+            raise WorkerDied from error
+
     def restart(self) -> None:
+        """See `Pool`."""
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = self._start()
 
     def close(self) -> None:
+        """See `Pool`."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
@@ -185,7 +216,7 @@ def _work(source: Source, keep_images: bool) -> _Scored:
 
 def _deadly(source: Source) -> SaaeError:
     return BackendError(
-        f"{source.name}: the process that scored it died, {_TRIES} times.",
+        f"{source.name}: the worker that scored it died, {_TRIES} times.",
         "It was killed (by the system, where memory runs out), or a library crashed.",
         "score it alone to see why; fewer --processes where memory is short",
     )

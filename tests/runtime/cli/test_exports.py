@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from folders import leftovers
+from needs import need
 from PIL import Image
 from pycocotools.coco import COCO
 from tiny_bundle import CATEGORY, gray_frame, make_tiny_bundle
@@ -119,6 +121,50 @@ def test_a_full_disk_ends_no_run_and_is_told(bundle: Path, frames: Path, tmp_pat
     assert done.exit_code == 4
     assert "2 results not exported" in done.output
     assert len(rows(tmp_path / "results.csv")) == 3
+
+
+# --- Parquet ---
+
+
+@pytest.mark.needs("pyarrow")
+def test_parquet_holds_the_same_as_the_results(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "results.parquet"
+    done = run(bundle, frames, "-r", "--parquet", target)
+    assert done.exit_code == 1, done.output
+    found = {
+        Path(row["source"]).relative_to(frames).as_posix(): row
+        for row in need("pyarrow.parquet").read_table(target).to_pylist()
+    }
+    assert set(found) == {"cut/000.png", "cut/001.png", "cut/002.png", "good/000.png"}
+    for name in ("cut/000.png", "cut/001.png", "good/000.png"):
+        result, row = expected(bundle, frames / name), found[name]
+        assert row["verdict"] == ("defect" if result.is_anomalous else "clean")
+        assert (row["score"], row["rank"], row["threshold"]) == (result.score, result.rank, result.threshold)
+        assert row["regions"] == [region.to_dict() for region in result.regions()]
+        assert row["error"] is None
+    assert found["cut/002.png"]["verdict"] is None
+    assert "002.png" in found["cut/002.png"]["error"]
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.needs("pyarrow")
+def test_more_rows_than_a_group_has(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("saae_runtime.cli.exports._ROWS", 2)
+    run(bundle, frames / "cut", "--parquet", tmp_path / "r.parquet")
+    file = need("pyarrow.parquet").ParquetFile(tmp_path / "r.parquet")
+    assert (file.num_row_groups, file.metadata.num_rows) == (2, 3)
+
+
+@pytest.mark.needs("pyarrow")
+def test_a_run_that_fails_leaves_no_half_parquet(bundle: Path, tmp_path: Path) -> None:
+    """The map tree refuses the frame, and the run ends."""
+    save_png(tmp_path / "elsewhere" / "a.png", gray_frame())
+    target = tmp_path / "r.parquet"
+    target.write_bytes(b"what was there before")
+    words = ("--maps", tmp_path / "maps", "--map-format", "mvtec", "--parquet", target, "--precision", "int8")
+    assert run(bundle, tmp_path / "elsewhere", *words).exit_code == 2
+    assert target.read_bytes() == b"what was there before"
+    assert leftovers(tmp_path) == []
 
 
 # --- COCO ---

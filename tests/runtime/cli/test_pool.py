@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 
 from saae_runtime import Engine
 from saae_runtime.cli.command import app
-from saae_runtime.cli.pool import score_in_processes
+from saae_runtime.cli.pool import ProcessPool, score_in_pool
+from saae_runtime.cli.scoring import Outcome
 from saae_runtime.errors import BackendError, BundleError
 from saae_runtime.images import read_image
 from saae_runtime.render import save_png
@@ -46,6 +48,10 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_png(folder / f"{index:03d}.png", gray_frame(size, spot))
     (folder / "015.png").write_bytes(b"no image")
     return folder
+
+
+def score_in_processes(open_engine, sources, processes: int, keep_images: bool = False, stop=None) -> Iterator[Outcome]:
+    return score_in_pool(ProcessPool(open_engine, processes, keep_images), sources, stop)
 
 
 def opener(bundle: Path) -> partial[Engine]:
