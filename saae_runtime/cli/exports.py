@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-import os
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePath
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..appending import LineFile
 from ..errors import ConfigError
-from ..files import alone, atomic_file, storage_error, write_bytes, write_json
+from ..files import atomic_file, storage_error, write_bytes, write_json
 from ..render import save_png
 from ..tiff import encode_tiff
-from .log import side_file
 from .scoring import Outcome
 
 __all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree", "ParquetFile"]
@@ -59,51 +58,23 @@ class CsvFile:
     )  # fmt: skip
 
     def __init__(self, path: Path, min_area: int = 1) -> None:
-        self._path = path
         self._min_area = min_area
-        self._stack = ExitStack()
-        self._file: IO[bytes] | None = None
-        try:
-            self._stack.enter_context(
-                alone(side_file(path, "lock"), f"Writing {path}", "give each run a --csv FILE of its own")
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)
-            self._begin(_line(self.COLUMNS))
-        except OSError as error:
-            self.close()
-            raise storage_error(path, error) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _begin(self, head: bytes) -> None:
-        assert self._file is not None
-        self._end = self._file.seek(0, os.SEEK_END)
-        self._file.seek(0)
-        found = self._file.read(len(head))
-        if not head.startswith(found):
-            raise ConfigError(
-                f"--csv {self._path}: the file has other columns.",
-                "Lines are appended to what is there.",
-                "another file",
-            )
-        if len(found) < len(head):
-            self._end = 0
-            self._file.truncate(0)
-            self._append(head)
-            return
-        tail = 1 << 16
-        self._file.seek(max(0, self._end - tail))
-        rest = self._file.read(tail)
-        half = len(rest) - rest.rfind(b"\n") - 1
-        if half:  # a power cut has left it
-            self._end -= half
-            self._file.truncate(self._end)
+        header = _line(self.COLUMNS)
+        if path.is_file():
+            try:
+                with path.open("rb") as stream:
+                    found = stream.readline(len(header))
+            except OSError as error:
+                raise storage_error(path, error) from error
+            if not header.startswith(found):
+                raise ConfigError(
+                    f"--csv {path}: the file has other columns.", "Lines are appended to what is there.", "another file"
+                )
+        self._file = LineFile(path, cure="give each run a --csv FILE of its own", header=header)
 
     def write(self, outcome: Outcome) -> None:
         """See `Export.write`."""
-        self._append(_line([_cell(value) for value in self._values(outcome)]))
+        self._file.write(_line([_cell(value) for value in self._values(outcome)]))
 
     def _values(self, outcome: Outcome) -> list[Any]:
         result = outcome.result
@@ -122,23 +93,9 @@ class CsvFile:
             *head, verdict, *numbers, float(result.mask.mean()), len(regions), *strongest, outcome.milliseconds, None,
         ]  # fmt: skip
 
-    def _append(self, line: bytes) -> None:
-        assert self._file is not None
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._end += len(line)
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            raise storage_error(self._path, error) from error
-
     def close(self) -> None:
         """Closes the file. May be called twice."""
-        if self._file is not None:
-            self._file.close()
-        self._stack.close()
+        self._file.close()
 
 
 class ParquetFile:
