@@ -38,7 +38,9 @@ _PLACE = re.compile(
 )
 _BEGIN = re.compile(r"^[ \t]*<!-- table: ", re.MULTILINE)
 _FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
-_SHOWN_VERSIONS = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt", "tensorrt-rtx")
+_SHOWN_VERSIONS = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 
 
 def render(data: Mapping[str, Any]) -> str:

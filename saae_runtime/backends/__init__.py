@@ -33,8 +33,8 @@ BACKENDS: dict[str, str] = {
     "tensorrt_lean": "tensorrt",
     "onnxruntime:tensorrt": "onnxruntime",
     "onnxruntime:cuda": "onnxruntime",
-    "onnxruntime:openvino": "onnxruntime",
     "onnxruntime:cpu": "onnxruntime",
+    "openvino": "openvino",
 }
 """Backend names and the module of this package that has each."""
 
@@ -43,7 +43,7 @@ AUTO_ORDER: tuple[str, ...] = (
     "tensorrt_rtx",
     "tensorrt_lean",
     "onnxruntime:cuda",
-    "onnxruntime:openvino",
+    "openvino",
     "onnxruntime:cpu",
 )
 """Fastest first. `onnxruntime:tensorrt` is left out: its first start compiles for minutes, so only on request."""
