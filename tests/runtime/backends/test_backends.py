@@ -29,9 +29,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        openvino_library, "device_missing", lambda kind: ("openvino is not installed", "pip install it")
-    )
+    monkeypatch.setattr(openvino_library, "device_missing", lambda kind: ("it is not installed", "pip install it"))
 
 
 def test_every_name_has_one_candidate(bundle: Bundle) -> None:
