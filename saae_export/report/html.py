@@ -18,14 +18,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from saae_runtime.estimate import highest_rate
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Artefact, Calibration, Thresholds
 from saae_runtime.render import encode_png, heatmap, overlay, ramp
 from saae_runtime.result import decision
 from saae_runtime.shell import shell_line
-from saae_runtime.thresholds import ThresholdTable
 from saae_train.charts.svg import Series, bar_chart, histogram, line_chart, plain_text, smooth
 from saae_train.evaluation.decisions import decide
 from saae_train.evaluation.ranking import METRIC_NAMES
@@ -35,22 +33,13 @@ from saae_train.selftest.chart import chart
 from saae_train.selftest.result import SelfTest
 from saae_train.selftest.simulate import CONTRASTS, SIZES
 
+from .costs import costs
 from .data import Example, LatencyRow, Report, outline
 
 __all__ = ["render_report", "write_report"]
 
 _THUMBNAIL = 320  # pixels of a panel's longer side
 _RATES = (0.0, 1e-4, 1e-3, 1e-2, 5e-2)
-_COST_RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
-_COST_COLUMNS = (
-    "false alarms in 1000",
-    "T",
-    "good images above",
-    "at most in 1000 (95 %)",
-    "real defects missed",
-    "large, strong simulated missed",
-    "all simulated missed",
-)
 _SECTIONS = (
     ("built", "What was built"),
     ("quality", "Quality"),
@@ -113,7 +102,7 @@ def render_report(report: Report) -> str:
         metrics=None if evaluation is None else _metrics(evaluation),
         histogram=_histogram(groups, report.image_threshold),
         decisions=_decisions(groups, report.image_threshold),
-        costs=_costs(report),
+        costs=costs(report),
         curves=[] if evaluation is None else [(curve.heading, Markup(curve.chart())) for curve in evaluation.curves],
         self_test=None if report.self_test is None else _self_test(report.self_test),
         simulated=[_example(item) for item in report.simulated],
@@ -249,48 +238,6 @@ def _decisions(groups: list[tuple[str, Any]], threshold: float | None) -> list[d
             words = f"{wrong} {word}" if wrong else "all right"
             rows.append({"name": name, "count": found.size, "above": above, "wrong": wrong, "words": words})
     return rows
-
-
-def _costs(report: Report) -> dict[str, Any] | None:
-    """What other image thresholds would cost: expected false alarms, and misses on real and simulated defects."""
-    table = _image_table(report)
-    if table is None or table.rule != "log-normal":
-        return None
-    images = () if report.evaluation is None else report.evaluation.images
-    real = np.array([image.score for image in images if image.is_anomalous], np.float64)
-    drawn = () if report.self_test is None else report.self_test.defects
-    simulated = np.array([defect.score for defect in drawn], np.float64)
-    easy = np.array([defect.score for defect in drawn if defect.easy], np.float64)
-    scores = np.asarray(report.held_out_scores, np.float64)
-    rows = []
-    for rate in sorted({*_COST_RATES, table.default_fpr}):
-        limit = table.at(rate)
-        above = int((scores > limit).sum())
-        misses = [
-            f"{int((part <= limit).sum())} of {part.size}" if part.size else "-" for part in (real, easy, simulated)
-        ]
-        rows.append(
-            {
-                "default": rate == table.default_fpr,
-                "cells": [
-                    f"{1000 * rate:.3g}",
-                    f"{limit:.4g}",
-                    f"{above} of {scores.size}",
-                    f"{1000 * highest_rate(above, scores.size):.0f}" if scores.size else "-",
-                    *misses,
-                ],
-            }
-        )
-    return {"rows": rows, "columns": _COST_COLUMNS}
-
-
-def _image_table(report: Report) -> ThresholdTable | None:
-    """The image table of the precision that the report's threshold is from."""
-    tables = [pair.image for pair in report.manifest.thresholds.values()]
-    limit = report.image_threshold
-    if not tables or limit is None:
-        return None
-    return min(tables, key=lambda table: abs(table.at() - limit))
 
 
 def _self_test(result: SelfTest) -> dict[str, Any]:

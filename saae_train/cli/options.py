@@ -100,7 +100,9 @@ class FitOptions:
         ),
     ] = None
     loss: Annotated[str | None, _model("--loss", help="l2 (paper) or cosine.")] = None
-    score: Annotated[str | None, _model("--score", help="l2 (paper), cosine, or joint (needs --components).")] = None
+    score: Annotated[
+        str | None, _model("--score", help="l2 (paper), cosine, joint (needs --components) or memory.")
+    ] = None
     smoothing: Annotated[
         float | None, _model("--smoothing", help="Sigma of the Gaussian filter over the score map, in patches.")
     ] = None

@@ -70,8 +70,8 @@ def build_memory(
         progress: called with (images done, images, what).
 
     Returns:
-        The memory, its alpha yet to come, and d and r of every fitted image with itself and its near-copies left out,
-        each float32 N x L.
+        The memory, its alpha yet to come, and d and r of every fitted image with itself and its near-copies left out
+        of the entries and of the radii, each float32 N x L.
 
     Raises:
         FitError: fewer than two images that are no near-copies.
@@ -99,12 +99,14 @@ def build_memory(
         distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
         neighbours.append(near[0])
     distance, near = torch.stack(distances), torch.stack(neighbours)
-    radius = _radii(provisional, distance.flatten(), near[..., 0].flatten())
-    found = [
-        compare(rows(index)[None] * weight, held[near[index]][None], radius[near[index]][None]).radius[0]
-        for index in range(images)
-    ]
-    return Memory(held, radius, weight), Nearest(distance, torch.stack(found))
+    spread = _Spread(provisional, distance, near[..., 0])
+    found = []
+    for index in range(images):
+        # An image that is unlike the others would excuse itself: it widens the radii where it lies.
+        radius = spread.radii(slice(max(0, index - reach), index + reach + 1))
+        near_patches = held[near[index]][None]
+        found.append(compare(rows(index)[None] * weight, near_patches, radius[near[index]][None]).radius[0])
+    return Memory(held, spread.radii(), weight), Nearest(distance, torch.stack(found))
 
 
 def remember(
@@ -211,17 +213,26 @@ def _cover(points: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _radii(memory: Memory, distance: Tensor, entry: Tensor) -> Tensor:
-    """Radius of each entry, from d of the patches that are nearest to it or to one of its neighbours.
+class _Spread:
+    """How far normal patches lie from the entries: radii of all images, and of all but some.
 
     Args:
         memory: entries; their radii do not count.
-        distance: float32 n.
-        entry: the nearest entry of each, int64 n.
+        distance: d of every image's patches with its own entries left out, float32 N x L.
+        entry: the nearest entry of each of them, int64 N x L.
     """
-    size = len(memory)
-    squared = torch.zeros(size).index_add_(0, entry, distance.square())
-    count = torch.zeros(size).index_add_(0, entry, torch.ones(len(entry)))
-    near = memory.choose(memory.entries[None], count=_POOLED + 1)[0]  # an entry is its own nearest
-    mean = float(distance.square().mean())
-    return ((squared[near].sum(dim=1) + _PRIOR * mean) / (count[near].sum(dim=1) + _PRIOR)).clamp_min(1e-12).sqrt()
+
+    def __init__(self, memory: Memory, distance: Tensor, entry: Tensor) -> None:
+        shape = len(distance), len(memory)
+        self._squared = torch.zeros(shape).scatter_add_(1, entry, distance.square())
+        self._count = torch.zeros(shape).scatter_add_(1, entry, torch.ones_like(distance))
+        self._near = memory.choose(memory.entries[None], count=_POOLED + 1)[0]  # an entry is its own nearest
+        self._prior = float(distance.square().mean())
+        self._all = self._squared.sum(dim=0), self._count.sum(dim=0)
+
+    def radii(self, without: slice = slice(0)) -> Tensor:
+        """The root mean square of d near each entry, float32 B, over all images but those of a slice."""
+        squared = self._all[0] - self._squared[without].sum(dim=0)
+        count = self._all[1] - self._count[without].sum(dim=0)
+        pooled, patches = squared.clamp_min(0.0)[self._near].sum(dim=1), count[self._near].sum(dim=1)
+        return ((pooled + _PRIOR * self._prior) / (patches + _PRIOR)).clamp_min(1e-12).sqrt()

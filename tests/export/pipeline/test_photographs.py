@@ -50,7 +50,8 @@ def test_photographs_become_a_bundle_at_their_own_size(built: BuildResult, bottl
     manifest = open_bundle(built.where, verify=True).manifest
     assert (manifest.frame.height, manifest.frame.width) == frame.shape[:2]
     assert manifest.synthetic is False
-    assert manifest.calibration.left_out and manifest.calibration.images == len(category.train)
+    assert manifest.calibration.left_out
+    assert manifest.calibration.images == len(category.train)
     found = {item.precision: item.parity.passed for item in manifest.artefacts if item.parity}
     found.pop("bf16", None)  # where the processor has it
     assert found == {"fp32": True}

@@ -349,19 +349,3 @@ def test_the_verdicts_are_the_first_tiles() -> None:
     tiles = re.findall(r'<div class="tile"><div class="value">([^<]*)</div><div class="name">([^<]*)</div>', page)
     assert tiles[0] == ("2 of 3", "defective images found (synthetic)")
     assert tiles[1] == ("1 of 2", "good images called defective (synthetic)")
-
-
-def test_what_each_threshold_costs() -> None:
-    scores = [0.3, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.38, 0.6]
-    image = ThresholdTable.estimated(scores, 0.05)
-    report = full()
-    tables = {"fp32": Thresholds(TABLE, image)}
-    changed = dataclasses.replace(report.manifest, thresholds=tables)
-    page = render_report(
-        dataclasses.replace(report, manifest=changed, held_out_scores=scores, image_threshold=image.at())
-    )
-    part = page[page.index("What a threshold costs") : page.index("Threshold of pixels")]
-    assert "1 of 10" in part
-    assert "default" in part
-    assert part.count("of 6") == 12  # six simulated defects, at six rates, easy and all
-    assert "What a threshold costs" not in render_report(report)  # a table of quantiles promises nothing

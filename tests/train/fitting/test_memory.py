@@ -7,7 +7,7 @@ import torch
 
 from saae_runtime.errors import FitError
 from saae_train.fitting.memory import _cover, balance, build_memory
-from saae_train.model.memory import Nearest
+from saae_train.model.memory import Memory, Nearest
 
 WIDTH, POSITIONS = 12, 20
 
@@ -26,12 +26,28 @@ def test_a_memory_of_every_patch_finds_each_at_no_distance() -> None:
     assert float(left_out.distance.min()) > 0.1  # a patch does not vouch for itself
 
 
-def test_left_out_is_what_a_memory_without_the_image_says() -> None:
-    g = patches(5)
-    memory, left_out = build_memory(lambda i: g[i], 5, 10_000, 0)
-    held = (memory.entries[:, None] == (g[2] * memory.weight)[None]).all(dim=2).any(dim=1)
-    assert int(held.sum()) == POSITIONS
-    alone = memory(g[2:3], held)
+@pytest.mark.parametrize("reach", [0, 1])
+def test_left_out_is_what_entries_and_radii_of_the_other_images_say(reach: int) -> None:
+    g = patches(6)
+    memory, left_out = build_memory(lambda i: g[i], 6, 10_000, 0, reach)
+    image_of = (memory.entries[:, None] == (g.flatten(0, 1) * memory.weight)[None]).all(dim=2).int().argmax(dim=1)
+    image_of = image_of // POSITIONS
+    near = torch.stack(
+        [memory.choose(g[i : i + 1] * memory.weight, (image_of - i).abs() <= reach)[0] for i in range(6)]
+    )
+    family = (memory.entries[:, None] - memory.entries[None]).norm(dim=2).argsort(dim=1)[:, :5]  # itself and four more
+    mean = left_out.distance.square().mean()
+
+    def radius(entry: int, without: range) -> torch.Tensor:
+        counts = torch.isin(near[:, :, 0], family[entry])
+        counts[[i for i in without if 0 <= i < 6]] = False
+        return ((left_out.distance.square()[counts].sum() + 3 * mean) / (counts.sum() + 3)).sqrt()
+
+    everybody = torch.stack([radius(entry, range(0)) for entry in range(len(memory))])
+    torch.testing.assert_close(memory.radius, everybody)
+    others = torch.stack([radius(entry, range(2 - reach, 3 + reach)) for entry in range(len(memory))])
+    assert not torch.allclose(others, everybody)
+    alone = Memory(memory.entries, others, memory.weight)(g[2:3], (image_of - 2).abs() <= reach)
     torch.testing.assert_close(left_out.distance[2], alone.distance[0])
     torch.testing.assert_close(left_out.radius[2], alone.radius[0])
 
