@@ -159,6 +159,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         "on the GPU, ms",
         "times whole",
         "times DFR",
+        "energy, J a frame",
     ]
     for batch in settings["batches"]:
         rows = {(r["backend"], r["precision"], r["kind"]): r for r in data["rows"] if r["batch"] == batch}
@@ -180,6 +181,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
                 on_device and on_device["timing"]["median_ms"],
                 compute.get("ratio_whole"),
                 compute.get("ratio_dfr"),
+                compute.get("joules"),
             ]
             table.append(line)
         yield (f"Batch {batch}:" if len(settings["batches"]) > 1 else ""), (headings, table)
