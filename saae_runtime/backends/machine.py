@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import sha256_bytes
 
-__all__ = ["loaded_versions", "machine_facts"]
+__all__ = ["loaded_versions", "machine_facts", "processor_flags"]
 
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _QUOTA = "/sys/fs/cgroup/cpu.max"
@@ -20,16 +20,12 @@ _DRIVER = "/proc/driver/nvidia"
 
 def machine_facts() -> dict[str, Any]:
     """Processor, cores that this process may use, GPUs and limits in the environment: JSON of one machine's speed."""
-    lines = _read("/proc/cpuinfo").splitlines()
-    facts = dict(
-        reversed([(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)])
-    )
     board = _read("/proc/device-tree/model").strip("\0\n ")
-    flags = facts.get("flags") or facts.get("Features") or ""
+    flags = processor_flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "processor": board or facts.get("model name") or platform.processor() or platform.machine(),
-        "instructions": sha256_bytes(" ".join(sorted(flags.split())).encode())[:12] if flags else platform.machine(),
+        "processor": board or _cpuinfo().get("model name") or platform.processor() or platform.machine(),
+        "instructions": sha256_bytes(" ".join(sorted(flags)).encode())[:12] if flags else platform.machine(),
         "cores": cores,
         "quota": _read(_QUOTA).strip(),
         "gpus": _gpus(),
@@ -37,10 +33,22 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def processor_flags() -> frozenset[str]:
+    """Instruction sets of the processor by Linux's names for them; empty where the system does not say."""
+    facts = _cpuinfo()
+    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
+
+
 def loaded_versions(modules: Iterable[str]) -> dict[str, str]:
     """Versions of imported modules by their own word: a program in one file has no package metadata."""
     loaded = {name: sys.modules.get(name) for name in modules}
     return {name: str(getattr(module, "__version__", "?")) for name, module in sorted(loaded.items()) if module}
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core."""
+    lines = [line.partition(":") for line in _read("/proc/cpuinfo").splitlines()]
+    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
 
 
 def _gpus() -> list[str]:

@@ -45,7 +45,7 @@ def bf16_missing() -> str:
     if why:
         return why
     device = library.load_library().device("CPU")
-    return "" if has_bf16(device) else f"OpenVINO reports no bf16 for this processor ({device.name})"
+    return "" if has_bf16(device) else f"this processor has no bf16 instructions ({device.name})"
 
 
 def _candidate(

@@ -514,9 +514,9 @@ def test_processes_that_start_at_once_time_once(tmp_path: Path, monkeypatch: pyt
     processes = [spawn.Process(target=_open_there, args=(str(folder), lock, answers)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=60) for _ in processes]
+    found = [answers.get(timeout=240) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join(120)
         assert process.exitcode == 0
     assert len({name for name, _ in found}) == 1
     assert sum(said for _, said in found) == 1

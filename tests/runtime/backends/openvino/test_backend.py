@@ -54,6 +54,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     return outcome
 
 
+@pytest.fixture
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with instructions for bf16, whatever the one is that tests run on."""
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset({"avx2", "avx512f", "avx512_bf16"}))
+
+
 def fake_library(devices: dict[str, str]) -> Library:
     return Library(SimpleNamespace(__version__="2026.1.0-123-releases/2026/1"), FakeCore(devices))
 
@@ -75,6 +81,7 @@ def fake_library(devices: dict[str, str]) -> Library:
         ("CPU", "FP32 INT8", "fp32", "f32", "f32"),
     ],
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_arithmetic_is_the_calibrated_one_unless_asked(
     kind: str, able: str, precision: str, asked: str | None, expected: str
 ) -> None:
@@ -179,11 +186,33 @@ def test_every_open_says_what_the_first_did(fresh: list, monkeypatch: pytest.Mon
     assert tries == ["openvino"]
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_bf16_that_the_processor_has_not(fresh: list) -> None:
     fresh.append(fake_library({"CPU": "FP32 INT8"}))
-    assert bf16_missing() == "OpenVINO reports no bf16 for this processor (some CPU)"
+    assert bf16_missing() == "this processor has no bf16 instructions (some CPU)"
     fresh[0] = fake_library({"CPU": "FP32 INT8 BF16"})
     assert bf16_missing() == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "there"),
+    [
+        ("avx2 avx512f avx512_bf16", True),
+        ("avx2 avx512f amx_bf16", True),
+        ("avx2 avx_vnni avx_ne_convert", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("", True),
+    ],
+)
+def test_bf16_that_would_be_emulated_is_none(
+    fresh: list, monkeypatch: pytest.MonkeyPatch, flags: str, there: bool
+) -> None:
+    """OpenVINO reports BF16 on every processor with AVX-512; where the system says nothing it is believed."""
+    fresh.append(fake_library({"CPU": "FP32 INT8 BF16", "GPU": "FP32 BF16"}))
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(flags.split()))
+    assert (bf16_missing() == "") is there
+    assert ("BF16" in library.load_library().device("CPU").capabilities) is there
+    assert "BF16" in library.load_library().device("GPU").capabilities
 
 
 def need_openvino() -> None:
