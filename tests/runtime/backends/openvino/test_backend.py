@@ -393,11 +393,15 @@ def test_what_it_computes_is_what_was_calibrated(tmp_path: Path) -> None:
 def test_openvino_keeps_its_compiled_form_where_told(folder: Path, tmp_path: Path) -> None:
     frame = noise(6, *SIZE, 3)
     scores = []
-    for _ in range(2):
+    for number in range(3):
         with Engine(folder, backend=NAME, cache=tmp_path) as engine:
             scores.append(engine(frame).score)
-    assert scores[0] == scores[1]
-    assert list(tmp_path.rglob("*.blob"))
+        blobs = list(tmp_path.rglob("*.blob"))
+        assert blobs
+        if number == 1:  # a disk that was full, a file that was cut: it is compiled again
+            for blob in blobs:
+                blob.write_bytes(blob.read_bytes()[: blob.stat().st_size // 2])
+    assert len(set(scores)) == 1
     assert not list(folder.rglob("*.blob"))
 
 
