@@ -1,6 +1,6 @@
 """One artefact of a bundle: its name and entry, opened as it is calibrated and compared, and the default T in its file.
 
-Needs neither PyTorch nor onnx.
+Needs neither PyTorch nor, but for `load_graph`, onnx.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from saae_runtime.backends.graph import with_default
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import ConfigError
+from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.files import write_bytes
 from saae_runtime.manifest import IN_BF16, Artefact
 
@@ -21,6 +21,7 @@ __all__ = [
     "CPU",
     "OPENVINO",
     "STORED_HALF",
+    "load_graph",
     "onnx_artefact",
     "onnx_file",
     "open_artefact",
@@ -53,6 +54,30 @@ def onnx_artefact(precision: str, half_weights: bool = False) -> Artefact:
     """The manifest's entry for the graph of a precision, not compared yet."""
     file = onnx_file(precision)
     return Artefact(file, "onnx", precision, options=STORED_HALF if half_weights and file == onnx_file("fp32") else {})
+
+
+def load_graph(path: str | os.PathLike[str]) -> Any:
+    """An ONNX file as the onnx package's ModelProto; needs that package.
+
+    Raises:
+        DataError: the bytes are no ONNX, or a name in the graph is no UTF-8, which libraries find out half-way.
+    """
+    import onnx
+
+    cure = "export it again: saae-export build"
+    try:
+        model = onnx.load(Path(path))
+    except Exception as error:  # protobuf raises several unrelated types
+        raise DataError(f"{path} cannot be read as ONNX.", str(error), cure) from error
+    graph = model.graph
+    names = [item.name for item in (*graph.input, *graph.output, *graph.initializer)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [item.name for item in node.attribute]
+    for name in names:
+        if isinstance(name, bytes):  # what protobuf gives where the text is no UTF-8
+            raise DataError(f"{path} cannot be read as ONNX.", f"The name {name!r} in it is no UTF-8.", cure)
+    return model
 
 
 def stores_half(artefact: Artefact) -> bool:

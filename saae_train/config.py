@@ -68,7 +68,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
 }
 """Annotation of a field -> what its values are, and how to say so."""
 
-_ADDED = frozenset({"white_level"})
+_ADDED = frozenset({"tiles", "white_level"})
 """Fields that checkpoints of earlier versions lack."""
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -82,6 +82,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "held_out": (lambda value: 0 <= value < 1, "0 or more, and below 1"),
     "white_level": (lambda value: 255 <= value <= 65535, "from 255 to 65535"),
     "input_size": (lambda value: min(value) >= 1, "1 or more"),
+    "tiles": (lambda value: min(value) >= 1 or value == (0, 0), "1 or more, or [0,0] for as many as the images want"),
     "layers": (lambda value: min(value) >= 0, "0 or more"),
 }
 """Field -> the values it can take, and how to say so."""
@@ -125,6 +126,9 @@ class FitConfig:
         input_size: (height, width) in pixels that frames are resized to.
         follow_shape: whether the input takes the shape of the training images, at the number of positions of
             `input_size`; a fitted model's `input_size` is the one taken.
+        tiles: (rows, columns) of overlapping windows, each of `input_size`, that the backbone runs on, so that small
+            defects of large images are seen; (0, 0): by the images' size; None: one window. A fitted model's
+            `input_size` is that of all windows together.
         standardise: give every channel of f mean 0 and deviation 1 first.
         components: k, leading principal components that the SAAE works in, at most U/2; None: all U channels.
         memory: normal patches that the memory holds, for the score `memory`; None: no memory.
@@ -160,6 +164,7 @@ class FitConfig:
     layers: tuple[int, ...] | None = None
     input_size: tuple[int, int] = (336, 336)
     follow_shape: bool = True
+    tiles: tuple[int, int] | None = None
     standardise: bool = True
     components: int | None = 320
     memory: int | None = 4096

@@ -23,7 +23,7 @@ class FitRecord:
         texture: whether the product was fitted as a texture (MLP size V) or an object (2V).
         device: torch device.
         precision: in which numbers: `bf16`, `tf32` or `fp32`.
-        captured_steps: steps that were played back from a CUDA graph.
+        captured_steps: steps replayed from a CUDA graph.
         seconds_features: time for the features.
         seconds_fit: time for the steps, of all the runs that it took.
         loss: (step, mean loss per position) pairs.

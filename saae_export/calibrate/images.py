@@ -16,35 +16,35 @@ from saae_train.data.category import GOOD, Category, Sample
 from saae_train.data.check import check
 from saae_train.data.split import MIN_HELD_OUT, content_hashes
 
-__all__ = ["about_pictures", "check_pictures", "find_pictures"]
+__all__ = ["about_images", "check_images", "find_images"]
 
-_SHOWN = 1000  # unreadable pictures named in one error
+_SHOWN = 1000  # unreadable images named in one error
 
 
-def find_pictures(names: Sequence[str]) -> tuple[Sample, ...]:
-    """The pictures that files, folders (with those below them) and glob patterns name, each once.
+def find_images(names: Sequence[str]) -> tuple[Sample, ...]:
+    """The images that files, folders (with those below them) and glob patterns name, each once.
 
     Raises:
         ConfigError: a name that is none of these, or a video or a camera.
-        DataError: a folder or pattern without pictures.
+        DataError: a folder or pattern without images.
     """
     for name in names:
         if name.startswith("camera:") or Path(name).suffix.lower() in VIDEO_SUFFIXES:
-            raise _no_picture(name)
+            raise _no_image(name)
     found: dict[Path, Sample] = {}
     for source in find_sources(names, recursive=True):
         if source.path is None or source.kind != "image":
-            raise _no_picture(source.name)
+            raise _no_image(source.name)
         found.setdefault(source.path.resolve(), Sample(source.path, GOOD, None, False))
     return tuple(found.values())
 
 
-def check_pictures(category: str, samples: Sequence[Sample], progress: Progress = silent) -> tuple[str, ...]:
-    """Opens every picture; returns what looks odd about them, one line each.
+def check_images(category: str, samples: Sequence[Sample], progress: Progress = silent) -> tuple[str, ...]:
+    """Opens every image; returns what looks odd about them, one line each.
 
     Args:
         category: the product's name, for messages.
-        samples: the pictures.
+        samples: the images.
         progress: called with (done, total).
 
     Raises:
@@ -56,18 +56,18 @@ def check_pictures(category: str, samples: Sequence[Sample], progress: Progress 
     different = len(set(content_hashes(samples)))
     if different < MIN_HELD_OUT:
         raise DataError(
-            f"{different} different picture{'' if different == 1 else 's'} cannot carry thresholds.",
+            f"{different} different image{'' if different == 1 else 's'} cannot carry thresholds.",
             f"{MIN_HELD_OUT} are the least; 50 or more are advisable.",
-            "give more pictures of good parts: --normal FOLDER",
+            "give more images of good parts: --normal FOLDER",
         )
     return tuple(str(problem) for problem in report.warnings)
 
 
-def about_pictures(samples: Sequence[Sample], scores: Sequence[float], table: ThresholdTable) -> tuple[str, ...]:
-    """What the number of pictures means for the image T, and on which picture it rests; nothing where they are many.
+def about_images(samples: Sequence[Sample], scores: Sequence[float], table: ThresholdTable) -> tuple[str, ...]:
+    """What the number of images means for the image T, and on which image it rests; nothing where they are many.
 
     Args:
-        samples: the pictures, two at least.
+        samples: the images, two at least.
         scores: their image scores, of one precision.
         table: of these scores.
     """
@@ -79,7 +79,7 @@ def about_pictures(samples: Sequence[Sample], scores: Sequence[float], table: Th
     notes = []
     if rate > 0.0:
         notes.append(
-            f"an image FPR of {rate:g} cannot be told from 0 with {count} pictures (1/{count} is {1.0 / count:.2g}): "
+            f"an image FPR of {rate:g} cannot be told from 0 with {count} images (1/{count} is {1.0 / count:.2g}): "
             "the image T lies just above the largest score"
         )
     notes.append(
@@ -92,7 +92,7 @@ def about_pictures(samples: Sequence[Sample], scores: Sequence[float], table: Th
     return tuple(notes)
 
 
-def _no_picture(name: str) -> ConfigError:
+def _no_image(name: str) -> ConfigError:
     return ConfigError(
-        f"{name}: thresholds are calibrated on pictures.", "This is a video or a camera.", "save its frames as pictures"
+        f"{name}: thresholds are calibrated on images.", "This is a video or a camera.", "save its frames as images"
     )

@@ -1,7 +1,7 @@
-"""New thresholds for a finished bundle, from pictures of good parts given later; without PyTorch and onnx.
+"""New thresholds for a finished bundle, from images of good parts given later; without PyTorch and onnx.
 
 Lamps age, lenses and cameras are changed: scores of good parts move, and the thresholds have to follow. The bundle's
-own artefacts score the new pictures, each precision in its own arithmetic, as the build does it.
+own artefacts score the new images, each precision in its own arithmetic, as the build does it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..artefacts import open_artefact, with_threshold
 from ..parity.compare import ParityReport, require
 from ..parity.reference import read_reference
 from ..parity.verify import compare_artefact, stored_source
-from .images import about_pictures, check_pictures
+from .images import about_images, check_images
 
 __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
@@ -42,7 +42,7 @@ _AT_T = ("pixel_fpr", "pixel_fpr_good", "pixel_fpr_halo", "pixel_tpr", "image_fp
 
 _BANNER = (
     '\n<div class="banner warn" id="recalibrated">\n  <strong>The thresholds are not these any more</strong>\n'
-    "  <p>The bundle was calibrated again on pictures given later (saae-export calibrate). This report and the\n"
+    "  <p>The bundle was calibrated again on images given later (saae-export calibrate). This report and the\n"
     "  heatmaps are those of the build; saae-export inspect shows the thresholds in force.</p>\n</div>"
 )
 _HEADER_ENDS = "</header>"
@@ -54,10 +54,10 @@ class Change:
 
     Attributes:
         precision: one of `saae_runtime.manifest.PRECISIONS`.
-        backend: library, device, arithmetic and file that the pictures were scored with.
+        backend: library, device, arithmetic and file that the images were scored with.
         before, after: both tables.
-        scores: image scores of the pictures, in their order.
-        marked_before: share of the pictures' pixels above the pixel T before, 0..1.
+        scores: image scores of the images, in their order.
+        marked_before: share of the images' pixels above the pixel T before, 0..1.
     """
 
     precision: str
@@ -69,7 +69,7 @@ class Change:
 
     @property
     def rejected_before(self) -> int:
-        """How many of the pictures the image threshold before calls defective."""
+        """How many of the images the image threshold before calls defective."""
         return self._rejected(self.before)
 
     @property
@@ -91,8 +91,8 @@ class Recalibration:
         changes: one for each precision, in the order of the manifest.
         dropped: precisions that left the bundle, with the files that went with them, in words.
         parity: comparisons with the bundle's reference frames at the new T.
-        samples: the pictures.
-        notes: what a person should know about the pictures and the rates.
+        samples: the images.
+        notes: what a person should know about the images and the rates.
     """
 
     bundle: Bundle
@@ -116,7 +116,7 @@ def recalibrate(
 ) -> Recalibration:
     """Computes both threshold tables of each precision anew and writes them into the bundle, whole or not at all.
 
-    All thresholds of a bundle come from the same pictures. So a precision that is not calibrated leaves it: kept with
+    All thresholds of a bundle come from the same images. So a precision that is not calibrated leaves it: kept with
     thresholds from before the drift, it would be taken on some other machine without a word and decide wrongly.
 
     What rests on T follows: the graphs' default thresholds, and parity, which is compared again with the bundle's
@@ -125,7 +125,7 @@ def recalibrate(
 
     Args:
         bundle: the folder.
-        samples: normal pictures, as of `saae_export.calibrate.images.find_pictures`; of any size.
+        samples: normal images, as of `saae_export.calibrate.images.find_images`; of any size.
         precisions: which to calibrate; None for all that the bundle has.
         pixel_fpr: default acceptable share of normal pixels above T; None for the bundle's present one.
         image_fpr: default acceptable share of normal images called defective; None for the bundle's present one.
@@ -136,7 +136,7 @@ def recalibrate(
     Raises:
         BundleError: no bundle there, or a damaged one.
         ConfigError: a precision that the bundle has not, a rate outside 0..1, or a `target` that is no bundle.
-        DataError: too few pictures, or some that cannot be used; all of them are named.
+        DataError: too few images, or some that cannot be used; all of them are named.
         BackendUnavailableError: a precision cannot be run here; all of them are named, with the reasons.
         CalibrationError: a score that is not finite.
         ParityError: at the new T an artefact decides otherwise than its reference. Nothing was written.
@@ -152,9 +152,9 @@ def recalibrate(
         opened.manifest.thresholds[name].pixel.at(pixel_fpr)
         opened.manifest.thresholds[name].image.at(image_fpr)
     stages = Stages(console or Console(quiet=True), len(chosen) + 3 + (not dry_run))
-    with stages.stage("check pictures") as stage:
-        notes = check_pictures(opened.manifest.category, samples, stage)
-        stage.note(f"{len(samples)} pictures")
+    with stages.stage("check images") as stage:
+        notes = check_images(opened.manifest.category, samples, stage)
+        stage.note(f"{len(samples)} images")
     with stages.stage("open artefacts") as stage:
         runners = _runners(opened, chosen, stage)
         stage.note(", ".join(chosen))
@@ -172,7 +172,7 @@ def recalibrate(
         with stages.stage("write") as stage:
             opened = _written(opened, manifest, files, target)
             stage.note(str(opened.path))
-    notes += about_pictures(samples, changes[0].scores, changes[0].after.image)
+    notes += about_images(samples, changes[0].scores, changes[0].after.image)
     return Recalibration(opened, tuple(changes), dropped, reports, tuple(samples), notes)
 
 

@@ -51,13 +51,13 @@ def calibrate_command(
     For a new lamp, lens or camera. Nothing is fitted; neither PyTorch nor onnx is needed. The new thresholds replace
     the old ones: to keep what those knew, give the earlier images as well.
     """
-    from ..calibrate.images import find_pictures
+    from ..calibrate.images import find_images
     from ..calibrate.recalibrate import recalibrate
 
     console = log()
     found = recalibrate(
         bundle,
-        find_pictures(normal),
+        find_images(normal),
         precisions=None if precision is None else [part.strip() for part in precision.split(",") if part.strip()],
         pixel_fpr=pixel_fpr,
         image_fpr=image_fpr,
@@ -78,9 +78,9 @@ def calibrate_command(
 
 
 def _table(changes: tuple[Change, ...]) -> Table:
-    """Old and new T at the default rates, and what the old one makes of the new pictures."""
+    """Old and new T at the default rates, and what the old one makes of the new images."""
     count = len(changes[0].scores)
-    table = Table(title=f"Thresholds at the default rates, on {count} pictures of good parts", title_justify="left")
+    table = Table(title=f"Thresholds at the default rates, on {count} images of good parts", title_justify="left")
     for heading in ("precision", "of", "T before", "T now", "FPR", "above T before", "above T now"):
         table.add_column(heading, justify="left" if heading in ("precision", "of") else "right")
     for item in changes:

@@ -73,7 +73,7 @@ def _calibrated_on(calibration: Calibration) -> str:
         if calibration.near_copies:
             words += f" with the {calibration.near_copies} before and after it (near-copies)"
     if calibration.given_later:
-        words = "normal pictures given after the build (saae-export calibrate)"
+        words = "normal images given after the build (saae-export calibrate)"
     return f"{calibration.images} {words}, digest {calibration.digest[:16]}..."
 
 

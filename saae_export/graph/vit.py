@@ -147,21 +147,26 @@ def _is_identity(module: nn.Module | None) -> bool:
 class GraphViT(nn.Module):
     """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (prefix_tokens + h*w) x U FP32, eq. (1).
 
-    The rows of class and register tokens come first; who takes the features drops them where that is cheapest.
+    The rows of class and register tokens come first; who takes the features drops them where that is cheapest. With
+    tiles the rows are those of the whole input, without them.
     """
 
     def __init__(self, backbone: ViTFeatures, dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = backbone.layers
-        self.prefix_tokens = backbone.prefix_tokens
-        height, width = backbone.grid
-        tokens = height * width + self.prefix_tokens
+        self.tiles = backbone.tiles
+        height, width = self.tiles.window
+        tokens = height * width + backbone.prefix_tokens
+        self.pad = backbone.prefix_tokens
+        self.prefix_tokens = 0 if len(self.tiles) > 1 else self.pad  # putting windows together drops them
         # FP32: 1/255 and 1/std in the weights would push them towards FP16's subnormals.
         convolution = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std)
-        self.grid, self.patch = backbone.grid, convolution.weight.shape[2:]
+        self.grid, self.patch = self.tiles.window, convolution.weight.shape[2:]
         self.proj = make_linear(convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias)
         self.register_buffer("position", torch.cat([backbone.prefix, backbone.position], dim=1).detach().float())
+        self.register_buffer("place", self.tiles.index(self.pad) if len(self.tiles) > 1 else None)
         self.position: Tensor
+        self.place: Tensor | None
         self.norm_pre = plain_norm(backbone.norm_pre)
         self.blocks = nn.ModuleList(_graph_block(block, tokens, dtype) for block in backbone.blocks)
 
@@ -172,13 +177,16 @@ class GraphViT(nn.Module):
         return rows.reshape(-1, height * width, p * q * 3)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if self.place is not None:
+            pixels = self.tiles.cut(pixels, self.patch[0], axis=1)
         tokens = self.proj(self._patches(pixels))
-        if self.prefix_tokens:  # zeros, to which the position table adds the class and register tokens
-            tokens = F.pad(tokens, (0, 0, self.prefix_tokens, 0))
+        if self.pad:  # zeros, to which the position table adds the class and register tokens
+            tokens = F.pad(tokens, (0, 0, self.pad, 0))
         maps = [tokens] if 0 in self.layers else []
         tokens = self.norm_pre(tokens + self.position)
         for index, block in enumerate(self.blocks, start=1):
             tokens = block(tokens)
             if index in self.layers:
                 maps.append(tokens)
-        return torch.cat(maps, dim=2) if len(maps) > 1 else maps[0]
+        f = torch.cat(maps, dim=2) if len(maps) > 1 else maps[0]
+        return f if self.place is None else self.tiles.join(f, self.place)

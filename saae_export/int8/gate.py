@@ -88,10 +88,10 @@ def quality(
         engine: at its own thresholds.
         category: its test images are used.
         held_out: the calibration images; simulated defects are drawn onto them.
-        progress: called with (images done, images in all).
+        progress: called with (done, total).
 
     Raises:
-        SimulationError: no test set, and nothing can be drawn onto these pictures.
+        SimulationError: no test set, and nothing can be drawn onto these images.
     """
     if any(sample.is_anomalous and sample.mask is not None for sample in category.test):
         found = evaluate(engine, category, progress=progress)

@@ -99,7 +99,7 @@ def observe(
     Args:
         model: the FP32 graph.
         frames: uint8 H x W x 3 at the graph's frame size, of normal images.
-        progress: called with (frames done, frames in all).
+        progress: called with (done, total).
     """
     tensors = sorted({activation for activation, _ in weighted_products(model).values()})
     chooser = np.random.default_rng(0)

@@ -7,9 +7,12 @@ outside a dead band around it (a stated share of the threshold): inside the band
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +78,8 @@ class ImageParity:
         image_flip: the image's decision differs, outside the dead band.
         worst_pixel: (row, column) of the largest map difference.
         reference, found: the two values there.
+        batch: how many images were computed together.
+        steady: whether repeats gave the same map and score.
     """
 
     name: str
@@ -85,10 +90,17 @@ class ImageParity:
     worst_pixel: tuple[int, int]
     reference: float
     found: float
+    batch: int = 1
+    steady: bool = True
 
     @property
     def flips(self) -> bool:
         return self.image_flip or self.pixel_flips > 0
+
+    @property
+    def words(self) -> str:
+        """The image's name, and the batch that it was in where that was not the image alone."""
+        return self.name if self.batch == 1 else f"{self.name} in a batch of {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,8 @@ class ParityReport:
 
     @property
     def worst(self) -> ImageParity:
-        """The image that is furthest from its bounds; a flip counts most."""
-        return max(self.images, key=lambda row: (row.flips, _excess(row, self.bounds)))
+        """The image that is furthest from its bounds; other answers to repeats count most, then a flip."""
+        return max(self.images, key=lambda row: _badness(row, self.bounds))
 
     @property
     def map_error(self) -> float:
@@ -120,9 +132,15 @@ class ParityReport:
         return sum(row.flips for row in self.images)
 
     @property
+    def steady(self) -> bool:
+        """Whether repeats of the same images gave the same answers."""
+        return all(row.steady for row in self.images)
+
+    @property
     def passed(self) -> bool:
         # Written so that a NaN fails.
-        return self.map_error <= self.bounds.map and self.score_error <= self.bounds.score and self.flips == 0
+        within = self.map_error <= self.bounds.map and self.score_error <= self.bounds.score
+        return within and self.flips == 0 and self.steady
 
     def summary(self) -> Parity:
         """The form that the manifest keeps."""
@@ -134,14 +152,14 @@ class ParityReport:
             bound_map=self.bounds.map,
             bound_score=self.bounds.score,
             passed=self.passed,
-            worst_image=self.worst.name,
+            worst_image=self.worst.words,
             reference=self.against,
         )
 
 
 def compare(
     reference: Scorer,
-    candidate: Scorer,
+    candidate: Callable[[Any], Any],
     frames: Iterable[tuple[str, NDArray[np.uint8]]],
     *,
     threshold: float,
@@ -150,12 +168,14 @@ def compare(
     precision: str,
     against: str = "PyTorch FP32",
     bounds: Bounds | None = None,
+    batches: Collection[int] = (1,),
+    repeats: int = 1,
 ) -> ParityReport:
-    """Compares two scorers frame by frame.
+    """Compares two scorers frame by frame, and in batches.
 
     Args:
         reference: the side that is right by definition.
-        candidate: the artefact under test.
+        candidate: the artefact under test; for batches it takes a list of frames, as an Engine does.
         frames: (name, uint8 H x W x 3) pairs.
         threshold: pixel T at which decisions are compared.
         image_threshold: the image's.
@@ -163,24 +183,60 @@ def compare(
         precision: fp32, fp16, bf16, int8 or int8-bf16; chooses the bounds.
         against: what the reference is, in words.
         bounds: others than the precision's own.
+        batches: how many frames are computed together: every frame is compared in each of these sizes. Where frames are
+            too few for a batch, some fill it up.
+        repeats: how often each batch is computed.
 
     Raises:
         ConfigError: no frames, or maps of different shapes.
     """
     limits = bounds or BOUNDS[precision]
     rows = []
-    for name, frame in frames:
-        expected, found = reference(frame), candidate(frame)
-        if found.anomaly_map.shape != expected.anomaly_map.shape:
-            raise ConfigError(
-                f"{name}: the maps have different shapes, {expected.anomaly_map.shape} and {found.anomaly_map.shape}.",
-                "The two sides were built for different geometries.",
-                "rebuild the bundle: saae-export build",
-            )
-        rows.append(_compare_one(name, expected, found, threshold, image_threshold, limits))
+    for part in _parts(frames, max(batches)):
+        expected = [reference(frame) for _, frame in part]
+        answers: list[list[ImageParity]] = [[] for _ in part]
+        for places, found, steady in _answers(candidate, [frame for _, frame in part], batches, repeats):
+            for place, scored, same in zip(places, found, steady, strict=True):
+                name, wanted = part[place][0], expected[place]
+                if scored.anomaly_map.shape != wanted.anomaly_map.shape:
+                    raise _other_shape(name, wanted, scored)
+                row = _compare_one(name, wanted, scored, threshold, image_threshold, limits)
+                answers[place].append(dataclasses.replace(row, batch=len(places), steady=same))
+        rows += [max(found, key=lambda row: _badness(row, limits)) for found in answers]
     if not rows:
         raise ConfigError("Parity needs at least one image.", "None were given.", "give images: --data FOLDER")
     return ParityReport(artefact, precision, against, limits, tuple(rows))
+
+
+def _parts(frames: Iterable[tuple[str, NDArray[np.uint8]]], size: int) -> Iterator[list[tuple[str, NDArray[np.uint8]]]]:
+    left = iter(frames)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _answers(
+    candidate: Callable[[Any], Any], frames: Sequence[NDArray[np.uint8]], batches: Collection[int], repeats: int
+) -> Iterator[tuple[list[int], Sequence[Scored], list[bool]]]:
+    """(which frames, the first answers, whether the repeats are equal to them), for each batch of each size."""
+    for size in sorted(batches):
+        for start in range(0, len(frames), size):
+            places = [(start + place) % len(frames) for place in range(size)]
+            together = [frames[place] for place in places]
+            runs = [[candidate(together[0])] if size == 1 else candidate(together) for _ in range(repeats)]
+            steady = [all(_equal(first, other) for other in others) for first, *others in zip(*runs, strict=True)]
+            yield places, runs[0], steady
+
+
+def _equal(one: Scored, other: Scored) -> bool:
+    return one.score == other.score and np.array_equal(one.anomaly_map, other.anomaly_map)
+
+
+def _other_shape(name: str, expected: Scored, found: Scored) -> ConfigError:
+    return ConfigError(
+        f"{name}: the maps have different shapes, {expected.anomaly_map.shape} and {found.anomaly_map.shape}.",
+        "The two sides were built for different geometries.",
+        "rebuild the bundle: saae-export build",
+    )
 
 
 def bounds_of(manifest: Manifest, precision: str) -> Bounds:
@@ -203,9 +259,15 @@ def require(reports: Iterable[ParityReport], cure: str = "") -> None:
     report = failed[0]
     worst = report.worst
     row, column = worst.worst_pixel
+    if not report.steady:
+        raise ParityError(
+            f"Parity failed: {report.artefact} gives another map each time: {worst.words}.",
+            "Repeated runs of the same images are not equal.",
+            cure or "another precision, or a newer release of the library",
+        )
     raise ParityError(
         f"Parity failed: {', '.join(item.artefact for item in failed)} disagrees with {report.against}.",
-        f"worst image {worst.name}, pixel ({row}, {column}): {worst.found:.6g} instead of {worst.reference:.6g}; "
+        f"worst image {worst.words}, pixel ({row}, {column}): {worst.found:.6g} instead of {worst.reference:.6g}; "
         f"map error {report.map_error:.2g} (bound {report.bounds.map:.2g}), "
         f"score error {report.score_error:.2g} (bound {report.bounds.score:.2g}), "
         f"{report.flips} of {len(report.images)} images decided differently",
@@ -230,13 +292,19 @@ def parity_table(reports: Iterable[ParityReport]) -> Table:
             _measured(report.map_error, bounds.map),
             _measured(report.score_error, bounds.score),
             str(report.flips) if not report.flips else f"[red]{report.flips}[/red]",
-            escape(f"{worst.name} {worst.worst_pixel[0]},{worst.worst_pixel[1]}"),
-            "[green]pass[/green]" if report.passed else "[bold red]FAIL[/bold red]",
+            escape(f"{worst.words} {worst.worst_pixel[0]},{worst.worst_pixel[1]}"),
+            _verdict(report),
         )
         against.append(f"{len(report.images)} images, against {report.against}")
     table.caption = escape("; ".join(dict.fromkeys(against))) or None
     table.caption_justify = "left"
     return table
+
+
+def _verdict(report: ParityReport) -> str:
+    if report.passed:
+        return "[green]pass[/green]"
+    return "[bold red]FAIL[/bold red]" + ("" if report.steady else ": another map each time")
 
 
 def _measured(value: float, bound: float) -> str:
@@ -274,8 +342,8 @@ def _relative(a: float, b: float) -> float:
     return abs(a - b) / max(abs(a), _TINY) if math.isfinite(b) else math.inf
 
 
-def _excess(row: ImageParity, bounds: Bounds) -> float:
-    return max(row.map_error / bounds.map, row.score_error / bounds.score)
+def _badness(row: ImageParity, bounds: Bounds) -> tuple[bool, bool, float]:
+    return not row.steady, row.flips, max(row.map_error / bounds.map, row.score_error / bounds.score)
 
 
 def _finite(value: float) -> float:

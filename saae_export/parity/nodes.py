@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from saae_runtime.errors import ConfigError
 
+from ..artefacts import load_graph
 from ..graph.onnx_file import run_onnx, session
 
 __all__ = ["Divergence", "compare_nodes"]
@@ -55,9 +56,10 @@ def compare_nodes(
         One entry per node, in the order of the FP32 graph.
 
     Raises:
+        DataError: one of them is no ONNX.
         ConfigError: the graphs have no nodes in common, or cannot be run.
     """
-    reference, suspect = onnx.load(os.fspath(onnx_fp32)), onnx.load(os.fspath(onnx_fp16))
+    reference, suspect = load_graph(onnx_fp32), load_graph(onnx_fp16)
     theirs = {node.name: node for node in suspect.graph.node}
     common = [
         (position, node)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from saae_runtime import backends
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import BackendError, ConfigError, DeviceError, ParityError, StorageError
+from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.images import read_image
-from saae_runtime.manifest import Artefact, Manifest, Parity, Profile
-from saae_runtime.result import Result, Scored, Scorer
+from saae_runtime.manifest import Artefact, Manifest, Parity
+from saae_runtime.result import Scored, Scorer
 from saae_runtime.sources.folders import images_below
 
-from .compare import ParityReport, bounds_of, compare, require
+from .compare import ParityReport, bounds_of, compare
 from .reference import read_reference
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "Source",
     "Verification",
     "compare_artefact",
-    "compare_batches",
     "compare_engine",
     "record_parity",
     "stored_source",
@@ -44,7 +43,6 @@ __all__ = [
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
 _REPEATS = 3  # the first run, the one that is captured, and one that is played back
-_COMPILE_AGAIN = "--precision fp32, another --opt-level, or a newer release of the library"
 
 
 @dataclass(frozen=True)
@@ -180,10 +178,7 @@ def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
 def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> ParityReport | Skipped:
     """Compares one engine with the frames that the bundle carries, or says why it cannot be run here.
 
-    Every frame is scored alone and, where that agrees, in batches of each size of the engine's profile.
-
     Raises:
-        ParityError: it disagrees in batches, or gives different answers to the same frames.
         BackendError: it looked usable and gave values that are not finite.
     """
     name, alone = str(artefact.library), bundle.only(artefact)
@@ -197,66 +192,15 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
     except BackendError as error:
         return _skipped(name, artefact.precision, error)
     with engine:
-        source = stored_source(bundle)
-        report = compare_artefact(engine, source)
-        if report.passed and artefact.profile is not None:
-            compare_batches(engine, source, artefact.profile)
-        return report
-
-
-def compare_batches(engine: Engine, source: Source, profile: Profile) -> None:
-    """Runs every frame of a source in batches of each size that an engine was built for, several times over.
-
-    A compiled engine has kernels of its own for each batch size, and the first launches of a size go another way than
-    those that are played back from a CUDA graph. Repeats must be equal to the bit.
-
-    Args:
-        engine: opened on one compiled engine alone (`Bundle.only`).
-        source: what it is compared with.
-        profile: the batch sizes that it was built for.
-
-    Raises:
-        ParityError: a batch disagrees with the reference, or a repeat with the first run.
-        BackendError: the inference failed, or gave values that are not finite.
-    """
-    (artefact,) = engine.manifest.artefacts
-    named = list(source.frames())
-    for size in sorted({profile.min, profile.opt, profile.max}):
-        if size > (engine.backend.max_batch or size):
-            continue
-        found: dict[int, Result] = {}
-        for start in range(0, len(named), size):
-            places = [(start + place) % len(named) for place in range(size)]
-            frames = [named[place][1] for place in places]
-            runs = [engine(frames) for _ in range(_REPEATS)]
-            for place, *results in zip(places, *runs, strict=True):
-                if not all(_equal(results[0], other) for other in results[1:]):
-                    raise ParityError(
-                        f"{artefact.file} gives another map each time: {named[place][0]} in a batch of {size}.",
-                        f"{_REPEATS} runs of the same frames are not equal.",
-                        f"compile it again: {_COMPILE_AGAIN}",
-                    )
-                found[id(named[place][1])] = results[0]
-        report = compare(
-            source.scorer,
-            lambda frame, found=found: found[id(frame)],  # type: ignore[misc]
-            named,
-            threshold=engine.threshold,
-            image_threshold=engine.image_threshold,
-            artefact=f"{artefact.file} in batches of {size}",
-            precision=artefact.precision,
-            against=source.against,
-            bounds=bounds_of(source.manifest, artefact.precision),
-        )
-        require([report], _COMPILE_AGAIN)
-
-
-def _equal(one: Result, other: Result) -> bool:
-    return one.score == other.score and np.array_equal(one.anomaly_map, other.anomaly_map)
+        return compare_artefact(engine, stored_source(bundle))
 
 
 def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityReport:
     """Compares an opened artefact with a source, at the engine's thresholds.
+
+    Libraries have kernels of their own for each batch size, so every frame is scored alone and in the smallest, the
+    usual and the largest batch. A compiled engine answers several times: the first launches of a size go another way
+    than those that are played back from a CUDA graph.
 
     Args:
         engine: opened on one artefact alone (`Bundle.only`).
@@ -278,7 +222,16 @@ def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityRe
         precision=artefact.precision,
         against=source.against,
         bounds=bounds_of(source.manifest, artefact.precision),
+        batches=_batches(artefact, engine.backend.max_batch),
+        repeats=_REPEATS if artefact.kind == "engine" else 1,
     )
+
+
+def _batches(artefact: Artefact, most: int | None) -> set[int]:
+    """The sizes of batches to compare; `most` is the backend's own limit."""
+    profile = artefact.profile
+    sizes = {most or 1} if profile is None else {profile.min, profile.opt, profile.max}
+    return {1, *(min(size, most or size) for size in sizes)}
 
 
 def stored_source(bundle: Bundle, checkpoint: str | os.PathLike[str] | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""`saae-export build`: the whole road from a folder of good pictures to a verified bundle, in named stages.
+"""`saae-export build`: the whole road from a folder of good images to a verified bundle, in named stages.
 
 Every stage writes whole files or none, so the command can be stopped at any moment and given again: drawn images,
 features, a half-done fit and the finished model are reused, and the bundle that was there before stays until the new
@@ -244,7 +244,7 @@ def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, w
     words = ["saae-train", "selftest", model.folder, *images, "--category", category.name]
     command = shell_line(*words, "--out", work / "misses")
     return (
-        f"give more or clearer pictures, or fit longer (--steps); `{command}` shows what the model misses; "
+        f"give more or clearer images, or fit longer (--steps); `{command}` shows what the model misses; "
         "--allow-blind builds it all the same"
     )
 

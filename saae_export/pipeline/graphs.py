@@ -65,7 +65,7 @@ class Compared:
     """What parity left of a bundle.
 
     Attributes:
-        bundle: without the artefacts that nobody asked for and that disagree.
+        bundle: without the artefacts that were not asked for and that disagree.
         reports: one per artefact that was compared and kept.
         not_compared: artefact file -> why it could not be compared here.
     """

@@ -56,7 +56,7 @@ def find_images(request: Request, demo_root: Path, progress: Progress = silent) 
     Args:
         request: what was asked for.
         demo_root: where a demo set is drawn, and reused from.
-        progress: called with (images drawn, images in all).
+        progress: called with (done, total).
 
     Returns:
         The category, and in words where it was found.

@@ -33,7 +33,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
         found = compare_engine(built.bundle, built.artefact, device)
         if isinstance(found, Skipped):
             return found
-        require([found], "--precision fp32, or another --opt-level; saae-export verify --diagnose looks into the graph")
+        require([found], "--precision fp32, another --opt-level, or a newer release of the library")
     except DeviceError as error:  # no word about the engine's numbers
         return Skipped(built.artefact.file, f"{error.what} {error.why}".strip())
     except SaaeError:

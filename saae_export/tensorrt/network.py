@@ -7,13 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saae_runtime.backends.tensorrt.library import TensorInfo, TrtLibrary
-from saae_runtime.errors import BackendError, BackendUnavailableError, DataError
+from saae_runtime.errors import BackendError, BackendUnavailableError
+
+from ..artefacts import load_graph
 
 __all__ = ["NetworkInfo", "network_info", "onnx_for_tensorrt", "parse_network"]
 
@@ -57,15 +58,12 @@ def onnx_for_tensorrt(path: str | os.PathLike[str]) -> bytes:
         BackendUnavailableError: the package onnx is not installed.
     """
     try:
-        import onnx  # not at the top: doctor works on machines that only run bundles
+        import onnx  # noqa: F401  not at the top: doctor works on machines that only run bundles
     except ImportError as error:
         raise BackendUnavailableError(
             "An engine is built from ONNX, which needs the package onnx.", str(error), "pip install onnx"
         ) from error
-    try:
-        model = onnx.load(Path(path))
-    except Exception as error:  # protobuf raises several unrelated types
-        raise DataError(f"{path} cannot be read as ONNX.", str(error), "export it again: saae-export build") from error
+    model = load_graph(path)
     inputs = {item.name for item in model.graph.input}
     kept = [item for item in model.graph.initializer if item.name not in inputs]
     if len(kept) != len(model.graph.initializer):

@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "parse_changes",
     "parse_layers",
     "parse_seeds",
+    "parse_tiles",
     "parse_share",
     "parse_size",
 ]
@@ -81,6 +83,14 @@ class FitOptions:
     input_size: Annotated[
         str | None,
         _model("--input-size", help="336, or HEIGHTxWIDTH as in 384x512. Default: the backbone's own."),
+    ] = None
+    tiles: Annotated[
+        str | None,
+        _model(
+            "--tiles",
+            help="Windows of the input size that each image is seen through, e.g. 2x3, or auto: small defects on large "
+            "images, for as many times the work.",
+        ),
     ] = None
     components: Annotated[
         int | None, _model("--components", help="Principal components of the features that the model works in.")
@@ -140,6 +150,7 @@ class FitOptions:
             backbone=self.backbone,
             layers=parse_layers(self.layers),
             input_size=parse_size(self.input_size),
+            tiles=parse_tiles(self.tiles),
             components=self.components,
             latent=self.latent,
             saae_patch=self.saae_patch,
@@ -279,6 +290,20 @@ def parse_share(text: str | None, option: str) -> float | None:
     except (ValueError, ZeroDivisionError):
         raise ConfigError(f"{option} {text} is not a share.", "", f"{option} 5/1000, 0.5% or 0.005") from None
     return share
+
+
+def parse_tiles(text: str | None) -> tuple[int, int] | None:
+    """`2x3` as rows and columns, `auto` as (0, 0); None for nothing. Raises ConfigError."""
+    if text is None:
+        return None
+    if text == "auto":
+        return 0, 0
+    match = re.fullmatch(r"([1-9][0-9]?)x([1-9][0-9]?)", text)
+    if match is None:
+        raise ConfigError(
+            f"--tiles {text} is not a number of tiles.", "", "--tiles 2x3 (rows x columns), or --tiles auto"
+        )
+    return int(match[1]), int(match[2])
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

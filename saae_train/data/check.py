@@ -22,7 +22,7 @@ from .category import Category, Sample
 __all__ = ["Problem", "Report", "check"]
 
 Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+"""Called with (done, total)."""
 
 SMALLEST_SIDE = 32
 """Images with a side below this many pixels are pointed out."""
@@ -107,8 +107,8 @@ def check(
 
     Problems: unreadable, empty, truncated or not an image; several pages in one file; a mask that is missing, all
     black, of another size than its image, a photograph (the image itself, for one), or without an image; the same
-    picture (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
-    Warnings: copies within training or within one test label, one colour throughout, very small pictures,
+    image (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
+    Warnings: copies within training or within one test label, one colour throughout, very small images,
     transparency, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy formats, with
     soft edges, or that mark nearly everything.
 
@@ -313,13 +313,13 @@ def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tu
             continue
         earlier = samples[first[look.digest]]
         if first[look.digest] < train <= index:
-            problems.append(Problem(sample.path, f"is the same picture as the training image {earlier.path}"))
+            problems.append(Problem(sample.path, f"is the same image as the training image {earlier.path}"))
         elif index >= train and sample.is_anomalous != earlier.is_anomalous:
             problems.append(
-                Problem(sample.path, f"is the same picture as {earlier.path}, but one is normal, the other defective")
+                Problem(sample.path, f"is the same image as {earlier.path}, but one is normal, the other defective")
             )
         else:
-            warnings.append(Problem(sample.path, f"is the same picture as {earlier.path}"))
+            warnings.append(Problem(sample.path, f"is the same image as {earlier.path}"))
     return problems, warnings
 
 

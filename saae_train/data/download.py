@@ -19,7 +19,7 @@ from saae_runtime.files import storage_error, write_json
 __all__ = ["Progress", "download"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, bytes done, bytes in all)."""
+"""Called with (stage, done, total), in bytes."""
 
 TIMEOUT_S = 30.0
 """Seconds without a byte after which a connection counts as lost."""

@@ -50,7 +50,7 @@ def evaluate(
         limit: FPR up to which PRO counts.
         intervals: add 95 % bootstrap intervals over images.
         exact_pixels: pixels kept exactly; beyond, values are binned and the error bound is stated.
-        progress: called with (images scored, images in all).
+        progress: called with (done, total).
 
     Raises:
         DataError: no test image; a mask of another size; a score or map that is not finite (the image is named).

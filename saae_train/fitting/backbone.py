@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from ..config import FitConfig
 from ..data.category import Sample
-from ..data.shape import follow_shape, typical_shape
+from ..data.shape import ImageShape, follow_shape, typical_shape
+from ..model.tiles import tiles_for
 from ..model.vit import Features, build_backbone, choose_layers, patch_size
 from ..model.weights import refuse_random
 
@@ -40,22 +41,46 @@ def backbone_for(
         if not measured:
             listed = ", ".join(map(str, layers))
             say(f"layers {listed}: the middle third, a guess; this backbone was not measured. Choose: --layers")
-    backbone = build_backbone(config.backbone, layers, _input_size(config, samples, say), weights)
+    size, tiles = _geometry(config, samples, say)
+    backbone = build_backbone(config.backbone, layers, size, weights, tiles=tiles)
     refuse_random(backbone.weights.source, backbone.name)
     return backbone
 
 
-def _input_size(config: FitConfig, samples: Sequence[Sample], say: Callable[[str], None]) -> tuple[int, int]:
-    step = patch_size(config.backbone) if config.follow_shape else None
+def _geometry(
+    config: FitConfig, samples: Sequence[Sample], say: Callable[[str], None]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of a window in pixels, and (rows, columns) of windows."""
+    step = patch_size(config.backbone)
     shape = typical_shape(samples) if step is not None else None
+    asked = config.tiles or (1, 1)
     if step is None or shape is None:
-        return config.input_size
-    size = follow_shape(config.input_size, shape.size, step)
-    if shape.mixed:
+        return config.input_size, asked
+    tiles = tiles_for(shape.size, config.input_size) if asked == (0, 0) else asked
+    size = config.input_size
+    if config.follow_shape:
+        size = follow_shape(config.input_size, (shape.size[0] * tiles[1], shape.size[1] * tiles[0]), step)
+    _say_geometry(config, shape, size, tiles, say)
+    return size, tiles
+
+
+def _say_geometry(
+    config: FitConfig, shape: ImageShape, size: tuple[int, int], tiles: tuple[int, int], say: Callable[[str], None]
+) -> None:
+    """Says what was chosen that a person may want to change."""
+    text = f"{size[0]} x {size[1]}"
+    if config.follow_shape and shape.mixed:
         say(
             f"the images' shapes differ (height / width by a factor of {shape.spread:.1f}): all are brought to "
-            f"{size[0]} x {size[1]}, the shape of the typical one. Choose: --input-size"
+            f"{text}, the shape of the typical one. Choose: --input-size"
         )
-    elif size != config.input_size:
-        say(f"input {size[0]} x {size[1]}, after the images' shape {shape.size[0]} x {shape.size[1]}")
-    return size
+    elif config.follow_shape and size != config.input_size:
+        say(f"input {text}, after the images' shape {shape.size[0]} x {shape.size[1]}")
+    if tiles != (1, 1):
+        say(f"{tiles[0]} x {tiles[1]} tiles of {text} pixels that overlap")
+    elif (wanted := tiles_for(shape.size, config.input_size)) != (1, 1):
+        zoom = max(side / seen for side, seen in zip(shape.size, size, strict=True))
+        say(
+            f"one of the model's pixels stands for {zoom:.1f} of the image's: where small defects matter, "
+            f"--tiles {wanted[0]}x{wanted[1]} sees them larger, for {wanted[0] * wanted[1]} times the work"
+        )

@@ -1,4 +1,4 @@
-"""A training step recorded once and played back: on a GPU a CUDA graph, one launch in place of a few hundred."""
+"""A training step captured as a CUDA graph on a GPU: one launch in place of a few hundred."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class CudaRecorder:
 
 
 class Captured:
-    """A step that is run as it is a few times, then recorded and played back.
+    """A step that runs eagerly a few times, then is captured and replayed.
 
     Where it cannot be recorded it is run as it is on and on: recording executes nothing, so nothing has changed.
 
@@ -89,7 +89,7 @@ class Captured:
         say: is told once where recording was refused.
 
     Attributes:
-        replayed: calls that were played back.
+        replayed: calls that were replayed.
     """
 
     def __init__(self, step: Step, recorder: Recorder | None, say: Callable[[str], None]) -> None:

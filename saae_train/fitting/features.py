@@ -87,10 +87,17 @@ def feature_key(backbone: Features, samples: Sequence[Sample], kind: str) -> str
                 "input_size": backbone.input_size,
                 "bf16": kind == "bf16",
                 **({"tf32": True} if kind == "tf32" else {}),
+                **_tiles(backbone),
                 "images": content_digest(samples),
             }
         ).encode()
     )
+
+
+def _tiles(backbone: Features) -> dict[str, Any]:
+    if len(backbone.tiles) == 1:
+        return {}
+    return {"tiles": backbone.tiles.counts, "window": backbone.tiles.window}
 
 
 def extract(

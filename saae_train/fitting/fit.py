@@ -81,7 +81,7 @@ def fit(
     watch.say("principal components of the features")
     space, latent = principal_components(features, config)
     config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
-    config = replace(config, saae_patch=patch)
+    config = replace(config, saae_patch=patch, tiles=backbone.tiles.counts if len(backbone.tiles) > 1 else None)
     state_key = sha256_bytes(
         canonical_json({"features": features.key, "config": config.to_json(), "saae": saae_version()}).encode()
     )

@@ -37,7 +37,7 @@ class Reporter:
     """What a caller may watch; each is called often and must return quickly.
 
     Attributes:
-        features: called with (images done, images in all).
+        features: called with (done, total).
         steps: called with (steps done, steps in all, loss).
         memory: called with (done, total, what) while the memory is built.
         say: called with a line for a person.

@@ -22,7 +22,7 @@ from .loop import Reporter
 
 __all__ = ["balance", "build_memory", "remember"]
 
-_POOL = 120_000
+_POOL = 440_000
 """Patches that entries are chosen from at most, spread over all images."""
 
 _SKETCH = 64

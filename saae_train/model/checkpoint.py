@@ -36,12 +36,12 @@ from .detector import Detector, FeatureSpace
 from .left_out import LeftOut
 from .memory import Memory
 from .saae import SAAE
-from .vit import bare_backbone
+from .vit import Features, bare_backbone
 from .weights import WeightsInfo
 
 __all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
 
-SCHEMA = 2
+SCHEMA = 3
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _LEFT_OUT = "left_out.scores"
 
@@ -191,6 +191,7 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "weights_sha256": backbone.weights.sha256,
             "layers": list(backbone.layers),
             "input_size": list(backbone.input_size),
+            **_tiles(backbone),
         },
         "space": {
             "components": None if detector.space.basis is None else detector.space.channels,
@@ -211,6 +212,13 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "facts": checkpoint.record.to_json(),
     }
+
+
+def _tiles(backbone: Features) -> dict[str, Any]:
+    if len(backbone.tiles) == 1:
+        return {}
+    window = [side * backbone.patch for side in backbone.tiles.window]
+    return {"tiles": list(backbone.tiles.counts), "window": window}
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -247,7 +255,8 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     config = FitConfig.from_json(record["config"])
     about, saae, space = record["backbone"], record["saae"], record["space"]
     info = WeightsInfo(about["weights_source"], about["weights_sha256"])
-    backbone = bare_backbone(about["name"], about["layers"], tuple(about["input_size"]), info)
+    size, tiles = tuple(about.get("window", about["input_size"])), tuple(about.get("tiles", (1, 1)))
+    backbone = bare_backbone(about["name"], about["layers"], size, info, tiles)
     channels, components = space["channels"], space["components"]
     basis = None if components is None else torch.zeros(channels, components)
     memory = None

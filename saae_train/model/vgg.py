@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 
+from .tiles import Tiles
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
 __all__ = ["PIXELS", "VGGFeatures", "align_matrix", "bare_vgg", "build_vgg", "is_vgg"]
@@ -72,6 +73,7 @@ class VGGFeatures(nn.Module):
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.patch = PIXELS
         self.grid = (self.input_size[0] // PIXELS, self.input_size[1] // PIXELS)
+        self.tiles = Tiles.over(self.grid)
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         convs, self.strides = _convolutions(features)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saae_runtime.errors import ConfigError, WeightsError
 
 from ..config import default_layers, measured_size
+from .tiles import Tiles
 from .vgg import VGGFeatures, bare_vgg, build_vgg, is_vgg
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
@@ -39,10 +40,14 @@ class ViTFeatures(nn.Module):
     Layer 0 is the output of the patch projection before the position embedding is added (z0); layer i is the output
     of block i. Class and register tokens are dropped. Blocks above the highest layer are cut off.
 
+    With tiles the ViT runs on overlapping windows, and the maps are those of the whole input, each position from the
+    window where it is most central.
+
     Attributes:
         name: timm model name.
         layers: ascending layer indices.
-        input_size: (height, width) in pixels.
+        tiles: the windows, one without tiles.
+        input_size: (height, width) in pixels, of all windows together.
         patch: patch size P in pixels.
         grid: (h, w) = input size / P.
         width: D, channels of one layer.
@@ -52,9 +57,14 @@ class ViTFeatures(nn.Module):
         saae_patch: the SAAE's patch size where none is given (paper section 4.1.2: 1).
     """
 
-    saae_patch = 1
-
-    def __init__(self, vit: VisionTransformer, name: str, layers: Sequence[int], weights: WeightsInfo) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        name: str,
+        layers: Sequence[int],
+        weights: WeightsInfo,
+        tiles: tuple[int, int] = (1, 1),
+    ) -> None:
         super().__init__()
         self.name = name
         self.layers = tuple(layers)
@@ -63,8 +73,10 @@ class ViTFeatures(nn.Module):
         self.prefix_tokens = int(vit.num_prefix_tokens)
         self.patch = int(vit.patch_embed.patch_size[0])
         size = vit.patch_embed.img_size
-        self.input_size = (int(size[0]), int(size[1]))
-        self.grid = (self.input_size[0] // self.patch, self.input_size[1] // self.patch)
+        self.tiles = Tiles.over((int(size[0]) // self.patch, int(size[1]) // self.patch), tiles)
+        self.saae_patch = self.tiles.saae_patch
+        self.grid = self.tiles.grid
+        self.input_size = (self.grid[0] * self.patch, self.grid[1] * self.patch)
         self.width = int(vit.embed_dim)
         self.channels = self.width * len(self.layers)
         config = vit.pretrained_cfg or {}
@@ -75,8 +87,10 @@ class ViTFeatures(nn.Module):
         prefix, position = _fixed_tokens(vit)
         self.register_buffer("prefix", prefix)
         self.register_buffer("position", position)
+        self.register_buffer("place", self.tiles.index() if len(self.tiles) > 1 else None, persistent=False)
         self.prefix: Tensor
         self.position: Tensor
+        self.place: Tensor | None
         self.eval().requires_grad_(False)
 
     def layer_maps(self, x: Tensor) -> list[Tensor]:
@@ -88,6 +102,8 @@ class ViTFeatures(nn.Module):
         Returns:
             One N x (h*w) x D tensor per layer, ascending.
         """
+        if self.place is not None:
+            x = self.tiles.cut(x, self.patch)
         tokens = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
         maps = [tokens] if 0 in self.layers else []
         tokens = tokens + self.position
@@ -98,7 +114,7 @@ class ViTFeatures(nn.Module):
             tokens = block(tokens)
             if index in self.layers:
                 maps.append(tokens[:, self.prefix_tokens :])
-        return maps
+        return maps if self.place is None else [self.tiles.join(rows, self.place) for rows in maps]
 
     def forward(self, x: Tensor) -> Tensor:
         """The stacked features f = cat(z_i), eq. (1): N x (h*w) x U."""
@@ -106,7 +122,8 @@ class ViTFeatures(nn.Module):
 
 
 Features = ViTFeatures | VGGFeatures
-"""A frozen extractor: name, layers, input_size, patch, grid, channels, mean, std, weights, saae_patch, layer_maps."""
+"""A frozen extractor: name, layers, tiles, input_size, patch, grid, channels, mean, std, weights, saae_patch,
+layer_maps."""
 
 
 def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
@@ -188,21 +205,29 @@ def build_backbone(
     input_size: tuple[int, int],
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    tiles: tuple[int, int] = (1, 1),
 ) -> Features:
     """Builds the frozen feature extractor.
 
     Args:
         name: timm model name of a plain ViT, patch 14 or 16 (others work if they divide the input size), or vgg19.
         layers: layer indices, 0 = patch projection; of vgg19 the convolutions from 1.
-        input_size: (height, width), multiples of the patch size (of vgg19: of the deepest layer's stride).
+        input_size: (height, width) of a window, multiples of the patch size (of vgg19: of the deepest layer's stride).
         weights: see `saae_train.model.weights.load_state_dict`; `random` for measuring speed only, see `refuse_random`.
         seed: of the random weights.
+        tiles: (rows, columns) of windows.
 
     Raises:
-        ConfigError: an unknown model or layer, not a plain ViT, or a size that its patch does not divide.
+        ConfigError: an unknown model or layer, not a plain ViT, a size that its patch does not divide, tiles of vgg19.
         WeightsError: weights missing or not fitting.
     """
     if is_vgg(name):
+        if tiles != (1, 1):
+            raise ConfigError(
+                "vgg19 takes no tiles.",
+                "Tiles are windows of a ViT.",
+                "leave --tiles out, or give a larger --input-size",
+            )
         return build_vgg(name, layers, input_size, weights, seed)
     chosen = sorted(set(layers))
     if not chosen or chosen[0] < 0:
@@ -220,15 +245,21 @@ def build_backbone(
         info = random_info(vit.state_dict())
     else:
         info = _load(vit, name, weights)
-    return ViTFeatures(vit, name, chosen, info)
+    return ViTFeatures(vit, name, chosen, info, tiles)
 
 
-def bare_backbone(name: str, layers: Sequence[int], input_size: tuple[int, int], info: WeightsInfo) -> Features:
+def bare_backbone(
+    name: str,
+    layers: Sequence[int],
+    input_size: tuple[int, int],
+    info: WeightsInfo,
+    tiles: tuple[int, int] = (1, 1),
+) -> Features:
     """The extractor's modules with weights yet to come, for reading a checkpoint; arguments as it was saved."""
     if is_vgg(name):
         return bare_vgg(name, layers, input_size, info)
     return ViTFeatures(
-        timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size), name, layers, info
+        timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size), name, layers, info, tiles
     )
 
 

@@ -1,10 +1,10 @@
-"""Where the product lies in a picture of a normal part, and what the ground behind it looks like.
+"""Where the product lies in an image of a normal part, and what the ground behind it looks like.
 
 A simulated defect on an empty background proves nothing, so defects are placed on the product. The estimate is simple:
-a smooth surface of colour (quadratic in the place) is fitted to the picture's border, robustly, so that parts which
+a smooth surface of colour (quadratic in the place) is fitted to the image's border, robustly, so that parts which
 reach the border do not pull it; the distances from it are split in two by Otsu's threshold, and the far ones are the
 product. Where the border is no plain ground, where the two groups run into each other, or where next to nothing or
-nearly everything would be product, the picture is taken to show the product alone (a texture, a tile). It is an
+nearly everything would be product, the image is taken to show the product alone (a texture, a tile). It is an
 estimate for placing defects, nothing more: no metric depends on it being exact.
 """
 
@@ -20,7 +20,7 @@ from saae_runtime.geometry import resize_frames
 
 __all__ = ["Ground", "find_ground"]
 
-_SIDE = 128  # pixels of the reduced picture's longer side
+_SIDE = 128  # pixels of the reduced image's longer side
 _PLAIN = 8.0  # grey levels: a border whose typical distance from its surface is larger is no plain ground
 _LEAST = 20.0  # grey levels from the surface that any product has
 _VALLEY = 0.12  # at most this share of the pixels may lie within a quarter of the threshold around it
@@ -49,14 +49,14 @@ class Ground:
 
 
 def _terms(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1, y, x, yy, xy, xx at each place; rows and columns as shares of the picture's height and width."""
+    """1, y, x, yy, xy, xx at each place; rows and columns as shares of the image's height and width."""
     y = np.broadcast_to(rows[:, None], (rows.size, columns.size))
     x = np.broadcast_to(columns[None, :], y.shape)
     return np.stack([np.ones_like(y), y, x, y * y, x * y, x * x], axis=-1)
 
 
 def find_ground(frame: NDArray[np.uint8]) -> Ground:
-    """Estimates product and background of one picture; see the head of this file.
+    """Estimates product and background of one image; see the head of this file.
 
     Args:
         frame: uint8 H x W x 3.

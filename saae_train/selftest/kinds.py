@@ -189,7 +189,7 @@ def _spot(window: Window) -> Painted:
 
 
 def _blur(window: Window) -> Painted:
-    """A spot where the picture is out of focus."""
+    """A spot where the image is out of focus."""
     cover = blob(window.rng, window.side, window.extent, max(1.5, 0.05 * window.extent), rough=0.1)
     sigma = float(np.clip(window.extent * window.rng.uniform(0.06, 0.16), 1.2, 12.0))
     return ndimage.gaussian_filter(window.pixels, (sigma, sigma, 0)), cover

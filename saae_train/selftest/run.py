@@ -50,7 +50,7 @@ def selftest(
 ) -> SelfTest:
     """Draws defects onto held-out normal images and counts what a scorer finds.
 
-    Two scorers given the same samples, kinds, frames and seed see the same pictures, so their results can be compared
+    Two scorers given the same samples, kinds, frames and seed see the same images, so their results can be compared
     one by one.
 
     Args:
@@ -59,7 +59,7 @@ def selftest(
         threshold: pixel T.
         image_threshold: image T.
         kinds: of `saae_train.selftest.simulate.KINDS`.
-        frames: pictures with a defect; up to half as many untouched ones are scored beside them.
+        frames: images with a defect; up to half as many untouched ones are scored beside them.
         seed: of places, shapes and colours.
         synthetic: whether the samples themselves were drawn; said in the result.
         progress: called with (done, total) frames.
@@ -149,7 +149,7 @@ def draw_examples(
 
     Args:
         scorer, samples: those that `result` came from.
-        per_kind: pictures of each kind.
+        per_kind: images of each kind.
     """
     chosen: list[Defect] = []
     for kind in result.kinds:

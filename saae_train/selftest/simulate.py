@@ -1,9 +1,9 @@
-"""Draws simulated defects onto pictures of normal parts, with the exact mask of what was changed.
+"""Draws simulated defects onto images of normal parts, with the exact mask of what was changed.
 
 For products without images of defects. A model that finds none of these finds little else; a model that finds all of
-them may still miss a real defect, which looks different. Every result made from these pictures says "simulated".
+them may still miss a real defect, which looks different. Every result made from these images says "simulated".
 
-Deterministic: the same frame, donor, kind, size, contrast and seed give the same picture. Size and
+Deterministic: the same frame, donor, kind, size, contrast and seed give the same image. Size and
 contrast of a `Simulated` are measured on the pixels that differ.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["CONTRASTS", "KINDS", "MIN_SIDE", "SIZES", "Simulated", "contrast_cla
 
 KINDS: tuple[str, ...] = tuple(PAINTERS)
 SIZES: dict[str, tuple[float, float]] = {"small": (0.03, 0.06), "medium": (0.08, 0.14), "large": (0.2, 0.32)}
-"""Drawn sizes: pixels across the longest direction, as a share of the square root of the picture's area."""
+"""Drawn sizes: pixels across the longest direction, as a share of the square root of the image's area."""
 CONTRASTS: dict[str, tuple[float, float]] = {"faint": (6.0, 11.0), "clear": (14.0, 28.0), "strong": (40.0, 75.0)}
 """Drawn contrasts: mean absolute change inside the mask in grey levels of 255, where the kind lets one choose."""
 MIN_SIDE = 32
@@ -50,7 +50,7 @@ class Simulated:
         kind: one of `KINDS`.
         extent: pixels across the longest direction of the mask.
         area: pixels of the mask.
-        relative: `extent` as a share of the square root of the picture's area.
+        relative: `extent` as a share of the square root of the image's area.
         contrast: mean absolute change inside the mask over its pixels and channels, grey levels of 255.
     """
 
@@ -74,7 +74,7 @@ class Simulated:
 
 
 def size_class(relative: float) -> str:
-    """small, medium or large: an extent below 7 %, below 17 %, or more of the square root of the picture's area."""
+    """small, medium or large: an extent below 7 %, below 17 %, or more of the square root of the image's area."""
     return tuple(SIZES)[sum(relative >= limit for limit in _SIZE_LIMITS)]
 
 
@@ -119,9 +119,9 @@ def simulate(
     height, width = frame.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise SimulationError(
-            f"A picture of {height} x {width} pixels is too small to draw defects on.",
+            f"An image of {height} x {width} pixels is too small to draw defects on.",
             f"A small defect would be less than a few pixels; the shorter side needs {MIN_SIDE}.",
-            "use larger pictures, or leave the self-test out",
+            "use larger images, or leave the self-test out",
         )
     digest = hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest()
     names = hashlib.sha256(f"{kind}/{size}/{contrast}".encode()).digest()
@@ -146,7 +146,7 @@ def simulate(
 
 
 def _place(rng: np.random.Generator, ground: Ground, extent: float, kind: str) -> tuple[int, int]:
-    """The defect's middle: anywhere on the product, mostly not cut off by the picture's edge; parts break at edges."""
+    """The defect's middle: anywhere on the product, mostly not cut off by the image's edge; parts break at edges."""
     height, width = ground.product.shape
     margin = int(min(0.4 * extent, (min(height, width) - 1) / 2))
     inner = np.zeros_like(ground.product)

@@ -16,7 +16,7 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 from saae_runtime.render import save_png
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "saae_runtime.cli"]
 
@@ -156,6 +156,17 @@ def test_closed_streams(bundle: Path, image: Path, tmp_path: Path, closed: str) 
         assert "Traceback" not in done.stderr
     (line,) = log.read_text().splitlines()
     assert json.loads(line)["source"] == str(image)
+
+
+def test_a_file_does_not_take_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Else what a library in C prints would end up in it."""
+    code = (
+        "import os, sys; from saae_runtime.leave import open_closed_streams; open_closed_streams(); "
+        "number = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(number, str(number).encode())"
+    )
+    shell = f"exec {sys.executable} -c '{code}' {tmp_path / 'log'} <&- >&- 2>&-"
+    subprocess.run(["sh", "-c", shell], env=ENVIRONMENT, check=True)
+    assert int((tmp_path / "log").read_text()) > 2
 
 
 def test_json_to_a_closed_standard_output_is_an_error(bundle: Path, image: Path) -> None:

@@ -30,11 +30,12 @@ def tiny_detector(
     latent: int = 24,
     patch: int = 1,
     memory: int | None = None,
+    tiles: tuple[int, int] = (1, 1),
     seed: int = 0,
 ) -> Detector:
     """A detector whose every weight is away from its initial zero or one, so that a forgotten one shows."""
     torch.manual_seed(seed)
-    backbone = build_backbone(name, layers, size, "random", seed)
+    backbone = build_backbone(name, layers, size, "random", seed, tiles)
     for key, value in backbone.named_parameters():
         if key.endswith("gamma"):
             value.data.uniform_(0.5, 1.5)
@@ -62,7 +63,7 @@ def tiny_detector(
         # Entries among the features of frames, as fitted ones are: far from them, all would be equally near.
         probe = Detector(backbone, space, saae.eval(), "cosine")
         with torch.no_grad():
-            x = torch.from_numpy(noise_frames(4, size, seed=99)).permute(0, 3, 1, 2)
+            x = torch.from_numpy(noise_frames(4, backbone.input_size, seed=99)).permute(0, 3, 1, 2)
             g = space(probe.features(x)).g.reshape(-1, space.channels)
         weight = torch.linspace(0.5, 1.5, space.channels)
         chosen = (g * weight)[torch.randperm(len(g))[:memory]]

@@ -22,7 +22,7 @@ from .canvas import F32, Camera, change_mask, reduce_to, streams, to_uint8
 __all__ = ["DEMO_CATEGORIES", "DRAWING_VERSION", "defect_types", "render", "write_demo"]
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+"""Called with (done, total)."""
 
 DRAWING_VERSION = 1
 """Increased when the same seed gives other pictures, so that older sets are redrawn."""

@@ -21,9 +21,10 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from tiny_bundle import expected_map, make_tiny_bundle
+from twelve_bits import WHITE, write_twice
 
 import saae_export.calibrate.recalibrate as recalibrate_module
-from saae_export.calibrate.images import find_pictures
+from saae_export.calibrate.images import find_images
 from saae_export.calibrate.recalibrate import Recalibration, recalibrate
 from saae_export.cli.inspect import bundle_view
 from saae_export.parity.reference import ReferenceFrame, write_reference
@@ -99,7 +100,7 @@ def engine_of(bundle: Bundle, source: str, parity: Parity | None, library: str =
 
 
 def again(bundle: Path, pictures: Path, **options: object) -> Recalibration:
-    return recalibrate(bundle, find_pictures([str(pictures)]), **options)  # type: ignore[arg-type]
+    return recalibrate(bundle, find_images([str(pictures)]), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -168,6 +169,20 @@ def test_pictures_of_other_sizes_count_as_the_engine_sees_them(bundle: Path, tmp
 # --- what rests on T ---
 
 
+def test_pictures_of_a_twelve_bit_camera_count_at_the_bundles_white_level(bundle: Path, tmp_path: Path) -> None:
+    grays = [np.random.default_rng(seed).integers(40, 90, SIZE, np.uint8) for seed in range(5)]
+    plain, deep = write_twice(grays, tmp_path)
+    wanted = again(bundle, plain, target=tmp_path / "other")
+    opened = open_bundle(bundle)
+    frame = dataclasses.replace(opened.manifest.frame, white_level=WHITE)
+    update_bundle(opened, dataclasses.replace(opened.manifest, frame=frame), {})
+    found = again(bundle, deep)
+    assert [item.after for item in found.changes] == [item.after for item in wanted.changes]
+    assert [item.scores for item in found.changes] == [item.scores for item in wanted.changes]
+    assert open_bundle(bundle).manifest.frame.white_level == WHITE
+    assert not any("white level" in note for note in found.notes)
+
+
 def test_graphs_have_the_new_default_and_nothing_else_changes(bundle: Path, pictures: Path) -> None:
     before = {name: (bundle / name).read_bytes() for name in ("model.onnx", "model.fp16.onnx")}
     again(bundle, pictures)
@@ -199,7 +214,7 @@ def test_the_record_says_that_the_pictures_came_later(bundle: Path, pictures: Pa
     console = Console(width=160)
     with console.capture() as shown:
         console.print(bundle_view(opened))
-    assert "9 normal pictures given after the build" in shown.get()
+    assert "9 normal images given after the build" in shown.get()
     assert "held-out" not in shown.get()
 
 
@@ -408,7 +423,7 @@ def test_unreadable_pictures_are_all_named_before_anything_runs(
 def test_copies_of_one_picture_are_one(bundle: Path, pictures: Path) -> None:
     for index in range(1, 9):
         shutil.copyfile(pictures / "0.png", pictures / f"{index}.png")
-    with pytest.raises(DataError, match="1 different picture cannot"):
+    with pytest.raises(DataError, match="1 different image cannot"):
         again(bundle, pictures)
 
 
@@ -422,7 +437,7 @@ def test_notes_say_what_few_pictures_mean_and_where_t_comes_from(bundle: Path, p
     scores = [expected_map(frame).max() for frame in frames(pictures)]
     highest = sorted(pictures.iterdir())[int(np.argmax(scores))]
     below, rests, further = again(bundle, pictures, image_fpr=0.05, dry_run=True).notes
-    assert "0.05 cannot be told from 0 with 9 pictures" in below
+    assert "0.05 cannot be told from 0 with 9 images" in below
     assert str(highest) in rests
     assert "up to 1 in 10 further good parts" in further
     assert again(bundle, pictures, image_fpr=0.5, dry_run=True).notes == ()
@@ -431,12 +446,12 @@ def test_notes_say_what_few_pictures_mean_and_where_t_comes_from(bundle: Path, p
 def test_pictures_by_file_folder_and_pattern_each_once(pictures: Path) -> None:
     draw(pictures / "deeper", 2)
     names = [str(pictures / "1.png"), str(pictures), str(pictures / "deeper" / ".." / "*.png")]
-    found = [str(sample.path.relative_to(pictures)) for sample in find_pictures(names)]
+    found = [str(sample.path.relative_to(pictures)) for sample in find_images(names)]
     assert sorted(found) == [f"{n}.png" for n in range(9)] + ["deeper/0.png", "deeper/1.png"]
     assert found[0] == "1.png"
     for name in ("line.mp4", "camera:0"):
-        with pytest.raises(ConfigError, match="pictures"):
-            find_pictures([name])
+        with pytest.raises(ConfigError, match="images"):
+            find_images([name])
 
 
 # --- the command, where only the runtime is installed ---

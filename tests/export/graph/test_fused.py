@@ -36,6 +36,13 @@ VARIANTS = {
         "layers": (1, 2),
     },
     "middle layers": {"layers": (1, 3), "size": (64, 96)},
+    "tiles": {"tiles": (2, 2), "size": (96, 112), "layers": (0, 1)},
+    "tiles, prefix and register tokens": {
+        "name": "vit_small_patch14_reg4_dinov2",
+        "size": (84, 70),
+        "layers": (1,),
+        "tiles": (1, 2),
+    },
 }
 
 

@@ -15,7 +15,7 @@ from saae_export.graph.fused import FusedGraph
 from saae_export.graph.onnx_file import OPSET, check_onnx, export_onnx, run_onnx, session
 from saae_export.parity.nodes import compare_nodes
 from saae_export.parity.pytorch import TorchReference
-from saae_runtime.errors import ConfigError, StorageError
+from saae_runtime.errors import ConfigError, DataError, StorageError
 
 SIZE = (80, 100)
 BOUNDS = {"fp32": 1e-5, "fp16": 3e-3}
@@ -50,6 +50,19 @@ def test_equal_to_pytorch_at_any_batch(detector, files: dict[str, Path], precisi
         bound = BOUNDS[precision] * float(np.abs(expected).max())
         assert np.abs(outputs["anomaly_map"][index] - expected).max() <= bound
         assert abs(outputs["score"][index] - score) <= bound
+
+
+def test_tiles_are_inside_the_graph_at_any_batch(tmp_path: Path) -> None:
+    detector = tiny_detector(size=(96, 80), layers=(0, 1), tiles=(2, 2), components=24, score="cosine")
+    assert len(detector.backbone.tiles) == 4
+    file = export_onnx(FusedGraph(detector, SIZE, "fp32"), tmp_path / "tiles.onnx", 0.5, {"saae.category": "tiny"})
+    reference = TorchReference(detector, SIZE)
+    for batch in (1, 3):
+        frames = noise_frames(batch, SIZE, seed=batch)
+        outputs = run_onnx(session(file), frames)
+        for frame, found in zip(frames, outputs["anomaly_map"], strict=True):
+            expected = reference(frame).anomaly_map
+            assert np.abs(found - expected).max() <= BOUNDS["fp32"] * float(np.abs(expected).max())
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
@@ -193,6 +206,15 @@ def test_graphs_of_different_models_are_not_compared(files: dict[str, Path], tmp
     onnx.save(other, str(tmp_path / "other.onnx"))
     with pytest.raises(ConfigError, match="no nodes in common"):
         compare_nodes(files["fp32"], tmp_path / "other.onnx", noise_frames(1, SIZE)[0])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no UTF-8"])
+def test_a_graph_that_cannot_be_read_is_not_compared(files: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    data = files["fp16"].read_bytes()
+    odd = data[:-1000] if damage == "cut off" else data.replace(b"anomaly_map", b"anomaly_ma\xff")
+    (tmp_path / "odd.onnx").write_bytes(odd)
+    with pytest.raises(DataError, match=r"odd\.onnx cannot be read"):
+        compare_nodes(files["fp32"], tmp_path / "odd.onnx", noise_frames(1, SIZE)[0])
 
 
 def test_a_damaged_file_is_refused(files: dict[str, Path]) -> None:

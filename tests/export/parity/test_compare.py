@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from saae_export.parity.compare import BOUNDS, Bounds, compare, parity_table, require
+from saae_export.parity.compare import BOUNDS, Bounds, ParityReport, compare, parity_table, require
 from saae_runtime.errors import ConfigError, ParityError
 from saae_runtime.result import Scored
 
@@ -114,6 +117,52 @@ def test_worst_image_is_the_one_furthest_out() -> None:
     assert report.worst.name == "b"
     summary = report.summary()
     assert (summary.images, summary.worst_image, summary.passed) == (3, "b", True)
+
+
+def _in_batches(answer: Callable[[int, int], float], count: int = 3, repeats: int = 3) -> ParityReport:
+    """A report on frames in batches of 1, 2 and 5; `answer`: factor of the map for (batch, which call of it)."""
+    calls: Counter[int] = Counter()
+
+    def candidate(given: Any) -> Any:
+        size = len(given) if isinstance(given, list) else 1
+        calls[size] += 1
+        found = Scored(0.5, MAP * np.float32(answer(size, calls[size])))
+        return [found] * size if isinstance(given, list) else found
+
+    report = compare(
+        lambda frame: Scored(0.5, MAP),
+        candidate,
+        [(f"{number}.png", FRAME) for number in range(count)],
+        threshold=5.0,
+        image_threshold=5.0,
+        artefact="some.engine",
+        precision="fp32",
+        batches={1, 2, 5},
+        repeats=repeats,
+    )
+    assert {size: number // repeats for size, number in calls.items()} == {1: 3, 2: 2, 5: 1}
+    return report
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_what_is_wrong_in_one_batch_size_is_named_with_it(size: int) -> None:
+    report = _in_batches(lambda batch, _: 1.5 if batch == size else 1.0, repeats=1)
+    assert not report.passed
+    assert [row.batch for row in report.images] == [size] * 3  # each with its worst answer
+    with pytest.raises(ParityError, match="disagrees with PyTorch") as caught:
+        require([report])
+    assert (f"in a batch of {size}" in caught.value.why) == (size > 1)
+    assert (f"in a batch of {size}" in report.summary().worst_image) == (size > 1)
+
+
+def test_repeats_have_to_be_equal_to_the_bit() -> None:
+    assert _in_batches(lambda batch, call: 1.0 + 1e-6).passed
+    report = _in_batches(lambda batch, call: 1.0 + (1e-6 if (batch, call) == (5, 3) else 0.0))
+    assert report.map_error < BOUNDS["fp32"].map
+    assert not report.passed
+    assert not report.summary().passed
+    with pytest.raises(ParityError, match=r"another map each time: 0\.png in a batch of 5"):
+        require([report])
 
 
 def test_no_images_and_other_shapes_are_errors() -> None:

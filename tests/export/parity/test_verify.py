@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tiny_models import tiny_detector
+from twelve_bits import WHITE, write_twice
 from typer.testing import CliRunner
 
 import saae_export.parity.verify as verify_module
-from saae_export.calibrate.images import find_pictures
+from saae_export.calibrate.images import find_images
 from saae_export.calibrate.recalibrate import recalibrate
 from saae_export.cli import app
 from saae_export.cli.inspect import bundle_view
@@ -30,6 +31,7 @@ from saae_export.pipeline.latency import measure
 from saae_export.pipeline.report import write_heatmaps
 from saae_export.report.data import Example
 from saae_runtime import Engine, backends
+from saae_runtime.backends.base import RawOutputs
 from saae_runtime.backends.onnxruntime import backend as ort_backend
 from saae_runtime.backends.onnxruntime import choose as ort_choose
 from saae_runtime.backends.openvino import choose as openvino_choose
@@ -164,6 +166,17 @@ def test_against_pytorch_on_images(bundle: Bundle, built: tuple[BuildResult, str
     assert all(report.passed and report.against == "PyTorch FP32" for report in found.reports)
 
 
+def test_images_of_a_twelve_bit_camera_are_compared_at_the_bundles_white_level(bundle: Bundle, tmp_path: Path) -> None:
+    height, width = bundle.manifest.frame.height, bundle.manifest.frame.width
+    grays = [np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8) for seed in range(2)]
+    plain, deep = write_twice(grays, tmp_path)
+    wanted = verify(bundle.path, data=plain, backend="onnxruntime:cpu").reports
+    frame = dataclasses.replace(bundle.manifest.frame, white_level=WHITE)
+    update_bundle(bundle, dataclasses.replace(bundle.manifest, frame=frame), {})
+    found = verify(bundle.path, data=deep, backend="onnxruntime:cpu").reports
+    assert [report.images for report in found] == [report.images for report in wanted]  # pixel values among them
+
+
 def test_against_the_fp32_graph_on_images(bundle: Bundle, data: Path) -> None:
     found = verify(bundle.path, data=data / "weave" / "test", backend="onnxruntime:cpu", most_images=2)
     assert [report.precision for report in found.reports] == ["fp16"]
@@ -180,6 +193,22 @@ def test_another_models_graph_fails(bundle: Bundle, tmp_path: Path) -> None:
     verdicts = {report.precision: report.passed for report in found.reports}
     assert verdicts == {"fp32": False, "fp16": True}
     with pytest.raises(ParityError, match=r"model\.onnx"):
+        require(found.reports)
+
+
+def test_a_graph_that_is_wrong_in_batches_fails(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may have a session of its own for batches, which single frames never reach."""
+    infer = ort_backend.OrtBackend.infer
+
+    def in_batches(self: ort_backend.OrtBackend, frames: np.ndarray, threshold: float) -> RawOutputs:
+        found = infer(self, frames, threshold)
+        return found if len(frames) == 1 else dataclasses.replace(found, anomaly_map=found.anomaly_map * 2)
+
+    monkeypatch.setattr(ort_backend.OrtBackend, "infer", in_batches)
+    found = verify(bundle.path, backend="onnxruntime:cpu")
+    assert [report.passed for report in found.reports] == [False] * 2
+    assert found.reports[0].worst.batch == 8
+    with pytest.raises(ParityError, match=r"model\.onnx .*disagrees"):
         require(found.reports)
 
 
@@ -309,7 +338,7 @@ def test_reference_frames_survive_the_disk(bundle: Bundle, tmp_path: Path, flat:
 
 
 def test_a_bundle_calibrated_again_is_whole(bundle: Bundle, data: Path) -> None:
-    good = find_pictures([str(data / "weave" / "test" / "good"), str(data / "weave" / "train" / "good" / "00*.png")])
+    good = find_images([str(data / "weave" / "test" / "good"), str(data / "weave" / "train" / "good" / "00*.png")])
     found = recalibrate(bundle.path, good, precisions=["fp32", "fp16"])
     opened = open_bundle(bundle.path, verify=True)
     assert opened.manifest.calibration.given_later

@@ -588,6 +588,18 @@ def test_free_folders_without_defects_at_the_models_size(data: Path, tmp_path: P
     frame = read_image(next((data / "weave" / "train" / "good").iterdir()))
     with Engine(result.bundle) as engine:
         assert engine(frame).anomaly_map.shape == frame.shape[:2]
+    # Good test pictures alone are scored, too: what people want to know of them is the share of false alarms.
+    good = data / "weave" / "test" / "good"
+    request = Request("mine", normal=(data / "weave" / "train" / "good",), normal_test=(good,))
+    result, text = quiet_build(options(data, tmp_path, request=request, frame_size="model", precisions=("fp32",)))
+    assert "reused" in text
+    with Engine(result.bundle) as engine:
+        rejected = sum(engine(read_image(path)).is_anomalous for path in good.iterdir())
+    assert result.evaluation is not None
+    assert len(result.evaluation.images) == 2
+    assert result.bundle.manifest.metrics["image_fpr"] == rejected / 2
+    assert f"{rejected} of 2" in text
+    assert f"{rejected} of 2" in (result.where / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_builds import CONFIG
 from tiny_models import noise_frames, tiny_detector
+from twelve_bits import WHITE, write_twice
 
 from saae_export.parity.pytorch import TorchReference
 from saae_export.pipeline.left_out import LeftOutCalibrator
 from saae_runtime.errors import CalibrationError
 from saae_train.config import FitConfig
 from saae_train.data.category import Sample
+from saae_train.fitting.backbone import backbone_for
+from saae_train.fitting.fit import fit
 from saae_train.model.checkpoint import Checkpoint
 from saae_train.model.left_out import LeftOut
 
@@ -51,6 +55,21 @@ def test_the_tables_follow_the_scale_of_the_deployed_graph(calibrator: LeftOutCa
     assert moved.image.at() == pytest.approx(1.1 * same.image.at(), rel=1e-6)
     assert moved.pixel.at() == pytest.approx(1.1 * same.pixel.at(), rel=1e-6)
     assert moved.scores[7] == pytest.approx(1.1 * same.scores[7], rel=1e-6)
+
+
+def test_images_of_a_twelve_bit_camera_give_the_memory_and_thresholds_of_their_levels(tmp_path: Path) -> None:
+    config = CONFIG.replace(input_size=(48, 48), layers=(1,), components=16, latent=6, steps=2)
+    assert config.score == "memory"
+    folders = write_twice([frame[:, :, 0] for frame in noise_frames(8, (48, 48))], tmp_path)
+    found = []
+    for folder, white_level in zip(folders, (None, WHITE), strict=True):
+        samples = [Sample(path, "good", None, False, (), white_level) for path in sorted(folder.iterdir())]
+        backbone = backbone_for(config, samples, "random")
+        model = fit(backbone, samples, config.replace(white_level=white_level), "part", cache=tmp_path / "cache")
+        calibrator = LeftOutCalibrator(model, samples, TorchReference(model.detector, (48, 48)), 0.001, 0.05)
+        tables = calibrator(lambda frame, known=iter(calibrator._expected): SimpleNamespace(score=next(known)))  # type: ignore[arg-type,misc]
+        found.append((tables.pixel, tables.image, tables.scores, calibrator._expected))
+    assert found[0] == found[1]
 
 
 def test_a_model_without_a_memory_has_no_such_scores() -> None:

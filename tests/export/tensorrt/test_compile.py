@@ -16,7 +16,7 @@ import pytest
 from needs import need
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
-from tiny_bundle import make_tiny_bundle
+from tiny_bundle import make_tiny_bundle, tiny_graph
 from typer.testing import CliRunner
 
 from saae_export.doctor import run_probe
@@ -64,17 +64,19 @@ def signature(tensors):
 # -- real builds
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "fp32 memory", "fp16 memory"])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "fp32 memory", "fp16 memory", "fp16 tiles"])
 def fused(request, tmp_path_factory):
-    """A precision, and the fused graph of a tiny model in it, with and without a memory."""
+    """A precision, and the fused graph of a tiny model in it: plain, with a memory, with tiles."""
     need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    precision, _, memory = request.param.partition(" ")
-    score = {"score": "memory", "memory": 14} if memory else {"score": "cosine"}
+    precision, _, special = request.param.partition(" ")
+    score = {"score": "memory", "memory": 14} if special == "memory" else {"score": "cosine"}
+    if special == "tiles":
+        score |= {"tiles": (2, 2), "size": (96, 80)}
     detector = tiny_detector(components=48, smoothing=0.5, **score)
     path = tmp_path_factory.mktemp(precision) / "model.onnx"
     return precision, export_onnx(FusedGraph(detector, (80, 100), precision), path, 0.5)
@@ -493,6 +495,15 @@ def test_bytes_that_are_no_graph(rtx, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x07\xff\xff")
     with pytest.raises(DataError, match=r"cut\.onnx"):
         onnx_for_tensorrt(tmp_path / "cut.onnx")
+
+
+@pytest.mark.parametrize("name", ["frame", "anomaly_map", "smooth", "gray", "Conv", "pads"])
+def test_names_that_are_no_utf8(tmp_path, name):
+    model = tiny_graph(SIZE).replace(name.encode(), name[:-1].encode() + b"\xff")
+    (tmp_path / "odd.onnx").write_bytes(model)
+    with pytest.raises(DataError, match=r"odd\.onnx") as caught:
+        onnx_for_tensorrt(tmp_path / "odd.onnx")
+    assert "no UTF-8" in caught.value.why
 
 
 def test_the_threshold_is_an_input_and_not_built_in(rtx, bundle):

@@ -25,7 +25,7 @@ from saae_runtime.cli import outputs, sink
 from saae_runtime.cli.log import JsonLines
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
-from saae_runtime.render import heatmap, save_png
+from saae_runtime.render import heatmap, save_png, sheet
 
 pytestmark = pytest.mark.needs("onnxruntime")
 
@@ -567,6 +567,13 @@ def test_every_result_says_what_decided_and_where_it_ranks(bundle: Path, frames:
     assert clean["reason"] == "clean: image score 0 is not above the image threshold 40"
     assert defect["reason"].startswith("defective: image score 127 is above the image threshold 40")
     assert (clean["rank"], defect["rank"]) == (0.0, 1.0)
+    with Engine(bundle) as engine:
+        for name, record in (("a", clean), ("b", defect)):
+            picture = read_image(frames / f"{name}.png")
+            found = engine(picture)
+            title = f"{name}   {record['reason']}"
+            drawn = sheet(picture, found.anomaly_map, found.mask, found.threshold, title=title)
+            np.testing.assert_array_equal(read_image(tmp_path / "p" / f"{name}.sheet.png"), drawn)
 
 
 def test_a_rate_that_the_calibration_cannot_tell_from_0_is_said(bundle: Path, frames: Path) -> None:

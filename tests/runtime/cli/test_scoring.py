@@ -14,6 +14,7 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 from saae_runtime import Engine
 from saae_runtime.cli.scoring import Outcome, Summary, score_frames
 from saae_runtime.errors import DeviceError, FrameError, ImageError
+from saae_runtime.frames import Frames
 from saae_runtime.sources.files import Frame, Source
 
 SOURCE = Source("video", "line.mp4", PurePath("line"), path=Path("line.mp4"))
@@ -137,21 +138,31 @@ def test_summary_counts_and_quantiles(engine: Engine) -> None:
     assert summary.frames_per_second == pytest.approx(101 / summary.seconds)
 
 
+@pytest.mark.parametrize("where", ["map", "frame"])
 @pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_too_little_memory_for_one_frame_is_an_error_of_that_frame(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, batch: int, live: bool
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, batch: int, live: bool, where: str
 ) -> None:
+    from saae_runtime import engine as engine_module
     from saae_runtime import geometry
 
-    real = geometry.upsample_map
+    upsample, check = geometry.upsample_map, engine_module.as_frames
 
     def small(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if size == (9, 9):
             raise MemoryError
-        return real(anomaly_map, size)
+        return upsample(anomaly_map, size)
 
-    monkeypatch.setattr(geometry, "upsample_map", small)
+    def smaller(value: np.ndarray, white_level: int | None = None) -> Frames:
+        if value.shape == (9, 9, 3):
+            raise MemoryError
+        return check(value, white_level)
+
+    if where == "map":
+        monkeypatch.setattr(geometry, "upsample_map", small)
+    else:
+        monkeypatch.setattr(engine_module, "as_frames", smaller)
     frames = [good(index, SPOT if index % 2 else None) for index in range(9)]
     frames[3] = Frame(SOURCE, 3, np.full((9, 9, 3), 128, np.uint8))
     frames[5] = bad(5)

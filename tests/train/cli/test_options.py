@@ -169,6 +169,18 @@ def test_every_field_is_an_option_or_can_be_set() -> None:
     )
 
 
+@pytest.mark.parametrize(("text", "tiles"), [(None, None), ("2x3", (2, 3)), ("1x12", (1, 12)), ("auto", (0, 0))])
+def test_tiles_by_rows_and_columns(text: str | None, tiles: tuple[int, int] | None) -> None:
+    assert FitOptions(tiles=text).config().tiles == tiles
+
+
+@pytest.mark.parametrize("text", ["2", "0x2", "2x", "-1x2", "2x3x4", "many"])
+def test_what_is_no_number_of_tiles(text: str) -> None:
+    with pytest.raises(ConfigError, match="no") as caught:
+        FitOptions(tiles=text).config()
+    assert "--tiles 2x3" in caught.value.cure
+
+
 def test_null_is_a_value_that_is_set() -> None:
     fixed = parse_changes(["components=null", "latent_limit=null", "score=l2"])
     assert fixed == {"components": None, "latent_limit": None, "score": "l2"}

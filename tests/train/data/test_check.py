@@ -80,7 +80,7 @@ def test_all_bad_files_are_reported_at_once(zipper: Path) -> None:
         "train/good/010.jpg": "truncated",
         "train/good/011.tif": "floating",
         "train/good/old.gif": "not an image file",
-        "test/good/copy.png": "same picture as the training image",
+        "test/good/copy.png": "same image as the training image",
         "test/rough/copy.png": "one is normal, the other defective",
         "test/rough/000.png": "has no mask",
         "ground_truth/split_teeth/000_mask.png": "60 x 64 pixels",

@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "components, joint": {"components": 24, "score": "joint", "smoothing": 0.7},
     "memory": {"components": 24, "score": "memory", "memory": 30, "smoothing": 0.5},
     "CAE, cosine": {"transformer": False, "score": "cosine"},
+    "tiles": {"tiles": (2, 1), "size": (96, 48)},
     "registers": {"name": "vit_small_patch14_reg4_dinov2", "size": (28, 42), "layers": (0, 1)},
 }
 
@@ -40,7 +41,8 @@ def make(**options: Any) -> Checkpoint:
     config = FitConfig(
         backbone=arguments["name"],
         layers=arguments["layers"],
-        input_size=arguments["size"],
+        input_size=detector.backbone.input_size,
+        tiles=options.get("tiles"),
         score=detector.score,
         smoothing=detector.smoothing,
         components=options.get("components"),
@@ -77,6 +79,7 @@ def test_round_trip_gives_identical_outputs(tmp_path: Path, variant: str) -> Non
     assert after.detector.smoothing == before.detector.smoothing
     assert after.detector.backbone.weights == before.detector.backbone.weights
     assert after.detector.backbone.grid == before.detector.backbone.grid
+    assert after.detector.backbone.tiles == before.detector.backbone.tiles
     assert not any(module.training for module in after.detector.modules())
     for key, value in before.detector.state_dict().items():
         assert torch.equal(value, after.detector.state_dict()[key]), key

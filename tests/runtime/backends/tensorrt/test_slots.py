@@ -531,6 +531,16 @@ def test_the_event_that_the_host_waits_for_lets_it_sleep():
 
 
 @pytest.mark.needs("cuda.bindings.runtime")
+def test_such_an_event_is_made_with_the_librarys_flag(monkeypatch):
+    api, made = CudaApi(), []
+    monkeypatch.setattr(api, "_call", lambda name, flags: made.append(flags) or 1)
+    api.event(blocking=True)
+    api.event()
+    blocking = int(api._rt.cudaEventBlockingSync)
+    assert [bool(flags & blocking) for flags in made] == [True, False]
+
+
+@pytest.mark.needs("cuda.bindings.runtime")
 def test_a_thread_that_is_in_the_right_context_pays_one_call(monkeypatch):
     api, contexts = CudaApi(), Contexts(current=1000)
     monkeypatch.setattr(api, "_rt", contexts)
