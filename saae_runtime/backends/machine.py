@@ -13,7 +13,7 @@ from ..files import sha256_bytes
 
 __all__ = ["loaded_versions", "machine_facts", "processor_flags"]
 
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES")
 _QUOTA = "/sys/fs/cgroup/cpu.max"
 _DRIVER = "/proc/driver/nvidia"
 
