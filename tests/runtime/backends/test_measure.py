@@ -7,7 +7,8 @@ import json
 import logging
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -463,8 +464,17 @@ def test_measured_for_a_staged_bundle_holds_for_the_final_one(
     assert world.frames() == 2
 
 
-def test_threads_that_open_at_once_time_once(world: World, bundle: Bundle) -> None:
+def test_threads_that_open_at_once_time_once(world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, str]] = []
+    all_there, real = threading.Barrier(4), timing.turn
+
+    @contextmanager
+    def together(lock: Path | None, seconds: float) -> Iterator[bool]:
+        all_there.wait(30)  # none has found figures
+        with real(lock, seconds) as mine:
+            yield mine
+
+    monkeypatch.setattr(timing, "turn", together)
     threads = [threading.Thread(target=lambda: found.append(chosen(bundle))) for _ in range(4)]
     for thread in threads:
         thread.start()
