@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..ending import native_call
 from ..engine import Engine
 from ..errors import BackendError, ConfigError, shown
 from ..frames import as_frames, enough_memory, to_batch
@@ -144,12 +143,7 @@ class TritonEngine(Engine):
         """
         limit = self._choose(None, None, image_fpr, image_threshold, self._limits).image
         checked = as_frames(frames, self._white_level)
-        self._enter()
-        try:
-            with native_call():
-                scores = self._scores(checked.items)
-        finally:
-            self._leave()
+        scores = self._metered(lambda: self._scores(checked.items))
         table = self._tables.image
         verdicts = [Verdict(score, limit, table.share_below(score)) for score in scores]
         return verdicts[0] if checked.single else verdicts
