@@ -47,7 +47,8 @@ def frames(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(app, [*words, "--backend", "onnxruntime:cpu"])  # which `expected` compares with
 
 
 def expected(bundle: Path, path: Path):
