@@ -7,11 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
+_Scored = TypeVar("_Scored")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Engine:
 
     Args:
         bundle: the bundle's folder, or an opened bundle.
-        backend: `auto` (the fastest that is really there; `explain` says which and why), `onnxruntime`, or a name of
+        backend: `auto` (the fastest here, timed once on each machine; `explain` says more), `onnxruntime`, or a name of
             `saae_runtime.backends.BACKENDS`, which is opened or is an error, never replaced by another.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's choice. Thresholds are those
@@ -65,7 +66,7 @@ class Engine:
         white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are taken as well.
             None: the bundle's, where it was built with one.
         verify: whether the hashes of the bundle's files are compared first.
-        options: threads, hint, max_batch, cache and more; see `saae_runtime.backends.BackendOptions`.
+        options: threads, hint, max_batch, cache, measure and more; see `saae_runtime.backends.BackendOptions`.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
@@ -94,36 +95,53 @@ class Engine:
         **options: Any,
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
-        _check_limits(fpr, threshold, image_fpr, image_threshold)
-        check_white_level(white_level)
+        limits = {"fpr": fpr, "threshold": threshold, "image_fpr": image_fpr, "image_threshold": image_threshold}
+        self._check_options(white_level, **limits)
         self._device = device
         self._precision = precision
+        self._options = options
         with native_call():
-            self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
-        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
-        self._again = partial(
+            opened, backend_in_use = _open_both(bundle, backend, device, precision, verify, options)
+        again = partial(
             Engine,
-            bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
+            bundle if isinstance(bundle, Bundle) else str(opened.path),
             backend=backend,
             device=device,
             precision=precision,
-            fpr=fpr,
-            threshold=threshold,
-            image_fpr=image_fpr,
-            image_threshold=image_threshold,
             verify=verify,
             white_level=white_level,
+            **limits,
             **options,
         )
-        self._resize, self._resizers = _resizing(options.get("threads"))
-        self._tables = self.manifest.thresholds[self._backend.precision]
+        self._begin(opened, backend_in_use, again, white_level, options.get("threads"), **limits)
+
+    @staticmethod
+    def _check_options(white_level: int | None, **limits: float | None) -> None:
+        _check_limits(**limits)
+        check_white_level(white_level)
+
+    def _begin(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        again: Callable[[], Engine],
+        white_level: int | None,
+        threads: int | None,
+        **limits: float | None,
+    ) -> None:
+        """Takes over an open backend: from here on the engine is open. `again` makes it anew in another process."""
+        self._bundle, self._backend = bundle, backend
+        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
+        self._again = again
+        self._resize, self._resizers = _resizing(threads)
+        self._tables = self.manifest.thresholds[backend.precision]
         self._idle = threading.Condition()
         self._calls = 0
         self._meter = Meter()
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = self._choose(fpr, threshold, image_fpr, image_threshold, None)
+            self._limits = self._choose(**limits, default=None)
         except BaseException:
             self.close()
             raise
@@ -159,9 +177,9 @@ class Engine:
         return self._white_level
 
     def explain(self) -> str:
-        """Which backend is in use, and why the others are not: text of several lines."""
-        tried = backends.candidates(self._bundle, self._device, self._precision)
-        return f"{self._backend.description}\n{backends.explain(tried, self._backend.name)}"
+        """Which backend is in use, how fast each is here, and why others are not: text of several lines."""
+        ways = backends.explain(self._bundle, self._backend, self._device, self._precision, **self._options)
+        return f"{self._backend.description}\n{ways}"
 
     def health(self) -> dict[str, Any]:
         """How the engine's calls went (streams are not counted), plain values for JSON.
@@ -229,11 +247,18 @@ class Engine:
         else:
             checked = as_frames(frames, self._white_level)
             single = checked.single
+        results = self._metered(
+            lambda: self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+        )
+        return results[0] if single else results
+
+    def _metered(self, score: Callable[[], list[_Scored]]) -> list[_Scored]:
+        """One call: counted, timed, and waited for by `close`."""
         self._enter()
         start = time.perf_counter()
         try:
             with native_call():
-                results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+                results = score()
         except BaseException as error:
             self._meter.fail(error)
             self._meter.count("failed")
@@ -243,7 +268,7 @@ class Engine:
         self._meter.take(1000 * (time.perf_counter() - start))
         self._meter.count("frames", len(results))
         self._meter.beat()
-        return results[0] if single else results
+        return results
 
     def stream(
         self,

@@ -23,9 +23,12 @@ LIBRARIES = {
     "onnxruntime": "pip install 'saae[cpu]'",
     "pymodbus": "pip install 'saae[modbus]'",
     "onnxscript": "pip install 'saae[export]'",
+    "pyarrow": "pip install 'saae[parquet]'",
+    "pycocotools": "pip install 'saae[dev]'",
+    "pycuda": "pip install 'saae[pycuda]'",
+    "ray": "pip install 'saae[ray]'",
     "paho": "pip install 'saae[line]'",
     "prometheus_client": "pip install 'saae[line]'",
-    "pycuda": "pip install 'saae[pycuda]'",
     "python_multipart": "pip install 'saae[serve]'",
     "pypylon": "pip install 'saae[pylon]'",
     "safetensors": "pip install 'saae[train]'",
@@ -33,10 +36,14 @@ LIBRARIES = {
     "sklearn": "pip install 'saae[dev]'",
     "selenium": "pip install selenium",
     "starlette": "pip install 'saae[serve]'",
+    "supervision": "pip install 'saae[dev]'",
     "tensorrt_rtx": "pip install 'saae[tensorrt-rtx]'",
+    "tifffile": "pip install 'saae[dev]'",
     "timm": "pip install 'saae[train]'",
     "uvicorn": "pip install 'saae[serve]'",
     "torch": "pip install 'saae[train]'",
+    "tritonclient": "pip install 'saae[triton]'",
+    "yaml": "pip install 'saae[train]'",
 }
 """What a test may do without: module -> how to install it. Everything else that is missing is an error."""
 
