@@ -1,10 +1,10 @@
-# make demo: from nothing to a verified bundle and heatmaps. make test: every test.
+# make demo: from nothing to a verified bundle and heatmaps. make test: every test. make docs: the documentation as a site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: demo test check install clean
+.PHONY: demo test check docs install clean
 
 # saae-run exits with 1 when it finds a defect: here that is what it should do.
 demo: $(VENV)/.stamp-demo
@@ -25,6 +25,14 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Strict: a link that leads nowhere ends the build. The figures are drawn first; a test holds the committed ones against it.
+docs: $(VENV)/.stamp-dev
+	$(BIN)/python docs/figures.py
+	$(BIN)/zensical build --clean --strict
+	@echo
+	@echo "The site is in build/site. To read it:"
+	@echo "          $(BIN)/python -m http.server --directory build/site --bind 127.0.0.1 8000"
+
 install: $(VENV)/.stamp-dev
 
 $(VENV)/bin/python:
@@ -39,4 +47,4 @@ $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.stamp-demo
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info
+	rm -rf $(VENV) $(OUT) build dist .cache *.egg-info

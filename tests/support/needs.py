@@ -26,6 +26,7 @@ LIBRARIES = {
     "tensorrt_rtx": "pip install 'saae[tensorrt-rtx]'",
     "timm": "pip install 'saae[train]'",
     "torch": "pip install 'saae[train]'",
+    "zensical": "pip install 'saae[docs]'",
 }
 """What a test may do without: module -> how to install it. Everything else that is missing is an error."""
 
