@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from .errors import BackendError, BundleError, ConfigError, FrameError, shown
 from .frames import Resize, as_frames, enough_memory, to_batch
 from .images import check_white_level
 from .manifest import Manifest
+from .meter import Meter
 from .regions import defect_mask
 from .result import Result
 from .stream import Pipeline
@@ -117,6 +119,7 @@ class Engine:
         self._tables = self.manifest.thresholds[self._backend.precision]
         self._idle = threading.Condition()
         self._calls = 0
+        self._meter = Meter()
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
@@ -159,6 +162,17 @@ class Engine:
         """Which backend is in use, and why the others are not: text of several lines."""
         tried = backends.candidates(self._bundle, self._device, self._precision)
         return f"{self._backend.description}\n{backends.explain(tried, self._backend.name)}"
+
+    def health(self) -> dict[str, Any]:
+        """How the engine's calls went (streams are not counted), plain values for JSON.
+
+        Returns:
+            `open`; `backend`, in words; `counts` of `frames` and of `failed` calls; `latency_ms` of the latest 2000
+            calls, by percentile; `last_error` and its age in seconds; `idle_seconds` since the last good call.
+        """
+        reading = self._meter.read().to_dict()
+        reading["counts"] = {"frames": 0, "failed": 0} | reading["counts"]
+        return {"open": not self._closed, "backend": self._backend.description, **reading}
 
     @overload
     def __call__(
@@ -216,11 +230,19 @@ class Engine:
             checked = as_frames(frames, self._white_level)
             single = checked.single
         self._enter()
+        start = time.perf_counter()
         try:
             with native_call():
                 results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+        except BaseException as error:
+            self._meter.fail(error)
+            self._meter.count("failed")
+            raise
         finally:
             self._leave()
+        self._meter.take(1000 * (time.perf_counter() - start))
+        self._meter.count("frames", len(results))
+        self._meter.beat()
         return results[0] if single else results
 
     def stream(

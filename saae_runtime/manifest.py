@@ -94,7 +94,9 @@ class Model:
 
     @property
     def autoencoder(self) -> str:
-        """SAAE or CAE (the SAAE without its transformer), in words."""
+        """SAAE, CAE (the SAAE without its transformer) or none, in words."""
+        if self.config.get("steps") == 0:
+            return "none, the memory alone"
         if self.config.get("transformer") is False:
             return "CAE, no transformer"
         patch = self.config.get("saae_patch") or 1

@@ -73,10 +73,10 @@ _ADDED = frozenset({"tiles", "white_level"})
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("batch", "steps", "epochs", "components", "memory", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
+        ("batch", "epochs", "components", "memory", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
         (lambda value: value >= 1, "1 or more"),
     ),
-    **dict.fromkeys(("warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("steps", "warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
     "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "held_out": (lambda value: 0 <= value < 1, "0 or more, and below 1"),
@@ -144,7 +144,7 @@ class FitConfig:
         loss: `l2` or `cosine`.
         score: `l2`, `cosine`, `joint` or `memory`, see `saae_train.model.detector.anomaly_score`.
         smoothing: deviation of the Gaussian over the map, in patches.
-        steps: optimiser steps; None: from `epochs`.
+        steps: optimiser steps; None: from `epochs`; 0, with a memory: no autoencoder, the memory alone scores.
         epochs: of ceil(images / batch) full batches each: a pass over the images, and up to a batch of the next one.
         batch: images a step.
         learning_rate: of Adam.
@@ -293,6 +293,8 @@ PRESETS: Mapping[str, FitConfig] = {
     "lite": dataclasses.replace(
         FitConfig(), preset="lite", layers=(LITE_LAYERS[PACKAGED_NAME],), input_size=(280, 280)
     ),
+    # No autoencoder: ready as soon as the features are.
+    "bank": dataclasses.replace(FitConfig(), preset="bank", steps=0),
     "paper": _PAPER,
     # Table 4: all as in `paper`, but for the part that is named.
     "cae": dataclasses.replace(_PAPER, preset="cae", transformer=False),
@@ -300,8 +302,8 @@ PRESETS: Mapping[str, FitConfig] = {
     # The baseline of section 4.4.2: VGG19 f1:12 and the CAE.
     "dfr": dataclasses.replace(_PAPER, preset="dfr", backbone=VGG_BACKBONE, input_size=(256, 256), transformer=False),
 }
-"""`fast` was chosen by measuring, `lite` is the same on one layer and fewer pixels; the others are the paper's
-(sections 4.1.2 to 4.4.2)."""
+"""`fast` was chosen by measuring; `lite` is the same on one layer and fewer pixels, `bank` its memory alone (after
+PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
 
 
 def field_kind(name: str) -> str:

@@ -120,7 +120,12 @@ def test_metadata(wheel: Path) -> None:
     requirements = metadata.get_all("Requires-Dist", [])
     base = {line.split(";")[0].strip(" ()0123456789.<>=!~,").lower() for line in requirements if "extra ==" not in line}
     assert base == {"numpy", "pillow", "typer", "rich"}
-    for script, module in (("saae-run", "saae_runtime"), ("saae-train", "saae_train"), ("saae-export", "saae_export")):
+    for script, module in (
+        ("saae-run", "saae_runtime"),
+        ("saae-line", "saae_runtime.line"),
+        ("saae-train", "saae_train"),
+        ("saae-export", "saae_export"),
+    ):
         assert f"{script} = {module}.cli:main" in scripts
 
 
@@ -211,7 +216,7 @@ def test_a_bundle_can_be_inspected_there(lean: Path, bundle: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["saae-run", "saae-train", "saae-export"])
+@pytest.mark.parametrize("command", ["saae-run", "saae-line", "saae-train", "saae-export"])
 def test_help_and_version_work_there(lean: Path, tmp_path: Path, command: str) -> None:
     for option in ("--help", "--version"):
         done = run(lean / command, option, cwd=tmp_path)

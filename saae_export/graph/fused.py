@@ -87,7 +87,11 @@ class _Score(nn.Module):
         self.kind = kind
         self.memory = None if memory is None else GraphMemory(memory)
 
-    def forward(self, projected: Projected, g_hat: Tensor) -> Tensor:
+    def forward(self, projected: Projected, g_hat: Tensor | None) -> Tensor:
+        if g_hat is None:
+            assert self.memory is not None
+            nearest = self.memory(projected.g)
+            return nearest.distance * nearest.radius.rsqrt()
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
@@ -136,7 +140,9 @@ class FusedGraph(nn.Module):
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = _graph_backbone(detector.backbone, dtype)
             self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
-            self.saae = GraphSAAE(detector.saae, dtype)
+            # With an exponent of 0 the autoencoder says nothing: the graph leaves it out.
+            silent = detector.memory is not None and float(detector.memory.alpha) == 0.0
+            self.saae = None if silent else GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score, detector.memory)
             self.map = ScoresToMap(self.grid, self.frame_size, detector.smoothing)
         self.eval().requires_grad_(False)
@@ -144,7 +150,8 @@ class FusedGraph(nn.Module):
 
     def forward(self, frame: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected = self.space(self.backbone(self.pixels(frame)))
-        scores = self.anomaly(projected, self.saae(cast(projected.g, self.dtype)))
+        g_hat = None if self.saae is None else self.saae(cast(projected.g, self.dtype))
+        scores = self.anomaly(projected, g_hat)
         anomaly_map = self.map(scores.unflatten(1, self.grid))
         # Through float: TensorRT makes uint8 outputs from floating point alone.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)

@@ -93,7 +93,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     work = options.work / category.name
     lock = options.work / f".{category.name}.lock"
     with alone(lock, f"A build of {category.name}", "wait for it, or give this one a place of its own: --work FOLDER"):
-        model = fit_model(options, category, work, stages)
+        model = fit_model(options.fit, category, work, stages)
         try:
             return _build_bundle(options, category, source, model, target, work, stages)
         finally:

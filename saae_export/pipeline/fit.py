@@ -23,7 +23,7 @@ from saae_train.model.weights import PACKAGED_NAME, packaged_path, refuse_random
 
 from ..graph.half_weights import require_blocks
 from ..int8.choose import require_frames
-from .options import BuildOptions
+from .options import FitRequest
 
 __all__ = ["FittedModel", "fit_model", "model_key"]
 
@@ -43,7 +43,7 @@ class FittedModel:
     split: Split
 
 
-def fit_model(options: BuildOptions, category: Category, work: Path, stages: Stages) -> FittedModel:
+def fit_model(request: FitRequest, category: Category, work: Path, stages: Stages) -> FittedModel:
     """Loads the given model, reuses one of the same images and configuration, or fits one.
 
     Raises:
@@ -51,18 +51,18 @@ def fit_model(options: BuildOptions, category: Category, work: Path, stages: Sta
         SaaeError: of the kind that loading, fitting or saving raises.
     """
     with stages.stage("fit") as stage:
-        if options.checkpoint is not None:
-            model = _given_model(options.checkpoint, category, options.half_weights)
+        if request.checkpoint is not None:
+            model = _given_model(request.checkpoint, category, request.half_weights)
             if model.split.note:
                 stages.say(f"  {model.split.note}", "yellow" if model.split.unseen else "bold yellow")
-            _check_ranges(options, model.split)
-            stage.note(f"taken from {options.checkpoint}")
+            _check_ranges(request, model.split)
+            stage.note(f"taken from {request.checkpoint}")
             return model
-        split = split_for(options.config, category)
-        _check_ranges(options, split)
-        weights = _weights(options, category)
-        folder = work / "models" / model_key(options.config, category, split.fitting, weights, options.texture)
-        if not options.refit and (folder / "config.json").is_file():
+        split = split_for(request.config, category)
+        _check_ranges(request, split)
+        weights = _weights(request, category)
+        folder = work / "models" / model_key(request.config, category, split.fitting, weights, request.texture)
+        if not request.refit and (folder / "config.json").is_file():
             try:
                 checkpoint = load_checkpoint(folder)
             except SaaeError as error:
@@ -71,7 +71,7 @@ def fit_model(options: BuildOptions, category: Category, work: Path, stages: Sta
                 refuse_random(checkpoint.detector.backbone.weights.source, checkpoint.detector.backbone.name)
                 stage.note(f"reused {folder}")
                 return FittedModel(checkpoint, folder, split)
-        checkpoint = _fit_new(options, category, split, weights, stages, stage)
+        checkpoint = _fit_new(request, category, split, weights, stages, stage)
         save_checkpoint(folder, checkpoint)
         stage.note(f"{len(split.fitting)} images" + (f", {len(split.held_out)} held out" if split.held_out else ""))
     return FittedModel(checkpoint, folder, split)
@@ -102,25 +102,25 @@ def _given_model(folder: Path, category: Category, half_weights: bool) -> Fitted
     return FittedModel(dataclasses.replace(checkpoint, category=category.name), folder, split)
 
 
-def _check_ranges(options: BuildOptions, split: Split) -> None:
+def _check_ranges(request: FitRequest, split: Split) -> None:
     """INT8 takes its ranges from the images that the model is fitted on: too few are an error before the fit."""
-    if options.int8:
+    if request.int8:
         require_frames(len(split.fitting))
 
 
 def _fit_new(
-    options: BuildOptions, category: Category, split: Split, weights: str | None, stages: Stages, stage: Stage
+    request: FitRequest, category: Category, split: Split, weights: str | None, stages: Stages, stage: Stage
 ) -> Checkpoint:
-    backbone = backbone_for(options.config, split.fitting, weights, lambda text: stages.say(f"  {text}", "yellow"))
+    backbone = backbone_for(request.config, split.fitting, weights, lambda text: stages.say(f"  {text}", "yellow"))
     stage.note(f"weights: {backbone.weights.source}")
     return fit(
         backbone,
         split.fitting,
-        options.config,
+        request.config,
         category.name,
-        device=options.device,
-        cache=options.cache,
-        texture=options.texture,
+        device=request.device,
+        cache=request.cache,
+        texture=request.texture,
         reporter=Reporter(
             features=labelled(stage, "images, features"),
             steps=lambda done, total, loss: stage(done, total, f"steps, loss {loss:.4f}"),
@@ -132,7 +132,7 @@ def _fit_new(
     )
 
 
-def _weights(options: BuildOptions, category: Category) -> str | None:
-    if options.weights is None and category.synthetic and options.config.backbone == PACKAGED_NAME and packaged_path():
+def _weights(request: FitRequest, category: Category) -> str | None:
+    if request.weights is None and category.synthetic and request.config.backbone == PACKAGED_NAME and packaged_path():
         return "packaged"  # the demo needs no network
-    return options.weights
+    return request.weights

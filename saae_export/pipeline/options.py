@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from saae_runtime.backends.onnxruntime.openvino import bf16_missing
@@ -13,9 +13,24 @@ from saae_train.selftest.run import DEFAULT_FRAMES
 from ..graph.half_weights import require_blocks
 from .images import Request
 
-__all__ = ["BuildOptions", "check_options", "parse_frame_size"]
+__all__ = ["BuildOptions", "FitRequest", "check_options", "parse_frame_size"]
 
 _ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """Which model a build is made from; the attributes are those of `BuildOptions`."""
+
+    config: FitConfig
+    checkpoint: Path | None
+    refit: bool
+    weights: str | None
+    texture: bool | None
+    device: str | None
+    cache: Path | None
+    half_weights: bool
+    int8: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,11 @@ class BuildOptions:
     self_test_frames: int = DEFAULT_FRAMES
     allow_blind: bool = False
     cache: Path | None = None
+
+    @property
+    def fit(self) -> FitRequest:
+        """What the fit is asked for."""
+        return FitRequest(**{item.name: getattr(self, item.name) for item in fields(FitRequest)})
 
 
 def check_options(options: BuildOptions) -> None:

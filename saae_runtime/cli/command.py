@@ -21,15 +21,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..appending import Rotation
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
 from ..images import IMAGE_SUFFIXES, PIXELS_VARIABLE
 from ..sources.files import Facts, Frame, Source, facts_of, find_sources, read_frames
 from ..sources.folders import pattern_takes
+from ..sources.scored import Scored
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
 from ..terminal import LineCommand
-from .log import JsonLines, Rotation, Scored
+from .log import JsonLines
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
 from .scoring import Summary, score_frames
 from .sink import Sink, report

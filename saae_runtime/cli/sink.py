@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import SaaeError, StorageError
-from .log import JsonLines, Scored
+from ..sources.scored import Scored
+from .log import JsonLines
 from .outputs import Pictures, Standard, describe, printable, printable_lines, to_record
 from .scoring import Outcome, Summary
 

@@ -69,7 +69,12 @@ class FitOptions:
     """
 
     preset: Annotated[
-        str, _model("--preset", help="fast, lite (small, quick), paper (700 epochs), or the paper's cae, vgg19, dfr.")
+        str,
+        _model(
+            "--preset",
+            help="fast, lite (small, quick), bank (no autoencoder, fitted soonest), paper (700 epochs), or the paper's "
+            "cae, vgg19, dfr.",
+        ),
     ] = "fast"
     model: Annotated[str | None, _model("--model", help="saae, or cae: without the transformer.")] = None
     backbone: Annotated[str | None, _model("--backbone", help="Name of a ViT in timm, or vgg19.")] = None

@@ -129,6 +129,12 @@ def _check(samples: Sequence[Sample], config: FitConfig) -> None:
         raise ConfigError(f"There is no loss named {config.loss!r}.", "", f"one of: {', '.join(LOSSES)}")
     if config.score not in SCORES:
         raise ConfigError(f"There is no score named {config.score!r}.", "", f"one of: {', '.join(SCORES)}")
+    if config.steps == 0 and config.memory is None:
+        raise ConfigError(
+            "An autoencoder cannot be fitted in 0 steps.",
+            "Without one, only a memory of normal patches can score.",
+            "give --steps, or --preset bank",
+        )
     if config.score == "joint" and config.components is None:
         raise ConfigError(
             "The score `joint` needs components.", "Half of it is the energy outside them.", "give --components"

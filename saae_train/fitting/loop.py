@@ -65,7 +65,7 @@ class Loop:
         self.space = space.to(device)
         self.features, self.config, self.device, self.state = features, config, device, state
         per_epoch = max(1, math.ceil(len(features) / config.batch))
-        self.total = config.steps or per_epoch * int(config.epochs or 1)
+        self.total = per_epoch * int(config.epochs or 1) if config.steps is None else config.steps
         self.recorder = recorder_for(device)
         recorded = self.recorder is not None
         # What is recorded finds the rate where it was: in a tensor, which is written before each step.

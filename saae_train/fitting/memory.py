@@ -143,6 +143,9 @@ def remember(
             f"the {reach} before and after it"
         )
     memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, watch.memory)
+    if config.steps == 0:  # no autoencoder: alpha stays 0
+        scores = memory_score(nearest, torch.ones_like(nearest.distance), 0.0).reshape(count, *saae.grid)
+        return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
     cosines = []
     for index in range(count):
         watch.memory(index, count, "images, autoencoder")

@@ -57,6 +57,8 @@ class ViTFeatures(nn.Module):
         saae_patch: the SAAE's patch size where none is given (paper section 4.1.2: 1).
     """
 
+    saae_patch = 1
+
     def __init__(
         self,
         vit: VisionTransformer,

@@ -520,3 +520,25 @@ def test_sixteen_bit_frames_are_scored_as_their_eight_bits(folder: Path, engine:
             np.testing.assert_array_equal(other(frame).anomaly_map, engine(frame).anomaly_map)
     with pytest.raises(ConfigError, match="white level"):
         Engine(folder, backend=CPU, white_level=12)
+
+
+def test_health_counts_calls_and_failures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(folder, backend=CPU, threads=1) as engine:
+        assert engine.health()["counts"] == {"frames": 0, "failed": 0}
+        engine(noise(0, *SIZE, 3))
+        engine([noise(0, *SIZE, 3), noise(1, 20, 30, 3)])
+        health = engine.health()
+        assert json.loads(json.dumps(health)) == health
+        assert (health["open"], health["counts"]) == (True, {"frames": 3, "failed": 0})
+        assert set(health["latency_ms"]) == {"p50", "p95", "p99"}
+        assert health["last_error"] is None
+
+        def broken(*_: object) -> None:
+            raise BackendError("The device is gone.")
+
+        monkeypatch.setattr(engine.backend, "infer", broken)
+        with pytest.raises(BackendError):
+            engine(noise(0, *SIZE, 3))
+        assert engine.health()["counts"] == {"frames": 3, "failed": 1}
+        assert engine.health()["last_error"] == "The device is gone."
+    assert not engine.health()["open"]

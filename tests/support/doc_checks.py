@@ -137,7 +137,12 @@ def _script(words: list[str]) -> str | None:
     return None
 
 
-_APPS = {"saae-run": "saae_runtime.cli.command", "saae-train": "saae_train.cli", "saae-export": "saae_export.cli"}
+_APPS = {
+    "saae-run": "saae_runtime.cli.command",
+    "saae-line": "saae_runtime.line.cli.command",
+    "saae-train": "saae_train.cli",
+    "saae-export": "saae_export.cli",
+}
 
 
 @functools.cache

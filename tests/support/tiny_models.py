@@ -30,6 +30,7 @@ def tiny_detector(
     latent: int = 24,
     patch: int = 1,
     memory: int | None = None,
+    alpha: float = 0.2,
     tiles: tuple[int, int] = (1, 1),
     seed: int = 0,
 ) -> Detector:
@@ -68,7 +69,7 @@ def tiny_detector(
         weight = torch.linspace(0.5, 1.5, space.channels)
         chosen = (g * weight)[torch.randperm(len(g))[:memory]]
         # Neighbours have alike radii, as fitted ones do.
-        held = Memory(chosen, 1.0 + 0.2 * torch.tanh(chosen[:, 0] / chosen[:, 0].std()), weight)
+        held = Memory(chosen, 1.0 + 0.2 * torch.tanh(chosen[:, 0] / chosen[:, 0].std()), weight, alpha)
     return Detector(backbone, space, saae.eval(), score, smoothing, held)
 
 

@@ -25,6 +25,7 @@ VARIANTS = {
     "components cosine": {"components": 48, "score": "cosine"},
     "components joint": {"components": 48, "score": "joint"},
     "memory": {"components": 48, "score": "memory", "memory": 60, "smoothing": 0.5},
+    "memory alone": {"components": 48, "score": "memory", "memory": 60, "alpha": 0.0},
     "memory, no components": {"score": "memory", "memory": 12},
     "cae": {"transformer": False},
     "patches": {"patch": 2, "size": (64, 96)},
@@ -81,6 +82,12 @@ def test_model_size_is_the_default_and_has_no_resize() -> None:
     # Every patch score stands in the map where its patch is centred: between two pixels of an even patch.
     centre = maps[0].reshape(4, 16, 4, 16)[:, 7:9, :, 7:9].mean(axis=(1, 3))
     assert np.allclose(centre, plain[0].numpy(), rtol=2e-2)
+
+
+def test_an_autoencoder_that_says_nothing_leaves_the_graph() -> None:
+    keywords = {"components": 48, "score": "memory", "memory": 60}
+    assert FusedGraph(tiny_detector(**keywords, alpha=0.0)).saae is None
+    assert FusedGraph(tiny_detector(**keywords)).saae is not None
 
 
 def test_the_detector_is_left_as_it_was() -> None:

@@ -64,17 +64,19 @@ def signature(tensors):
 # -- real builds
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "fp32 memory", "fp16 memory"])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "fp32 memory", "fp16 memory", "fp16 tiles"])
 def fused(request, tmp_path_factory):
-    """A precision, and the fused graph of a tiny model in it, with and without a memory."""
+    """A precision, and the fused graph of a tiny model in it: plain, with a memory, with tiles."""
     need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    precision, _, memory = request.param.partition(" ")
-    score = {"score": "memory", "memory": 14} if memory else {"score": "cosine"}
+    precision, _, special = request.param.partition(" ")
+    score = {"score": "memory", "memory": 14} if special == "memory" else {"score": "cosine"}
+    if special == "tiles":
+        score |= {"tiles": (2, 2), "size": (96, 80)}
     detector = tiny_detector(components=48, smoothing=0.5, **score)
     path = tmp_path_factory.mktemp(precision) / "model.onnx"
     return precision, export_onnx(FusedGraph(detector, (80, 100), precision), path, 0.5)

@@ -9,17 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import pytest
 from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
+from saae_runtime.appending import Rotation
 from saae_runtime.cli import command as cli
-from saae_runtime.cli.log import JsonLines, Rotation, Scored
+from saae_runtime.cli.log import JsonLines
 from saae_runtime.errors import ConfigError
 from saae_runtime.render import save_png
+from saae_runtime.sources.scored import Scored
 
 SPOT = (10, 20, 9, 14)
 
@@ -160,7 +161,6 @@ def test_a_log_is_turned_over_by_day_also_after_a_restart(tmp_path: Path) -> Non
     assert sources(log) == ["today", "today"]
     assert sources(tmp_path / "r.jsonl.1") == ["yesterday"]
     assert not (tmp_path / "r.jsonl.2").exists()
-    assert lines._day == date.today()
 
 
 def test_fewer_kept_logs_than_before_remove_the_rest(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_scored_files_are_remembered_by_name_size_and_time(tmp_path: Path) -> No
 
 
 def test_the_list_of_scored_files_does_not_grow_without_end(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("saae_runtime.cli.log._REMEMBERED", 50)
+    monkeypatch.setattr("saae_runtime.sources.scored._REMEMBERED", 50)
     for _ in range(3):
         scored = Scored(tmp_path / "r.jsonl")
         for index in range(2000):

@@ -383,6 +383,7 @@ def test_a_stopped_fit_in_bf16_goes_on_to_the_same_weights(
         ({"loss": "joint"}, "no loss named 'joint'"),
         ({"score": "l1"}, "no score named 'l1'"),
         ({"score": "joint", "components": None}, "needs components"),
+        ({"steps": 0}, "cannot be fitted in 0 steps"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_read(
@@ -391,6 +392,26 @@ def test_what_cannot_work_is_said_before_anything_is_read(
     with pytest.raises(ConfigError, match=message):
         run(samples, tmp_path, dataclasses.replace(TINY, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_autoencoder_the_memory_alone_scores(samples: list[Sample], shared_cache: Path) -> None:
+    config = dataclasses.replace(TINY, score="memory", memory=20, held_out=0.0, steps=0)
+    checkpoint = run(samples, shared_cache, config)
+    detector, left_out = checkpoint.detector, checkpoint.left_out
+    assert detector.memory is not None
+    assert left_out is not None
+    assert float(detector.memory.alpha) == 0.0
+    assert checkpoint.record.loss == ()
+    frames = torch.from_numpy(np.stack([sample.read() for sample in samples])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        nearest = detector.memory(detector.space(detector.features(frames)).g)
+        expected = nearest.distance * nearest.radius.rsqrt()
+        torch.testing.assert_close(detector(frames).flatten(1), expected)
+    # an image that is in the memory is nearer to it than the same image left out
+    assert float(left_out.scores.mean()) > 1.2 * float(expected.mean())
+    fitted = run(samples, shared_cache, dataclasses.replace(config, steps=3))
+    assert fitted.detector.memory is not None
+    assert float(fitted.detector.memory.alpha) > 0.0
 
 
 def test_no_images(tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""How soon a drift of lamp, focus or camera is seen, on real pictures of good parts, and how often for nothing.
+
+    python benchmarks/drift.py BUNDLE --images FOLDER [--window 200] [--parts 1000] [--out FILE]
+
+Good parts come in random order, drawn with replacement from FOLDER; from one part on they change a little more with
+each: `brightness` falls, `blur` grows, the picture is `shift`ed, each from nothing to its full size in `--ramp` parts.
+The delay is the number of parts from the beginning of the ramp to the alarm, the median over `--runs` orders, and the
+share of the ramp is how far it had come by then. `none` is without any change: how many of the runs raised an alarm
+within `--parts` parts.
+
+The images should be others than the bundle was built from: its scores are of those.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from saae_runtime.engine import Engine
+from saae_runtime.images import read_image
+from saae_runtime.line.config import HealthConfig
+from saae_runtime.line.drift import DriftMonitor
+from saae_runtime.line.part import Part, Verdict, now
+from saae_runtime.sources.folders import images_below
+
+Frame = NDArray[np.uint8]
+STEPS = 8  # sizes of a change that are scored; in between, scores are those of the next lower one
+
+
+def brightness(frame: Frame, size: float) -> Frame:
+    """Darker, by 30 % at the end."""
+    return np.clip(frame.astype(np.float32) * (1 - 0.3 * size), 0, 255).astype(np.uint8)
+
+
+def blur(frame: Frame, size: float) -> Frame:
+    """Out of focus, by a Gaussian of 3 pixels in 1000 of the longer side at the end."""
+    from PIL import Image, ImageFilter
+
+    radius = 0.003 * size * max(frame.shape[:2])
+    return np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def shift(frame: Frame, size: float) -> Frame:
+    """Moved to the side, by a twentieth of the width at the end; the border is repeated."""
+    pixels = round(0.05 * size * frame.shape[1])
+    if not pixels:
+        return frame
+    return np.concatenate([np.repeat(frame[:, :1], pixels, axis=1), frame[:, :-pixels]], axis=1)
+
+
+CHANGES: dict[str, Callable[[Frame, float], Frame]] = {"brightness": brightness, "blur": blur, "shift": shift}
+
+
+def first_alarm(monitor: DriftMonitor, scores: NDArray[np.float64], table: Any) -> int | None:
+    """At which part the alarm begins; None: at none."""
+    for place, score in enumerate(scores):
+        part = Part("p", "s", now(), Verdict.OK, "score", recipe="r", bundle="b", score=float(score))
+        if monitor.take(part, table):
+            return place
+    return None
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    images: Annotated[Path, typer.Option(help="Pictures of good parts.")],
+    window: Annotated[int, typer.Option(min=20, help="Parts compared together.")] = 200,
+    parts: Annotated[int, typer.Option(min=1, help="Without a change; in front of a ramp: one window.")] = 1000,
+    ramp: Annotated[int, typer.Option(min=1, help="Parts from no change to the full one.")] = 1000,
+    runs: Annotated[int, typer.Option(min=1, help="Orders of the parts.")] = 50,
+    most: Annotated[int, typer.Option(min=2, help="Pictures that are scored.")] = 40,
+    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
+) -> None:
+    """Measure the delay of the drift alarm, and false ones."""
+    random = np.random.default_rng(0)
+    files = images_below(images)[:most]
+    frames = [read_image(file) for file in files]
+    config = HealthConfig(drift_window=window)
+    rows: list[dict[str, Any]] = []
+    with Engine(bundle) as engine:
+        table = engine.manifest.thresholds[engine.backend.precision].image
+        sizes = np.linspace(0, 1, STEPS + 1)
+        plain = np.array([engine(frame).score for frame in frames])
+        scored = {
+            name: np.array([[engine(change(frame, size)).score for frame in frames] for size in sizes])
+            for name, change in CHANGES.items()
+        }
+        backend = engine.backend.description
+    false = 0
+    for _ in range(runs):
+        order = random.integers(len(frames), size=parts)
+        false += first_alarm(DriftMonitor(config), plain[order], table) is not None
+    rows.append({"change": "none", "alarms": f"{false} of {runs}", "delay": None, "seen_at": None, "full": None})
+    for name, scores in scored.items():
+        delays = []
+        for _ in range(runs):
+            order = random.integers(len(frames), size=window + 3 * ramp)
+            size = np.clip((np.arange(order.size) - window) / ramp, 0, 1)
+            found = first_alarm(DriftMonitor(config), scores[(size * STEPS).astype(int), order], table)
+            delays.append(np.inf if found is None else found - window)
+        median = float(np.median(delays))
+        rows.append(
+            {
+                "change": name,
+                "alarms": f"{sum(np.isfinite(delays))} of {runs}",
+                "delay": None if np.isinf(median) else round(median),
+                "seen_at": None if np.isinf(median) else round(min(max(median / ramp, 0.0), 1.0), 2),
+                "full": [round(float(np.median(scores[-1]) / np.median(scores[0])), 2)],
+            }
+        )
+    data = common.result(
+        "drift",
+        rows,
+        settings={"window": window, "parts": parts, "ramp": ramp, "runs": runs, "images": len(frames)},
+        bundle=bundle.name,
+        backend=backend,
+        inside="nothing is timed; delays are in parts",
+    )
+    common.print_table(
+        f"Drift, windows of {window} parts, ramps of {ramp}",
+        ["change", "alarms", "median delay, parts", "share of the ramp", "scores at its end, times"],
+        [(row["change"], row["alarms"], row["delay"], row["seen_at"], str(row["full"])) for row in rows],
+        [backend, f"Written to {common.write_result(data, out)}"],
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

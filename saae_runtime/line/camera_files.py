@@ -1,0 +1,182 @@
+"""Cameras that are files: a folder, a folder that pictures come into, a video."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..errors import ConfigError, SaaeError
+from ..meter import one_line
+from ..sources.files import Frame, find_sources, read_frames
+from ..sources.scored import Scored
+from ..sources.watch import FolderWatch
+from .camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
+from .part import now
+
+__all__ = ["FileCamera", "WatchCamera", "open_files"]
+
+_POLL = 0.2  # seconds between two looks into a folder
+
+
+class _Counting:
+    """What all of them count."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+        self._grabbed = self._bad = self._dropped = self._reconnects = 0
+        self._connected = True
+        self._last_error = ""
+
+    @property
+    def stats(self) -> CameraStats:
+        """What it has done so far."""
+        return CameraStats(self._grabbed, self._dropped, self._bad, self._reconnects, self._connected, self._last_error)
+
+    def trigger(self) -> None:
+        """Nothing to do: the next frame is the picture."""
+
+    def _bad_frame(self, error: SaaeError, name: str) -> BadFrameError:
+        self._bad += 1
+        self._last_error = one_line(error)
+        return BadFrameError(error.what, error.why, error.cure, name)
+
+    def close(self) -> None:
+        """Ends it. May be called twice."""
+        self._closed.set()
+
+
+class FileCamera(_Counting):
+    """Files in order: images, folders, patterns, videos; see `saae_runtime.sources.files.find_sources`.
+
+    Args:
+        name: as of `saae-run`.
+        recursive: folders below a folder, too.
+        interval: seconds from one frame to the next, to play a line; 0: as fast as they are taken.
+        repeat: begins again at the end, without end.
+
+    Raises:
+        ConfigError, DataError: nothing there.
+    """
+
+    live = False
+
+    def __init__(self, name: str, recursive: bool = False, interval: float = 0.0, repeat: bool = False) -> None:
+        super().__init__()
+        self._sources = find_sources([name], recursive)
+        self._interval, self._repeat = interval, repeat
+        self._frames: Iterator[Frame] = read_frames(self._sources)
+        self._next = time.monotonic()
+
+    def grab(self, timeout: float) -> Shot:
+        """The next frame; see `Camera`."""
+        wait = self._next - time.monotonic()
+        if self._closed.wait(min(max(wait, 0.0), timeout)):
+            raise EndOfFrames
+        if wait > timeout:
+            raise NoFrameError("The next frame is not due yet.")
+        frame = next(self._frames, None)
+        if frame is None and self._repeat:
+            self._frames = read_frames(self._sources)
+            frame = next(self._frames, None)
+        if frame is None:
+            raise EndOfFrames
+        self._next = time.monotonic() + self._interval
+        name = frame.name if frame.source.kind == "image" else f"{frame.name}#{frame.index}"
+        if frame.image is None:
+            raise self._bad_frame(frame.error or SaaeError(f"{name} cannot be read."), name)
+        self._grabbed += 1
+        return Shot(frame.image, name, now())
+
+
+class WatchCamera(_Counting):
+    """Pictures that come into a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
+
+    A picture's time is that of its file. Which ones have their record is written down in `memory`, so that a restart
+    goes on where it was; the rest is judged then.
+
+    Args:
+        folder: which.
+        memory: beside this file; None: all pictures that are there count as new.
+        recursive: folders below it, too.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+
+    live = False
+
+    def __init__(self, folder: str, memory: Path | None = None, recursive: bool = False) -> None:
+        super().__init__()
+        if memory is not None:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+        self._scored = Scored(memory) if memory is not None else None
+        knows = self._scored.knows if self._scored is not None else lambda path, facts: False
+        self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
+        self._frames: deque[Frame] = deque()
+
+    def _say(self, text: str) -> None:
+        self._connected = "is back" in text
+        self._reconnects += self._connected
+        self._last_error = text
+
+    def grab(self, timeout: float) -> Shot:
+        """The next picture; see `Camera`."""
+        end = time.monotonic() + timeout
+        while not self._frames:
+            self._frames.extend(self._watch.poll(time.monotonic()))
+            left = end - time.monotonic()
+            if not self._frames and left <= 0:
+                raise NoFrameError("No picture has come.")
+            if not self._frames and self._closed.wait(min(_POLL, left)):
+                raise EndOfFrames
+        frame = self._frames.popleft()
+        if frame.image is None:
+            done = self._done(frame)
+            if done is not None:
+                done()
+            raise self._bad_frame(frame.error or SaaeError(f"{frame.name} cannot be read."), frame.name)
+        self._grabbed += 1
+        moment = now() if frame.facts is None else datetime.fromtimestamp(frame.facts[1] / 1e9, timezone.utc)
+        return Shot(frame.image, frame.name, moment, done=self._done(frame))
+
+    def _done(self, frame: Frame) -> Callable[[], None] | None:
+        """Writes down that the file has its record."""
+        scored, path, facts = self._scored, frame.source.path, frame.facts
+        if scored is None or path is None or facts is None:  # facts come with a file's last page
+            return None
+        return lambda: scored.add(str(path.absolute()), facts)
+
+    def close(self) -> None:
+        """Ends it. May be called twice."""
+        super().close()
+        if self._scored is not None:
+            self._scored.close()
+
+
+def open_files(
+    spec: str,
+    memory: Path | None = None,
+    recursive: bool = False,
+    interval: float = 0.0,
+    repeat: bool = False,
+) -> FileCamera | WatchCamera:
+    """The camera of a name: `watch:FOLDER`, or files, folders, patterns and videos as of `saae-run`.
+
+    Args:
+        spec: the name.
+        memory: of a watched folder.
+        recursive, interval, repeat: see `FileCamera`.
+
+    Raises:
+        ConfigError, DataError: nothing there, or an option that this camera does not have.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind == "watch" and colon:
+        if interval or repeat:
+            raise ConfigError(f"{spec}: `interval` and `repeat` are for files that are there.")
+        return WatchCamera(rest, memory, recursive)
+    return FileCamera(spec, recursive, interval, repeat)

@@ -1,0 +1,148 @@
+"""The options of a camera in line.toml, checked: every key is known or an error with near names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...errors import ConfigError, shown
+from ...images import check_white_level
+
+__all__ = ["NodeOptions", "known_only", "number"]
+
+
+def known_only(options: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
+    """Makes sure that there is no other key.
+
+    Raises:
+        ConfigError: there is, with near names.
+    """
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2)
+            raise ConfigError(
+                f"{what}: no option {shown(key)}.",
+                f"Near: {', '.join(near)}." if near else "",
+                f"one of {', '.join(known)}",
+            )
+
+
+def number(options: Mapping[str, Any], key: str, default: float, what: str, least: float = 0.0) -> float:
+    """A number above `least`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    value = options.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < 1e9:
+        raise ConfigError(f"{what}: {key} is {shown(value)}.", "", f"a number above {least:g}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What is set in a camera that has GenICam's nodes.
+
+    Attributes:
+        trigger: `off`: it runs freely; `software`: a picture for each part, when the station asks; `hardware`: as the
+            camera itself is set up, by its own input.
+        pixel_format: value of PixelFormat; None: as the camera has it.
+        white_level: of gray with more than 8 bits; None: all its bits.
+        early: seconds that a picture of the camera's own input may come before the line's trigger.
+        silent_after: seconds without a frame after which a freely running camera is opened again.
+        buffer: frames that wait for the station at most; older ones are dropped and counted.
+        buffers: buffers of the producer; 0: its own choice.
+        nodes: further nodes by name, such as ExposureTime, set in this order.
+    """
+
+    trigger: Literal["off", "software", "hardware"] = "off"
+    pixel_format: str | None = None
+    white_level: int | None = None
+    early: float = 0.0
+    silent_after: float | None = 5.0
+    buffer: int = 1
+    buffers: int = 0
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any], what: str = "camera") -> NodeOptions:
+        """The options of a table.
+
+        Raises:
+            ConfigError: a key or a value that cannot be.
+        """
+        known_only(options, tuple(cls.__dataclass_fields__), what)
+        trigger = options.get("trigger", "off")
+        if trigger not in ("off", "software", "hardware"):
+            raise ConfigError(f"{what}: trigger is {shown(trigger)}.", "", "one of off, software, hardware")
+        pixel_format = options.get("pixel_format")
+        nodes = options.get("nodes", {})
+        if not (pixel_format is None or isinstance(pixel_format, str)) or not isinstance(nodes, Mapping):
+            raise ConfigError(
+                f"{what}: pixel_format or nodes is of another kind.",
+                "",
+                'pixel_format = "Mono8" and nodes = { ExposureTime = 5000.0 }',
+            )
+        silent = number(options, "silent_after", 5.0, what)
+        return cls(
+            trigger,
+            pixel_format,
+            check_white_level(options.get("white_level")),
+            0.0 if "early" not in options else number(options, "early", 0.0, what),
+            None if trigger == "hardware" else silent,
+            int(number(options, "buffer", 1, what)),
+            int(number(options, "buffers", 0, what, -1)),
+            dict(nodes),
+        )
+
+    def apply(self, name: str, node: Callable[[str], Any], write: Callable[[Any, Any], None]) -> None:
+        """Sets the camera's nodes.
+
+        Args:
+            name: of the camera, in errors.
+            node: looks a node up; None where there is none.
+            write: sets one.
+
+        Raises:
+            ConfigError: the camera has no such node, or does not take the value.
+        """
+        wanted = dict(self.nodes)
+        if self.pixel_format is not None:
+            wanted = {"PixelFormat": self.pixel_format} | wanted
+        if self.trigger == "software":
+            wanted |= {"TriggerSelector": "FrameStart", "TriggerMode": "On", "TriggerSource": "Software"}
+        elif self.trigger == "off" and node("TriggerMode") is not None:
+            wanted |= {"TriggerMode": "Off"}
+        if self.trigger == "software" and any(node(key) is None for key in ("TriggerMode", "TriggerSoftware")):
+            raise ConfigError(
+                f"{name} cannot be triggered by software.",
+                "It has no nodes TriggerMode and TriggerSoftware.",
+                'trigger = "off" (the second frame after each trigger counts), or another camera',
+            )
+        for key, value in wanted.items():
+            found = node(key)
+            if found is None:
+                if key == "TriggerSelector":  # a camera with one trigger has nothing to select
+                    continue
+                raise ConfigError(f"{name} has no node {key}.", "", "see the camera's manual for its nodes")
+            try:
+                write(found, value)
+            except Exception as error:
+                choices = _choices(found)
+                offered = f" It offers {', '.join(choices)}." if choices else ""
+                raise ConfigError(
+                    f"{name} does not take {key} = {shown(value)}.",
+                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}.{offered}",
+                    "choose a value that it takes",
+                ) from error
+
+
+def _choices(node: Any) -> list[str]:
+    """What an enumeration offers; empty for other nodes. Libraries raise errors of their own for what is not there."""
+    for name in ("symbolics", "Symbolics"):
+        with suppress(Exception):
+            return [str(choice) for choice in getattr(node, name)]
+    return []

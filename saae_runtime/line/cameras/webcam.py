@@ -1,0 +1,62 @@
+"""Webcams, through OpenCV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import ConfigError, DeviceError
+from ...sources.video import camera_frames, check_camera
+from ..camera import BadFrameError
+from .options import known_only, number
+from .reconnect import LiveCamera, Mode, Picture
+
+__all__ = ["open_webcam"]
+
+
+def open_webcam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
+    """A camera named `camera:0`.
+
+    Args:
+        spec: as above.
+        options: `buffer`: frames that wait for the station at most (1).
+
+    Raises:
+        ConfigError: OpenCV is missing, or this is no such name.
+    """
+    known_only(options, ("buffer",), "camera")
+    found = re.fullmatch(r"camera:(\d{1,3})", spec)
+    if found is None:
+        raise ConfigError(f"{spec}: not a camera.", "A camera is named by its number.", "camera:0 for the first one")
+    check_camera()
+    return LiveCamera(spec, lambda: _Webcam(int(found[1])), int(number(options, "buffer", 1, "camera")), None)
+
+
+class _Webcam:
+    mode: Mode = "off"
+
+    def __init__(self, index: int) -> None:
+        self._frames = camera_frames(index)
+        self._first: Picture | None = self.fetch(0)
+
+    def fetch(self, timeout: float) -> Picture | None:
+        first: Picture | None = getattr(self, "_first", None)
+        if first is not None:
+            self._first = None
+            return first
+        item = next(self._frames, None)
+        if item is None:
+            raise DeviceError("The camera has ended.")
+        if isinstance(item, Exception):
+            raise BadFrameError(item.what, item.why, item.cure)
+        return Picture(item)
+
+    def trigger(self) -> None:
+        raise NotImplementedError  # never asked: it is not triggered
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        self._frames.close()  # type: ignore[attr-defined]

@@ -1,0 +1,239 @@
+"""Drift: whether the scores of the latest parts still look like those of the bundle's good parts."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..thresholds import ThresholdTable
+from .config import HealthConfig
+from .part import Part
+
+__all__ = ["DriftMonitor", "Limits", "limits_for"]
+
+_MARKS = (0.5, 0.1)
+"""The scores of a window are compared with those that half and a tenth of the good parts exceed."""
+
+_OWN = 5  # windows of parts that make up a table where the bundle's does not hold
+_GRID = 500  # points of the integral over what the table does not know
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What of a window is still explained by chance.
+
+    Attributes:
+        mark: a score.
+        rate: share of good parts above it, by the table.
+        low, high: numbers of a window's parts above it; outside of these is an alarm. `low` may be -1, `high` above the
+            window: no alarm on that side.
+    """
+
+    mark: float
+    rate: float
+    low: int
+    high: int
+
+
+def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects: float = 0.0) -> tuple[Limits, ...]:
+    """The limits for windows of good parts and at most a share of defective ones.
+
+    The share of good parts above a mark is known from `table.count` images only: given these, it is Beta distributed,
+    and the number in a window Beta-binomial, whatever the scores' distribution is. The false-alarm rate is shared out
+    among three tails: too many above the upper mark, too many and too few above the middle one.
+
+    Args:
+        table: image scores of good parts.
+        window: parts.
+        false_alarms: share of windows without drift that may be outside of any limit.
+        defects: share of parts that may be defective, which lie above every mark.
+
+    Returns:
+        The limits of the middle and the upper mark; fewer where the table has no entry near them, such as one that
+        rests on a handful of images.
+    """
+    share = false_alarms / 3.0
+    found = []
+    for place, wanted in enumerate(_MARKS):
+        near = [
+            (abs(math.log(rate / wanted)), rate, mark)
+            for rate, mark in zip(table.fpr, table.threshold, strict=True)
+            if wanted / 1.6 <= rate <= wanted * 1.6
+        ]
+        if not near:
+            continue
+        _, rate, mark = min(near)
+        above = min(max(rate * table.count, 0.0), table.count - 1.0)
+        rates, weights = _known(above, table.count)
+        high = _upper(window, rates + defects * (1.0 - rates), weights, share)
+        low = _lower(window, rates, weights, share) if place == 0 else -1
+        found.append(Limits(mark, rate, low, high))
+    return tuple(found)
+
+
+def _known(above: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is known of a share of which `above` of `count` samples lie above: values and their weights."""
+    a, b = above + 1.0, count - above
+    mean, spread = a / (a + b), math.sqrt(a * b / ((a + b) ** 2 * (a + b + 1.0)))
+    low, high = max(mean - 9 * spread, 1e-9), min(mean + 9 * spread, 1.0 - 1e-9)
+    rates = low + (np.arange(_GRID) + 0.5) * (high - low) / _GRID
+    logs = (a - 1.0) * np.log(rates) + (b - 1.0) * np.log1p(-rates)
+    weights = np.exp(logs - logs.max())
+    return rates, weights / weights.sum()
+
+
+def _chances(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability of each number 0..window above the mark."""
+    numbers = np.arange(window + 1)
+    ways = np.array([math.lgamma(window + 1) - math.lgamma(k + 1) - math.lgamma(window - k + 1) for k in numbers])
+    chances = np.zeros(window + 1)
+    for start in range(0, rates.size, 100):  # bounds the memory of a long window
+        part = np.clip(rates[start : start + 100, None], 1e-12, 1 - 1e-12)
+        logs = ways + numbers * np.log(part) + (window - numbers) * np.log1p(-part)
+        chances += weights[start : start + 100] @ np.exp(logs)
+    return chances
+
+
+def _upper(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> int:
+    """The most above the mark whose excess is no rarer than `share`."""
+    tail = np.cumsum(_chances(window, rates, weights)[::-1])[::-1]  # of so many or more
+    rare = np.flatnonzero(tail <= share)
+    return int(rare[0]) - 1 if rare.size else window + 1
+
+
+def _lower(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> int:
+    """The fewest above the mark whose shortfall is no rarer than `share`."""
+    tail = np.cumsum(_chances(window, rates, weights))  # of so many or fewer
+    rare = np.flatnonzero(tail <= share)
+    return int(rare[-1]) + 1 if rare.size else -1
+
+
+@dataclass(eq=False)
+class _Watched:
+    """The scores of one station and recipe."""
+
+    limits: tuple[Limits, ...] | None
+    rests_on: str
+    window: deque[float]
+    own: list[float] = field(default_factory=list)
+    alarm: bool = False
+    words: str = ""
+    alarms: int = 0
+
+
+class DriftMonitor:
+    """Compares the latest scores of each station and recipe with those of good parts; any thread may use it.
+
+    The reference is the bundle's own table; with masks, under which scores are lower, it is the first five windows of
+    parts of this service's run.
+
+    Args:
+        config: `[health]` of line.toml.
+    """
+
+    def __init__(self, config: HealthConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._watched: dict[tuple[str, str], _Watched] = {}
+        self._bundles: dict[tuple[str, str], tuple[str, bool]] = {}
+
+    def take(self, part: Part, table: ThresholdTable) -> str | None:
+        """Takes a part in; parts without a score count for nothing.
+
+        Args:
+            part: its record.
+            table: image scores of its bundle's good parts.
+
+        Returns:
+            In words, that an alarm begins or ends; None where nothing changes.
+        """
+        if part.score is None or part.recipe is None or part.bundle is None:
+            return None
+        with self._lock:
+            return self._take(part.station, part.recipe, part.bundle, part.masks is not None, part.score, table)
+
+    def _take(
+        self, station: str, recipe: str, bundle: str, masked: bool, score: float, table: ThresholdTable
+    ) -> str | None:
+        key, is_now = (station, recipe), (bundle, masked)
+        if self._bundles.get(key) != is_now:
+            self._bundles[key] = is_now
+            limits = None if masked else self._limits(table)
+            rests_on = "the first parts" if masked else f"the bundle's {table.count} images"
+            self._watched[key] = _Watched(limits, rests_on, deque(maxlen=self._config.drift_window))
+        watched = self._watched[key]
+        if watched.limits is None:
+            watched.own.append(score)
+            if len(watched.own) >= _OWN * self._config.drift_window:
+                watched.limits = self._limits(ThresholdTable.from_samples(watched.own, 0.1))
+                watched.own = []
+            return None
+        watched.window.append(score)
+        if len(watched.window) < self._config.drift_window:
+            return None
+        words = self._compare(watched)
+        if bool(words) == watched.alarm:
+            watched.words = words
+            return None
+        watched.alarm, watched.words = bool(words), words
+        watched.alarms += watched.alarm
+        return (
+            f"drift at station {station}, recipe {recipe}: {words}"
+            if words
+            else (f"no drift any more at station {station}, recipe {recipe}")
+        )
+
+    def _limits(self, table: ThresholdTable) -> tuple[Limits, ...]:
+        config = self._config
+        return limits_for(table, config.drift_window, config.drift_false_alarms, config.drift_defects)
+
+    def _compare(self, watched: _Watched) -> str:
+        """What is outside of its limits, in words; empty where nothing is."""
+        scores = np.asarray(watched.window)
+        for limits in watched.limits or ():
+            above = int((scores > limits.mark).sum())
+            if watched.alarm:  # an alarm ends well inside
+                expected = limits.rate * scores.size
+                high, low = (expected + limits.high) / 2, (expected + limits.low) / 2
+            else:
+                high, low = limits.high, limits.low
+            if above > high or above < low:
+                return (
+                    f"{above} of the last {scores.size} scores are above {limits.mark:.4g}, "
+                    f"where {limits.rate * scores.size:.0f} are expected of good parts"
+                )
+        return ""
+
+    def state(self) -> list[dict[str, Any]]:
+        """For each station and recipe: alarm, in words, and the share above the marks."""
+        with self._lock:
+            return [
+                {
+                    "station": station,
+                    "recipe": recipe,
+                    "alarm": watched.alarm,
+                    "alarms": watched.alarms,
+                    "words": watched.words,
+                    "window": len(watched.window),
+                    "rests_on": watched.rests_on,
+                    "marks": [
+                        {
+                            "score": limits.mark,
+                            "expected": limits.rate,
+                            "found": float((np.asarray(watched.window) > limits.mark).mean())
+                            if watched.window
+                            else None,
+                            "alarm_below": limits.low / self._config.drift_window,
+                            "alarm_above": limits.high / self._config.drift_window,
+                        }
+                        for limits in watched.limits or ()
+                    ],
+                }
+                for (station, recipe), watched in self._watched.items()
+            ]

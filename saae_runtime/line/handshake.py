@@ -1,0 +1,530 @@
+"""The handshake between a line and a station: ready, trigger with part id, busy, result, acknowledge."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+
+from ..errors import ConfigError, shown
+from .part import BY_SCORE, TIMEOUT, Trigger, Verdict
+
+__all__ = ["LONGEST_PART_ID", "Counts", "Handshake", "Phase", "Reason", "Reply", "View", "is_part_id"]
+
+LONGEST_PART_ID = 64
+"""Characters of the longest part id: what the register map has room for."""
+
+_BEAT = 0.5  # seconds between two counts of the heartbeat
+_MISSED = 1000  # parts kept at most that no station took
+
+
+class Phase(str, Enum):
+    """Where the handshake is. FAULT is not among them: see `View.fault`."""
+
+    OFFLINE = "offline"
+    """No station has waited for a part yet, or it has closed."""
+    READY = "ready"
+    TRIGGERED = "triggered"
+    """A part is asked for, and the station has not taken it yet."""
+    BUSY = "busy"
+    """The station judges the part."""
+    RESULT = "result"
+    """The verdict stands until it is acknowledged."""
+    CLEARING = "clearing"
+    """Nothing to show, and the station still has a part in hand that nobody waits for any more."""
+
+
+class Reason(IntEnum):
+    """Why a verdict is what it is."""
+
+    NONE = 0
+    SCORE = 1
+    TIMEOUT = 2
+    FAILED = 3
+    FAULT = 4
+
+
+class Reply(IntEnum):
+    """What became of a command. Everything but ACCEPTED is a refusal that changed nothing."""
+
+    ACCEPTED = 0
+    BUSY = 1
+    UNACKNOWLEDGED = 2
+    OFFLINE = 3
+    FAULT = 4
+    BAD_PART = 5
+    BAD_RECIPE = 6
+    WRONG_PART = 7
+    NO_RESULT = 8
+    NOT_ARMED = 9
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the command was carried out."""
+        return self is Reply.ACCEPTED
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What has happened since the start.
+
+    Attributes:
+        parts: triggers that were accepted.
+        ok, ng: verdicts shown, by whatever reason.
+        timeouts: NG for want of a verdict in time.
+        late: answers that came when the part was decided or gone.
+        refused: commands that were refused.
+        withdrawn: parts dropped before they were acknowledged: client lost, nobody acknowledged, reset, closed.
+    """
+
+    parts: int = 0
+    ok: int = 0
+    ng: int = 0
+    timeouts: int = 0
+    late: int = 0
+    refused: int = 0
+    withdrawn: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that the line may see, taken at one moment.
+
+    Attributes:
+        phase: see `Phase`.
+        part_id: of the part in work, or whose result stands; else empty.
+        recipe: that the part in work was asked for with, else the one that is selected; None: the station's own.
+        valid: whether `verdict` is one; without it nothing is known of any part.
+        verdict: NG, unless the part `part_id` was judged OK.
+        score: image score; nan where there is none.
+        reason, text: why, as a code and in words.
+        fault: why the station cannot judge now; empty: it can.
+        refusal: the reply to the last command that was refused, until one is accepted.
+        heartbeat: counts half seconds while the station is alive, from 0.
+        counts: see `Counts`.
+        version: another one whenever something else in here has changed, but for the heartbeat.
+    """
+
+    phase: Phase
+    part_id: str
+    recipe: str | None
+    valid: bool
+    verdict: Verdict
+    score: float
+    reason: Reason
+    text: str
+    fault: str
+    refusal: Reply
+    heartbeat: int
+    counts: Counts
+    version: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether a trigger would be accepted."""
+        return self.phase is Phase.READY and not self.fault
+
+    @property
+    def busy(self) -> bool:
+        """Whether a part is in work."""
+        return self.phase in (Phase.TRIGGERED, Phase.BUSY, Phase.CLEARING)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the part was judged OK."""
+        return self.valid and self.verdict is Verdict.OK
+
+    @property
+    def ng(self) -> bool:
+        """Whether the part was judged NG."""
+        return self.valid and self.verdict is not Verdict.OK
+
+
+@dataclass(eq=False)
+class _Job:
+    """An accepted trigger; compared by identity, so that the same part id twice is two jobs."""
+
+    trigger: Trigger
+    owner: object
+    deadline: float
+    taken: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    job: _Job
+    verdict: Verdict
+    score: float
+    reason: Reason
+    text: str
+    until: float
+
+
+class Handshake:
+    """One part at a time, from trigger to acknowledge; a `saae_runtime.line.part.TriggerSource` for the station.
+
+    The line's side (PLC, OPC UA or HTTP client) triggers, looks and acknowledges; the station's side waits and
+    answers. Both may be any thread. Whatever happens to either side, a verdict is valid only for the part id beside
+    it, and OK only if the station said OK for that very trigger in time:
+
+    - no answer within `verdict_timeout` seconds of the trigger is NG with the reason "timeout"; a later one is
+      refused;
+    - a trigger while a part is in work or unacknowledged is refused and counted;
+    - a result that is not acknowledged within `result_timeout` seconds, or whose client is lost, is withdrawn: no
+      verdict is valid any more, and the line has to treat the part as NG;
+    - the station is ready again only when it has let go of the part before, decided or not.
+
+    Args:
+        verdict_timeout: seconds.
+        result_timeout: seconds.
+        recipes: names that a trigger may ask for, looked into at every trigger; None: any.
+        clock: seconds, never going back.
+
+    Raises:
+        ConfigError: a time that is not positive.
+    """
+
+    def __init__(
+        self,
+        verdict_timeout: float = 1.0,
+        result_timeout: float = 10.0,
+        recipes: Collection[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, value in (("verdict_timeout", verdict_timeout), ("result_timeout", result_timeout)):
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "give more than 0")
+        self.verdict_timeout = verdict_timeout
+        self.result_timeout = result_timeout
+        self._recipes = recipes
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._job: _Job | None = None
+        self._outcome: _Outcome | None = None
+        self._hand: _Job | None = None
+        self._selected: str | None = None
+        self._online = False
+        self._closed = False
+        self._fault = ""
+        self._refusal = Reply.ACCEPTED
+        self._counts = Counts()
+        self._version = 0
+        self._missed: deque[tuple[Trigger, str]] = deque(maxlen=_MISSED)
+        self._waiting = 0
+        self._heard = self._started = clock()
+        self._beat = 0
+
+    # --- the line's side ---
+
+    def trigger(self, part_id: str, recipe: str | None = None, owner: object = None) -> Reply:
+        """Asks for a verdict.
+
+        Args:
+            part_id: 1 to 64 printable ASCII characters, without a blank at either end.
+            recipe: None: the one that was selected.
+            owner: who asks, for `lost`.
+        """
+        with self._changed:
+            now = self._look()
+            if not is_part_id(part_id):
+                return self._refuse(Reply.BAD_PART)
+            if recipe is not None and not self._knows(recipe):
+                return self._refuse(Reply.BAD_RECIPE)
+            reply = self._not_ready()
+            if reply is not Reply.ACCEPTED:
+                return self._refuse(reply)
+            wanted = recipe if recipe is not None else self._selected
+            self._job = _Job(Trigger(part_id, wanted), owner, now + self.verdict_timeout)
+            return self._accept(parts=1)
+
+    def acknowledge(self, part_id: str) -> Reply:
+        """Takes note of the verdict of this part, which is gone from then on."""
+        with self._changed:
+            self._look()
+            if self._outcome is None:
+                return self._refuse(Reply.NO_RESULT)
+            if self._outcome.job.trigger.part_id != part_id:
+                return self._refuse(Reply.WRONG_PART)
+            self._outcome = None
+            return self._accept()
+
+    def select(self, recipe: str | None) -> Reply:
+        """Chooses the recipe of triggers that name none; None: the station's own."""
+        with self._changed:
+            self._look()
+            if recipe is not None and not self._knows(recipe):
+                return self._refuse(Reply.BAD_RECIPE)
+            reply = self._not_ready()
+            if reply is not Reply.ACCEPTED:
+                return self._refuse(reply)
+            self._selected = recipe
+            return self._accept()
+
+    def reset(self) -> Reply:
+        """Drops the part in work or unacknowledged, and the fault; the station raises a lasting one again."""
+        with self._changed:
+            self._look()
+            self._withdraw("reset")
+            self._fault = ""
+            return self._accept()
+
+    def refuse(self, reply: Reply) -> Reply:
+        """Counts a command that the protocol in front refuses, and shows why."""
+        with self._changed:
+            self._look()
+            return self._refuse(reply)
+
+    def lost(self, owner: object) -> None:
+        """The client that triggered has gone: nothing of its part stays valid."""
+        with self._changed:
+            self._look()
+            job = self._job or (self._outcome.job if self._outcome else None)
+            if job is not None and job.owner is owner:
+                self._withdraw("client lost")
+                self._touch()
+
+    def view(self) -> View:
+        """What the line may see now."""
+        with self._changed:
+            return self._view(self._look())
+
+    def watch(self, version: int, timeout: float) -> View:
+        """The view as soon as its version is another one, or after so many seconds."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                now = self._look()
+                left = end - time.monotonic()
+                if self._version != version or left <= 0:
+                    return self._view(now)
+                self._changed.wait(min(left, self._next_event(now)))
+
+    # --- the station's side ---
+
+    def wait(self, timeout: float) -> Trigger | None:
+        """The next part, or None when none has come within so many seconds or the handshake is closed.
+
+        The first call makes the line see a station. A part that was given and not answered is NG.
+        """
+        end = time.monotonic() + timeout
+        with self._changed:
+            self._look_as_station()
+            if self._closed:
+                return None
+            if self._hand is not None:
+                if self._hand is self._job:
+                    self._decide(Verdict.NG, math.nan, Reason.FAILED, "the station gave no verdict")
+                self._hand = None
+                self._touch()
+            if not self._online:
+                self._online = True
+                self._touch()
+            self._waiting += 1
+            try:
+                while True:
+                    self._look()
+                    if self._closed:
+                        return None
+                    if self._job is not None and not self._job.taken:
+                        self._job.taken = True
+                        self._hand = self._job
+                        self._touch()
+                        return self._job.trigger
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= 1
+                self._heard = self._clock()
+
+    def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
+        """Gives the verdict of the part that `wait` gave.
+
+        An OK without a finite score is no verdict, and the part NG.
+
+        Returns:
+            False: the part is NG by timeout already, nobody waits for it, it is another one, or the OK was none.
+        """
+        number = math.nan if score is None else float(score)
+        if Verdict(verdict) is Verdict.OK and not math.isfinite(number):
+            self._end(part_id, Verdict.NG, number, Reason.FAILED, "OK without a score")
+            return False
+        return self._end(part_id, Verdict(verdict), number, Reason.SCORE, BY_SCORE)
+
+    def fail(self, part_id: str, reason: str) -> None:
+        """The part that `wait` gave cannot be judged: it is NG, for this reason."""
+        code = Reason.TIMEOUT if reason == TIMEOUT else Reason.FAILED
+        self._end(part_id, Verdict.NG, math.nan, code, reason)
+
+    def fault(self, reason: str) -> None:
+        """The station cannot judge any part until `recover` or `reset`; the part in work is NG."""
+        with self._changed:
+            self._look_as_station()
+            text = reason or "fault"
+            if self._job is not None:
+                self._decide(Verdict.NG, math.nan, Reason.FAULT, text)
+            if self._fault != text:
+                self._fault = text
+                self._touch()
+
+    def recover(self) -> None:
+        """The station can judge again."""
+        with self._changed:
+            self._look_as_station()
+            if self._fault:
+                self._fault = ""
+                self._touch()
+
+    def close(self) -> None:
+        """Ends waiting and withdraws everything; the line sees no station any more. May be called twice."""
+        with self._changed:
+            self._look()
+            if not self._closed:
+                self._closed = True
+                self._online = False
+                self._withdraw("closed")
+                self._hand = None
+                self._touch()
+
+    def missed(self) -> list[tuple[Trigger, str]]:
+        """Parts that no station took, and why, since the last call: for the record. The latest 1000 at most."""
+        with self._changed:
+            self._look()
+            found = list(self._missed)
+            self._missed.clear()
+            return found
+
+    # --- inside, with the lock held ---
+
+    def _end(self, part_id: str, verdict: Verdict, score: float, reason: Reason, text: str) -> bool:
+        with self._changed:
+            self._look_as_station()
+            if self._hand is None or self._hand.trigger.part_id != part_id:
+                self._counts = replace(self._counts, late=self._counts.late + 1)
+                self._touch()
+                return False
+            job, self._hand = self._hand, None
+            self._touch()
+            if job is not self._job:
+                self._counts = replace(self._counts, late=self._counts.late + 1)
+                return False
+            self._decide(verdict, score, reason, text)
+            return True
+
+    def _decide(self, verdict: Verdict, score: float, reason: Reason, text: str) -> None:
+        job = self._job
+        assert job is not None
+        self._job = None
+        self._outcome = _Outcome(job, verdict, score, reason, text, self._clock() + self.result_timeout)
+        counts = self._counts
+        self._counts = replace(
+            counts,
+            ok=counts.ok + (verdict is Verdict.OK),
+            ng=counts.ng + (verdict is not Verdict.OK),
+            timeouts=counts.timeouts + (reason is Reason.TIMEOUT),
+        )
+        if not job.taken:
+            self._missed.append((job.trigger, text))
+        self._touch()
+
+    def _withdraw(self, why: str) -> None:
+        """Nothing of any part is shown from now on."""
+        if self._job is None and self._outcome is None:
+            return
+        if self._job is not None and not self._job.taken:
+            self._missed.append((self._job.trigger, why))
+        self._job = self._outcome = None
+        self._counts = replace(self._counts, withdrawn=self._counts.withdrawn + 1)
+        self._touch()
+
+    def _look(self) -> float:
+        """Carries out what time has brought, and gives the time."""
+        now = self._clock()
+        if self._job is not None and now >= self._job.deadline:
+            self._decide(Verdict.NG, math.nan, Reason.TIMEOUT, TIMEOUT)
+        if self._outcome is not None and now >= self._outcome.until:
+            self._withdraw("not acknowledged")
+        if self._waiting or now - self._heard <= self.verdict_timeout:
+            self._beat = int((now - self._started) / _BEAT)
+        return now
+
+    def _look_as_station(self) -> None:
+        self._heard = self._clock()
+        self._look()
+
+    def _next_event(self, now: float) -> float:
+        times = [self._job.deadline] if self._job else []
+        times += [self._outcome.until] if self._outcome else []
+        return max(0.001, min(times) - now) if times else math.inf
+
+    def _knows(self, recipe: str) -> bool:
+        return self._recipes is None or recipe in self._recipes
+
+    def _not_ready(self) -> Reply:
+        if self._fault and not self._closed:
+            return Reply.FAULT
+        return {
+            Phase.OFFLINE: Reply.OFFLINE,
+            Phase.READY: Reply.ACCEPTED,
+            Phase.RESULT: Reply.UNACKNOWLEDGED,
+        }.get(self._phase(), Reply.BUSY)
+
+    def _phase(self) -> Phase:
+        if not self._online:
+            return Phase.OFFLINE
+        if self._outcome is not None:
+            return Phase.RESULT
+        if self._job is not None:
+            return Phase.BUSY if self._job.taken else Phase.TRIGGERED
+        return Phase.CLEARING if self._hand is not None else Phase.READY
+
+    def _refuse(self, reply: Reply) -> Reply:
+        self._refusal = reply
+        self._counts = replace(self._counts, refused=self._counts.refused + 1)
+        self._touch()
+        return reply
+
+    def _accept(self, parts: int = 0) -> Reply:
+        self._refusal = Reply.ACCEPTED
+        self._counts = replace(self._counts, parts=self._counts.parts + parts)
+        self._touch()
+        return Reply.ACCEPTED
+
+    def _touch(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
+
+    def _view(self, now: float) -> View:
+        outcome = self._outcome
+        job = self._job or (outcome.job if outcome else None)
+        return View(
+            phase=self._phase(),
+            part_id=job.trigger.part_id if job else "",
+            recipe=job.trigger.recipe if job else self._selected,
+            valid=outcome is not None,
+            verdict=outcome.verdict if outcome else Verdict.NG,
+            score=outcome.score if outcome else math.nan,
+            reason=outcome.reason if outcome else Reason.NONE,
+            text=outcome.text if outcome else "",
+            fault=self._fault,
+            refusal=self._refusal,
+            heartbeat=self._beat,
+            counts=self._counts,
+            version=self._version,
+        )
+
+
+def is_part_id(value: str) -> bool:
+    """Whether this can be a part id: 1 to 64 printable ASCII characters, without a blank at either end."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= LONGEST_PART_ID
+        and value.isascii()
+        and value.isprintable()
+        and value == value.strip()
+    )

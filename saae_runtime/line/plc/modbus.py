@@ -1,0 +1,162 @@
+"""A Modbus TCP server in front of a handshake, on pymodbus (extra `modbus`). The map is in `registers`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from ...errors import ConfigError
+from ..handshake import Handshake
+from .registers import CONTROL, CONTROL_SIZE, STATUS, STATUS_SIZE, Registers
+from .service import ServerThread, parse_listen
+
+__all__ = ["DEFAULT_PORT", "ModbusServer"]
+
+DEFAULT_PORT = 502
+
+_READS = (3, 4)
+_WRITES = (6, 16, 22, 23)  # these read as well
+_KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""A PLC whose cable was pulled ends no connection; half a minute later its connection counts as lost."""
+
+_SHARED = object()  # the one client of connections that share their control bits
+_client: ContextVar[object] = ContextVar("modbus_client", default=_SHARED)
+
+
+class ModbusServer:
+    """Serves the register map on TCP from a thread of its own until `close`. Any unit identifier is answered.
+
+    A PLC keeps its connection open: with it ends the part that it triggered, and the verdict of that part is withdrawn.
+
+    Args:
+        handshake: what the registers drive.
+        listen: `host:port`; port 0 takes a free one. There is no password in Modbus: give the address of the network
+            that the PLC is on, not 0.0.0.0.
+        recipes: recipe number -> name.
+        keep_on_disconnect: for clients that open a connection for each request: control bits are shared by all
+            connections, and a result is withdrawn only by `result_timeout`, not by the end of a connection.
+
+    Attributes:
+        host, port: where it listens.
+
+    Raises:
+        ConfigError: pymodbus is missing, or `listen` is no address.
+        DeviceError: it cannot listen there.
+    """
+
+    def __init__(
+        self,
+        handshake: Handshake,
+        listen: str = "127.0.0.1:502",
+        recipes: Mapping[int, str] | None = None,
+        keep_on_disconnect: bool = False,
+    ) -> None:
+        self.host, port = parse_listen(listen, DEFAULT_PORT)
+        self._registers = Registers(handshake, recipes)
+        self._keep = keep_on_disconnect
+        self._library = _load()
+        self._thread = ServerThread("modbus", (self.host, port), self._serve)
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._thread.port
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves."""
+        return self._thread.alive
+
+    def stop(self) -> None:
+        """Asks the server to end, and returns at once."""
+        self._thread.stop()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends all connections and the server. Waits at most so many seconds for its end. May be called twice."""
+        self._thread.close(timeout)
+
+    async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
+        simulator, server_type = self._library
+        registers = simulator.DataType.REGISTERS
+        device = simulator.SimDevice(
+            0,
+            simdata=[
+                simulator.SimData(CONTROL, count=CONTROL_SIZE, datatype=registers),
+                simulator.SimData(STATUS, count=STATUS_SIZE, datatype=registers),
+            ],
+            action=self._request,
+        )
+        server = server_type(device, address=(self.host, port), on_lost=self._lost)
+        await server.serve_forever(background=True)
+        try:
+            started(server.transport.sockets[0].getsockname()[1])
+            await stop.wait()
+        finally:
+            await server.shutdown()
+
+    async def _request(
+        self, function: int, start: int, address: int, count: int, current: list[int], values: list[Any] | None
+    ) -> Any:
+        """Serves one request; what is returned is the exception code, None: none."""
+        from pymodbus.constants import ExcCodes
+
+        if function not in _READS + _WRITES or (values is not None and function not in _WRITES):
+            return ExcCodes.ILLEGAL_FUNCTION
+        if values is not None:
+            client = _SHARED if self._keep else _client.get()
+            taken = self._registers.write(address, [int(value) for value in values], client)
+            return None if taken else ExcCodes.ILLEGAL_ADDRESS
+        found = self._registers.read(address, count)
+        if found is None:
+            return ExcCodes.ILLEGAL_ADDRESS
+        current[address - start : address - start + count] = found
+        return None
+
+    def _lost(self, client: object) -> None:
+        if not self._keep:
+            self._registers.lost(client)
+
+
+def _load() -> tuple[Any, Any]:
+    """pymodbus.simulator, and a server type that knows which connection a request came by and when it ends."""
+    try:
+        from pymodbus import simulator
+        from pymodbus.server import ModbusTcpServer
+        from pymodbus.server.requesthandler import ServerRequestHandler
+    except ImportError as error:
+        raise ConfigError(
+            "There is no Modbus here.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
+        ) from error
+    # Whatever a scan of the network sends would be an error in the log each time.
+    logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
+
+    class Connection(ServerRequestHandler):
+        def callback_connected(self) -> None:
+            super().callback_connected()
+            peer = self.transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE:
+                if hasattr(socket, name):
+                    peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+        async def handle_request(self) -> None:
+            _client.set(self)  # each request is a task, with a context of its own
+            await super().handle_request()
+
+        def callback_disconnected(self, exc: Exception | None) -> None:
+            super().callback_disconnected(exc)
+            self.server.on_lost(self)
+
+    class Server(ModbusTcpServer):
+        def __init__(self, device: Any, address: tuple[str, int], on_lost: Callable[[object], None]) -> None:
+            super().__init__(device, address=address)
+            self.on_lost = on_lost
+
+        def callback_new_connection(self) -> Any:
+            return Connection(self, self.trace_packet, self.trace_pdu, self.trace_connect)
+
+    return simulator, Server

@@ -1,0 +1,112 @@
+"""A station's trigger in line.toml: the handshake, with the servers in front of it that the station names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ...errors import ConfigError, shown
+from ..config import LineConfig, StationConfig
+from ..handshake import Handshake
+from .modbus import ModbusServer
+from .opcua import OpcuaServer
+
+__all__ = ["PlcConfig", "PlcTrigger", "open_trigger"]
+
+_STOP = 0.3  # seconds for the end of a server: nothing is valid by then, and a service has to stop in time
+
+
+@dataclass(frozen=True)
+class PlcConfig:
+    """`[plc]`.
+
+    Attributes:
+        result_timeout: seconds after which a result that nobody acknowledged is withdrawn.
+        recipe_numbers: recipe -> its number in Modbus registers, 1 to 65535.
+        keep_on_disconnect: see `saae_runtime.line.plc.modbus.ModbusServer`.
+    """
+
+    result_timeout: float = 10.0
+    recipe_numbers: Mapping[str, int] = field(default_factory=dict)
+    keep_on_disconnect: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.result_timeout > 0:
+            raise ValueError(f"`result_timeout` is {self.result_timeout}; it is above 0")
+        numbers = list(self.recipe_numbers.values())
+        if len(set(numbers)) != len(numbers) or not all(1 <= number <= 0xFFFF for number in numbers):
+            raise ValueError("`recipe_numbers` are from 1 to 65535, and each is used once")
+
+
+class _Server(Protocol):
+    @property
+    def alive(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def close(self, timeout: float) -> None: ...
+
+
+class PlcTrigger(Handshake):
+    """A handshake that owns the servers in front of it.
+
+    Attributes:
+        servers: a `ModbusServer`, an `OpcuaServer`, or both.
+    """
+
+    servers: tuple[_Server, ...] = ()
+
+    def close(self) -> None:
+        """Withdraws everything and ends the servers. May be called twice."""
+        super().close()
+        for server in self.servers:
+            server.stop()
+        for server in self.servers:
+            server.close(_STOP)
+
+
+def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | None:
+    """What asks a station for verdicts.
+
+    `trigger = "free"`: nothing, each frame is a part; `modbus:HOST:PORT`, `opcua:HOST:PORT`, or both with a comma
+    between them: servers on these addresses.
+
+    Raises:
+        ConfigError: another trigger, an unknown recipe, a missing library.
+        DeviceError: a server cannot listen.
+    """
+    if station.trigger == "free":
+        return None
+    options = config.extra.get("plc") or PlcConfig()
+    assert isinstance(options, PlcConfig)
+    known = [recipe.name for recipe in config.recipes]
+    for name in options.recipe_numbers:
+        if name not in known:
+            raise ConfigError(
+                f"[plc]: no recipe is named {shown(name)}.", "", f"`recipe_numbers` of {', '.join(known)}"
+            )
+    numbers = {number: name for name, number in options.recipe_numbers.items() if name in station.recipes}
+    handshake = PlcTrigger(station.verdict_timeout, options.result_timeout, station.recipes)
+    try:
+        for spec in station.trigger.split(","):
+            kind, _, listen = spec.strip().partition(":")
+            if kind == "modbus":
+                server: _Server = ModbusServer(
+                    handshake, listen or "127.0.0.1", numbers, keep_on_disconnect=options.keep_on_disconnect
+                )
+            elif kind == "opcua":
+                server = OpcuaServer(handshake, listen or "127.0.0.1")
+            else:
+                raise ConfigError(
+                    f"Station {station.name}: no trigger is named {shown(spec)}.",
+                    "",
+                    'trigger = "free", "modbus:127.0.0.1:502", "opcua:127.0.0.1:4840", or two of them with a comma',
+                )
+            handshake.servers += (server,)
+    except BaseException:
+        with suppress(Exception):
+            handshake.close()
+        raise
+    return handshake

@@ -1,0 +1,186 @@
+"""Recipes: a bundle, thresholds and masks under one name; loaded together, changed without a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, shown
+from ..result import Result
+from ..thresholds import ThresholdTable
+from .config import RecipeConfig
+from .engines import Engines, SharedEngine, Way
+from .masks import Masks, within
+
+__all__ = ["Recipe", "RecipeBook"]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A recipe ready to judge. Never changed: a changed one is another object, and a part keeps that it began with.
+
+    Attributes:
+        config: as configured.
+        shared: the engine, shared with other recipes.
+        masks: where it judges.
+        threshold: image threshold in force.
+        pixel_threshold: pixel threshold T in force.
+        table: the bundle's image scores of good parts, at the engine's precision.
+        version: 1, and one more with each change.
+    """
+
+    config: RecipeConfig
+    shared: SharedEngine
+    masks: Masks
+    threshold: float
+    pixel_threshold: float
+    table: ThresholdTable
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its name in line.toml."""
+        return self.config.name
+
+    @property
+    def bundle(self) -> str:
+        """sha256 of the bundle's manifest."""
+        return self.shared.digest
+
+    def judge(self, frame: NDArray[np.uint8]) -> Result:
+        """The result for a frame, within the masks.
+
+        Raises:
+            As `saae_runtime.Engine`; FrameError: the masks do not fit the frame.
+        """
+        allowed = self.masks.allowed((frame.shape[0], frame.shape[1]))
+        result = self.shared.engine(frame, threshold=self.pixel_threshold, image_threshold=self.threshold)
+        return within(result, allowed, self.table)
+
+    def described_masks(self, size: tuple[int, int]) -> dict[str, Any] | None:
+        """The masks for a record, with the share of such a frame that is judged."""
+        described, allowed = self.masks.describe(), self.masks.allowed(size)
+        if described is None or allowed is None:
+            return None
+        return {**described, "judged": float(allowed.mean())}
+
+
+class RecipeBook:
+    """All recipes of a line.
+
+    Args:
+        configs: the recipes.
+        folder: where relative paths begin.
+        engines: opens bundles; None: its own, which `close` closes.
+
+    Raises:
+        SaaeError: a bundle, backend, threshold or mask that cannot be used.
+    """
+
+    def __init__(self, configs: Sequence[RecipeConfig], folder: Path, engines: Engines | None = None) -> None:
+        self._folder = folder
+        self._engines = engines if engines is not None else Engines()
+        self._owns_engines = engines is None
+        self._lock = threading.Lock()
+        self._recipes: dict[str, Recipe] = {}
+        try:
+            for config in configs:
+                self._recipes[config.name] = self._load(config, 1)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the file."""
+        return tuple(self._recipes)
+
+    def get(self, name: str) -> Recipe:
+        """The recipe of a name, as it is now.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        with self._lock:
+            found = self._recipes.get(name)
+        if found is None:
+            near = difflib.get_close_matches(name, self._recipes, n=1, cutoff=0.5)
+            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._recipes)}"
+            raise ConfigError(f"No recipe is named {shown(name)}.", "", known)
+        return found
+
+    def named_by(self, part_id: str, among: Sequence[str]) -> str | None:
+        """The first recipe of `among` whose patterns the part's id fits; None where none does."""
+        with self._lock:
+            return next((name for name in among if self._recipes[name].config.takes(part_id)), None)
+
+    def change(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
+        """Puts a changed recipe in the place of one, for every part that begins from now on.
+
+        Args:
+            name: which.
+            changes: fields of `RecipeConfig`, such as `threshold=4.2`, `bundle="bundles/zipper-2"`, `roi=(...)`. A
+                threshold takes the place of a rate and the other way round.
+
+        Returns:
+            The recipe before, and the one in force.
+
+        Raises:
+            SaaeError: it cannot be used; the one before stays in force.
+        """
+        for one, other in (("threshold", "false_alarms"), ("pixel_threshold", "pixel_fpr")):
+            for given, dropped in ((one, other), (other, one)):
+                if changes.get(given) is not None and dropped not in changes:
+                    changes[dropped] = None
+        before = self.get(name)
+        try:
+            config = dataclasses.replace(before.config, **changes)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"Recipe {name} cannot be changed so.", str(error), "") from error
+        if config.name != name:
+            raise ConfigError("A recipe keeps its name.")
+        after = self._load(config, before.version + 1)
+        with self._lock:
+            if self._recipes[name] is not before:
+                raise ConfigError(f"Recipe {name} is being changed by somebody else.", "", "look again, then change it")
+            self._recipes[name] = after
+        return before, after
+
+    def to_dict(self) -> dict[str, Mapping[str, Any]]:
+        """What is in force, for a page or a log."""
+        with self._lock:
+            recipes = list(self._recipes.values())
+        return {
+            item.name: {
+                "bundle": item.config.bundle,
+                "digest": item.bundle,
+                "threshold": item.threshold,
+                "pixel_threshold": item.pixel_threshold,
+                "masks": item.masks.describe(),
+                "version": item.version,
+                "backend": item.shared.engine.backend.description,
+            }
+            for item in recipes
+        }
+
+    def close(self) -> None:
+        """Closes the engines, where they are its own."""
+        if self._owns_engines:
+            self._engines.close()
+
+    def _load(self, config: RecipeConfig, version: int) -> Recipe:
+        masks = Masks(config, self._folder)
+        way = Way(config.backend, config.device, config.precision, config.threads)
+        shared = self._engines.take(self._folder / config.bundle, way)
+        tables = shared.engine.manifest.thresholds[shared.engine.backend.precision]
+        image = tables.image.at(config.false_alarms) if config.threshold is None else config.threshold
+        pixel = tables.pixel.at(config.pixel_fpr) if config.pixel_threshold is None else config.pixel_threshold
+        return Recipe(config, shared, masks, float(image), float(pixel), tables.image, version)

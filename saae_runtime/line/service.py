@@ -1,0 +1,264 @@
+"""The line as a whole: everything of a line.toml, opened, run, watched and stopped together."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..meter import Meter
+from ..result import Result
+from .archive import Archive
+from .camera import Camera
+from .camera_files import open_files
+from .config import LineConfig, StationConfig
+from .drift import DriftMonitor
+from .part import Part, TriggerSource, now, stamp
+from .recipes import Recipe, RecipeBook
+from .sinks import make_sink
+from .sinks.delivery import Delivery
+from .spool import Spool
+from .station import Station
+
+__all__ = ["STOP_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
+
+STOP_SECONDS = 1.6
+"""What `Line.close` takes at most, about: the part in work, the frames that wait, the records and pictures."""
+
+_STUCK = 5.0  # seconds that a verdict may be overdue before the station counts as not ready
+
+OpenCamera = Callable[[LineConfig, StationConfig], Camera]
+"""Opens a station's camera."""
+
+OpenTrigger = Callable[[LineConfig, StationConfig], "TriggerSource | None"]
+"""Opens what asks a station for verdicts; None: each frame is a part."""
+
+Listener = Callable[[Part, "NDArray[np.uint8] | None", "Result | None"], None]
+
+
+class Line:
+    """A running line.
+
+    Args:
+        config: from `load_config`.
+        open_camera: opens cameras, see `open_file_camera`.
+        open_trigger: opens triggers by name; None: only `free` is known.
+
+    Attributes:
+        book: the recipes.
+        stations: by name.
+        spool: where records wait.
+        meter: what went wrong beside the stations.
+
+    Raises:
+        SaaeError: something cannot be opened; nothing stays open then.
+    """
+
+    def __init__(
+        self, config: LineConfig, open_camera: OpenCamera | None = None, open_trigger: OpenTrigger | None = None
+    ) -> None:
+        self.config = config
+        self.meter = Meter()
+        self._listeners: list[Listener] = []
+        self._deliveries: list[Delivery] = []
+        self._archive: Archive | None = None
+        self._closed = False
+        self._closing = threading.Lock()
+        self._started = time.monotonic()
+        self.stations: dict[str, Station] = {}
+        self.drift = DriftMonitor(config.health)
+        line = config.line
+        self.book = RecipeBook(config.recipes, config.path.parent)
+        try:
+            self.spool = Spool(config.place(line.spool), int(line.spool_mb * 1e6), line.sync_seconds)
+        except BaseException:
+            self.book.close()
+            raise
+        try:
+            for sink in config.sinks:
+                made = make_sink(sink, config.path.parent, line.name)
+                reader = self.spool.reader(sink.name)
+                self._deliveries.append(Delivery(sink.name, made, reader, line.sync_seconds))
+            if config.archive is not None:
+                self._archive = Archive(config.archive, config.place(config.archive.folder))
+            for station in config.stations:
+                self._add(station, open_camera or open_file_camera, open_trigger or _free_alone)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, station: StationConfig, open_camera: OpenCamera, open_trigger: OpenTrigger) -> None:
+        source = open_trigger(self.config, station)
+        try:
+            camera = open_camera(self.config, station)
+        except BaseException:
+            if source is not None:
+                source.close()
+            raise
+        self.stations[station.name] = Station(station, camera, self.book, self._judged, source)
+
+    def start(self) -> None:
+        """Begins to take parts."""
+        for station in self.stations.values():
+            station.start()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every station has come to the end of its frames."""
+        return all(station.finished.is_set() for station in self.stations.values())
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Has a function told about each part (record, frame, result), on the station's thread: it must not block.
+
+        Returns:
+            Ends it.
+        """
+        self._listeners.append(listener)
+
+        def end() -> None:
+            with suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return end
+
+    def event(self, kind: str, station: str | None, data: Mapping[str, Any]) -> None:
+        """Writes down something that is no part, such as an alarm, for every sink.
+
+        Args:
+            kind: what, such as `drift`.
+            station: where; None: the line.
+            data: plain values, for JSON.
+        """
+        moment = stamp(now())
+        record = {"type": kind, "key": f"{kind}/{station or ''}/{moment}", "time": moment, "station": station, **data}
+        self.spool.append(record["key"], json.dumps(record, allow_nan=False).encode("ascii"))
+
+    def _judged(
+        self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None
+    ) -> None:
+        picture = self._archive.plan(part) if self._archive is not None and frame is not None else None
+        part = replace(part, picture=picture)
+        self.spool.append(part.key, part.to_json().encode("ascii"))
+        if picture is not None and self._archive is not None and frame is not None:
+            self._archive.put(picture, frame, result)
+        try:
+            if recipe is not None and result is not None:
+                words = self.drift.take(part, recipe.table)
+                if words is not None:
+                    self.event("drift", part.station, {"recipe": part.recipe, "words": words})
+            for listener in list(self._listeners):
+                listener(part, frame, result)
+        except Exception as error:  # the record is written; nothing else may stop the line
+            self.meter.fail(error)
+
+    def health(self) -> dict[str, Any]:
+        """How everything is, ready for JSON: stations, sinks, spool, archive, drift, and the whole."""
+        stations = [self._station_health(station) for station in self.stations.values()]
+        reading = self.meter.read()
+        return {
+            "line": self.config.line.name,
+            "time": stamp(now()),
+            "uptime_seconds": round(time.monotonic() - self._started, 1),
+            "ready": not self._closed and all(item["ready"] for item in stations),
+            "live": all(item["live"] for item in stations),
+            "stations": stations,
+            "sinks": [delivery.state() for delivery in self._deliveries],
+            "spool": asdict(self.spool.stats)
+            | {"last_error": None if self.spool.last_error is None else self.spool.last_error.what},
+            "archive": None if self._archive is None else self._archive.state(),
+            "drift": self.drift.state(),
+            "recipes": self.book.to_dict(),
+            "last_error": reading.last_error,
+        }
+
+    def _station_health(self, station: Station) -> dict[str, Any]:
+        reading, camera = station.reading(), station.camera_stats
+        finished = station.finished.is_set()
+        patience = self.config.health.silent_seconds + station.config.verdict_timeout
+        stuck = station.stuck_seconds
+        return {
+            "name": station.name,
+            "recipe": station.recipe,
+            "finished": finished,
+            "ready": camera.connected and stuck < _STUCK and not finished,
+            "live": finished or (reading.idle_seconds < patience and stuck < patience),
+            "camera_connected": camera.connected,
+            "camera": asdict(camera),
+            **reading.to_dict(),
+        }
+
+    def close(self) -> None:
+        """Stops within about `STOP_SECONDS`: parts in work end, records and pictures are written. May be called twice.
+
+        Frames that wait and are not judged by then are counted as dropped; records that a remote sink does not take in
+        time stay in the spool for the next start.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        start = time.monotonic()
+        for station in self.stations.values():
+            station.stop()
+        for station in self.stations.values():
+            station.join(max(start + 0.35 * STOP_SECONDS - time.monotonic(), 0.0))
+        for station in self.stations.values():
+            station.drop_waiting()
+        for station in self.stations.values():
+            station.join(max(start + 0.5 * STOP_SECONDS - time.monotonic(), 0.0))
+            station.close()
+        deadline = start + STOP_SECONDS - 0.2
+        threads = [threading.Thread(target=item.finish, args=(deadline,), daemon=True) for item in self._deliveries]
+        if self._archive is not None:
+            threads.append(threading.Thread(target=self._archive.finish, args=(deadline,), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(start + STOP_SECONDS - time.monotonic(), 0.05))
+        self.spool.close()
+        self.book.close()
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
+    """Files, folders and videos; see `saae_runtime.line.camera_files.open_files`.
+
+    Raises:
+        ConfigError, DataError: nothing there, or an unknown option.
+    """
+    spec = station.camera
+    kind, colon, rest = spec.partition(":")
+    options = dict(station.camera_options)
+    if kind == "watch" and colon:
+        spec = f"watch:{config.place(rest)}"
+        resume = options.pop("resume", True)
+        options["memory"] = config.place(config.line.spool) / f"{station.name}.seen" if resume else None
+    else:
+        spec = str(config.place(spec))
+    known = {"recursive": bool, "interval": (int, float), "repeat": bool, "memory": object}
+    for key, value in options.items():
+        if key not in known or not isinstance(value, known[key]):  # type: ignore[arg-type]
+            raise ConfigError(
+                f"Station {station.name}: `camera_options` {key} = {value!r} is not possible for {station.camera}.",
+                "",
+                "recursive = true, interval = 0.5, repeat = true, or resume = false with watch:",
+            )
+    return open_files(spec, **options)
+
+
+def _free_alone(config: LineConfig, station: StationConfig) -> None:
+    if station.trigger != "free":
+        raise ConfigError(f"Station {station.name}: no trigger is named {station.trigger}.", "", 'trigger = "free"')

@@ -1,0 +1,155 @@
+"""A thread for each sink, which takes records from the spool to it, as long as it takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from ...errors import SaaeError
+from ...meter import one_line
+from ..spool import Reader, Record
+from .base import Sink
+
+__all__ = ["Delivery"]
+
+_BACK_OFF = (0.2, 30.0)  # seconds between two tries: first, most
+_UNSYNCED = 1000  # records after which the sink is synced, whatever the time
+_WAIT = 0.2  # seconds that the thread waits for a record
+_UNEXPECTED = 3  # tries of one record that the sink's own code breaks at
+
+
+class Delivery:
+    """At least once: a record counts as delivered when the sink has taken and synced it, and is given again until then.
+
+    A sink that fails is tried again, ever longer in between, up to 30 seconds; it holds up neither the stations nor
+    another sink. A record that its code breaks at three times is left out and counted.
+
+    Args:
+        name: of the sink.
+        sink: opened and closed here.
+        reader: its place in the spool.
+        sync_seconds: it is synced so often.
+    """
+
+    def __init__(self, name: str, sink: Sink, reader: Reader, sync_seconds: float = 1.0) -> None:
+        self.name = name
+        self._sink, self._reader = sink, reader
+        self._sync_seconds = sync_seconds
+        self._hurry = threading.Event()
+        self._deadline = float("inf")
+        self._ready = False
+        self._taken: Record | None = None  # the last one that the sink has and that is not committed
+        self._unsynced = 0
+        self._synced_at = time.monotonic()
+        self._delivered = self._broken = self._failures = 0
+        self._tried: tuple[int, int] = (0, 0)  # number of a record that the sink breaks at, how often
+        self._last_error: tuple[str, float] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
+        self._thread.start()
+
+    def state(self) -> dict[str, Any]:
+        """What became of the records: `delivered` since the start, `backlog`, `lost`, `refused`, and the error."""
+        error = self._last_error
+        return {
+            "name": self.name,
+            "working": self._failures == 0,
+            "delivered": self._delivered,
+            "backlog": self._reader.backlog,
+            "lost": self._reader.lost,
+            "refused": self._sink.refused + self._broken,
+            "last_error": error[0] if error else None,
+            "error_age_seconds": round(time.monotonic() - error[1], 1) if error else None,
+            **self._sink.state(),
+        }
+
+    def finish(self, deadline: float) -> None:
+        """Delivers what there is, until `deadline` (`time.monotonic`) at most, and ends; what is left waits on disk."""
+        self._deadline = deadline
+        self._hurry.set()
+        self._thread.join(max(deadline - time.monotonic(), 0.0) + 0.5)
+
+    def _run(self) -> None:
+        wait = _BACK_OFF[0]
+        while True:
+            try:
+                if not self._ready:
+                    self._sink.open()
+                    self._ready = True
+                moved = self._step()
+                if moved is not False:
+                    self._failures, wait = 0, _BACK_OFF[0]
+                if self._hurry.is_set() and (moved is None or time.monotonic() > self._deadline):
+                    break
+                if moved is False:
+                    self._hurry.wait(0.05)
+            except Exception as error:
+                self._fail(error)
+                if self._hurry.is_set():
+                    break
+                self._hurry.wait(wait)
+                wait = min(2 * wait, _BACK_OFF[1])
+        try:
+            self._commit()
+        except Exception as error:
+            self._fail(error)
+        self._sink.close()
+
+    def _step(self) -> bool | None:
+        """Takes one batch over; None where there was none, False where the sink took nothing of it."""
+        batch = self._reader.read(1 if self._tried[1] else self._sink.batch, 0 if self._hurry.is_set() else _WAIT)
+        if not batch:
+            if self._taken is not None and self._is_due():
+                self._commit()
+            return None
+        try:
+            taken = self._sink.write(batch, self._hurry)
+        except SaaeError:
+            raise
+        except Exception:  # a fault of the sink's code, perhaps at this one record
+            self._break(batch[0])
+            raise
+        if taken:
+            self._taken = batch[taken - 1]
+            self._unsynced += taken
+            self._delivered += taken
+            self._tried = (0, 0)
+        if taken < len(batch):
+            self._commit()
+            self._reader.rewind()
+        elif self._is_due():
+            self._commit()
+        return taken > 0
+
+    def _is_due(self) -> bool:
+        return self._unsynced >= _UNSYNCED or time.monotonic() - self._synced_at >= self._sync_seconds
+
+    def _commit(self) -> None:
+        if self._taken is None:
+            return
+        self._sink.sync()
+        self._reader.commit(self._taken.number)
+        self._taken, self._unsynced = None, 0
+        self._synced_at = time.monotonic()
+
+    def _break(self, record: Record) -> None:
+        """Takes note of a record, or batch, that the sink's code breaks at; gives it up after some tries."""
+        self._commit()  # what was taken before is not to come again for this
+        number, times = self._tried
+        self._tried = (record.number, times + 1 if number == record.number else 1)
+        if self._tried[1] > _UNEXPECTED:
+            self._broken += 1
+            self._reader.commit(record.number)
+            self._tried = (0, 0)
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        self._ready = False
+        self._last_error = (
+            one_line(error if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"),
+            0.0,
+        )
+        self._last_error = (self._last_error[0], time.monotonic())
+        # What was taken and not synced is given again; sinks know what they have.
+        self._taken, self._unsynced = None, 0
+        self._reader.rewind()

@@ -1,0 +1,160 @@
+"""Records in SQLite: a table of parts, each once, and a table of events."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError, StorageError
+from ..part import now, stamp
+from ..spool import Record
+from .base import Hurry
+
+__all__ = ["SCHEMA", "SqliteOptions", "SqliteSink"]
+
+SCHEMA = 1
+"""Version of the tables, in `PRAGMA user_version`."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS parts (
+    station TEXT NOT NULL, time TEXT NOT NULL, part_id TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL,
+    recipe TEXT, recipe_version INTEGER, bundle TEXT, score REAL, rank REAL, threshold REAL, pixel_threshold REAL,
+    regions TEXT NOT NULL, source TEXT, picture TEXT, latency_ms REAL, masks TEXT,
+    PRIMARY KEY (station, time, part_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS parts_by_time ON parts (time);
+CREATE INDEX IF NOT EXISTS parts_by_id ON parts (part_id);
+CREATE TABLE IF NOT EXISTS events (key TEXT PRIMARY KEY, type TEXT, time TEXT, station TEXT, data TEXT NOT NULL);
+"""
+_COLUMNS = (
+    "station",
+    "time",
+    "part_id",
+    "verdict",
+    "reason",
+    "recipe",
+    "recipe_version",
+    "bundle",
+    "score",
+    "rank",
+    "threshold",
+    "pixel_threshold",
+    "regions",
+    "source",
+    "picture",
+    "latency_ms",
+    "masks",
+)
+_INSERT = f"INSERT OR IGNORE INTO parts ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_PRUNE_EVERY = 600.0  # seconds
+_PRUNE = 5000  # rows at once
+
+
+@dataclass(frozen=True)
+class SqliteOptions:
+    """`[[sink]]` of kind `sqlite`: the file; parts older than `days` are removed (never, where it is not given)."""
+
+    path: str
+    days: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.days is not None and not self.days > 0:
+            raise ValueError(f"`days` is {self.days}; it is above 0")
+
+
+class SqliteSink:
+    """A database that others may read meanwhile (write-ahead log). The same part twice is one row."""
+
+    batch = 500
+    refused = 0
+
+    def __init__(self, options: SqliteOptions, folder: Path) -> None:
+        self._path, self._days = folder / options.path, options.days
+        self._database: sqlite3.Connection | None = None
+        self._pruned = 0.0
+
+    def open(self) -> None:
+        """Opens the file and makes the tables; see `Sink`."""
+        self.close()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
+            found = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, SCHEMA):
+                raise ConfigError(
+                    f"{self._path}: tables of version {found}.", f"This saae writes {SCHEMA}.", "name another file"
+                )
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_TABLES)
+            self._database.execute(f"PRAGMA user_version={SCHEMA}")
+        except (sqlite3.Error, OSError) as error:
+            raise self._error(error) from error
+
+    def write(self, records: Sequence[Record], hurry: Hurry) -> int:
+        """All of them in one transaction; see `Sink`."""
+        assert self._database is not None
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                for record in records:
+                    self._insert(self._database, record)
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+            if not hurry.is_set():
+                self._prune(self._database)
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        return len(records)
+
+    def _insert(self, database: sqlite3.Connection, record: Record) -> None:
+        data = record.data
+        if data.get("type") == "part":
+            plain = {**data, "regions": json.dumps(data["regions"])}
+            plain["masks"] = None if data["masks"] is None else json.dumps(data["masks"])
+            database.execute(_INSERT, [plain[name] for name in _COLUMNS])
+        else:
+            values = (
+                record.key,
+                data.get("type"),
+                data.get("time"),
+                data.get("station"),
+                record.payload.decode("utf-8"),
+            )
+            database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", values)
+
+    def _prune(self, database: sqlite3.Connection) -> None:
+        if self._days is None or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned):
+            return
+        before = stamp(now() - timedelta(days=self._days))
+        query = "DELETE FROM parts WHERE (station, time, part_id) IN "
+        query += "(SELECT station, time, part_id FROM parts WHERE time < ? LIMIT ?)"
+        if database.execute(query, (before, _PRUNE)).rowcount < _PRUNE:
+            self._pruned = time.monotonic()
+
+    def sync(self) -> None:
+        """Nothing to do: a transaction is on the disk when it ends."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Sink`."""
+        return {"path": str(self._path)}
+
+    def close(self) -> None:
+        """Closes the file; see `Sink`."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _error(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"{self._path} cannot be written.", f"{type(error).__name__}: {error}", "check disk, rights and who uses it"
+        )

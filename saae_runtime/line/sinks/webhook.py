@@ -1,0 +1,133 @@
+"""Records sent to a web server, one POST each."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ...errors import ConfigError, FetchError
+from ..spool import Record
+from .base import Hurry
+
+__all__ = ["WebhookOptions", "WebhookSink"]
+
+_AGAIN = (408, 425, 429)  # of the 4xx, those that say "later"
+_HURRIED = 0.5  # seconds for an answer while the service ends
+
+
+@dataclass(frozen=True)
+class WebhookOptions:
+    """`[[sink]]` of kind `webhook`.
+
+    Attributes:
+        url: http or https.
+        timeout: seconds for an answer.
+        headers: sent along.
+        token_env: name of an environment variable whose value is sent as `Authorization: Bearer ...`.
+        proxy: URL of a proxy; the environment's proxies are not used.
+        only_ng: parts that are NG alone.
+    """
+
+    url: str
+    timeout: float = 5.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    token_env: str | None = None
+    proxy: str | None = None
+    only_ng: bool = False
+
+    def __post_init__(self) -> None:
+        for name, url in (("url", self.url), ("proxy", self.proxy)):
+            if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+                raise ValueError(f"`{name}` is {url!r}; it begins with http:// or https://")
+        if not 0 < self.timeout <= 600:
+            raise ValueError(f"`timeout` is {self.timeout}; possible are more than 0, up to 600")
+        for name, value in self.headers.items():
+            if not name.isascii() or (any(letter in f"{name}{value}" for letter in "\r\n:") and ":" in name):
+                raise ValueError(f"`headers` has a name that is none: {name!r}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET, and the record would be lost unnoticed."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class WebhookSink:
+    """Each record as the body of a POST, with its key as `Idempotency-Key`: the same part may come twice.
+
+    An answer of 2xx takes it. 4xx refuses it for good (counted, and on with the next), but for 408, 425 and 429; these,
+    5xx and no answer mean: again, later.
+    """
+
+    batch = 20
+
+    def __init__(self, options: WebhookOptions, folder: Path) -> None:
+        self._options = options
+        self.refused = 0
+        proxies = {} if options.proxy is None else {"http": options.proxy, "https": options.proxy}
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
+
+    def open(self) -> None:
+        """Looks for the token; see `Sink`."""
+        name = self._options.token_env
+        if name is not None and not os.environ.get(name):
+            raise ConfigError(f"The webhook's token is not there: ${name} is empty.", "", f"export {name}=...")
+
+    def write(self, records: Sequence[Record], hurry: Hurry) -> int:
+        """One POST after the other; see `Sink`."""
+        for count, record in enumerate(records):
+            if count and hurry.is_set():
+                return count
+            try:
+                self._post(record, _HURRIED if hurry.is_set() else self._options.timeout)
+            except FetchError:
+                if count:
+                    return count
+                raise
+        return len(records)
+
+    def _post(self, record: Record, timeout: float) -> None:
+        if self._options.only_ng and record.data.get("verdict") == "OK":
+            return
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": quote(record.key, safe="/:"),
+            "User-Agent": "saae-line",
+            **self._options.headers,
+        }
+        if self._options.token_env is not None:
+            headers["Authorization"] = f"Bearer {os.environ.get(self._options.token_env, '')}"
+        request = urllib.request.Request(self._options.url, record.payload, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=timeout) as answer:
+                answer.read(1 << 16)
+        except urllib.error.HTTPError as error:
+            with error:
+                if 400 <= error.code < 500 and error.code not in _AGAIN:
+                    self.refused += 1
+                    return
+                raise self._error(f"it answered {error.code} {error.reason}") from error
+        except (OSError, ValueError) as error:
+            raise self._error(f"{type(error).__name__}: {getattr(error, 'reason', error)}") from error
+        except Exception as error:  # http.client's own, for an answer that is none
+            raise self._error(f"{type(error).__name__}: {error}") from error
+
+    def _error(self, why: str) -> FetchError:
+        return FetchError(f"The webhook {self._options.url} does not take records.", why, "check the server")
+
+    def sync(self) -> None:
+        """Nothing to do: an answer was an answer."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Sink`."""
+        return {"url": self._options.url}
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,82 @@
+"""Which files were scored already, across restarts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from ..appending import side_file
+from ..files import storage_error, write_text
+from .files import Facts
+
+__all__ = ["Scored"]
+
+_REMEMBERED = 500_000  # files that count as scored, the latest
+
+
+class Scored:
+    """Which files were scored, by absolute path, size and time of change, across restarts.
+
+    Kept in `.NAME.scored` beside the log, a line for each file behind its verdict: a run that is killed in between
+    scores one file twice, never none.
+
+    Args:
+        log: the result log.
+        forget: begin anew.
+    """
+
+    def __init__(self, log: Path, forget: bool = False) -> None:
+        self._path = side_file(log, "scored")
+        self._known: dict[str, Facts] = {}
+        self._file: IO[bytes] | None = None
+        lines = 0 if forget else self._load()
+        try:
+            if forget or lines > 2 * len(self._known) + 1000:
+                write_text(self._path, "".join(_line(path, facts) for path, facts in self._known.items()))
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
+    def _load(self) -> int:
+        lines = 0
+        with suppress(FileNotFoundError), self._path.open("rb") as stream:
+            for line in stream:
+                lines += 1
+                with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                    path, size, changed = json.loads(line)
+                    self._known.pop(path, None)
+                    self._known[path] = (int(size), int(changed))
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return lines
+
+    def knows(self, path: str, facts: Facts | None) -> bool:
+        """Whether a file with these facts was scored."""
+        return facts is not None and self._known.get(path) == tuple(facts)
+
+    def add(self, path: str, facts: Facts) -> None:
+        """Takes note of a file.
+
+        Raises:
+            StorageError: it cannot be written down; in this run the file is known all the same.
+        """
+        self._known.pop(path, None)
+        self._known[path] = facts
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        try:
+            if self._file is not None:
+                self._file.write(_line(path, facts).encode("ascii"))
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(path: str, facts: Facts) -> str:
+    return json.dumps([path, *facts]) + "\n"

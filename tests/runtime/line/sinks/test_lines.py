@@ -1,0 +1,243 @@
+"""JSON lines, CSV and SQLite: every record once and in order, across kills, full disks and half-written lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from line_parts import wait_until
+
+from saae_runtime.errors import ConfigError
+from saae_runtime.line.config import SinkConfig
+from saae_runtime.line.part import Part, Verdict, now
+from saae_runtime.line.sinks import KINDS, make_sink
+from saae_runtime.line.sinks.delivery import Delivery
+from saae_runtime.line.spool import Spool
+
+START = now()
+LOCAL = ("jsonl", "csv", "sqlite")
+
+
+def part(number: int, **changes: Any) -> Part:
+    region = {"bbox": [1, 2, 3, 4], "area": 4, "peak": [1, 2], "score": 5.0}
+    values = {
+        "reason": "score",
+        "recipe": "r",
+        "score": number / 7,
+        "threshold": 3.0,
+        "regions": (region,),
+        "source": 'a, "b".png',
+    }
+    return Part(f"p{number}", "one", START + timedelta(seconds=number), Verdict.NG, **{**values, **changes})
+
+
+def put(spool: Spool, numbers: range, **changes: Any) -> None:
+    for number in numbers:
+        item = part(number, **changes)
+        spool.append(item.key, item.to_json().encode())
+
+
+def delivery(spool: Spool, kind: str, folder: Path, **options: Any) -> Delivery:
+    config = SinkConfig(kind, kind, KINDS[kind](path=f"out.{kind}", **options))
+    return Delivery(kind, make_sink(config, folder, "line"), spool.reader(kind), 0.02)
+
+
+def ids(kind: str, folder: Path) -> list[str]:
+    path = folder / f"out.{kind}"
+    if not path.exists():
+        return []
+    if kind == "jsonl":
+        return [json.loads(line)["part_id"] for line in path.read_text().splitlines()]
+    if kind == "csv":
+        with path.open(newline="") as stream:
+            return [row["part_id"] for row in csv.DictReader(stream)]
+    with sqlite3.connect(path) as database:
+        return [row[0] for row in database.execute("SELECT part_id FROM parts ORDER BY time")]
+
+
+def names(numbers: range) -> list[str]:
+    return [f"p{number}" for number in numbers]
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_every_record_once_and_in_order(kind: str, tmp_path: Path) -> None:
+    for start in (0, 700, 1400):  # a restart in between
+        spool = Spool(tmp_path / "spool")
+        sink = delivery(spool, kind, tmp_path)
+        put(spool, range(start, start + 700))
+        sink.finish(time.monotonic() + 20)
+        assert sink.state()["backlog"] == 0
+        spool.close()
+    assert ids(kind, tmp_path) == names(range(2100))
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_records_that_come_again_are_written_once(kind: str, tmp_path: Path) -> None:
+    """A kill between writing and remembering: the place in the spool is behind what the file has."""
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, kind, tmp_path)
+    put(spool, range(300))
+    assert wait_until(lambda: sink.state()["backlog"] == 0)
+    place = (tmp_path / "spool" / f"{kind}.cursor").read_bytes()
+    put(spool, range(300, 1000))
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    (tmp_path / "spool" / f"{kind}.cursor").write_bytes(place)
+    if kind != "sqlite":  # and the last line is half there
+        with (tmp_path / f"out.{kind}").open("ab") as stream:
+            stream.write(b'{"type": "pa' if kind == "jsonl" else b"2026-01-01T00")
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, kind, tmp_path)
+    put(spool, range(1000, 1010))
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    assert ids(kind, tmp_path) == names(range(1010))
+
+
+def test_values_survive_the_way(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    sinks = [delivery(spool, kind, tmp_path) for kind in LOCAL]
+    odd = part(
+        3, source='a\nb;\x07"c"', reason="error: ü\n2", masks={"roi": [[[0, 1]]], "judged": 0.5}, picture="NG/x.png"
+    )
+    spool.append(odd.key, odd.to_json().encode())
+    spool.append("e", json.dumps({"type": "drift", "key": "e", "time": "t", "station": "one", "words": "x"}).encode())
+    for sink in sinks:
+        sink.finish(time.monotonic() + 20)
+    spool.close()
+    one, two = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert one == json.loads(odd.to_json())
+    assert two["type"] == "drift"
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["reason"], row["source"]) == ("error: ü 2", 'a b;\x07"c"')
+    assert float(row["score"]) == odd.score
+    assert (row["regions"], row["left"], row["bottom"]) == ("1", "1", "4")
+    with sqlite3.connect(tmp_path / "out.sqlite") as database:
+        database.row_factory = sqlite3.Row
+        (found,) = database.execute("SELECT * FROM parts")
+        assert found["source"] == odd.source
+        assert json.loads(found["masks"]) == odd.masks
+        assert json.loads(found["regions"]) == [dict(region) for region in odd.regions]
+        assert database.execute("SELECT type, station FROM events").fetchall()[0][:] == ("drift", "one")
+
+
+def test_files_are_turned_over(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, "jsonl", tmp_path, rotate="20kb", keep=3)
+    put(spool, range(200))
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    files = sorted(tmp_path.glob("out.jsonl*"), reverse=True)
+    assert len(files) == 4
+    written = [json.loads(line)["part_id"] for file in files for line in file.read_text().splitlines()]
+    assert written == names(range(200))[-len(written) :]
+
+
+def test_a_table_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("a,b\n1,2\n")
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, "csv", tmp_path)
+    put(spool, range(3))
+    assert wait_until(lambda: sink.state()["last_error"])
+    assert "another table" in sink.state()["last_error"]
+    assert not sink.state()["working"]
+    sink.finish(time.monotonic() + 5)
+    spool.close()
+    assert (tmp_path / "out.csv").read_text() == "a,b\n1,2\n"
+    with pytest.raises(ConfigError, match="another table"):
+        make_sink(SinkConfig("csv", "csv", KINDS["csv"](path="out.csv")), tmp_path, "l").open()
+
+
+def test_old_parts_leave_the_database(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, "sqlite", tmp_path, days=1.0)
+    old = Part("old", "one", now() - timedelta(days=2), Verdict.OK, "score")
+    spool.append(old.key, old.to_json().encode())
+    put(spool, range(3))
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    found = ids("sqlite", tmp_path)
+    assert found[-3:] == names(range(3))
+    again = Spool(tmp_path / "spool")
+    sink = delivery(again, "sqlite", tmp_path, days=1.0)
+    put(again, range(3, 4))
+    assert wait_until(lambda: ids("sqlite", tmp_path) == names(range(4)))
+    sink.finish(time.monotonic() + 20)
+    again.close()
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_full_disk_delays_and_loses_nothing(kind: str, tmp_path: Path) -> None:
+    """In a process of its own, which may write files of 80 kB, and later larger ones."""
+    code = f"""
+import importlib.util, resource, signal, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("lines", {__file__!r})
+lines = importlib.util.module_from_spec(spec); spec.loader.exec_module(lines)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path({str(tmp_path)!r})
+spool = lines.Spool(folder / "spool", limit=1 << 19)  # files of 65 kB
+sink = lines.delivery(spool, {kind!r}, folder)
+lines.put(spool, range(20))
+assert lines.wait_until(lambda: sink.state()["backlog"] == 0), sink.state()
+resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.RLIM_INFINITY))
+lines.put(spool, range(20, 500), source="x" * 200)
+assert lines.wait_until(lambda: sink.state()["last_error"]), sink.state()
+assert not sink.state()["working"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+lines.put(spool, range(500, 501))
+assert lines.wait_until(lambda: sink.state()["backlog"] == 0 and not spool.stats.waiting, 60), sink.state()
+sink.finish(time.monotonic() + 20)
+spool.close()
+found = lines.ids({kind!r}, folder)
+assert found == lines.names(range(501)), len(found)
+print("good")
+"""
+    support = str(Path(__file__).parents[3] / "support")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {support!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "good\n", done.stderr
+
+
+def test_a_sink_that_breaks_at_a_record_leaves_it_out_and_goes_on(tmp_path: Path) -> None:
+    class Broken:
+        batch, refused = 10, 0
+
+        def __init__(self) -> None:
+            self.got: list[str] = []
+
+        def open(self) -> None: ...
+        def sync(self) -> None: ...
+        def close(self) -> None: ...
+        def state(self) -> dict[str, Any]:
+            return {}
+
+        def write(self, records: Any, hurry: Any) -> int:
+            if any(record.data["part_id"] == "p7" for record in records):
+                raise KeyError("p7")
+            self.got += [record.data["part_id"] for record in records]
+            return len(records)
+
+    spool = Spool(tmp_path / "spool")
+    sink = Broken()
+    feeder = Delivery("broken", sink, spool.reader("broken"), 0.02)
+    put(spool, range(20))
+    assert wait_until(lambda: feeder.state()["backlog"] == 0, 60)
+    assert feeder.state()["refused"] == 1
+    assert "KeyError" in feeder.state()["last_error"]
+    feeder.finish(time.monotonic() + 5)
+    spool.close()
+    assert sink.got == [name for name in names(range(20)) if name != "p7"]
