@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 from doc_checks import ROOT
+from needs import need
 from site_checks import dead_links, outside_requests, read_pages
 
 import saae_runtime
-
-pytestmark = pytest.mark.needs("zensical", "mkdocstrings")
-
 
 def copy_of_the_documentation(folder: Path) -> Path:
     """All that the site is made from."""
@@ -27,6 +25,7 @@ def copy_of_the_documentation(folder: Path) -> Path:
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    need("zensical"), need("mkdocstrings")
     return subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict"],
         cwd=folder,

@@ -18,6 +18,7 @@ LIBRARIES = {
     "harvesters": "pip install 'saae[genicam]'",
     "huggingface_hub": "pip install 'saae[train]'",
     "jinja2": "pip install 'saae[export]'",
+    "mkdocstrings": "pip install 'saae[docs]'",
     "onnx": "pip install 'saae[export]'",
     "onnxruntime": "pip install 'saae[cpu]'",
     "pymodbus": "pip install 'saae[modbus]'",
