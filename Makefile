@@ -14,7 +14,7 @@ demo: $(VENV)/.stamp-demo
 	@echo
 	@echo "Report:   $(OUT)/zipper/report.html"
 	@echo "Heatmaps: $(OUT)/heatmaps"
-	@echo "Next:     put pictures of your own product into a folder and type"
+	@echo "Next:     put images of your own product into a folder and type"
 	@echo "          $(BIN)/saae-export build --normal FOLDER --category NAME"
 
 test: $(VENV)/.stamp-dev

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/method.md: python docs/figures.py [FOLDER]. Each is an SVG made from numbers or the code's own rules."""
+"""Draws the figures of docs/method.md, by the code's own rules where there are any: python docs/figures.py [FOLDER]."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def threshold() -> str:
 def rule() -> str:
     """One rule for verdict and mask, on a line through a drawn map."""
     x = np.arange(0, 241, 2.0)
-    course = 0.18 + 0.03 * np.sin(x / 9) + 0.62 * np.exp(-(((x - 70) / 14) ** 2)) + 0.30 * np.exp(-(((x - 170) / 16) ** 2))
+    course = (
+        0.18 + 0.03 * np.sin(x / 9) + 0.62 * np.exp(-(((x - 70) / 14) ** 2)) + 0.30 * np.exp(-(((x - 170) / 16) ** 2))
+    )
     chart = line_chart(
         [
             Series("map along a line", x, course),

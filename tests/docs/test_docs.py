@@ -167,7 +167,9 @@ def test_link_check(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "out.md").write_text("# Out\n")
     (tmp_path / "docs/there.md").write_text("# There\n\n## A `part`, and more\n\n```text\n# Not this\n```\n")
-    good = "# Here\n\n[a](there.md), [b](there.md#a-part-and-more), [c](https://example.org#x), [d](#here), [e](../out.md)"
+    good = (
+        "# Here\n\n[a](there.md), [b](there.md#a-part-and-more), [c](https://example.org#x), [d](#here), [e](../out.md)"
+    )
     assert link_problems(good, tmp_path / "docs") == []
     assert link_problems("[a](gone.md)", tmp_path) == ["line 1: gone.md is not there"]
     for link in ("#there", "there.md#here", "there.md#not-this"):

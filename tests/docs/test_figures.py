@@ -39,7 +39,9 @@ def test_the_committed_figures_are_what_is_drawn(figures: ModuleType, tmp_path: 
         found, rest = numbers_and_rest(text)
         expected, words = numbers_and_rest(committed[name])
         assert rest == words, name
-        assert found == pytest.approx(expected, abs=0.11), f"{name}: run python docs/figures.py"  # the last digit may differ
+        assert found == pytest.approx(expected, abs=0.11), (
+            f"{name}: run python docs/figures.py"
+        )  # the last digit may differ
 
 
 def test_every_figure_is_a_small_drawing_that_loads_nothing_and_a_page_shows_it(figures: ModuleType) -> None:

@@ -43,10 +43,11 @@ def test_the_check_itself(tmp_path: Path) -> None:
     (tmp_path / "saae_runtime").mkdir()
     (tmp_path / "saae_runtime/errors.py").write_text("class SaaeError(Exception): ...\nclass AError(SaaeError): ...\n")
     (tmp_path / "saae_runtime/a.py").write_text(
-        'raise AError(f"{x} is not (quite) a bundle.", "why")\nraise AError(f"{x} is {y}.")\nprint("No such message.")\n'
+        'raise AError(f"{x} is not (quite) a bundle.", "why")\nraise AError(f"{x} is {y}.")\n'
+        'print("No such text, ever.")\n'
     )
     known = messages(tmp_path)
     assert source_of("part.txt is not (quite) a bundle.", known) == "saae_runtime/a.py:1"
-    for other in ("part.txt is not a bundle.", "part.txt is not (quite) a bundle", "No such message.", "a is b."):
+    for other in ("part.txt is not a bundle.", "part.txt is not (quite) a bundle", "No such text, ever.", "a is b."):
         assert source_of(other, known) is None
     assert quoted("# T\n\n### `One.`\n\ntext\n\n### Two\n") == [(3, "One.")]

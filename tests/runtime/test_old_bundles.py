@@ -1,7 +1,7 @@
-"""The promise of docs/versions.md: bundles of every earlier schema open, verify, score as they did, and can be rewritten.
+"""The promise of docs/versions.md: bundles of every earlier schema open, score as they did, and can be rewritten.
 
-Each archive in `bundles/` was written by the code of its time (`make_tiny_bundle`, FP32 and FP16). Whoever raises the schema
-number adds the archive of the new one: `zipfile` over the folder that `make_tiny_bundle` writes.
+Each archive in `bundles/` was written by the code of its time (`make_tiny_bundle`, FP32 and FP16). Whoever raises the
+schema number adds the archive of the new one: `zipfile` over the folder that `make_tiny_bundle` writes.
 """
 
 from __future__ import annotations
