@@ -17,6 +17,9 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
                 results out.
   device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
 
+Where RAPL is readable (Linux, usually as root), compute also has the energy of the processor's packages per frame, idle
+power included.
+
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
 device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
 every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
@@ -146,6 +149,7 @@ def _timed(
     from rich.console import Console
     from rich.progress import Progress
 
+    from benchmarks.energy import Metered, find_rapl
     from benchmarks.interleaved import stream, trigger
     from saae_train.experiments.timing import Turn, interleaved, timed_calls
 
@@ -160,9 +164,11 @@ def _timed(
         else:
             usable.append(variant)
     turns: dict[tuple[str, Any], Turn] = {}
+    meter = find_rapl()
     for variant in usable:
         frames = rng.integers(0, 256, (batch, *variant.backend.frame_size, 3), np.uint8)
-        turns["compute", variant.key] = partial(timed_calls, partial(variant.infer, frames))
+        compute = partial(timed_calls, partial(variant.infer, frames))
+        turns["compute", variant.key] = compute if meter is None else Metered(compute, meter)
         turns["frame", variant.key] = partial(timed_calls, partial(variant.score, camera[:batch]))
         if variant.engine is not None:
             turns["stream", variant.key] = stream(variant.engine, camera, batch)
@@ -175,6 +181,9 @@ def _timed(
         for turn in turns.values():  # buffers, kernels and plans of this batch size are made here
             turn(0.0)
             bar.advance(task)
+        for turn in turns.values():
+            if isinstance(turn, Metered):  # what was made once is no frame's
+                turn.joules, turn.calls = 0.0, 0
         bar.update(task, description=f"batch {batch}: turns")
         found = interleaved(
             turns, settings.seconds, progress=lambda n, total: bar.update(task, completed=n, total=total)
@@ -184,6 +193,8 @@ def _timed(
             if (kind, variant.key) not in found:
                 continue
             timing = common.Timing.of(found[kind, variant.key])
+            turn = turns[kind, variant.key]
+            spent = {"joules": round(turn.joules / (turn.calls * batch), 4)} if isinstance(turn, Metered) else {}
             yield {
                 "backend": variant.name,
                 "precision": variant.precision,
@@ -191,6 +202,7 @@ def _timed(
                 "batch": batch,
                 "timing": timing.to_json(),
                 "fps": round(batch * timing.per_second, 3),
+                **spent,
             }
 
 
@@ -284,6 +296,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
                 ("to whole", [row.get("ratio_whole") for row in rows]),
                 ("to DFR", [row.get("ratio_dfr") for row in rows]),
                 ("share", [row.get("share") for row in rows]),
+                ("J a frame", [row.get("joules") for row in rows]),
                 ("runs", [row["timing"]["runs"] for row in rows]),
             ]
             columns = [(name, values) for name, values in columns if any(value is not None for value in values)]

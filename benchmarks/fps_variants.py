@@ -35,7 +35,7 @@ __all__ = [
 REFERENCE = ("pytorch", "fp32")
 _TORCH = ("pytorch", "pytorch:fused", "pytorch:compile", "pytorch:cudagraph")
 _OTHER_MODELS = ("dfr", "pytorch:whole")
-_ON_CPU = ("onnxruntime:cpu", "onnxruntime:openvino")
+_ON_CPU = ("onnxruntime:cpu", "openvino")
 _NAMED_ONLY = {"onnxruntime:tensorrt": "compiles for minutes at its first start; name it in --backends"}
 
 
@@ -205,7 +205,7 @@ def _runtime_plans(
         if name in _ON_CPU:
             options["threads"] = settings.threads
         graphs = bundle.manifest.precisions()
-        if name == "onnxruntime:openvino":
+        if name == "openvino":
             options["hint"] = settings.hint
         for precision in settings.precisions or graphs:
             found = backends.candidates(bundle, 0, precision)

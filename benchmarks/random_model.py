@@ -15,7 +15,7 @@ from saae_export.artefacts import onnx_file
 from saae_export.graph.fused import GRAPH_PRECISIONS
 from saae_export.int8.qdq import insert_qdq, observe, weighted_products
 from saae_export.pipeline.bundle import describe, provisional_bundle, write_graphs
-from saae_runtime.backends.onnxruntime.openvino import bf16_missing
+from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest

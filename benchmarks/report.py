@@ -38,7 +38,9 @@ _PLACE = re.compile(
 )
 _BEGIN = re.compile(r"^[ \t]*<!-- table: ", re.MULTILINE)
 _FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
-_SHOWN_VERSIONS = ("torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "tensorrt", "tensorrt-rtx")
+_SHOWN_VERSIONS = (
+    "torch", "onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-openvino", "openvino", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -157,6 +159,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         "on the GPU, ms",
         "times whole",
         "times DFR",
+        "energy, J a frame",
     ]
     for batch in settings["batches"]:
         rows = {(r["backend"], r["precision"], r["kind"]): r for r in data["rows"] if r["batch"] == batch}
@@ -178,6 +181,7 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
                 on_device and on_device["timing"]["median_ms"],
                 compute.get("ratio_whole"),
                 compute.get("ratio_dfr"),
+                compute.get("joules"),
             ]
             table.append(line)
         yield (f"Batch {batch}:" if len(settings["batches"]) > 1 else ""), (headings, table)

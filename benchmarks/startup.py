@@ -7,7 +7,7 @@ Stages, cumulative from the moment the process is started:
   interpreter   Python itself is up;
   import        `import saae_runtime` is done;
   bundle        the bundle is open and the hashes of all its files are compared;
-  library       ONNX Runtime is imported (nothing, for a TensorRT backend);
+  library       the inference library is imported, ONNX Runtime where `auto` chooses (nothing, for a TensorRT backend);
   open          the Engine is open: model loaded and compiled by the backend, one frame run to warm up;
   first result  the first frame of the bundle's size has its result.
 
@@ -50,7 +50,10 @@ mark("import")
 path, backend, height, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 bundle = open_bundle(path)
 mark("bundle")
-if not backend.startswith("tensorrt"):
+if backend == "openvino":
+    from saae_runtime.backends.openvino.library import load_library
+    load_library()
+elif not backend.startswith("tensorrt"):
     import onnxruntime
 mark("library")
 engine = Engine(bundle, backend=backend)

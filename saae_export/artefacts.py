@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saae_runtime.backends.onnxruntime.graph import with_default
+from saae_runtime.backends.graph import with_default
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import ConfigError, DataError
@@ -33,7 +33,7 @@ __all__ = [
 CPU = "onnxruntime:cpu"
 """The backend that calibrates and compares what every machine can run."""
 
-OPENVINO = "onnxruntime:openvino"
+OPENVINO = "openvino"
 """The backend that calibrates and compares what is computed in bf16: no other does."""
 
 

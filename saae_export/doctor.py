@@ -43,8 +43,20 @@ _PROBES = {
     "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
     "tensorrt_lean": "import tensorrt_lean as t; print(t.__version__)",
     "onnxruntime": "import onnxruntime as o; print(o.__version__); print(','.join(o.get_available_providers()))",
-    "openvino": "import onnxruntime_ep_openvino; from importlib.metadata import version; "
-    "print(version('onnxruntime-ep-openvino'))",
+    "openvino": """
+import json
+from saae_runtime.backends.openvino.library import load_library
+from saae_runtime.errors import SaaeError
+said = {"words": "", "problem": "", "cure": ""}
+try:
+    library = load_library()
+    device = library.device("CPU")
+    computes = ", ".join(name for name in ("FP32", "BF16", "FP16", "INT8") if name in device.capabilities)
+    said["words"] = f"{library.version}: {', '.join(library.core.available_devices)} ({device.name}: {computes})"
+except SaaeError as error:
+    said["problem"], said["cure"] = error.why or error.what, error.cure
+print(json.dumps(said))
+""",
     "gpus": """
 import dataclasses, json
 from saae_runtime.backends.cuda.api import CudaApi
@@ -144,7 +156,8 @@ def doctor(
     findings = [
         *_gpu_findings(found["cuda"], machine, jetson),
         *(_flavour(name, found[name], machine, jetson) for name in FLAVOURS),
-        *_onnxruntime(found["onnxruntime"], found["openvino"], jetson),
+        *_onnxruntime(found["onnxruntime"], jetson),
+        _openvino(found["openvino"]),
     ]
     system = {
         "python": platform.python_version(),
@@ -254,9 +267,7 @@ def _flavour(name: str, probed: tuple[bool, list[str]], machine: dict[str, Any],
     return Finding(name, True, words, cure)
 
 
-def _onnxruntime(
-    probed: tuple[bool, list[str]], openvino: tuple[bool, list[str]], jetson: Jetson | None
-) -> list[Finding]:
+def _onnxruntime(probed: tuple[bool, list[str]], jetson: Jetson | None) -> list[Finding]:
     ok, said = probed
     gpu_cure = "pip uninstall onnxruntime, then pip install 'saae[cuda]'"
     if jetson is not None:
@@ -275,12 +286,19 @@ def _onnxruntime(
         findings.append(
             Finding(f"onnxruntime {title}", have, "offered" if have else "not in this wheel", "" if have else gpu_cure)
         )
-    have = openvino[0]
-    detail = openvino[1][0] if openvino[1] else ""
-    findings.append(
-        Finding("onnxruntime OpenVINO", have, detail, "" if have else "pip install 'saae[openvino]' (x86-64)")
-    )
     return findings
+
+
+def _openvino(probed: tuple[bool, list[str]]) -> Finding:
+    """What the backend itself says: whether it is there, and what the processor computes with it."""
+    ok, said = probed
+    try:
+        if ok:
+            answer: dict[str, str] = json.loads(said[-1])
+            return Finding("openvino", not answer["problem"], answer["words"] or answer["problem"], answer["cure"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        said = ["asking for it gave no answer"]
+    return Finding("openvino", False, _last(said), "pip install --force-reinstall openvino")
 
 
 def _with_bundle(

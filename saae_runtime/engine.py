@@ -53,7 +53,7 @@ class Engine:
 
     Args:
         bundle: the bundle's folder, or an opened bundle.
-        backend: `auto` (the fastest that is really there; `explain` says which and why), `onnxruntime`, or a name of
+        backend: `auto` (the fastest here, timed once on each machine; `explain` says more), `onnxruntime`, or a name of
             `saae_runtime.backends.BACKENDS`, which is opened or is an error, never replaced by another.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's choice. Thresholds are those
@@ -65,7 +65,7 @@ class Engine:
         white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are taken as well.
             None: the bundle's, where it was built with one.
         verify: whether the hashes of the bundle's files are compared first.
-        options: threads, hint, max_batch, cache and more; see `saae_runtime.backends.BackendOptions`.
+        options: threads, hint, max_batch, cache, measure and more; see `saae_runtime.backends.BackendOptions`.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
@@ -98,6 +98,7 @@ class Engine:
         check_white_level(white_level)
         self._device = device
         self._precision = precision
+        self._options = options
         with native_call():
             self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
         self._white_level = self.manifest.frame.white_level if white_level is None else white_level
@@ -159,9 +160,9 @@ class Engine:
         return self._white_level
 
     def explain(self) -> str:
-        """Which backend is in use, and why the others are not: text of several lines."""
-        tried = backends.candidates(self._bundle, self._device, self._precision)
-        return f"{self._backend.description}\n{backends.explain(tried, self._backend.name)}"
+        """Which backend is in use, how fast each is here, and why others are not: text of several lines."""
+        ways = backends.explain(self._bundle, self._backend, self._device, self._precision, **self._options)
+        return f"{self._backend.description}\n{ways}"
 
     def health(self) -> dict[str, Any]:
         """How the engine's calls went (streams are not counted), plain values for JSON.

@@ -38,6 +38,7 @@ __all__ = [
     "sha256_file",
     "short_name",
     "storage_error",
+    "turn",
     "write_bytes",
     "write_json",
     "write_text",
@@ -49,6 +50,7 @@ _TEMPORARY = "saae-tmp"
 _MARKS = len(f"..{'0' * 8}.{_TEMPORARY}")
 _LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{8}}\.{_TEMPORARY}", re.DOTALL)
 _GRACE = 10.0  # seconds
+_TURN_PAUSE = 0.05  # seconds between two tries to get a lock
 _swept: set[Path] = set()  # folders whose leftovers this process has removed: a folder of pictures is large
 _SWAPS = 3  # tries, should a reader put the old folder back in the middle of one
 
@@ -324,6 +326,43 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+@contextmanager
+def turn(lock: Path | None, seconds: float) -> Iterator[bool]:
+    """Waits until no other process or thread is in a block with the same lock; gives False where it waited in vain.
+
+    The system lets go of the lock when a process ends, however it ends. Where there are no locks (Windows, some network
+    shares, a place that may not be written to) nobody waits.
+
+    Args:
+        lock: an empty file, made where it is missing, and left; None: no lock.
+        seconds: the longest wait.
+    """
+    handle = -1
+    try:
+        if lock is not None and fcntl is not None:
+            with suppress(OSError):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        yield handle < 0 or _locked(handle, seconds)
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _locked(handle: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_TURN_PAUSE)
+        except OSError:
+            return True
 
 
 @contextmanager

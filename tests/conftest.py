@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in every process of ours, here also where a test imports ONNX Runtime first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Tests of the choice by speed ask for it; the others go by the fixed order and time nothing.
+os.environ.setdefault("SAAE_MEASURE", "0")
 # Most tests walk the road on random weights; whatever claims quality refuses those without this.
 os.environ.setdefault("SAAE_ALLOW_RANDOM", "1")
 

@@ -281,7 +281,7 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefa
 
 
 def _kind(backend: str) -> str:
-    return "onnx" if backend.startswith("onnxruntime") else "engine"
+    return "engine" if backends.BACKENDS[backend] == "tensorrt" else "onnx"
 
 
 def _skipped(name: str, precision: str, error: BackendError) -> Skipped:

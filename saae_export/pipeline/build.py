@@ -42,13 +42,20 @@ from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity,
 from .images import find_images, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
 from .left_out import LeftOutCalibrator, Outlier
-from .measure import measure_detection, measure_latency, measure_quality, say_verdicts
+from .measure import (
+    choose_backend,
+    keep_speeds,
+    measure_detection,
+    measure_latency,
+    measure_quality,
+    say_verdicts,
+)
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
-_STAGES = 11
+_STAGES = 12
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ def _build_bundle(
     cure = f"the model is kept in {work}; try --precision fp32"
     compared = check_parity(bundle, reference, images, asked, cure, stages)
     bundle = compared.bundle
+    choose_backend(bundle, options.measure_latency, stages)
     evaluation = measure_quality(bundle, category, stages)
     if evaluation is not None:
         say_verdicts(evaluation, bundle.manifest.thresholds[asked[0]].image.default_fpr, stages)
@@ -168,6 +176,7 @@ def _build_bundle(
         kept = named_frames(balanced_sample(category, split.normal, options.samples))
         final = _write_final(target, bundle, report, [reference.stored(name, frame) for name, frame in kept])
         stage.note(str(target))
+    keep_speeds(final, options.measure_latency)
     return BuildResult(final, evaluation, self_test, compared.reports, tuple(latency), category, target)
 
 

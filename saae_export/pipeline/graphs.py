@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saae_runtime.backends.onnxruntime.openvino import bf16_missing
+from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saae_runtime.backends.onnxruntime.openvino import bf16_missing
+from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError

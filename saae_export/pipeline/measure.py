@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from saae_runtime import backends
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
@@ -22,7 +23,9 @@ from .images import named_frames
 from .latency import measure
 
 __all__ = [
+    "choose_backend",
     "deployed",
+    "keep_speeds",
     "measure_detection",
     "measure_latency",
     "measure_quality",
@@ -183,6 +186,29 @@ def verdict_line(found: Decision) -> str:
             f"{found.fpr_limit:.0%}, at 95 %)"
         )
     return ", ".join(parts)
+
+
+def choose_backend(bundle: Bundle, wanted: bool, stages: Stages) -> None:
+    """Times the ways to run the bundle that `auto` chooses of, so that the build judges with what the line will run.
+
+    Args:
+        bundle: calibrated and compared.
+        wanted: whether anything is to be timed.
+        stages: progress, and the figures.
+    """
+    with stages.stage("choose backend") as stage:
+        figures = backends.measure(bundle, cache=False) if wanted else None
+        if figures is None:
+            stage.note("by the fixed order: " + ("there is no choice" if wanted else "nothing is timed"))
+            return
+        rows = figures.fastest()
+        stage.note(", ".join(f"{row.backend} {row.precision} {row.ms:.3g} ms" for row in rows) or "none could be timed")
+
+
+def keep_speeds(bundle: Bundle, wanted: bool) -> None:
+    """Keeps what `choose_backend` timed for the finished bundle, where `auto` finds it on this machine."""
+    if wanted:
+        backends.measure(bundle)
 
 
 def measure_latency(bundle: Bundle, held_out: Sequence[Sample], wanted: bool, stages: Stages) -> list[LatencyRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from saae_runtime.backends.onnxruntime.openvino import bf16_missing
+from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.errors import ConfigError
 from saae_train.config import FitConfig, preset
 from saae_train.selftest.run import DEFAULT_FRAMES

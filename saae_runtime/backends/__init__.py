@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import logging
+import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ConfigError, shown
 from ..manifest import PRECISIONS
+from ..version import saae_version
 from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
+from .cache import cache_folder, user_cache
+from .machine import loaded_versions, machine_facts
+from .timing import Figures, Way, find, keep, take
 
 __all__ = [
     "AUTO_ORDER",
@@ -24,6 +34,7 @@ __all__ = [
     "Ticket",
     "candidates",
     "explain",
+    "measure",
     "open_backend",
 ]
 
@@ -33,8 +44,8 @@ BACKENDS: dict[str, str] = {
     "tensorrt_lean": "tensorrt",
     "onnxruntime:tensorrt": "onnxruntime",
     "onnxruntime:cuda": "onnxruntime",
-    "onnxruntime:openvino": "onnxruntime",
     "onnxruntime:cpu": "onnxruntime",
+    "openvino": "openvino",
 }
 """Backend names and the module of this package that has each."""
 
@@ -43,14 +54,20 @@ AUTO_ORDER: tuple[str, ...] = (
     "tensorrt_rtx",
     "tensorrt_lean",
     "onnxruntime:cuda",
-    "onnxruntime:openvino",
+    "openvino",
     "onnxruntime:cpu",
 )
-"""Fastest first. `onnxruntime:tensorrt` is left out: its first start compiles for minutes, so only on request."""
+"""What `auto` chooses of; its order where nothing is timed. `onnxruntime:tensorrt` is left out: its first start
+compiles for minutes, so only on request."""
+
+_ON_CPU = {"openvino", "onnxruntime:cpu"}
+_QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # what is timed first, should time run out
+_log = logging.getLogger("saae_runtime")
+_clock = time.perf_counter
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """Every way to run a bundle on this machine, fastest first; what is missing says why and what to install.
+    """Every way to run a bundle on this machine, in `auto`'s fixed order; what is missing says why and what to install.
 
     Args:
         bundle: an opened bundle.
@@ -76,8 +93,9 @@ def open_backend(
 
     Args:
         bundle: an opened bundle.
-        name: one of `BACKENDS`; `onnxruntime` for the best of its providers that is there; `auto` for the fastest of
-            all. Only these two choose; a name asked for is opened or is an error.
+        name: one of `BACKENDS`; `onnxruntime` for the fastest of its providers; `auto` for the fastest of all. Only
+            these two choose, by what was timed on this machine, see `BackendOptions.measure`; a name asked for is
+            opened or is an error.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's own choice.
         options: see `BackendOptions`.
@@ -90,56 +108,196 @@ def open_backend(
     chosen = BackendOptions.from_mapping(options)
     _check(name, device, precision)
     if name in BACKENDS:
-        backend: Backend = _modules()[BACKENDS[name]].open_backend(bundle, name, device, precision, chosen)
-        return backend
+        return _open(bundle, name, device, precision, chosen)
     return _open_best(bundle, name, device, precision, chosen)
 
 
-def explain(tried: Sequence[Candidate], chosen: str) -> str:
-    """Candidates as text, one line each: which was taken, and why the others were not."""
-    names = [candidate.name for candidate in tried]
-    lines = []
-    for candidate in tried:
+def measure(
+    bundle: Bundle, name: str = "auto", device: int = 0, precision: str | None = None, **options: Any
+) -> Figures | None:
+    """The speed of every way that `auto` may choose here, timed now where it is not known; None where nothing is timed.
+
+    What was timed is kept in the cache folder of the bundle, where `options` allow one, and in this process in any
+    case, for every bundle of the same files. Arguments are those of `open_backend`.
+    """
+    chosen = BackendOptions.from_mapping(options)
+    _check(name, device, precision)
+    return _measured(_asked(bundle, name, device, precision, chosen), lambda text: None, without_cache=True)
+
+
+def explain(bundle: Bundle, backend: Backend, device: int = 0, precision: str | None = None, **options: Any) -> str:
+    """The ways to run a bundle as text, one line each: which is in use, what each takes, and why others are not here.
+
+    Args:
+        bundle: what `backend` was opened on.
+        backend: in use.
+        device, precision, options: as it was opened with.
+    """
+    asked = _asked(bundle, "auto", device, precision, BackendOptions.from_mapping(options))
+    figures = None if asked.why_not else find(asked.key, asked.folder)
+    running = {item.name: item.artefact for item in candidates(bundle, device, backend.precision)}[backend.name]
+    lines, passed = [], False
+    for candidate in candidates(bundle, device, precision):
+        rows = figures.of(candidate.name) if figures else []
         file = candidate.artefact.file if candidate.artefact else "no file for it"
-        if candidate.name == chosen:
-            verdict, mark = f"in use: {file}", "*"
+        if candidate.name == backend.name:
+            verdict, mark, passed = f"in use: {running.file if running else file}", "*", True
         elif candidate.why_not is not None:
             verdict, mark = f"not here: {candidate.why_not}" + (f" -> {candidate.cure}" if candidate.cure else ""), " "
-        elif chosen in names and names.index(candidate.name) > names.index(chosen):
-            verdict, mark = f"works, slower: {file}", " "
         else:
-            verdict, mark = f"works: {file}", " "
-        lines.append(f"{mark} {candidate.name}: {verdict}" + (f" ({candidate.note})" if candidate.note else ""))
-    return "\n".join(lines)
+            verdict, mark = f"works, slower: {file}" if passed and not rows else f"works: {file}", " "
+        verdict += f" ({candidate.note})" if candidate.note else ""
+        verdict += "".join(
+            f"{', ' if place else '; '}{row.precision} {row.ms:.3g} ms" for place, row in enumerate(rows)
+        )
+        lines.append(f"{mark} {candidate.name}: {verdict}")
+    return "\n".join([*lines, _about(figures, asked)])
+
+
+def _about(figures: Figures | None, asked: _Asked) -> str:
+    if figures is None:
+        nowhere = "there is no folder to keep figures in" if asked.folder is None else "nobody has timed them yet"
+        return f"  not timed, so auto goes by a fixed order: {asked.why_not or nowhere}"
+    left = [f"; {row.backend} {row.precision} not timed: {row.why}" for row in figures.rows if row.ms is None]
+    return f"  timed here on {figures.date}, one frame at the graph's size{''.join(left)}"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `auto` was asked for: the ways that it may choose of, and where their figures are kept.
+
+    Attributes:
+        ways: usable ones that did not fail their comparison, the likely fastest first.
+        key: everything that their speed depends on.
+        folder: where figures are kept; None: nowhere.
+        why_not: why they are not timed; empty where they are.
+    """
+
+    bundle: Bundle
+    device: int
+    options: BackendOptions
+    ways: tuple[Candidate, ...]
+    key: dict[str, Any]
+    folder: Path | None
+    why_not: str
+
+
+def _asked(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> _Asked:
+    why = ""
+    if options.measure is False or (options.measure is None and os.environ.get("SAAE_MEASURE") == "0"):
+        why = "measuring is switched off"
+    elif options.arithmetic is not None or options.device_type is not None:
+        why = "arithmetic= or device_type= was given"
+    if why:
+        return _Asked(bundle, device, options, (), {}, None, why)
+    ways = _ways(bundle, name, device, precision)
+    if len(ways) < 2:
+        return _Asked(bundle, device, options, ways, {}, None, "there is no choice")
+    return _Asked(
+        bundle, device, options, ways, _key(bundle, ways, device, options), cache_folder(bundle, options.cache), ""
+    )
+
+
+def _ways(bundle: Bundle, name: str, device: int, precision: str | None) -> tuple[Candidate, ...]:
+    found = []
+    for wanted in bundle.manifest.precisions() if precision is None else (precision,):
+        for item in candidates(bundle, device, wanted):
+            fits = item.artefact is not None and item.artefact.precision == wanted
+            if _considered(item, name) and item.why_not is None and fits and _disagrees(item) is None:
+                found.append((wanted, item))
+    exact = {item.name for wanted, item in found if wanted == "fp32"}
+    # On a CPU an FP16 graph is computed in FP32 or emulated.
+    found = [(wanted, item) for wanted, item in found if not (wanted == "fp16" and item.name in _ON_CPU & exact)]
+    found.sort(key=lambda pair: (_QUICKEST.index(pair[0]), AUTO_ORDER.index(pair[1].name)))
+    return tuple(item for _, item in found)
+
+
+def _key(bundle: Bundle, ways: Sequence[Candidate], device: int, options: BackendOptions) -> dict[str, Any]:
+    libraries = [name.partition(":")[0] for name in dict.fromkeys(item.name for item in ways)]
+    files = [(item.name, item.artefact) for item in ways if item.artefact is not None]
+    return {
+        "saae": saae_version(),
+        "machine": machine_facts(),
+        "libraries": loaded_versions(libraries),
+        "ways": [[name, item.precision, bundle.sha256(item.file)] for name, item in files],
+        "notes": sorted({f"{item.name}: {item.note}" for item in ways if item.note}),
+        "device": device,
+        "options": [options.threads, options.hint, options.slots, options.cuda_graph],
+    }
+
+
+def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = False) -> Figures | None:
+    """The figures, timed now where they are not known; None where they are not to be timed.
+
+    Args:
+        asked: see there.
+        say: told before they are timed.
+        without_cache: whether to time them although they cannot be kept beyond this process.
+    """
+    if asked.why_not:
+        return None
+    found = find(asked.key, asked.folder)
+    if found is not None:
+        return keep(asked.key, found, asked.folder)
+    if asked.folder is None and not without_cache:
+        return None
+    options = dataclasses.replace(asked.options, max_batch=1, warm_up=True)
+
+    def way(candidate: Candidate) -> Way:
+        precision = candidate.artefact.precision if candidate.artefact else None
+        return Way(
+            candidate.name,
+            str(precision),
+            lambda: _open(asked.bundle, candidate.name, asked.device, precision, options),
+        )
+
+    place = user_cache() or asked.folder
+    lock = None if place is None else place / "timing.lock"
+    return take(asked.key, asked.folder, lock, [way(item) for item in asked.ways], say, _clock)
+
+
+def _open(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> Backend:
+    backend: Backend = _modules()[BACKENDS[name]].open_backend(bundle, name, device, precision, options)
+    return backend
 
 
 def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> Backend:
-    reasons = []
+    reasons: list[str] = []
+
+    def opened(candidate: str, precision: str | None) -> Backend | None:
+        try:
+            return _open(bundle, candidate, device, precision, options)
+        except BackendError as error:
+            # It looked usable and is not: the next one is taken, but never without a word.
+            reasons.append(f"{candidate}: {error.what} {error.why}".strip())
+            warnings.warn(f"saae: {candidate} is passed over. {error.what} {error.why}", stacklevel=5)
+            return None
+
+    figures = _measured(_asked(bundle, name, device, precision, options), _log.warning)
+    for row in figures.fastest() if figures else ():
+        if (backend := opened(row.backend, row.precision)) is not None:
+            return backend
+    tried = {row.backend for row in figures.fastest()} if figures else set()
     for candidate in candidates(bundle, device, precision):
-        if candidate.name not in AUTO_ORDER or (name != "auto" and not candidate.name.startswith(f"{name}:")):
+        if not _considered(candidate, name) or candidate.name in tried:
             continue
         if candidate.why_not is not None:
             reasons.append(f"{candidate.name}: {candidate.why_not}")
-            continue
-        if (disagrees := _disagrees(candidate)) is not None:
+        elif (disagrees := _disagrees(candidate)) is not None:
             reasons.append(f"{candidate.name}: {disagrees}")
             warnings.warn(f"saae: {candidate.name} is passed over. {disagrees}", stacklevel=4)
-            continue
-        try:
-            backend: Backend = _modules()[BACKENDS[candidate.name]].open_backend(
-                bundle, candidate.name, device, precision, options
-            )
-        except BackendError as error:
-            # It looked usable and is not: the next one is taken, but never without a word.
-            reasons.append(f"{candidate.name}: {error.what} {error.why}".strip())
-            warnings.warn(f"saae: {candidate.name} is passed over. {error.what} {error.why}", stacklevel=4)
-            continue
-        return backend
+        elif (backend := opened(candidate.name, precision)) is not None:
+            return backend
     raise BackendUnavailableError(
         f"No backend can run {bundle.path} here.",
         "; ".join(reasons) or "none is known",
         "pip install 'saae[cpu]' runs on every machine",
     )
+
+
+def _considered(candidate: Candidate, name: str) -> bool:
+    """Whether `auto`, or `onnxruntime` for its own providers, may choose a candidate."""
+    return candidate.name in AUTO_ORDER and (name == "auto" or candidate.name.startswith(f"{name}:"))
 
 
 def _disagrees(candidate: Candidate) -> str | None:

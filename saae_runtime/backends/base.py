@@ -81,6 +81,8 @@ class BackendOptions:
         arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: what the thresholds of the precision in use
             were calibrated in. In another, scores move against the thresholds, which the backend's description says.
         warm_up: whether the first inference is run when the backend is opened.
+        measure: whether `auto` times the ways to run the bundle, once on each machine, and takes the fastest; False:
+            the first in a fixed order. None: True, unless the environment has SAAE_MEASURE=0.
     """
 
     threads: int | None = None
@@ -92,6 +94,7 @@ class BackendOptions:
     device_type: str | None = None
     arithmetic: str | None = None
     warm_up: bool = True
+    measure: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("threads", "max_batch", "slots"):
@@ -109,6 +112,8 @@ class BackendOptions:
             if not isinstance(value, (str, type(None))) or value not in known:
                 cure = "give " + " or ".join(repr(item) for item in known if item is not None)
                 raise ConfigError(f"{name}={shown(value)} is not known.", "", cure)
+        if not isinstance(self.measure, (bool, type(None))):
+            raise ConfigError(f"measure={shown(self.measure)} is not possible.", "", "give True or False")
         if not isinstance(self.cache, (bool, str, Path, type(None))):
             raise ConfigError(f"cache={shown(self.cache)} is not possible.", "", "give a folder, True or False")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bundle import Bundle
 from ..files import canonical_json, sha256_bytes
 
-__all__ = ["cache_folder"]
+__all__ = ["cache_folder", "user_cache"]
 
 
 def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None:
@@ -29,8 +29,8 @@ def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None
     identity = sha256_bytes(canonical_json(files).encode())[:16]
     if cache is True or cache is None:
         places = [bundle.path.with_name(f"{bundle.path.name}.cache")]
-        with suppress(RuntimeError):  # a service's user may have no home
-            places.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saae")
+        if (own := user_cache()) is not None:
+            places.append(own)
     else:
         places = [Path(cache)]
     for place in places:
@@ -41,4 +41,11 @@ def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None
             continue
         if os.access(folder, os.W_OK):
             return folder
+    return None
+
+
+def user_cache() -> Path | None:
+    """The user's cache folder of saae, there or not; None for a user without a home, as a service's may be."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saae"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import signal
 import sys
@@ -66,6 +67,14 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
     arithmetic: Annotated[
         str | None, typer.Option(help="OpenVINO only: f32, bf16 or f16; default: what the precision was calibrated in.")
+    ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Whether auto times the backends once on this machine; default: yes, unless SAAE_MEASURE=0.",
+            show_default=False,
+        ),
     ] = None,
     fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of pixels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Pixel threshold T itself.")] = None,
@@ -155,6 +164,7 @@ def run(
                 verify=verify,
                 threads=threads,
                 arithmetic=arithmetic,
+                measure=measure,
                 # Announced, so that what batches need is made now and not when the first one is full.
                 max_batch=batch if batch > 1 else None,
             )
@@ -325,14 +335,26 @@ def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | N
 
 
 def _open_engine(log: Console, bundle: Path, **options: Any) -> Engine:
-    # `auto` warns about what it passes over; here that is a line for the reader, not a line of source code.
-    with warnings.catch_warnings(record=True) as caught:
+    """The engine; what it says meanwhile are lines for the reader, said at once, not lines of source code."""
+    tell = _teller(log)
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tell(record.getMessage())
+
+    def warned(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, UserWarning):
+            tell(str(message))
+
+    logger, handler = logging.getLogger("saae_runtime"), Told()
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        engine = Engine(bundle, **options)
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            log.print(Text(printable(str(warning.message)), style="yellow"))
-    return engine
+        warnings.showwarning = warned
+        logger.addHandler(handler)
+        try:
+            return Engine(bundle, **options)
+        finally:
+            logger.removeHandler(handler)
 
 
 def _kinds(

@@ -12,7 +12,9 @@ from tiny_bundle import make_tiny_bundle, tiny_graph, tiny_manifest
 from typer.testing import CliRunner
 
 from saae_export.doctor import doctor, print_diagnosis, run_probe
+from saae_runtime import Engine
 from saae_runtime.bundle import write_bundle
+from saae_runtime.errors import BackendUnavailableError
 from saae_runtime.manifest import Artefact, Profile
 
 pytestmark = pytest.mark.needs("onnx")
@@ -72,6 +74,34 @@ def test_a_machine_with_nothing_has_a_cure_for_everything():
         assert not item.ok
         assert item.cure, item
     assert "try:" in text(found)
+
+
+def test_openvino_says_itself_what_it_is_and_has():
+    answer = {"words": "2026.4.1: CPU (AMD EPYC: FP32, BF16, INT8)", "problem": "", "cure": ""}
+    seen = findings(doctor(probe=machine(openvino=(json.dumps(answer),))))["openvino"]
+    assert (seen.ok, seen.detail, seen.cure) == (True, answer["words"], "")
+    answer = {"words": "", "problem": "the package openvino is not installed", "cure": "pip install 'saae[openvino]'"}
+    seen = findings(doctor(probe=machine(openvino=(json.dumps(answer),))))["openvino"]
+    assert (seen.ok, seen.detail, seen.cure) == (False, answer["problem"], answer["cure"])
+    seen = findings(doctor(probe=machine(openvino="importing it crashes (signal 11)")))["openvino"]
+    assert (seen.ok, seen.detail) == (False, "importing it crashes (signal 11)")
+    assert "reinstall" in seen.cure
+
+
+def test_doctor_and_the_backend_say_the_same_of_openvino(tmp_path):
+    """For real: what is said to work is opened, and what is not has the same reason in the error."""
+    bundle = make_tiny_bundle(tmp_path / "b", (16, 24))
+    asked = ("openvino", "backends")
+    found = doctor(bundle, probe=lambda name, code: run_probe(name, code) if name in asked else (False, []))
+    seen, way = findings(found)["openvino"], {item.name: item for item in found.backends}["openvino"]
+    assert seen.ok is way.ok
+    if seen.ok:
+        Engine(bundle, backend="openvino").close()
+        return
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError) as caught:
+            Engine(bundle, backend="openvino")
+        assert caught.value.why == way.why_not == seen.detail
 
 
 def test_a_jetson_is_told_of_jetpack(tmp_path):

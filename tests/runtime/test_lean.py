@@ -13,7 +13,20 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 
 from saae_runtime.render import save_png
 
-HEAVY = ("onnxruntime", "torch", "timm", "onnx", "scipy", "PIL", "typer", "rich", "cuda", "tensorrt", "saae_train")
+HEAVY = (
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "timm",
+    "onnx",
+    "scipy",
+    "PIL",
+    "typer",
+    "rich",
+    "cuda",
+    "tensorrt",
+    "saae_train",
+)
 
 
 def run(code: str, root: Path) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: CPU, CUDA, TensorRT and OpenVINO."""
+"""ONNX Runtime: CPU, CUDA and TensorRT."""
 
 from .choose import candidates, open_backend
 

@@ -1,11 +1,8 @@
-"""Runs a graph in ONNX Runtime, with its CPU, CUDA, TensorRT or OpenVINO execution provider."""
+"""Runs a graph in ONNX Runtime, with its CPU, CUDA or TensorRT execution provider."""
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,14 +17,12 @@ from ...errors import (
     ConfigError,
     DeviceError,
 )
-from ...files import sha256_bytes
 from ...manifest import Artefact
 from ..base import Backend, BackendOptions, RawOutputs, Ticket
 from ..cache import cache_folder
-from . import openvino as ort_openvino
+from ..graph import without_default
 from .binding import BindingPool
 from .gpu import gpu_providers
-from .graph import free_batch, without_default
 from .quiet import import_onnxruntime, stdout_kept
 
 __all__ = ["INSTALL", "PROVIDERS", "OrtBackend"]
@@ -38,7 +33,6 @@ PROVIDERS = {
     "onnxruntime:cpu": "CPUExecutionProvider",
     "onnxruntime:cuda": "CUDAExecutionProvider",
     "onnxruntime:tensorrt": "TensorrtExecutionProvider",
-    "onnxruntime:openvino": ort_openvino.PROVIDER,
 }
 """Backend name -> ONNX Runtime's name of its execution provider."""
 
@@ -46,13 +40,11 @@ INSTALL = {
     "onnxruntime:cpu": "pip install 'saae[cpu]'",
     "onnxruntime:cuda": "pip install 'saae[cuda]'",
     "onnxruntime:tensorrt": "pip install 'saae[cuda]' tensorrt, in the version that this ONNX Runtime was built for",
-    "onnxruntime:openvino": "pip install 'saae[openvino]'",
 }
 """Backend name -> what to type to get it."""
 
 _MAX_BATCH = {
     "onnxruntime:cpu": 8,
-    "onnxruntime:openvino": 8,
     "onnxruntime:cuda": 32,
     "onnxruntime:tensorrt": 32,
 }
@@ -79,12 +71,11 @@ class OrtBackend(Backend):
         self.frame_size = (bundle.manifest.frame.height, bundle.manifest.frame.width)
         self._ort = ort
         self._file = bundle.file(artefact.file)
-        self._batches: BatchSession | None = None
         self._session, details = self._open(bundle, artefact, device, options)
         self._check_graph()
         self.max_batch = self._largest_batch(options)
         self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
-        self.slots = options.slots or _slots(name, options)
+        self.slots = options.slots or (1 if name == "onnxruntime:cpu" else 2)  # on a GPU copies overlap compute
         self._workers = ThreadPoolExecutor(self.slots, "saae-infer") if self.slots > 1 else None
         self._pool: BindingPool | None = None
         if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
@@ -92,18 +83,15 @@ class OrtBackend(Backend):
         if options.warm_up:
             # The first run allocates arenas and, on a GPU, picks kernels; nobody should wait for that in a frame.
             self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
-            if self._batches is not None and options.max_batch is not None and self.max_batch > 1:
-                self.infer(np.full((self.max_batch, *self.frame_size, 3), 128, np.uint8), 0.0)
 
     def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
         """See `Backend.infer`. Sessions are thread-safe; bound buffers are handed to one call at a time."""
         limit = np.array([threshold], np.float32)
-        session = self._session if self._batches is None or len(frames) == 1 else self._batches.get()
         try:
             if self._pool is not None:
                 anomaly_map, score, mask = self._pool.run(frames, limit)
             else:
-                anomaly_map, score, mask = session.run(OUTPUTS, {"frame": frames, "threshold": limit})
+                anomaly_map, score, mask = self._session.run(OUTPUTS, {"frame": frames, "threshold": limit})
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise DeviceError(
                 f"{self.description}: the inference of {len(frames)} frames failed.",
@@ -130,14 +118,11 @@ class OrtBackend(Backend):
         if self._workers is not None:
             self._workers.shutdown(wait=True)
         self._pool = None
-        self._batches = None
         self._session = None
 
     def _open(self, bundle: Bundle, artefact: Artefact, device: int, options: BackendOptions) -> tuple[Any, str]:
         if self.name == "onnxruntime:cpu":
             return self._open_cpu(artefact, options)
-        if self.name == "onnxruntime:openvino":
-            return self._open_openvino(bundle, options)
         return self._open_gpu(bundle, device, options)
 
     def _open_cpu(self, artefact: Artefact, options: BackendOptions) -> tuple[Any, str]:
@@ -150,41 +135,6 @@ class OrtBackend(Backend):
         settings.graph_optimization_level = levels.ORT_ENABLE_BASIC if basic else levels.ORT_ENABLE_ALL
         threads = f"{options.threads} threads" if options.threads else "all threads"
         return self._session_of(settings, str(self._file), "CPU", ["CPUExecutionProvider"]), f"CPU, {threads}"
-
-    def _open_openvino(self, bundle: Bundle, options: BackendOptions) -> tuple[Any, str]:
-        # The CPU plug-in compiles in a moment; a GPU or NPU takes seconds, which a cache saves.
-        slow = options.device_type in ("GPU", "NPU")
-        cache = cache_folder(bundle, options.cache) if slow or options.cache is not None else None
-
-        def open_for(model: bytes, batch: str | None) -> tuple[Any, str]:
-            settings = self._settings(options)
-            settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # OpenVINO has its own
-            if batch is not None:
-                settings.add_free_dimension_override_by_name(batch, 1)
-            details = ort_openvino.add_device(self._ort, settings, options, self.precision, cache)
-            return self._session_of(settings, model, "OpenVINO"), details
-
-        model = self._without_default()
-        try:
-            batch = free_batch(model, "frame")
-        except ValueError as error:
-            raise self._unreadable(error) from error
-        # An NPU takes fixed shapes only.
-        if batch is not None and options.device_type != "NPU" and options.max_batch != 1:
-            sha256 = sha256_bytes(model)
-            self._batches = BatchSession(lambda: open_for(self._same(sha256), None)[0])
-        return open_for(model, batch)
-
-    def _same(self, sha256: str) -> bytes:
-        """The graph again, as it was when the engine was opened."""
-        model = self._without_default()
-        if sha256_bytes(model) != sha256:
-            raise BackendError(
-                f"{self._file} is another file than when the engine was opened.",
-                "The bundle was replaced while it was in use.",
-                "close the engine and open the new bundle",
-            )
-        return model
 
     def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
         if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
@@ -266,8 +216,6 @@ class OrtBackend(Backend):
         return ""
 
     def _largest_batch(self, options: BackendOptions) -> int:
-        if self._batches is not None:
-            return options.max_batch or _MAX_BATCH[self.name]
         fixed = next(item for item in self._session.get_inputs() if item.name == "frame").shape[0]
         if isinstance(fixed, int):
             if fixed != 1 or (options.max_batch or 1) != 1:
@@ -276,34 +224,6 @@ class OrtBackend(Backend):
                 )
             return 1
         return options.max_batch or _MAX_BATCH[self.name]
-
-
-class BatchSession:
-    """The session for several frames beside one for single frames, opened when the first batch comes.
-
-    OpenVINO computes a single frame up to a tenth faster where its number is fixed.
-    """
-
-    def __init__(self, open_it: Callable[[], Any]) -> None:
-        self._open_it = open_it
-        self._lock = threading.Lock()
-        self._session: Any = None
-
-    def get(self) -> Any:
-        """The session; the first call opens it, others wait."""
-        with self._lock:
-            if self._session is None:
-                self._session = self._open_it()
-            return self._session
-
-
-def _slots(name: str, options: BackendOptions) -> int:
-    """Batches in flight of a stream: on a GPU copies overlap compute; OpenVINO's throughput hint wants company."""
-    if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
-        return 2
-    if name == "onnxruntime:openvino" and options.hint == "throughput":
-        return min(max(2, os.cpu_count() or 2), 8)
-    return 1
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ from saae_export.cli.inspect import bundle_view
 from saae_export.parity.reference import ReferenceFrame, write_reference
 from saae_export.parity.verify import verify
 from saae_runtime import Engine
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.backends.openvino import bf16_missing, library
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.errors import (
     BackendUnavailableError,
@@ -291,7 +291,9 @@ def test_engines_share_the_thresholds_and_keep_their_bytes(bundle: Path, picture
 
 
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("the OpenVINO plug-in is not installed", "pip install it"))
+    monkeypatch.setattr(
+        library, "device_missing", lambda kind: ("the package openvino is not installed", "pip install it")
+    )
 
 
 def test_a_precision_that_cannot_run_here_is_an_error_with_its_reason(
@@ -302,7 +304,7 @@ def test_a_precision_that_cannot_run_here_is_an_error_with_its_reason(
     before = fingerprint(bundle)
     with pytest.raises(BackendUnavailableError) as caught:
         again(bundle, pictures)
-    assert caught.value.why == "bf16: the OpenVINO plug-in is not installed"
+    assert caught.value.why == "bf16: the package openvino is not installed"
     assert "--precision fp32:" in caught.value.cure
     assert fingerprint(bundle) == before
 
@@ -325,8 +327,8 @@ def test_a_precision_left_out_leaves_the_bundle(
 
 
 def test_a_file_of_bf16_alone_keeps_its_own_t(tmp_path: Path, pictures: Path) -> None:
-    if not _has_bf16():
-        pytest.skip("OpenVINO reports no bf16 here")
+    if why := bf16_missing():
+        pytest.skip(why)
     bundle = make_tiny_bundle(tmp_path / "bundle", SIZE, precisions=("fp32", "bf16"))
     again(bundle, pictures)
     tables = open_bundle(bundle).manifest.thresholds
@@ -362,10 +364,6 @@ def test_where_no_graph_runs_an_engine_of_the_precision_does(
     assert engine.parity is not None
     assert engine.parity.passed
     assert default_in(bundle / "model.fp16.onnx") == np.float32(after.manifest.thresholds["fp16"].pixel.at())
-
-
-def _has_bf16() -> bool:
-    return not ort_openvino.missing(ort)[0] and ort_openvino.has_bf16(ort)
 
 
 # --- what cannot work, and what is left alone ---

@@ -34,7 +34,8 @@ from saae_runtime import Engine, backends
 from saae_runtime.backends.base import RawOutputs
 from saae_runtime.backends.onnxruntime import backend as ort_backend
 from saae_runtime.backends.onnxruntime import choose as ort_choose
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino
+from saae_runtime.backends.openvino import choose as openvino_choose
+from saae_runtime.backends.openvino import library as openvino_library
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle, write_bundle
 from saae_runtime.errors import (
     BackendError,
@@ -137,15 +138,13 @@ def test_a_read_only_bundle_opens_scores_and_verifies(bundle: Bundle) -> None:
             path.chmod(0o755)
 
 
-@pytest.mark.parametrize("only", [None, "onnxruntime:openvino"])
+@pytest.mark.parametrize("only", [None, "openvino"])
 def test_what_no_processor_feature_lets_run_is_said(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, only: str | None
 ) -> None:
-    import onnxruntime
-
-    if why := ort_openvino.missing(onnxruntime)[0]:
+    if why := openvino_library.device_missing("CPU")[0]:
         pytest.skip(why)
-    monkeypatch.setattr(ort_openvino, "has_bf16", lambda ort, device=None: False)
+    monkeypatch.setattr(openvino_choose, "has_bf16", lambda device: False)
     manifest = bundle.manifest
     bf16 = dataclasses.replace(bundle.artefacts(precision="fp32")[0], precision="bf16", parity=None)
     thresholds = {**manifest.thresholds, "bf16": manifest.thresholds["fp32"]}
@@ -262,7 +261,7 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: True)
-    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("not installed", "install it"))
+    monkeypatch.setattr(openvino_library, "device_missing", lambda kind: ("not installed", "install it"))
     opened = ort_backend.OrtBackend._open
 
     def fails(self: ort_backend.OrtBackend, *arguments: object) -> object:

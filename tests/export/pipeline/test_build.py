@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import html
 import io
+import itertools
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,8 @@ from saae_export.pipeline.fit import FittedModel
 from saae_export.pipeline.images import Request
 from saae_export.pipeline.left_out import LeftOutCalibrator
 from saae_runtime import Bundle, Engine, open_bundle
+from saae_runtime.backends import timing
+from saae_runtime.backends.openvino.library import device_missing
 from saae_runtime.errors import (
     CalibrationError,
     ConfigError,
@@ -107,8 +111,8 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     assert 0 <= manifest.metrics["pixel_roc_auc"] <= 1
     assert manifest.model.config["steps"] == 6
     assert {row.precision for row in result.latency} - {"bf16"} == {"fp32", "fp16"}
-    for number in range(1, 12):
-        assert f"{number}/11 " in text
+    for number in range(1, 13):
+        assert f"{number}/12 " in text
     report = bundle.file("report.html").read_text(encoding="utf-8")
     assert "thresholds computed with" in report
     with Engine(bundle) as engine:
@@ -421,6 +425,37 @@ def test_parity_is_a_gate(again: Path, data: Path, monkeypatch: pytest.MonkeyPat
     assert (again / "bundle" / "manifest.json").read_bytes() == manifest
     load_checkpoint(_checkpoint(again))
     assert leftovers(again) == []
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_a_build_times_its_backends_once_and_keeps_the_figures(
+    again: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it judges with is what `auto` takes afterwards, on this machine and without timing anything."""
+    if why := device_missing("CPU")[0]:
+        pytest.skip(f"ONNX Runtime alone is no choice: {why}")
+    monkeypatch.setenv("SAAE_MEASURE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    timed, real = [], timing.time_ways
+
+    def counted(ways: Sequence[timing.Way], clock: timing.Clock) -> tuple[timing.Figure, ...]:
+        timed.append([(way.backend, way.precision) for way in ways])
+        rows = real(ways, itertools.count(0.0, 0.01).__next__)  # they run, under a clock of its own
+        return tuple(dataclasses.replace(row, ms=10.0 - place) for place, row in enumerate(rows))  # the last one wins
+
+    monkeypatch.setattr(timing, "_known", {})
+    monkeypatch.setattr(timing, "time_ways", counted)
+    result, text = quiet_build(options(data, again, precisions=("fp32",), measure_latency=True))
+    (ways,) = timed
+    name, precision = ways[-1]
+    assert f"choose backend: {name} {precision} " in text
+    assert f"test images with {name} {precision}" in text
+    (kept,) = (again / "bundle.cache").rglob("speed-*.json")
+    assert json.loads(kept.read_text())["rows"][-1]["backend"] == name
+    monkeypatch.setattr(timing, "_known", {})
+    with Engine(result.bundle) as engine:
+        assert (engine.backend.name, engine.backend.precision) == (name, precision)
+    assert len(timed) == 1
 
 
 STOPS = {

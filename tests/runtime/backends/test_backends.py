@@ -14,8 +14,9 @@ from saae_runtime import Engine, backends, open_bundle
 from saae_runtime.backends import BACKENDS, BackendOptions
 from saae_runtime.backends.cache import cache_folder
 from saae_runtime.backends.onnxruntime import choose as ort_choose
-from saae_runtime.backends.onnxruntime import openvino as ort_openvino
 from saae_runtime.backends.onnxruntime import quiet
+from saae_runtime.backends.openvino import choose as openvino_choose
+from saae_runtime.backends.openvino import library as openvino_library
 from saae_runtime.bundle import Bundle, write_bundle
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.manifest import Parity
@@ -28,7 +29,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("the OpenVINO plug-in is not installed", "pip install it"))
+    monkeypatch.setattr(openvino_library, "device_missing", lambda kind: ("it is not installed", "pip install it"))
 
 
 def test_every_name_has_one_candidate(bundle: Bundle) -> None:
@@ -48,24 +49,24 @@ def test_auto_takes_what_is_there_and_says_why(bundle: Bundle, name: str) -> Non
         assert engine.backend.name == "onnxruntime:cpu"
         text = engine.explain()
     assert "* onnxruntime:cpu: in use: model.onnx" in text
-    assert "onnxruntime:openvino: not here: the OpenVINO plug-in is not installed -> pip install it" in text
+    assert "openvino: not here: it is not installed -> pip install it" in text
     for other in set(BACKENDS) - {"onnxruntime:cpu"}:
         assert f"  {other}: " in text
 
 
 @pytest.mark.usefixtures("no_openvino")
 def test_auto_passes_over_what_fails_with_a_word(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_openvino, "missing", lambda *_: ("", ""))
+    monkeypatch.setattr(openvino_library, "device_missing", lambda kind: ("", ""))
 
     def fail(*_: object) -> None:
-        raise BackendUnavailableError("The OpenVINO plug-in does not load.", "built for another ONNX Runtime")
+        raise BackendUnavailableError("OpenVINO cannot be used here.", "built for another processor")
 
-    monkeypatch.setattr(ort_openvino, "add_device", fail)
-    with pytest.warns(UserWarning, match="onnxruntime:openvino is passed over.*another ONNX Runtime"):
-        backend = backends.open_backend(bundle, "onnxruntime")
+    monkeypatch.setattr(openvino_choose, "OpenVinoBackend", fail)
+    with pytest.warns(UserWarning, match="openvino is passed over.*another processor"):
+        backend = backends.open_backend(bundle, "auto")
     assert backend.name == "onnxruntime:cpu"
-    with pytest.raises(BackendUnavailableError, match="does not load"):  # asked for: an error
-        backends.open_backend(bundle, "onnxruntime:openvino")
+    with pytest.raises(BackendUnavailableError, match="another processor"):  # asked for: an error
+        backends.open_backend(bundle, "openvino")
 
 
 @pytest.mark.parametrize(

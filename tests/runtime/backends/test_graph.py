@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import tiny_graph
 
-from saae_runtime.backends.onnxruntime.graph import free_batch, with_default, without_default
+from saae_runtime.backends.graph import with_default, without_default
 
 MODEL = tiny_graph((16, 24))
 
@@ -94,24 +94,3 @@ def test_what_is_not_one_number_is_not_changed(name: str, values: np.ndarray | N
 def test_a_number_is_never_written_into_arbitrary_bytes(data: bytes) -> None:
     with pytest.raises(ValueError):
         with_default(data, "threshold", 1.0)
-
-
-@pytest.mark.parametrize(("batch", "expected"), [("batch", "batch"), ("größe", "größe"), (1, None), (4, None)])
-def test_a_free_batch_is_found_by_name(batch: str | int, expected: str | None) -> None:
-    model = onnx.load_from_string(MODEL)
-    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if isinstance(batch, str):
-        dimension.dim_param = batch
-    else:
-        dimension.dim_value = batch
-    data = model.SerializeToString()
-    assert free_batch(data, "frame") == expected
-    assert free_batch(data, "threshold") is None
-    assert free_batch(data, "no such input") is None
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=60))
-def test_arbitrary_bytes_have_no_free_batch(data: bytes) -> None:
-    with contextlib.suppress(ValueError):
-        assert free_batch(data, "frame") is None

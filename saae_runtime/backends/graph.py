@@ -1,4 +1,4 @@
-"""An ONNX file without the onnx package: an input's default is taken out or changed, a free batch size is found."""
+"""An ONNX file without the onnx package: an input's default is taken out or changed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["free_batch", "with_default", "without_default"]
+__all__ = ["with_default", "without_default"]
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
-_GRAPH_INPUT, _INPUT_NAME, _INPUT_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_NAME = 11, 1, 2, 1, 2, 1, 2
 _TENSOR_TYPE, _TENSOR_FLOATS, _TENSOR_NAME, _TENSOR_RAW = 2, 4, 8, 9
 _FLOAT = 1  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -19,8 +18,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def without_default(model: bytes, name: str) -> bytes:
     """The model with the initializer `name` removed, so that the graph input of that name has no default.
 
-    OpenVINO's plug-in refuses a graph whose input is also an initializer. Protocol buffers are sequences of tagged
-    fields, so leaving one out is a copy of the bytes around it.
+    OpenVINO and TensorRT take an input that is also an initializer for a constant. Protocol buffers are sequences of
+    tagged fields, so leaving one out is a copy of the bytes around it.
 
     Args:
         model: a serialized ONNX ModelProto.
@@ -69,35 +68,6 @@ def with_default(model: bytes, name: str, value: float) -> bytes:
     if kind != _FLOAT or len(numbers) != 1 or numbers[0][1] - numbers[0][0] != 4:
         raise ValueError(f"the initializer {name!r} is not one float32 number")
     return b"".join([view[: numbers[0][0]], struct.pack("<f", value), view[numbers[0][1] :]])
-
-
-def free_batch(model: bytes, name: str) -> str | None:
-    """What the graph calls the first dimension of its input `name`; None where that is a fixed number.
-
-    Args:
-        model: a serialized ONNX ModelProto.
-        name: the input's name.
-
-    Raises:
-        ValueError: the bytes are no ModelProto.
-    """
-    view = memoryview(model)
-    for _, start, stop in _all(view, (0, len(view)), _MODEL_GRAPH, _GRAPH_INPUT):
-        if _name(view, start, stop, _INPUT_NAME) == name:
-            path = (_INPUT_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM)
-            first = next(iter(_all(view, (start, stop), *path)), None)
-            return first and (_name(view, first[1], first[2], _DIM_NAME) or None)
-    return None
-
-
-def _all(view: memoryview, within: tuple[int, int], *path: int) -> Iterator[tuple[int, int, int]]:
-    """(start of the field, start of its value, end) of the messages at a path of field numbers, in order."""
-    for number, start, value, stop in _fields(view, *within):
-        if number == path[0]:
-            if len(path) == 1:
-                yield start, value, stop
-            else:
-                yield from _all(view, (value, stop), *path[1:])
 
 
 @dataclass(frozen=True)

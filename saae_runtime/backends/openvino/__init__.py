@@ -1,0 +1,5 @@
+"""OpenVINO: CPUs of every make, Intel's GPUs and NPUs."""
+
+from .choose import bf16_missing, candidates, open_backend
+
+__all__ = ["bf16_missing", "candidates", "open_backend"]
