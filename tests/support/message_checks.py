@@ -7,17 +7,17 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_LEAST = 12  # letters of fixed text: a pattern with less would match nearly anything
+_LEAST = 10  # letters of fixed text: a pattern with less would match nearly anything
 
 
 def messages(root: Path = ROOT) -> dict[str, str]:
-    """Every `what` of a SaaeError that is written out in the packages: pattern -> file and line."""
+    """Every `what` of a SaaeError that is written out in the packages: pattern -> place, most fixed text first."""
     classes = {
         node.name
         for node in ast.parse((root / "saae_runtime/errors.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
     }
-    found = {}
+    found = []
     for file in sorted(path for package in root.glob("saae_*") for path in package.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not node.args:
@@ -25,8 +25,8 @@ def messages(root: Path = ROOT) -> dict[str, str]:
             if isinstance(node.func, ast.Name) and node.func.id in classes:
                 pattern, fixed = _pattern(node.args[0])
                 if fixed >= _LEAST:
-                    found[pattern] = f"{file.relative_to(root)}:{node.lineno}"
-    return found
+                    found.append((fixed, pattern, f"{file.relative_to(root)}:{node.lineno}"))
+    return {pattern: place for _, pattern, place in sorted(found, reverse=True)}
 
 
 def _pattern(node: ast.expr) -> tuple[str, int]:
@@ -42,7 +42,7 @@ def _pattern(node: ast.expr) -> tuple[str, int]:
 def quoted(text: str) -> list[tuple[int, str]]:
     """The messages of a page: (line, text) of each third-level heading that is code alone."""
     lines = enumerate(text.splitlines(), 1)
-    return [(line, match[1]) for line, content in lines if (match := re.fullmatch(r"### `(.+)`", content))]
+    return [(line, match[2]) for line, content in lines if (match := re.fullmatch(r"### (`+)(.+)\1", content))]
 
 
 def source_of(message: str, known: dict[str, str]) -> str | None:
