@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
+EXTRAS ?= cpu
 
-.PHONY: demo test check docs install clean
+.PHONY: demo test check lock docs install clean
 
 # saae-run exits with 1 when it finds a defect: here that is what it should do.
 demo: $(VENV)/.stamp-demo
@@ -24,6 +25,11 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Wheel and sdist, and what a line PC runs, pinned by hash: dist/requirements-line.txt, dist/sbom-line.json.
+lock: $(VENV)/.stamp-dev
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python deploy/lock.py --wheel "$$(ls -t dist/*.whl | head -n 1)" --extras "$(EXTRAS)" --into dist
 
 # Strict: a link that leads nowhere ends the build. The figures are drawn first; a test holds the committed ones against it.
 docs: $(VENV)/.stamp-dev

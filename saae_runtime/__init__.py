@@ -1,6 +1,7 @@
 """Runs anomaly segmentation bundles: numpy and one inference library, no PyTorch."""
 
 import os
+from typing import Any
 
 # ONNX Runtime from 1.29 on writes a device id and a database below the home folder and looks up a telemetry host. A
 # line PC does neither unless its owner says so. Read when the library is first imported: set before anything else.
@@ -22,5 +23,15 @@ __all__ = [
     "Region",
     "Result",
     "SaaeError",
+    "TritonEngine",
     "open_bundle",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`TritonEngine`, imported when it is first used."""
+    if name == "TritonEngine":
+        from .triton.engine import TritonEngine
+
+        return TritonEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,11 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
+_Scored = TypeVar("_Scored")
 
 
 @dataclass(frozen=True)
@@ -94,37 +95,53 @@ class Engine:
         **options: Any,
     ) -> None:
         self._closed = True  # until the backend is open; close() works on a half-made engine
-        _check_limits(fpr, threshold, image_fpr, image_threshold)
-        check_white_level(white_level)
+        limits = {"fpr": fpr, "threshold": threshold, "image_fpr": image_fpr, "image_threshold": image_threshold}
+        self._check_options(white_level, **limits)
         self._device = device
         self._precision = precision
         self._options = options
         with native_call():
-            self._bundle, self._backend = _open_both(bundle, backend, device, precision, verify, options)
-        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
-        self._again = partial(
+            opened, backend_in_use = _open_both(bundle, backend, device, precision, verify, options)
+        again = partial(
             Engine,
-            bundle if isinstance(bundle, Bundle) else str(self._bundle.path),
+            bundle if isinstance(bundle, Bundle) else str(opened.path),
             backend=backend,
             device=device,
             precision=precision,
-            fpr=fpr,
-            threshold=threshold,
-            image_fpr=image_fpr,
-            image_threshold=image_threshold,
             verify=verify,
             white_level=white_level,
+            **limits,
             **options,
         )
-        self._resize, self._resizers = _resizing(options.get("threads"))
-        self._tables = self.manifest.thresholds[self._backend.precision]
+        self._begin(opened, backend_in_use, again, white_level, options.get("threads"), **limits)
+
+    @staticmethod
+    def _check_options(white_level: int | None, **limits: float | None) -> None:
+        _check_limits(**limits)
+        check_white_level(white_level)
+
+    def _begin(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        again: Callable[[], Engine],
+        white_level: int | None,
+        threads: int | None,
+        **limits: float | None,
+    ) -> None:
+        """Takes over an open backend: from here on the engine is open. `again` makes it anew in another process."""
+        self._bundle, self._backend = bundle, backend
+        self._white_level = self.manifest.frame.white_level if white_level is None else white_level
+        self._again = again
+        self._resize, self._resizers = _resizing(threads)
+        self._tables = self.manifest.thresholds[backend.precision]
         self._idle = threading.Condition()
         self._calls = 0
         self._meter = Meter()
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = self._choose(fpr, threshold, image_fpr, image_threshold, None)
+            self._limits = self._choose(**limits, default=None)
         except BaseException:
             self.close()
             raise
@@ -230,11 +247,18 @@ class Engine:
         else:
             checked = as_frames(frames, self._white_level)
             single = checked.single
+        results = self._metered(
+            lambda: self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+        )
+        return results[0] if single else results
+
+    def _metered(self, score: Callable[[], list[_Scored]]) -> list[_Scored]:
+        """One call: counted, timed, and waited for by `close`."""
         self._enter()
         start = time.perf_counter()
         try:
             with native_call():
-                results = self._score_on_device(frames, limits) if on_device else self._score(checked.items, limits)
+                results = score()
         except BaseException as error:
             self._meter.fail(error)
             self._meter.count("failed")
@@ -244,7 +268,7 @@ class Engine:
         self._meter.take(1000 * (time.perf_counter() - start))
         self._meter.count("frames", len(results))
         self._meter.beat()
-        return results[0] if single else results
+        return results
 
     def stream(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Region", "defect_mask", "find_regions"]
+__all__ = ["Region", "defect_mask", "find_regions", "region_masks"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,30 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_
         anomaly_map: float32 H x W.
         min_area: smaller regions are left out.
     """
+    return tuple(region for _, region in _labelled(mask, anomaly_map, min_area)[0])
+
+
+def region_masks(
+    mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1
+) -> Iterator[tuple[Region, NDArray[np.bool_]]]:
+    """The regions of `find_regions`, each with its own pixels, bool H x W."""
+    found, labels = _labelled(mask, anomaly_map, min_area)
+    pixels = np.full(mask.shape, -1, np.int64)
+    pixels[mask] = labels
+    for index, region in found:
+        left, top, right, bottom = region.bbox
+        own = np.zeros(mask.shape, np.bool_)
+        own[top:bottom, left:right] = pixels[top:bottom, left:right] == index
+        yield region, own
+
+
+def _labelled(
+    mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int
+) -> tuple[list[tuple[int, Region]], NDArray[np.int64]]:
+    """(label, region), strongest first, and the label of each of the mask's pixels in reading order."""
     row, start, stop = _runs(mask)
     if row.size == 0:
-        return ()
+        return [], np.empty(0, np.int64)
     label = _components(row.size, *_touching(row, start, stop, mask.shape[1]))
     _, label = np.unique(label, return_inverse=True)
     label = label.reshape(-1)
@@ -69,16 +91,20 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_
     _, where = np.unique(label[holders], return_index=True)
     peak_run = holders[where]
     regions = [
-        Region(
-            bbox=(int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
-            area=int(area[i]),
-            peak=_peak(values, first[peak_run[i]], start[peak_run[i]], stop[peak_run[i]], row[peak_run[i]]),
-            score=float(score[i]),
+        (
+            i,
+            Region(
+                bbox=(int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
+                area=int(area[i]),
+                peak=_peak(values, first[peak_run[i]], start[peak_run[i]], stop[peak_run[i]], row[peak_run[i]]),
+                score=float(score[i]),
+            ),
         )
         for i in range(count)
         if area[i] >= min_area
     ]
-    return tuple(sorted(regions, key=lambda region: (-region.score, region.bbox)))
+    regions.sort(key=lambda item: (-item[1].score, item[1].bbox))
+    return regions, np.repeat(label, stop - start)
 
 
 def defect_mask(

@@ -96,6 +96,31 @@ class Result(Scored):
         """The connected defects of the mask (8-connectivity) of at least `min_area` pixels, strongest first."""
         return find_regions(self.mask, self.anomaly_map, min_area)
 
+    def coco(self, min_area: int = 1) -> list[dict[str, Any]]:
+        """The regions as COCO annotations without ids: `bbox` (x, y, width, height), `area`, `score`, `segmentation`.
+
+        The segmentation is run-length encoded, as pycocotools reads it; see `saae_runtime.rle.coco_rle`.
+        """
+        from .regions import region_masks
+        from .rle import coco_rle
+
+        found = []
+        for region, mask in region_masks(self.mask, self.anomaly_map, min_area):
+            left, top, right, bottom = region.bbox
+            box = [left, top, right - left, bottom - top]
+            found.append({"bbox": box, "area": region.area, "score": region.score, "segmentation": coco_rle(mask)})
+        return found
+
+    def detections(self, min_area: int = 1) -> Any:
+        """The regions as `supervision.Detections`: boxes, masks, scores, and `area` and `peak` in `data`.
+
+        Raises:
+            ConfigError: the package supervision is not installed.
+        """
+        from .detections import to_detections
+
+        return to_detections(self, min_area)
+
     def to_dict(self, min_area: int = 1) -> dict[str, Any]:
         """Everything but the arrays, ready for JSON; the mask as its regions and its share of the frame."""
         height, width = self.size

@@ -5,9 +5,11 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,29 @@ from tiny_bundle import expected_map, gray_frame, make_tiny_bundle
 
 pytestmark = pytest.mark.needs("onnx")
 
+SMALL_EXTRAS = {
+    "video": "from saae_runtime.sources.video import check_video; check_video()",
+    "watch": """
+import time
+from pathlib import Path
+from saae_runtime.sources.notices import Notices
+notices = Notices([Path.cwd()], False)
+(Path.cwd() / "a.png").write_bytes(b"")
+end = time.monotonic() + 20
+while not notices.take():  # without watchdog there never is one
+    assert time.monotonic() < end
+    time.sleep(0.05)
+notices.close()
+""",
+    "triton": """
+from saae_runtime import SaaeError, TritonEngine
+try:
+    TritonEngine("grpc://127.0.0.1:9", "x", timeout=1)
+except SaaeError as error:
+    assert "No Triton server answers" in str(error), error
+""",
+}
+"""Extras that are quickly installed, and what must run with each."""
 PACKAGES = ("saae_runtime", "saae_train", "saae_export")
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "sklearn", "safetensors", "jinja2")
 
@@ -35,12 +60,12 @@ def run(*command: str | os.PathLike[str], **options: object) -> subprocess.Compl
 
 
 @pytest.fixture(scope="session")
-def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy, so that the checkout stays clean."""
+def built(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel made from it, built from a copy, so that the checkout stays clean."""
     need("build")
     source = tmp_path_factory.mktemp("source") / "saae"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repo_root / name, source)
     for name in (*PACKAGES, "tests", "benchmarks", "docs"):
         shutil.copytree(repo_root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -53,9 +78,15 @@ def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if isolated:
         _need_pypi(tmp_path_factory.mktemp("probe"))
     options = [] if isolated else ["--no-isolation"]
-    done = run(sys.executable, "-m", "build", "--wheel", *options, "--outdir", target, source)
+    done = run(sys.executable, "-m", "build", *options, "--outdir", target, source)
     assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = target.glob("*.whl")
+    return target
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    (found,) = built.glob("*.whl")
     return found
 
 
@@ -67,15 +98,34 @@ def _need_pypi(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def lean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel and its extra `cpu`, nothing else; gives its folder of commands."""
+def locked(wheel: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a line PC installs: the wheel, requirements by hash, the bill of materials."""
     _need_pypi(tmp_path_factory.mktemp("probe"))
+    folder = tmp_path_factory.mktemp("locked")
+    done = run(sys.executable, repo_root / "deploy" / "lock.py", "--wheel", wheel, "--extras", "cpu", "--into", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lean(locked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with the wheel and its extra `cpu`, nothing else; gives its folder of commands."""
     folder = tmp_path_factory.mktemp("lean")
     venv.create(folder, with_pip=True, symlinks=os.name == "posix")
     commands = folder / ("Scripts" if os.name == "nt" else "bin")
-    done = run(commands / "python", "-m", "pip", "install", "-q", f"saae[cpu] @ {wheel.as_uri()}")
+    words = (commands / "python", "-m", "pip", "install", "-q", "--require-hashes", "-r", "requirements-line.txt")
+    done = run(*words, cwd=locked)
     assert done.returncode == 0, done.stderr
     return commands
+
+
+@pytest.fixture(scope="session")
+def fuller(lean: Path, wheel: Path) -> Path:
+    """The same environment with the extras that are small; only for tests that stand behind those of `lean`."""
+    extras = ",".join(SMALL_EXTRAS)
+    done = run(lean / "python", "-m", "pip", "install", "-q", f"saae[{extras}] @ {wheel.as_uri()}")
+    assert done.returncode == 0, done.stderr
+    return lean
 
 
 @pytest.fixture
@@ -103,6 +153,27 @@ def test_contents(wheel: Path, repo_root: Path) -> None:
     allowed = (".py", ".typed", ".html", ".css", ".json")
     assert [name for name in names if ".dist-info/" not in name and not name.endswith(allowed)] == []
     assert wheel.stat().st_size < 2 << 20
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_the_sources_and_nothing_built(built: Path, wheel: Path) -> None:
+    """The wheel was made from it, so nothing that the wheel holds can be missing."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", *(f"{name}/py.typed" for name in PACKAGES)} <= names
+    assert sdist.name.removesuffix(".tar.gz") == "-".join(wheel.name.split("-")[:2])
+    assert [name for name in names if name.endswith((".pyc", ".onnx", ".whl", ".so"))] == []
+
+
+@pytest.mark.slow
+def test_the_version_stands_in_one_place(repo_root: Path, wheel: Path) -> None:
+    version_here = wheel.name.split("-")[1]
+    assert f'version = "{version_here}"' in (repo_root / "pyproject.toml").read_text(encoding="utf-8")
+    modules = [file for name in PACKAGES for file in (repo_root / name).rglob("*.py")]
+    pattern = re.compile(rf"""["']v?{re.escape(version_here)}["']|__version__\s*=""")
+    assert [str(file) for file in modules if pattern.search(file.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.slow
@@ -127,6 +198,47 @@ def test_metadata(wheel: Path) -> None:
         ("saae-export", "saae_export"),
     ):
         assert f"{script} = {module}.cli:main" in scripts
+
+
+# --- what a line PC pins ---
+
+
+@pytest.mark.slow
+def test_the_lock_names_every_package_with_its_hash(locked: Path, lean: Path) -> None:
+    text = (locked / "requirements-line.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE))
+    assert re.search(r"^\./saae-\S+\.whl \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    listed = json.loads(run(lean / "python", "-m", "pip", "list", "--format", "json").stdout)
+    installed = {item["name"]: item["version"] for item in listed if item["name"] not in ("pip", "setuptools", "saae")}
+    assert {name.lower(): number for name, number in pinned.items()} == {
+        name.lower(): number for name, number in installed.items()
+    }
+    assert {"numpy", "onnxruntime", "pillow"} <= {name.lower() for name in pinned}
+
+
+@pytest.mark.slow
+def test_another_file_under_the_same_name_is_refused(locked: Path, lean: Path, wheel: Path, tmp_path: Path) -> None:
+    shutil.copy(locked / "requirements-line.txt", tmp_path)
+    shutil.copy(wheel, tmp_path)
+    with zipfile.ZipFile(tmp_path / wheel.name, "a") as archive:
+        archive.writestr("saae_runtime/more.py", "")
+    words = ("-m", "pip", "install", "--dry-run", "--require-hashes", "--force-reinstall", "--no-deps")
+    done = run(lean / "python", *words, "-r", "requirements-line.txt", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_lists_the_same(locked: Path) -> None:
+    bill = json.loads((locked / "sbom-line.json").read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    assert bill["metadata"]["component"]["name"] == "saae"
+    text = (locked / "requirements-line.txt").read_text(encoding="utf-8")
+    for item in bill["components"]:
+        assert f"{item['name']}=={item['version']}" in text
+        assert item["hashes"][0]["content"] in text
+        assert item["purl"].startswith("pkg:pypi/")
+    assert len(bill["components"]) == text.count("--hash=") - 1
 
 
 # --- the wheel in a new environment ---
@@ -217,9 +329,16 @@ def test_a_bundle_can_be_inspected_there(lean: Path, bundle: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["saae-run", "saae-line", "saae-train", "saae-export"])
-def test_help_and_version_work_there(lean: Path, tmp_path: Path, command: str) -> None:
+def test_help_and_version_work_there(lean: Path, wheel: Path, tmp_path: Path, command: str) -> None:
     for option in ("--help", "--version"):
         done = run(lean / command, option, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
-    assert "0.1" in done.stdout
+    assert wheel.name.split("-")[1] in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", SMALL_EXTRAS)
+def test_a_small_extra_brings_what_it_is_for(fuller: Path, tmp_path: Path, extra: str) -> None:
+    done = run(fuller / "python", "-c", SMALL_EXTRAS[extra], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from .build import build_command
 from .calibrate import calibrate_command
 from .engine import add_commands
 from .needs import need_export
+from .triton import triton_command
 from .verify import verify_command
 
 __all__ = ["app", "main"]
@@ -75,6 +76,7 @@ app.command("inspect", cls=LineCommand)(inspect_command)
 app.command("verify", cls=LineCommand)(verify_command)
 app.command("calibrate", cls=LineCommand)(calibrate_command)
 add_commands(app)
+app.command("triton", cls=LineCommand)(triton_command)
 app.command("onnx", cls=LineCommand)(onnx_command)
 
 

@@ -20,15 +20,13 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.files import write_bytes
 from saae_train.model.vgg import is_vgg
 
+from .names import BLOCKS
 from .onnx_file import check_onnx
 
 __all__ = ["halve_weights", "require_blocks", "store_half", "whole_weights"]
 
 _LEAST = 1024
 """Numbers in a tensor worth the cast; biases and norms stay as they are."""
-
-_PLACE = "backbone.blocks."
-"""Names of the weights that are stored in FP16 begin so."""
 
 _ROUNDING = 2.0**-11
 """FP16's relative rounding. A tensor that loses more, against its largest value, stays FP32."""
@@ -87,7 +85,7 @@ def halve_weights(model: onnx.ModelProto) -> int:
     graph = model.graph
     casts = []
     for item in graph.initializer:
-        if item.data_type != TensorProto.FLOAT or not item.name.startswith(_PLACE):
+        if item.data_type != TensorProto.FLOAT or BLOCKS.match(item.name) is None:
             continue
         weight = numpy_helper.to_array(item)
         if weight.size < _LEAST:

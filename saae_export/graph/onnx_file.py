@@ -19,6 +19,8 @@ from onnx import numpy_helper
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.files import write_bytes
 
+from .names import places, weight_name
+
 if TYPE_CHECKING:
     from .fused import FusedGraph
 
@@ -30,6 +32,13 @@ _IR_VERSION = 8
 
 _INPUTS = ("frame", "threshold")
 _OUTPUTS = ("anomaly_map", "score", "mask")
+_DOCS = {
+    "frame": "camera frames: uint8 N x H x W x 3, RGB",
+    "threshold": "pixel threshold T: float32, one number",
+    "anomaly_map": "A of equation 3, at the frames' size: float32 N x H x W",
+    "score": "largest value of each map: float32 N",
+    "mask": "1 where A is above T, else 0: uint8 N x H x W",
+}
 _PROTOBUF_LIMIT = 2**31 - 1
 
 
@@ -201,23 +210,20 @@ def _threshold_tensor(threshold: float) -> onnx.TensorProto:
 def _clean(model: onnx.ModelProto) -> None:
     """Readable, stable names; no stack traces, no machine's paths, no exporter bookkeeping.
 
-    A node is named after its place in the module tree and its operator ("backbone.blocks.0.attn.qkv/MatMul"), so the
-    FP32 and the FP16 graph have the same names but for the casts, which `parity.nodes.compare_nodes` builds on.
+    A node is named after its place and its operator ("block_1/attn/qkv/MatMul"), so the FP32 and the FP16 graph have
+    the same names but for the casts, which `parity.nodes.compare_nodes` builds on.
     """
     graph = model.graph
     keep = {item.name for item in (*graph.input, *graph.output)}
-    scopes: dict[str, str] = {}
+    scopes = [_scope(node) for node in graph.node]
+    transformer = any((scope or "").startswith("backbone.blocks") for scope in scopes)
     count: Counter[str] = Counter()
     renamed: dict[str, str] = {}
-    for node in graph.node:
-        scope = _scope(node)
-        if scope is None:  # made by a rewrite rule: it stands where its input was made
-            scope = next((scopes[name] for name in node.input if name in scopes), "")
-        stem = f"{scope}/{node.op_type}" if scope else node.op_type
+    for node, place in zip(graph.node, places(graph, scopes), strict=True):
+        stem = f"{place}/{node.op_type}" if place else node.op_type
         node.name = f"{stem}_{count[stem]}" if count[stem] else stem
         count[stem] += 1
         for index, output in enumerate(node.output):
-            scopes[output] = scope
             if output and output not in keep:
                 renamed[output] = node.name if index == 0 else f"{node.name}:{index}"
         node.doc_string = ""
@@ -225,8 +231,9 @@ def _clean(model: onnx.ModelProto) -> None:
     initializers = {item.name for item in graph.initializer}
     for node in graph.node:  # weights keep their module's name; folded constants take that of their first user
         for index, name in enumerate(node.input):
-            if name in initializers and name not in renamed and name.startswith("val_"):
-                renamed[name] = f"{node.name}.{'ABCDEFGH'[index]}"
+            if name in initializers and name not in renamed and name not in keep:
+                folded = name.startswith("val_") or "." not in name
+                renamed[name] = f"{node.name}.{'ABCDEFGH'[index]}" if folded else weight_name(name, transformer)
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
@@ -242,7 +249,7 @@ def _clean(model: onnx.ModelProto) -> None:
     del graph.metadata_props[:]
     del model.metadata_props[:]
     for item in (*graph.input, *graph.output):
-        item.doc_string = ""
+        item.doc_string = _DOCS[item.name]
         del item.metadata_props[:]
     graph.name = "saae"
     graph.doc_string = model.doc_string = ""

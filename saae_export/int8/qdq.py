@@ -26,7 +26,7 @@ LEVELS = 127
 _SAMPLES_PER_FRAME = 30_000
 _SMALLEST = 4096
 """Weights of fewer elements are left alone: quantising their input costs more than the product."""
-_NOT_WEIGHTS = ("map", "pixels", "backbone.align", "backbone.proj")
+_NOT_WEIGHTS = ("anomaly_map/", "pixels/", "features/align/", "patch_embed/", "conv_1/")
 """Constant matrices of resize, upsample and alignment; and the patch projection: symmetric 8 bits halve a pixel's."""
 
 

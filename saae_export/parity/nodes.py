@@ -28,7 +28,7 @@ class Divergence:
     """One node compared between two graphs.
 
     Attributes:
-        node: its name, the same in both graphs ("backbone.blocks.0.attn.qkv/MatMul").
+        node: its name, the same in both graphs ("block_1/attn/qkv/MatMul").
         operator: ONNX operator.
         error: largest |a - b| over the node's output, relative to the largest |a|; infinite where b is not finite.
         largest: largest |a| in FP32; above 65504 it cannot be held in FP16.

@@ -58,6 +58,8 @@ def write_graphs(
             "saae.version": saae_version(),
             "saae.backbone": checkpoint.detector.backbone.name,
             "saae.weights_sha256": checkpoint.detector.backbone.weights.sha256,
+            "saae.layers": ",".join(map(str, checkpoint.detector.backbone.layers)),
+            "saae.input": f"{graph.model_size[0]}x{graph.model_size[1]}",
             "saae.frame": f"{graph.frame_size[0]}x{graph.frame_size[1]}",
         }
         # Until calibration, T is so high that the graph finds nothing.

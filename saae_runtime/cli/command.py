@@ -10,9 +10,10 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -32,9 +33,12 @@ from ..sources.scored import Scored
 from ..sources.video import VIDEO_SUFFIXES
 from ..sources.watch import FolderWatch
 from ..terminal import LineCommand
+from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree, ParquetFile
 from .log import JsonLines
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
-from .scoring import Summary, score_frames
+from .pool import Pool, ProcessPool, score_in_pool
+from .ray_pool import RayPool, connected
+from .scoring import Outcome, Summary, score_frames
 from .sink import Sink, report
 
 __all__ = ["app", "main"]
@@ -44,6 +48,8 @@ BROKEN_PIPE = 141
 
 VERDICTS_LOST = 4
 """Exit code when verdicts could not be written where they were to go: the disk was full, for example."""
+
+_Scorer = Callable[[Sequence[Source], bool, threading.Event], Generator[Outcome, None, None]]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -84,6 +90,13 @@ def run(
         int | None, typer.Option(help="White of 16-bit images, e.g. 4095 for 12 bits; default: the bundle's.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Image files only: score in so many processes, each with its own engine.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Have the processes on a Ray cluster: auto, local or HOST:PORT."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Folders only: go on with every picture that is added, until Ctrl-C.")
@@ -99,6 +112,19 @@ def run(
         str | None,
         typer.Option("--json", metavar="FILE", help="JSON lines, one per frame, appended; - is standard output."),
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="CSV, one line per frame, appended.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", metavar="FILE", help="Parquet, one row per frame, when the run ends.")
+    ] = None,
+    coco: Annotated[
+        Path | None, typer.Option("--coco", metavar="FILE", help="COCO data set with the regions, when the run ends.")
+    ] = None,
+    maps: Annotated[Path | None, typer.Option("--maps", metavar="DIR", help="Anomaly maps as TIFF.")] = None,
+    map_format: Annotated[
+        str, typer.Option(help="tiff (like the sources), mvtec (MVTec AD, LOCO) or mvtec-ad-2 (its server).")
+    ] = "tiff",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Empty the --json file first, score all again.")
     ] = False,
@@ -144,31 +170,31 @@ def run(
         kinds = _kinds(out, heatmaps, overlays, masks, sheets, defects_only)
         rotation = _rotation(rotate, keep, json_lines, overwrite)
         _check_outputs(out, json_lines, sources, recursive)
+        _check_exports(csv, parquet, coco, maps, map_format, sources, recursive, watch and limit is None)
         with ExitStack() as stack:
             standard = stack.enter_context(results_alone())
             if json_lines == "-" and sys.__stdout__ is None:
                 raise ConfigError("--json -: standard output is closed.", "", "--json FILE")
             found = None if watch else find_sources(sources, recursive)
             _check_pattern_outputs(out, kinds, sources, found or ())
-            engine = _open_engine(
-                log,
-                bundle,
-                backend=backend,
-                device=device,
-                precision=precision,
-                fpr=fpr,
-                threshold=threshold,
-                image_fpr=image_fpr,
-                image_threshold=image_threshold,
-                white_level=white_level,
-                verify=verify,
-                threads=threads,
-                arithmetic=arithmetic,
-                measure=measure,
+            options: dict[str, Any] = {
+                "backend": backend,
+                "device": device,
+                "precision": precision,
+                "fpr": fpr,
+                "threshold": threshold,
+                "image_fpr": image_fpr,
+                "image_threshold": image_threshold,
+                "white_level": white_level,
+                "verify": verify,
+                "threads": threads,
+                "arithmetic": arithmetic,
+                "measure": measure,
                 # Announced, so that what batches need is made now and not when the first one is full.
-                max_batch=batch if batch > 1 else None,
-            )
-            stack.enter_context(engine)
+                "max_batch": batch if batch > 1 else None,
+            }
+            _check_processes(processes, ray, batch, found)
+            engine = stack.enter_context(_open_engine(log, bundle, **options))
             _say_what_rates_mean(log, engine, fpr, image_fpr)
             if explain:
                 log.print(Text(printable_lines(engine.explain())))
@@ -179,12 +205,19 @@ def run(
                 if found is None
                 else _named(log, found, skip, quiet)
             )
+            if ray is not None:
+                stack.enter_context(connected(ray))
+            pooled = _workers(engine, bundle, options, processes, ray) if processes > 1 or ray is not None else None
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
             bar = stack.enter_context(_progress(log, given, limit, progress and not quiet))
-            sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet)
+            exports = _exports(stack, csv, parquet, coco, maps, map_format, engine.manifest.category, min_area)
+            sink = Sink(log, standard, lines, scored, pictures, bar, min_area, quiet, exports=exports)
             if watch and not quiet:
                 log.print(Text(printable(f"watching {', '.join(sources)}; Ctrl-C ends it")))
-            code = _score(engine, given, sink, batch, limit)
+            code = _score(engine, given, sink, batch, limit, pooled)
+            sink.finish()
+            if sink.not_exported and code in (0, 1, 3):
+                code = VERDICTS_LOST
             if not quiet:
                 _summarize(log, sink, engine, backend == "auto", given)
     except SaaeError as error:
@@ -239,6 +272,7 @@ class _Given:
     live: bool
     count: Callable[[], int | None]
     words: Callable[[], list[str]] = list
+    sources: Sequence[Source] = ()
     nothing_new: bool = False  # all that was named was scored by an earlier run
 
 
@@ -268,6 +302,7 @@ def _named(log: Console, sources: Sequence[Source], skip: Scored | None, quiet: 
         any(source.live for source in left),
         count,
         lambda: [_passed_over(passed_over)] if passed_over else [],
+        left,
         nothing_new=passed_over > 0 and not left,
     )
 
@@ -307,12 +342,56 @@ def _say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_
             )
 
 
-def _score(engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | None) -> int:
+def _check_processes(processes: int, ray: str | None, batch: int, sources: Sequence[Source] | None) -> None:
+    if processes == 1 and ray is None:
+        return
+    if sources is None or any(source.kind != "image" for source in sources):
+        raise ConfigError(
+            "--processes is for image files.", "A folder that is watched, a video and a camera have one reader.", ""
+        )
+    if batch > 1:
+        raise ConfigError(
+            "--processes and --batch do not go together.", "Each process scores file by file.", "one of them"
+        )
+
+
+def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int, ray: str | None) -> _Scorer:
+    """Scores files in processes: the backend that is in use here, and this machine's cores shared among them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = {
+        **options,
+        "backend": engine.backend.name,
+        "precision": engine.backend.precision,
+        "threads": options["threads"] or max(1, cores // processes),
+        "verify": False,  # this process has compared the hashes
+    }
+    open_engine = partial(Engine, bundle.resolve(), **chosen)
+    on_gpu = engine.backend.name.startswith("tensorrt") or engine.backend.name.endswith((":cuda", ":tensorrt"))
+
+    def score(sources: Sequence[Source], keep_images: bool, stop: threading.Event) -> Generator[Outcome, None, None]:
+        pool: Pool
+        if ray is None:
+            pool = ProcessPool(open_engine, processes, keep_images)
+        else:
+            pool = RayPool(open_engine, processes, keep_images, cpus=int(chosen["threads"]), gpus=int(on_gpu))
+            sources = [replace(item, path=item.path and item.path.absolute()) for item in sources]
+        return score_in_pool(pool, sources, stop)
+
+    return score
+
+
+def _score(
+    engine: Engine, given: _Given, sink: Sink, batch: int, limit: int | None, pooled: _Scorer | None = None
+) -> int:
     """Runs everything through; returns the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
     with _stop_on_signals(stop) as stopped_by:
-        outcomes = score_frames(engine, given.frames(stop, engine.white_level), batch=batch, live=given.live, stop=stop)
+        if pooled is not None:
+            outcomes = pooled(given.sources, sink.pictures is not None, stop)
+        else:
+            frames = given.frames(stop, engine.white_level)
+            outcomes = score_frames(engine, frames, batch=batch, live=given.live, stop=stop)
         try:
             for taken, outcome in enumerate(outcomes, start=1):
                 sink.take(outcome)
@@ -367,7 +446,9 @@ def _kinds(
     return chosen or ("heatmap", "overlay")
 
 
-def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[str], recursive: bool) -> None:
+def _check_outputs(
+    out: Path | None, json_lines: str | None, sources: Sequence[str], recursive: bool, option: str = "--out"
+) -> None:
     """Refuses outputs that would overwrite the input or be scored as input the next time."""
     if json_lines not in (None, "-"):
         target = Path(str(json_lines))
@@ -380,7 +461,7 @@ def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[s
     if out is None:
         return
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: not a folder.", "A file of this name is there.", "choose another folder")
+        raise ConfigError(f"{option} {out}: not a folder.", "A file of this name is there.", "choose another folder")
     for name in sources:
         folder = Path(name)
         if not folder.is_dir():
@@ -388,10 +469,67 @@ def _check_outputs(out: Path | None, json_lines: str | None, sources: Sequence[s
         place, source = out.resolve(), folder.resolve()
         if place == source or (recursive and source in place.parents):
             raise ConfigError(
-                f"--out {out} lies in the source {folder}.",
-                "The next run would score the pictures as if they were frames.",
+                f"{option} {out} lies in the source {folder}.",
+                "The next run would score what is written there as if it were frames.",
                 "choose a folder outside of the source",
             )
+
+
+def _check_exports(
+    csv: Path | None,
+    parquet: Path | None,
+    coco: Path | None,
+    maps: Path | None,
+    map_format: str,
+    sources: Sequence[str],
+    recursive: bool,
+    endless: bool,
+) -> None:
+    """Refuses names that are not of files of these formats, and a run without end for what is written at its end."""
+    for option, target, suffix in (
+        ("--csv", csv, ".csv"),
+        ("--parquet", parquet, ".parquet"),
+        ("--coco", coco, ".json"),
+    ):
+        if target is not None and (target.is_dir() or target.suffix.lower() != suffix):
+            raise ConfigError(f"{option} {target}: not the name of such a file.", "", f"{option} results{suffix}")
+    for option, target in (("--coco", coco), ("--parquet", parquet)):
+        if target is not None and endless:
+            raise ConfigError(
+                f"{option} is written when the run ends.", "--watch does not end.", "--csv, --json or --limit"
+            )
+    if map_format not in MAP_FORMATS:
+        raise ConfigError(f"--map-format {map_format} is not known.", "", f"one of: {', '.join(MAP_FORMATS)}")
+    if maps is None and map_format != "tiff":
+        raise ConfigError("--map-format is about anomaly maps.", "--maps is missing.", "add --maps DIR")
+    _check_outputs(maps, None, sources, recursive, "--maps")
+
+
+def _exports(
+    stack: ExitStack,
+    csv: Path | None,
+    parquet: Path | None,
+    coco: Path | None,
+    maps: Path | None,
+    map_format: str,
+    category: str,
+    min_area: int,
+) -> list[Export]:
+    """The files of other formats that were asked for; those that are open are closed with the stack."""
+    exports: list[Export] = []
+    if csv is not None:
+        table = CsvFile(csv, min_area)
+        stack.callback(table.close)
+        exports.append(table)
+    if parquet is not None:
+        rows = ParquetFile(parquet, min_area)
+        stack.callback(rows.discard)  # nothing where it was finished before
+        exports.append(rows)
+    if coco is not None:
+        exports.append(CocoFile(coco, category, min_area))
+    if maps is not None:
+        exports.append(MapTree(maps, map_format, category))
+    return exports
 
 
 def _check_pattern_outputs(

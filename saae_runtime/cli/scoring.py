@@ -18,7 +18,7 @@ from ..errors import FrameError, SaaeError
 from ..result import Result
 from ..sources.files import Frame
 
-__all__ = ["Outcome", "Summary", "score_frames"]
+__all__ = ["Outcome", "Summary", "of_frame", "score_frames"]
 
 _REMEMBERED = 100_000  # times kept for median and p95: a camera runs for months, memory must not grow with it
 
@@ -123,7 +123,7 @@ def _one_by_one(engine: Engine, frames: Iterator[Frame], stop: threading.Event) 
         try:
             result = engine(frame.image)
         except (FrameError, MemoryError) as error:
-            yield Outcome(frame, error=_of_frame(frame, error))
+            yield Outcome(frame, error=of_frame(frame, error))
             continue
         yield Outcome(frame, result, 1000 * (time.perf_counter() - started))
 
@@ -161,7 +161,7 @@ def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threadi
             results.close()
             yield from unreadable()
             frame = pending.popleft()
-            yield Outcome(frame, error=_of_frame(frame, error))
+            yield Outcome(frame, error=of_frame(frame, error))
             again = True
         finally:
             results.close()
@@ -171,7 +171,7 @@ def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threadi
     yield from unreadable()
 
 
-def _of_frame(frame: Frame, error: FrameError | MemoryError) -> SaaeError:
+def of_frame(frame: Frame, error: FrameError | MemoryError) -> SaaeError:
     if isinstance(error, FrameError):
         return error
     shape = "" if frame.image is None else f" of {frame.image.shape[1]} x {frame.image.shape[0]} pixels"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..errors import SaaeError, StorageError
 from ..sources.scored import Scored
+from .exports import Export
 from .log import JsonLines
 from .outputs import Pictures, Standard, describe, printable, printable_lines, to_record
 from .scoring import Outcome, Summary
@@ -31,6 +32,7 @@ class Sink:
     Attributes:
         lost: verdicts that could not be written.
         left_out: pictures that could not be written.
+        not_exported: results that could not be written in another format.
     """
 
     log: Console
@@ -44,6 +46,8 @@ class Sink:
     summary: Summary = field(default_factory=Summary)
     lost: int = 0
     left_out: int = 0
+    exports: Sequence[Export] = ()
+    not_exported: int = 0
     _pause: float = 0.0  # no pictures before this time
     _said: set[str] = field(default_factory=set)
 
@@ -63,7 +67,14 @@ class Sink:
             self.left_out += len(planned)
         elif self.pictures is not None and planned:
             self._write_pictures(self.pictures, outcome, len(planned))
+        for export in self.exports:
+            self._export(export.write, outcome)
         self.progress(self.summary)
+
+    def finish(self) -> None:
+        """Finishes the files of other formats."""
+        for export in self.exports:
+            self._export(export.close)
 
     def words(self) -> list[str]:
         """For the summary: what could not be written."""
@@ -72,6 +83,8 @@ class Sink:
             said.append(f"{self.lost} verdict{'' if self.lost == 1 else 's'} could not be written")
         if self.left_out:
             said.append(f"{self.left_out} picture{'' if self.left_out == 1 else 's'} left out")
+        if self.not_exported:
+            said.append(f"{self.not_exported} result{'' if self.not_exported == 1 else 's'} not exported")
         return said
 
     def _write_verdict(self, outcome: Outcome, pictures: dict[str, str]) -> None:
@@ -103,6 +116,16 @@ class Sink:
             self._pause = time.monotonic() + _PAUSE
             known = error if isinstance(error, SaaeError) else SaaeError("There is not enough memory for pictures.")
             self._once("pictures", known, "Verdicts go on; pictures are tried again every 10 s, and counted.")
+
+    def _export(self, write: Callable[..., None], *outcome: Outcome) -> None:
+        try:
+            write(*outcome)
+        except (StorageError, MemoryError) as error:
+            self.not_exported += 1
+            known = (
+                error if isinstance(error, SaaeError) else SaaeError("There is not enough memory to export a result.")
+            )
+            self._once("exports", known, "Verdicts go on; results that are not exported are counted.")
 
     def _once(self, kind: str, error: SaaeError, then: str) -> None:
         if kind not in self._said:

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from needs import skips_without
 
-pytest_pycollect_makemodule = skips_without("onnx", "onnxruntime")
+pytest_pycollect_makemodule = skips_without("onnx", "onnxruntime", "pycocotools", "supervision", "tifffile")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from saae_runtime.regions import defect_mask, find_regions
+from saae_runtime.regions import defect_mask, find_regions, region_masks
 
 
 def flood(mask: np.ndarray) -> list[set[tuple[int, int]]]:
@@ -150,3 +150,18 @@ def test_no_pixel_is_sorted(monkeypatch) -> None:
     (region,) = find_regions(mask, np.arange(mask.size, dtype=np.float32).reshape(mask.shape))
     assert region.peak == (399, 49)
     assert max(sizes) <= 50  # runs
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)), st.integers(1, 3))
+def test_each_region_with_its_own_pixels(mask: np.ndarray, min_area: int) -> None:
+    anomaly_map = np.random.default_rng(0).random(mask.shape, np.float32)
+    found = list(region_masks(mask, anomaly_map, min_area))
+    assert tuple(region for region, _ in found) == find_regions(mask, anomaly_map, min_area)
+    expected = [part for part in flood(mask) if len(part) >= min_area]
+    assert {frozenset(zip(*map(tuple, np.nonzero(own)), strict=True)) for _, own in found} == set(
+        map(frozenset, expected)
+    )
+    for region, own in found:
+        assert region.area == own.sum()
+        assert region.score == anomaly_map[own].max()

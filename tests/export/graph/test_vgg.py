@@ -87,7 +87,7 @@ def test_the_graph_holds_no_operator_that_a_library_refuses(exported: Callable[[
     assert kinds.count("Conv") == 6
     assert kinds.count("MaxPool") == 2
     # The alignment is no weight: it would lose the most and gain nothing in INT8.
-    aligning = [node.name for node in model.graph.node if node.name.startswith("backbone.align")]
+    aligning = [node.name for node in model.graph.node if node.name.startswith("features/align/")]
     assert len(aligning) == 6
     assert not set(weighted_products(model)) & set(aligning)
 

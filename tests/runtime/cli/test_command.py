@@ -20,6 +20,7 @@ from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
 from saae_runtime import files
+from saae_runtime.appending import LineFile
 from saae_runtime.cli import command as cli
 from saae_runtime.cli import outputs, sink
 from saae_runtime.cli.log import JsonLines
@@ -335,11 +336,12 @@ class Full:
 def test_full_disk_under_the_json_keeps_whole_lines(tmp_path: Path) -> None:
     target = tmp_path / "r.jsonl"
     lines = JsonLines(str(target))
-    lines._file = Full(lines._file, 1)
+    assert lines._file is not None
+    lines._file._file = Full(lines._file._file, 1)
     lines.write({"a": 1})
     with pytest.raises(files.StorageError, match="disk is full"):
         lines.write({"b": 2})
-    lines._file = lines._file.file  # room again
+    lines._file._file = lines._file._file.file  # room again
     lines.write({"c": 3})
     lines.close()
     assert target.read_text() == '{"a": 1}\n{"c": 3}\n'
@@ -348,13 +350,13 @@ def test_full_disk_under_the_json_keeps_whole_lines(tmp_path: Path) -> None:
 def test_full_disk_under_the_json_goes_on_judging_and_exits_4(
     bundle: Path, frames: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    real = JsonLines._open
+    real = LineFile._open
 
     def fills(self, overwrite: bool) -> None:
         real(self, overwrite)
         self._file = Full(self._file, 1)
 
-    monkeypatch.setattr(JsonLines, "_open", fills)
+    monkeypatch.setattr(LineFile, "_open", fills)
     target = tmp_path / "r.jsonl"
     done = run(bundle, frames, "--json", target, "--out", tmp_path / "p", "--masks")
     assert done.exit_code == 4

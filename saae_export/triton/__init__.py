@@ -1,0 +1,1 @@
+"""A bundle as models of NVIDIA's Triton Inference Server."""

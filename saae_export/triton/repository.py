@@ -1,0 +1,265 @@
+"""A bundle written as model repositories: one for each kind of server, each model whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from saae_runtime.bundle import Bundle, open_bundle, update_bundle
+from saae_runtime.errors import BackendError, ConfigError
+from saae_runtime.files import atomic_directory
+from saae_runtime.manifest import IN_BF16, Artefact, Manifest
+from saae_runtime.shell import shell_line
+from saae_runtime.triton.known import SCHEMA, known_frame
+
+from ..artefacts import open_artefact
+from ..parity.compare import bounds_of
+from .config import ServerOptions, config_text
+from .graph import serving_graph
+from .plan import compile_plan
+
+__all__ = ["KINDS", "Exported", "Left", "export_triton"]
+
+KINDS = ("onnx", "tensorrt", "python")
+"""Kinds of models, and the folders of a repository each: they need different servers, and a server that cannot load
+one model does not start."""
+
+_BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "python": "python"}
+_CONFIG = "config.pbtxt"
+_OURS = 'key: "saae"'
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_SLACK = 10.0  # times a precision's bound on scores of real images: the known frame is no image of a part
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written: its kind, its folder, and the command that serves its repository."""
+
+    kind: str
+    folder: Path
+    serve: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A kind that was not written, why, and what to type instead."""
+
+    kind: str
+    why: str
+    cure: str = ""
+
+
+def export_triton(
+    bundle: str | os.PathLike[str] | Bundle,
+    repository: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    kinds: Sequence[str] = KINDS,
+    precision: str | None = None,
+    options: ServerOptions | None = None,
+    backend: str = "auto",
+    environment: str | None = None,
+    console: Console | None = None,
+) -> tuple[list[Exported], list[Left]]:
+    """Writes `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
+
+    - `onnx`: the graph without threshold and mask, for a Triton with its onnxruntime backend.
+    - `tensorrt`: the same graph as a plan, where the bundle holds a TensorRT engine and this machine can compile one.
+    - `python`: the bundle itself and a model.py that runs it with saae's runtime, for any Triton with Python.
+
+    A model of the same name that was written before is replaced.
+
+    Args:
+        bundle: the folder, or an opened bundle.
+        repository: the folder that holds one repository a kind.
+        name: the model's name; None: the bundle's category.
+        kinds: some of `KINDS`.
+        precision: of the graph that is served; None: the first of the bundle's graphs.
+        options: batches, instances and devices.
+        backend: of saae, for `python`.
+        environment: folder or archive of the Python environment, on the server, for `python`.
+        console: where the progress of a compilation is shown.
+
+    Returns:
+        What was written, and what was left out, with the reason.
+
+    Raises:
+        BundleError: no bundle there, or a damaged one.
+        ConfigError: a name, kind, option or precision that cannot work, or a folder that holds something else.
+        BackendUnavailableError: the package onnx is not installed.
+        StorageError: the disk is full, or the place may not be written to.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = options or ServerOptions()
+    _check_kinds(kinds)
+    model = _model_name(name, opened.manifest.category)
+    artefact = _artefact(opened, precision, kinds)
+    root = Path(repository)
+    for kind in kinds:
+        _refuse_foreign(root / kind / model)
+    check = _known_score(opened, artefact)
+    written: list[Exported] = []
+    left: list[Left] = []
+    for kind in kinds:
+        folder = root / kind / model
+        parameters: dict[str, str] = {}
+        served: dict[str, Any] = {"name": backend, "precision": artefact.precision, "max_batch": chosen.max_batch}
+        if chosen.threads is not None:
+            served["threads"] = chosen.threads
+            if kind == "onnx":
+                parameters["intra_op_thread_count"] = str(chosen.threads)
+        fill: Callable[[Path], None]
+        if kind == "python":
+            fill = _python_model(opened, artefact)
+            if environment is not None:
+                parameters["EXECUTION_ENV_PATH"] = environment
+        else:
+            found = _file(opened, artefact, kind, chosen, console, root / "onnx" / model)
+            if isinstance(found, Left):
+                left.append(found)
+                continue
+            fill = _one_file(*found)
+        about = _about(opened.manifest, artefact, kind, check)
+        if kind == "python":
+            about["options"] = served
+        frame = opened.manifest.frame
+        text = config_text(model, _BACKENDS[kind], (frame.height, frame.width), chosen, about, parameters)
+        with atomic_directory(folder, last=_CONFIG) as temporary:
+            (temporary / "1").mkdir()
+            fill(temporary / "1")
+            (temporary / _CONFIG).write_text(text, encoding="ascii")
+        written.append(Exported(kind, folder, shell_line("tritonserver", f"--model-repository={(root / kind)}")))
+    return written, left
+
+
+def _check_kinds(kinds: Sequence[str]) -> None:
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ConfigError(
+            f"There is no kind {unknown[0]!r} of model." if unknown else "No kind of model is named.",
+            "",
+            f"--kind {','.join(KINDS)}, or some of them",
+        )
+
+
+def _model_name(name: str | None, category: str) -> str:
+    model = re.sub(r"[^A-Za-z0-9_.-]", "_", category).lstrip(".-")[:100] or "saae" if name is None else name
+    if not _NAME.fullmatch(model):
+        raise ConfigError(
+            f"{model!r} is no name for a model.", "It becomes a folder and part of a URL.", "letters, digits, _ - and ."
+        )
+    return model
+
+
+def _artefact(bundle: Bundle, precision: str | None, kinds: Sequence[str]) -> Artefact:
+    """The graph that is served. The bf16 precisions have no file of their own: only `python` serves them."""
+    graphs = bundle.artefacts(kind="onnx")
+    fitting = [item for item in graphs if item.precision not in IN_BF16 or tuple(kinds) == ("python",)]
+    found = [item for item in fitting if precision in (None, item.precision)]
+    if not found:
+        have = ", ".join(dict.fromkeys(item.precision for item in fitting)) or "none"
+        asked = "no ONNX graph" if precision is None else f"no ONNX graph at {precision} for {', '.join(kinds)}"
+        raise ConfigError(
+            f"{bundle.path} has {asked}.",
+            f"It has: {have}." + (" bf16 is OpenVINO's alone." if precision in IN_BF16 else ""),
+            "--kind python" if precision in IN_BF16 and graphs else "another --precision, or saae-export build",
+        )
+    return found[0]
+
+
+def _known_score(bundle: Bundle, artefact: Artefact) -> dict[str, float] | None:
+    """The known frame's score and how far a server's may lie from it; None where this machine cannot compute it."""
+    frame = bundle.manifest.frame
+    try:
+        with open_artefact(bundle, artefact) as engine:
+            score = engine(known_frame((frame.height, frame.width))).score
+    except BackendError:
+        return None
+    bounds = bounds_of(bundle.manifest, artefact.precision)
+    return {"score": score, "tolerance": min(_SLACK * bounds.score, 0.5)}
+
+
+def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str, float] | None) -> dict[str, Any]:
+    """What a client is told: how frames are judged, without what only the bundle's owner needs."""
+    slim = dataclasses.replace(
+        manifest,
+        thresholds={artefact.precision: manifest.thresholds[artefact.precision]},
+        artefacts=(artefact,),
+        metrics={},
+        tools={},
+        files={},
+    )
+    return {"schema": SCHEMA, "kind": kind, "manifest": slim.to_json(), "check": check}
+
+
+def _file(
+    bundle: Bundle, artefact: Artefact, kind: str, options: ServerOptions, console: Console | None, beside: Path
+) -> tuple[str, bytes] | Left:
+    graph = serving_graph(bundle.file(artefact.file))
+    if kind == "onnx":
+        return "model.onnx", graph
+    engines = bundle.artefacts(kind="engine", library="tensorrt", precision=artefact.precision)
+    if not engines:
+        return Left(
+            kind,
+            f"The bundle holds no TensorRT engine at {artefact.precision}.",
+            f"on the server's GPU: saae-export engine {bundle.path} --precision {artefact.precision}",
+        )
+    try:
+        return "model.plan", compile_plan(engines[0], graph, artefact.file, options.max_batch, console)
+    except BackendError as error:
+        frame = bundle.manifest.frame
+        shape = f"{frame.height}x{frame.width}x3"
+        return Left(
+            kind,
+            f"{error.what} {error.why}".strip(),
+            "in the server's container: trtexec --stronglyTyped "
+            + shell_line(f"--onnx={beside / '1' / 'model.onnx'}", "--saveEngine=model.plan")
+            + f" --minShapes=frame:1x{shape} --optShapes=frame:1x{shape} --maxShapes=frame:{options.max_batch}x{shape}",
+        )
+
+
+def _one_file(name: str, data: bytes) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+
+    return fill
+
+
+def _python_model(bundle: Bundle, artefact: Artefact) -> Callable[[Path], None]:
+    """model.py and the part of the bundle that serves: the graph and the engines of its precision."""
+
+    def fill(folder: Path) -> None:
+        shutil.copyfile(Path(__file__).with_name("python_model.py"), folder / "model.py")
+        kept = [item for item in bundle.manifest.artefacts if item.precision == artefact.precision]
+        files = {item.file for item in kept}
+        manifest = dataclasses.replace(bundle.manifest, artefacts=tuple(kept))
+        drop = tuple(name for name in bundle.manifest.files if name not in files)
+        update_bundle(bundle, manifest, {}, drop=drop, target=folder / "bundle")
+
+    return fill
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses to replace a folder that this command has not written."""
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    config = folder / _CONFIG
+    try:
+        ours = _OURS in config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise ConfigError(
+            f"{folder} holds something else.",
+            f"It has no {_CONFIG} that saae has written, and would be replaced.",
+            "choose another --name or --repository, or remove it",
+        )

@@ -1,0 +1,300 @@
+"""Results in other tools' formats: CSV, Parquet, COCO, and trees of anomaly maps as benchmark servers take them."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePath
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..appending import LineFile
+from ..errors import ConfigError
+from ..files import atomic_file, storage_error, write_bytes, write_json
+from ..render import save_png
+from ..tiff import encode_tiff
+from .scoring import Outcome
+
+__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree", "ParquetFile"]
+
+_ROWS = 1024  # of a row group
+
+MAP_FORMATS = ("tiff", "mvtec", "mvtec-ad-2")
+"""`tiff`: laid out like the sources. `mvtec`: as the evaluation scripts of MVTec AD and MVTec LOCO AD take maps.
+`mvtec-ad-2`: as that benchmark's server takes a submission."""
+
+
+class Export(Protocol):
+    """Takes outcomes in, one after the other."""
+
+    def write(self, outcome: Outcome) -> None:
+        """Writes one outcome, or keeps it for `close`. Raises StorageError."""
+
+    def close(self) -> None:
+        """Finishes the file. Raises StorageError."""
+
+
+class CsvFile:
+    """One line a frame, appended, each written whole; a new file begins with the names of the columns.
+
+    A frame that could not be read has `error` and no verdict. `left` to `peak_score` are of the strongest region.
+
+    Args:
+        path: the file; folders are made.
+        min_area: regions of fewer pixels are left out.
+
+    Raises:
+        ConfigError: another run writes this file, or it holds other columns.
+        StorageError: the file cannot be written.
+    """
+
+    COLUMNS = (
+        "source", "frame", "verdict", "score", "rank", "image_threshold", "threshold", "height", "width",
+        "defect_share", "regions", "left", "top", "right", "bottom", "area", "peak_x", "peak_y", "peak_score", "ms",
+        "error",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, min_area: int = 1) -> None:
+        self._min_area = min_area
+        header = _line(self.COLUMNS)
+        if path.is_file():
+            try:
+                with path.open("rb") as stream:
+                    found = stream.readline(len(header))
+            except OSError as error:
+                raise storage_error(path, error) from error
+            if not header.startswith(found):
+                raise ConfigError(
+                    f"--csv {path}: the file has other columns.", "Lines are appended to what is there.", "another file"
+                )
+        self._file = LineFile(path, cure="give each run a --csv FILE of its own", header=header)
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        self._file.write(_line([_cell(value) for value in self._values(outcome)]))
+
+    def _values(self, outcome: Outcome) -> list[Any]:
+        result = outcome.result
+        head = [outcome.frame.name, outcome.frame.index]
+        if result is None:
+            said = "" if outcome.error is None else outcome.error.what
+            return [*head, *[None] * (len(self.COLUMNS) - 3), said]
+        regions = result.regions(self._min_area)
+        strongest: list[Any] = [None] * 8
+        if regions:
+            best = regions[0]
+            strongest = [*best.bbox, best.area, *best.peak, best.score]
+        verdict = "defect" if result.is_anomalous else "clean"
+        numbers = [result.score, result.rank, result.image_threshold, result.threshold, *result.size]
+        return [
+            *head, verdict, *numbers, float(result.mask.mean()), len(regions), *strongest, outcome.milliseconds, None,
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        """Closes the file. May be called twice."""
+        self._file.close()
+
+
+class ParquetFile:
+    """One row a frame, the regions as a list in it; written as it goes, and there when the run ends.
+
+    Args:
+        path: the file.
+        min_area: regions of fewer pixels are left out.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        StorageError: the place may not be written to.
+    """
+
+    def __init__(self, path: Path, min_area: int = 1) -> None:
+        try:
+            self._arrow = importlib.import_module("pyarrow")
+            self._parquet = importlib.import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise ConfigError("--parquet needs pyarrow.", str(error), "pip install 'saae[parquet]'") from error
+        self._path = path
+        self._min_area = min_area
+        self._rows: list[dict[str, Any]] = []
+        self._schema = self._columns()
+        self._stack = ExitStack()
+        temporary = self._stack.enter_context(atomic_file(path))
+        self._writer: Any = self._stack.enter_context(self._parquet.ParquetWriter(temporary, self._schema))
+
+    def _columns(self) -> Any:
+        arrow = self._arrow
+        region = arrow.struct(
+            [
+                ("bbox", arrow.list_(arrow.int32(), 4)),
+                ("area", arrow.int64()),
+                ("peak", arrow.list_(arrow.int32(), 2)),
+                ("score", arrow.float64()),
+            ]
+        )
+        numbers = ("score", "rank", "image_threshold", "threshold", "defect_share", "ms")
+        return arrow.schema(
+            [
+                ("source", arrow.string()),
+                ("frame", arrow.int64()),
+                ("verdict", arrow.string()),
+                *((name, arrow.float64()) for name in numbers),
+                ("height", arrow.int32()),
+                ("width", arrow.int32()),
+                ("regions", arrow.list_(region)),
+                ("error", arrow.string()),
+            ]
+        )
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        result = outcome.result
+        name = outcome.frame.name.encode("utf-8", "backslashreplace").decode()
+        row: dict[str, Any] = {"source": name, "frame": outcome.frame.index}
+        if result is None:
+            row["error"] = "" if outcome.error is None else outcome.error.what
+        else:
+            row |= result.to_dict(self._min_area)
+            row |= {"verdict": "defect" if result.is_anomalous else "clean", "ms": outcome.milliseconds}
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows, []
+        try:
+            self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Puts the whole file in its place. May be called twice."""
+        if self._rows:
+            self._flush()
+        self._stack.close()
+
+    def discard(self) -> None:
+        """Leaves no file, where `close` was not reached."""
+        self._rows = []
+        gone = _Discarded()
+        with suppress(_Discarded):
+            self._stack.__exit__(_Discarded, gone, None)
+        self._stack = ExitStack()
+
+
+class _Discarded(Exception):
+    """Has a file that was begun go away."""
+
+
+def _line(values: Any) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any) -> Any:
+    """Text in one line, so that a line is a frame."""
+    return value.replace("\n", " ").replace("\r", " ") if isinstance(value, str) else value
+
+
+class CocoFile:
+    """One COCO data set of all frames and their regions, written whole when the run ends.
+
+    `images` have the file's name; `annotations` one a region, with its `score`; the one category is the product's.
+
+    Args:
+        path: the file.
+        category: name of the category.
+        min_area: regions of fewer pixels are left out.
+    """
+
+    def __init__(self, path: Path, category: str, min_area: int = 1) -> None:
+        self._path = path
+        self._category = category
+        self._min_area = min_area
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`."""
+        result = outcome.result
+        if result is None:
+            return
+        height, width = result.size
+        number = len(self._images) + 1
+        image = {"id": number, "file_name": outcome.frame.name, "height": height, "width": width}
+        self._images.append(image | {"score": result.score, "is_anomalous": result.is_anomalous})
+        for item in result.coco(self._min_area):
+            ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            self._annotations.append(ids | item)
+
+    def close(self) -> None:
+        """Writes the file, atomically."""
+        data = {
+            "info": {"description": f"saae: {self._category}"},
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": [{"id": 1, "name": "defect", "supercategory": self._category}],
+        }
+        write_json(self._path, data)
+
+
+class MapTree:
+    """A TIFF a frame with its anomaly map at the frame's size; for `mvtec-ad-2` also the mask as PNG.
+
+    The benchmarks' trees are laid out by the data set's: below a folder named as the bundle's category, a picture
+    `test/cut/000.png` becomes `FOLDER/CATEGORY/test/cut/000.tiff`, of 32 bits. MVTec AD 2 takes 16 bits, in
+    `anomaly_images`, and masks of 0 and 255 in `anomaly_images_thresholded`.
+
+    Args:
+        folder: where they go.
+        kind: of `MAP_FORMATS`.
+        category: the bundle's.
+    """
+
+    def __init__(self, folder: Path, kind: str, category: str) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._category = category
+
+    def write(self, outcome: Outcome) -> None:
+        """See `Export.write`.
+
+        Raises:
+            ConfigError: a frame that does not come from a folder of the category, where the format is a benchmark's.
+        """
+        result = outcome.result
+        if result is None:
+            return
+        if self._kind == "mvtec-ad-2":
+            place = self._placed(outcome)
+            largest = np.finfo(np.float16).max
+            narrow = np.clip(result.anomaly_map, -largest, largest).astype(np.float16)
+            self._write(PurePath("anomaly_images") / place, encode_tiff(narrow))
+            mask = self._folder / "anomaly_images_thresholded" / place
+            save_png(mask.with_name(f"{mask.name}.png"), result.mask)
+            return
+        place = outcome.frame.stem if self._kind == "tiff" else self._placed(outcome)
+        self._write(place, encode_tiff(result.anomaly_map))
+
+    def _write(self, stem: PurePath, data: bytes) -> None:
+        path = self._folder / stem
+        write_bytes(path.with_name(f"{path.name}.tiff"), data)
+
+    def _placed(self, outcome: Outcome) -> PurePath:
+        """CATEGORY/split/.../name, without ending, as the frame lies in the data set."""
+        path = outcome.frame.source.path
+        parts = () if path is None else path.absolute().with_suffix("").parts
+        if self._category not in parts[:-1] or outcome.frame.source.kind != "image":
+            raise ConfigError(
+                f"{outcome.frame.name} does not lie below a folder named {self._category}.",
+                f"--map-format {self._kind} lays maps out as that data set is.",
+                "give the images of the data set, or --map-format tiff",
+            )
+        first = len(parts) - 1 - parts[::-1].index(self._category)
+        return PurePath(*parts[first:])
+
+    def close(self) -> None:
+        """Nothing is left to do."""

@@ -1,0 +1,222 @@
+"""Scores image files on several workers, each with an engine of its own; outcomes in order, none lost or doubled."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from ..engine import Engine
+from ..errors import BackendError, FrameError, SaaeError
+from ..sources.files import Frame, Source, image_frames
+from .scoring import Outcome, of_frame
+
+__all__ = ["Pool", "ProcessPool", "WorkerDied", "score_in_pool", "score_source"]
+
+_AHEAD = 4  # sources under way for each worker
+_TRIES = 3  # of a source whose worker died; then it is the source's fault
+_Scored = list[Outcome]
+
+_engine: Engine | None = None  # of a worker
+
+
+class WorkerDied(Exception):
+    """A worker ended while it scored, or before."""
+
+
+class Pool(Protocol):
+    """Workers: processes of this machine, or of a cluster."""
+
+    workers: int
+
+    def submit(self, source: Source) -> Any:
+        """Begins with a source, as `score_source`; raises nothing."""
+
+    def result(self, begun: Any) -> list[Outcome]:
+        """Waits for what was begun. Raises WorkerDied, and what `score_source` raises."""
+
+    def restart(self) -> None:
+        """Makes all workers anew; what they had begun is given up."""
+
+    def close(self) -> None:
+        """Ends all workers."""
+
+
+def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outcome]:
+    """The outcomes of one image file: one, or one for each of its pages.
+
+    Args:
+        engine: an open engine.
+        source: an image.
+        keep_images: whether outcomes hold the frames that they were made from.
+
+    Raises:
+        SaaeError: the engine failed.
+    """
+    outcomes = []
+    for frame in image_frames(source, white_level=engine.white_level):
+        bare = frame if keep_images else replace(frame, image=None)
+        if frame.image is None:
+            outcomes.append(Outcome(frame, error=frame.error))
+            continue
+        try:
+            outcomes.append(Outcome(bare, engine(frame.image)))
+        except (FrameError, MemoryError) as error:
+            outcomes.append(Outcome(bare, error=of_frame(frame, error)))
+    return outcomes
+
+
+def score_in_pool(
+    pool: Pool, sources: Sequence[Source], stop: threading.Event | None = None
+) -> Generator[Outcome, None, None]:
+    """Scores image files on a pool's workers; a file that cannot be read or scored gives an outcome with its error.
+
+    A worker that dies (killed, out of memory) is replaced, and what was in work is scored again, file by file for a
+    while: a file that takes a worker with it three times gets an error in its place. The time of a frame is its share
+    of the pool's time.
+
+    Args:
+        pool: closed at the end.
+        sources: images, in the order of the outcomes.
+        stop: when set, no further file is begun; those under way are still given.
+
+    Raises:
+        SaaeError: an engine could not be opened, or failed; outcomes before it have been given.
+    """
+    stopped = stop if stop is not None else threading.Event()
+    left = deque(sources)
+    flying: deque[tuple[Source, Any]] = deque()
+    done = deque([time.perf_counter()], maxlen=pool.workers + 1)
+    careful = 0  # so many files one at a time: among them is what took a worker with it
+    tries = 0
+    try:
+        while True:
+            ahead = 1 if careful else _AHEAD * pool.workers
+            while left and len(flying) < ahead and not stopped.is_set():
+                source = left.popleft()
+                flying.append((source, pool.submit(source)))
+            if not flying:
+                return
+            source, begun = flying[0]
+            try:
+                outcomes = pool.result(begun)
+            except WorkerDied:
+                pool.restart()
+                tries += 1
+                alone = len(flying) == 1
+                careful = max(careful, len(flying))
+                left.extendleft(again for again, _ in reversed(flying))
+                flying.clear()
+                if not alone or tries < _TRIES:
+                    continue
+                left.popleft()
+                outcomes = [Outcome(Frame(source, 0, None, _deadly(source)), error=_deadly(source))]
+            else:
+                flying.popleft()
+            tries, careful = 0, max(0, careful - 1)
+            for outcome in outcomes:
+                done.append(time.perf_counter())
+                share = 1000 * (done[-1] - done[0]) / (len(done) - 1)
+                yield outcome if outcome.result is None else replace(outcome, milliseconds=share)
+    finally:
+        pool.close()
+
+
+class ProcessPool:
+    """Processes of this machine.
+
+    Args:
+        open_engine: opens a worker's engine; a function of a module, or a `partial`, since it is sent to the workers.
+        processes: how many.
+        keep_images: whether outcomes hold the frames, for pictures of them.
+    """
+
+    def __init__(self, open_engine: Callable[[], Engine], processes: int, keep_images: bool = False) -> None:
+        self._arguments = (open_engine, os.getpid())
+        self.workers = processes
+        self._keep_images = keep_images
+        self._executor = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        # spawn: a fork would copy locks that threads of ours hold, and what the inference library has opened.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, context, _begin, self._arguments)
+
+    def submit(self, source: Source) -> Future[_Scored]:
+        """See `Pool`."""
+        try:
+            with _no_interrupt():  # the first files start the workers
+                return self._executor.submit(_work, source, self._keep_images)
+        except BrokenProcessPool as error:  # a worker has died since the last result
+            failed: Future[_Scored] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def result(self, begun: Future[_Scored]) -> _Scored:
+        """See `Pool`."""
+        try:
+            return begun.result()
+        except BrokenProcessPool as error:
+            raise WorkerDied from error
+
+    def restart(self) -> None:
+        """See `Pool`."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor = self._start()
+
+    def close(self) -> None:
+        """See `Pool`."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+_failed: SaaeError | None = None  # a worker's, which could not open its engine
+
+
+def _begin(open_engine: Callable[[], Engine], parent: int) -> None:
+    """In a new worker: opens its engine. It outlives no parent."""
+    global _engine, _failed
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        _engine = open_engine()
+    except SaaeError as error:  # an exception here would only be told as a broken pool
+        _failed = error
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that are started within the block get no Ctrl-C, which is this one's to answer; here it comes after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(source: Source, keep_images: bool) -> _Scored:
+    if _failed is not None:
+        raise _failed
+    assert _engine is not None
+    return score_source(_engine, source, keep_images)
+
+
+def _deadly(source: Source) -> SaaeError:
+    return BackendError(
+        f"{source.name}: the worker that scored it died, {_TRIES} times.",
+        "It was killed (by the system, where memory runs out), or a library crashed.",
+        "score it alone to see why; fewer --processes where memory is short",
+    )

@@ -1,0 +1,1 @@
+"""Frames scored by a Triton Inference Server that holds a bundle."""

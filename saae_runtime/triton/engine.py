@@ -1,0 +1,207 @@
+"""The engine whose backend is a Triton server; thresholds come from the server's model, so no bundle is needed here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..engine import Engine
+from ..errors import BackendError, ConfigError, shown
+from ..frames import as_frames, enough_memory, to_batch
+from ..manifest import Manifest
+from ..result import decision
+from .backend import TritonBackend
+from .connection import Connection
+from .known import known_frame
+
+__all__ = ["TritonEngine", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a score alone says about one frame.
+
+    Attributes:
+        score: anomaly score of the whole frame.
+        image_threshold: image threshold in force.
+        rank: see `saae_runtime.Result`.
+    """
+
+    score: float
+    image_threshold: float
+    rank: float
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the score is above the image threshold."""
+        return self.score > self.image_threshold
+
+    @property
+    def reason(self) -> str:
+        """One sentence: the verdict, and which threshold decided it."""
+        return decision(self.score, self.image_threshold)
+
+
+class TritonEngine(Engine):
+    """Scores frames by a Triton server that `saae-export triton` has written the model for.
+
+    The same calls, frames, thresholds and results as `saae_runtime.Engine`, at any threshold; frames are resized and
+    masks are made here. `verdict` asks for the scores alone, where nobody wants the map.
+
+    Args:
+        url: `grpc://host:8001` or `http://host:8000`; `grpcs://` and `https://` are encrypted.
+        model: the model's name.
+        version: its version; empty: the latest that is served.
+        fpr, threshold, image_fpr, image_threshold, white_level: see `Engine`.
+        verify: whether a frame of known score is sent first, which a server that hands over wrong numbers fails.
+        timeout: seconds that an answer may take.
+        wait: seconds that the server may take to be ready.
+        slots: requests in flight in `stream`.
+        options: passed to tritonclient's `InferenceServerClient`: certificates, for instance.
+
+    Raises:
+        BackendUnavailableError: tritonclient is not installed, or no server answers.
+        ConfigError: options that cannot work, or a server without this model.
+        BackendError: the known frame has another score than on the machine that wrote the model.
+
+    Example:
+        >>> with TritonEngine("grpc://inference:8001", "zipper") as engine:    # doctest: +SKIP
+        ...     if engine.verdict(frame).is_anomalous:
+        ...         print(engine(frame).regions())
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        version: str = "",
+        fpr: float | None = None,
+        threshold: float | None = None,
+        image_fpr: float | None = None,
+        image_threshold: float | None = None,
+        white_level: int | None = None,
+        verify: bool = True,
+        timeout: float = 30.0,
+        wait: float = 0.0,
+        slots: int = 4,
+        **options: Any,
+    ) -> None:
+        self._closed = True
+        limits = {"fpr": fpr, "threshold": threshold, "image_fpr": image_fpr, "image_threshold": image_threshold}
+        self._check_options(white_level, **limits)
+        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 1024:
+            raise ConfigError(f"slots={shown(slots)} is not possible.", "", "give a whole number from 1 to 1024")
+        connection = Connection(url, timeout, **options)
+        try:
+            bundle, backend, check = _open(connection, model, version, wait, slots)
+        except BaseException:
+            connection.close()
+            raise
+        again = partial(
+            TritonEngine,
+            url,
+            model,
+            version=version,
+            white_level=white_level,
+            verify=verify,
+            timeout=timeout,
+            wait=wait,
+            slots=slots,
+            **limits,
+            **options,
+        )
+        self._begin(bundle, backend, again, white_level, None, **limits)
+        self._server = backend
+        if verify and check is not None:
+            try:
+                _check(backend, check)
+            except BaseException:
+                self.close()
+                raise
+
+    def verdict(self, frames: Any, *, image_fpr: float | None = None, image_threshold: float | None = None) -> Any:
+        """Scores one frame or a batch without its maps, which is much less to send.
+
+        Args:
+            frames: as for a call of the engine.
+            image_fpr, image_threshold: for this call, instead of the engine's.
+
+        Returns:
+            A Verdict for one frame, a list of Verdicts for a batch or a list.
+
+        Raises:
+            As a call of the engine.
+        """
+        limit = self._choose(None, None, image_fpr, image_threshold, self._limits).image
+        checked = as_frames(frames, self._white_level)
+        scores = self._metered(lambda: self._scores(checked.items))
+        table = self._tables.image
+        verdicts = [Verdict(score, limit, table.share_below(score)) for score in scores]
+        return verdicts[0] if checked.single else verdicts
+
+    def _scores(self, frames: tuple[NDArray[np.uint8], ...]) -> list[float]:
+        scores: list[float] = []
+        step = self._server.max_batch or 1
+        for start in range(0, len(frames), step):
+            part = frames[start : start + step]
+            with enough_memory(part):
+                scores.extend(map(float, self._server.scores(to_batch(part, self._server.frame_size, self._resize))))
+        if not all(map(math.isfinite, scores)):
+            raise BackendError(
+                f"{self._server.description} gave a score that is not finite.",
+                "The weights are damaged, or the precision overflows on its device.",
+                "saae-export verify the bundle, and write the model again",
+            )
+        return scores
+
+    def explain(self) -> str:
+        """The server and the model in use: text of one line."""
+        return self._server.description
+
+
+def _open(
+    connection: Connection, model: str, version: str, wait: float, slots: int
+) -> tuple[Bundle, TritonBackend, Mapping[str, Any] | None]:
+    if not isinstance(model, str) or not model or not isinstance(version, str):
+        raise ConfigError(f"model={shown(model)}, version={shown(version)} is not possible.", "", 'model="zipper"')
+    connection.wait(model, version, wait)
+    config, about = connection.about(model, version)
+    source = f"the configuration of {model} at {connection.url}"
+    manifest = Manifest.from_json(about.get("manifest"), source)
+    precision = manifest.artefacts[0].precision if manifest.artefacts else ""
+    max_batch = int(config.get("max_batch_size", 0))
+    if precision not in manifest.thresholds or max_batch < 1:
+        raise ConfigError(f"{source} is not complete.", "", "write the model again: saae-export triton")
+    served = ", ".join(filter(None, (str(about.get("kind", "")), precision, f"version {version}" if version else "")))
+    backend = TritonBackend(
+        connection,
+        model,
+        version,
+        precision=precision,
+        frame_size=(manifest.frame.height, manifest.frame.width),
+        max_batch=max_batch,
+        slots=slots,
+        description=f"{connection.server()} at {connection.url}, model {model} ({served})",
+    )
+    return Bundle(Path(model), manifest), backend, about.get("check")
+
+
+def _check(backend: TritonBackend, check: Mapping[str, Any]) -> None:
+    """Compares the known frame's score with that of the machine that wrote the model."""
+    expected, tolerance = float(check["score"]), float(check["tolerance"])
+    found = float(backend.scores(known_frame(backend.frame_size)[None])[0])
+    if not abs(found - expected) <= tolerance * abs(expected):
+        raise BackendError(
+            f"{backend.description} gives wrong scores: {found:.6g} for a frame whose score is {expected:.6g}.",
+            "Triton's Python backend does so with numpy 2 in the model's environment; else the model is another one.",
+            "pip install 'numpy<2' in the server's environment, or write the model again: saae-export triton",
+        )

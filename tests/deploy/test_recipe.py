@@ -1,0 +1,141 @@
+"""The container recipe: what it copies is there, nothing runs as root or writes outside; built where an engine runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from needs import need
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Stage -> its instructions and their words; continued lines are joined, comments left out."""
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.split("\n") if not line.lstrip().startswith("#")]
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for line in re.sub(r"\\\n", " ", "\n".join(lines)).split("\n"):
+        word, _, rest = line.strip().partition(" ")
+        if word == "FROM":
+            name = rest.split(" AS ")[1]
+        if word:
+            found.setdefault(name, []).append((word, rest.strip()))
+    return found
+
+
+def test_every_copied_path_is_there_and_sent_to_the_builder() -> None:
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    sent = [line[1:] for line in ignored if line.startswith("!")]
+    copied = [
+        path
+        for instructions in stages().values()
+        for word, rest in instructions
+        if word == "COPY" and not rest.startswith("--from")
+        for path in rest.split()[:-1]
+    ]
+    assert len(copied) > 5
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert path in sent, f"{path} is kept from the builder by Dockerfile.dockerignore"
+
+
+def test_the_wheel_is_built_from_all_that_it_holds() -> None:
+    """The packages that pyproject.toml names are those that are copied."""
+    copied = {rest.split()[0] for word, rest in stages()["wheel"] if word == "COPY"}
+    named = re.findall(r'"(saae_\w+)\*"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert named
+    assert set(named) <= copied
+
+
+@pytest.mark.parametrize("stage", ["cpu", "nvidia"])
+def test_a_stage_runs_as_nobody_special_and_says_how_it_is(stage: str) -> None:
+    found = dict(stages()[stage])
+    users = [rest for word, rest in stages()[stage] if word == "USER"]
+    assert users == ["10001:10001"]
+    words = [word for word, _ in stages()[stage]]
+    assert words.index("USER") > words.index("RUN")  # nothing is installed as the user, so it cannot be changed by it
+    assert "--check" in found["HEALTHCHECK"]
+    assert found["ENTRYPOINT"].startswith("[")  # no shell in between: signals reach the service
+    extras = re.search(r"EXTRAS=(\S+)", " ".join(rest for word, rest in stages()[stage] if word == "ARG"))
+    assert extras is not None
+    known = set(re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+    if "line" in known:  # the service's own extra
+        assert set(extras[1].split(",")) <= known
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = need("yaml").safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def test_compose_writes_nowhere_but_to_its_volumes() -> None:
+    data = compose()
+    assert set(data["services"]) == {"broker", "line"}
+    for name, service in data["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert "privileged" not in service
+        for volume in service["volumes"]:
+            source, target, *mode = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")
+            if source in data["volumes"]:
+                continue
+            assert mode == ["ro"], volume
+            if "bundles" not in source and "arriving" not in source:
+                assert (DEPLOY / source).exists(), volume
+            assert target.startswith("/")
+    line = data["services"]["line"]
+    assert (DEPLOY / line["build"]["context"]).resolve() == ROOT
+    assert (ROOT / line["build"]["dockerfile"]).exists()
+    assert line["build"]["target"] in stages()
+    assert line["depends_on"]["broker"]["condition"] == "service_healthy"
+    assert "healthcheck" in data["services"]["broker"]
+
+
+def test_the_lines_configuration_is_one_and_writes_to_the_state_alone() -> None:
+    config = pytest.importorskip("saae_runtime.line.config", reason="needs the line service")
+    sinks = pytest.importorskip("saae_runtime.line.sinks", reason="needs the line service")
+    found = config.load_config(DEPLOY / "line.toml", sinks.KINDS)
+    assert {sink.kind for sink in found.sinks} == {"jsonl", "mqtt"}
+    text = (DEPLOY / "line.toml").read_text(encoding="utf-8")
+    written = re.findall(r'^(?:spool|path|folder) = "([^"]*)"', text, re.MULTILINE)
+    assert len(written) == 3
+    assert all(path.startswith("/state/") for path in written)
+
+
+def engine() -> str:
+    """A container engine that runs here; skips without one."""
+    reasons = []
+    for name in ("docker", "podman"):
+        if shutil.which(name) is None:
+            reasons.append(f"no {name}")
+            continue
+        done = subprocess.run([name, "info"], capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode == 0:
+            return name
+        reasons.append(f"{name}: {(done.stderr.strip().splitlines() or ['it does not run'])[-1]}")
+    pytest.skip(f"no container engine runs here ({'; '.join(reasons)})")
+
+
+@pytest.mark.slow
+def test_the_image_starts_without_root_and_with_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+    name = engine()
+    build = [name, "build", "-q", "-f", str(DEPLOY / "Dockerfile"), "--target", "cpu", "-t", "saae-test:cpu", str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False, timeout=900)
+    if done.returncode and re.search(r"resolve|pull|registry|timeout|connection", done.stderr, re.IGNORECASE):
+        pytest.skip(f"the base image cannot be fetched: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    run = [name, "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--tmpfs", "/run/saae:mode=0777", "saae-test:cpu"]
+    code = "import os, saae_runtime; print(os.getuid()); open('/state/x', 'w'); open('/opt/saae/x', 'w')"
+    found = subprocess.run([*run, "python", "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert found.stdout.split() == ["10001"]
+    assert "/opt/saae/x" in found.stderr
+    version = subprocess.run([*run, "saae-run", "--version"], capture_output=True, text=True, check=False, timeout=120)
+    assert version.returncode == 0, version.stderr
