@@ -76,8 +76,8 @@ def test_every_link_leads_somewhere(site: Path) -> None:
 
 def test_the_reference_holds_the_public_names(site: Path) -> None:
     anchors = set().union(*(page.anchors for page in read_pages(site).values()))
-    wanted = set(saae_runtime.__all__) - {"BACKENDS", "Manifest", "SaaeError"}
-    assert {f"saae_runtime.{name}" for name in wanted} <= anchors
+    shown = {anchor.rsplit(".", 1)[-1] for anchor in anchors if anchor.startswith("saae_runtime.")}
+    assert set(saae_runtime.__all__) - shown == {"BACKENDS"}  # a tuple of names, in the page's text
     for name in (
         "Engine.stream",
         "manifest.Manifest",
