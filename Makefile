@@ -1,11 +1,11 @@
-# make demo: from nothing to a verified bundle and heatmaps. make test: every test.
+# make demo: from nothing to a verified bundle and heatmaps. make test: every test. make docs: the documentation as a site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 EXTRAS ?= cpu
 
-.PHONY: demo test check lock install clean
+.PHONY: demo test check lock docs install clean
 
 # saae-run exits with 1 when it finds a defect: here that is what it should do.
 demo: $(VENV)/.stamp-demo
@@ -15,7 +15,7 @@ demo: $(VENV)/.stamp-demo
 	@echo
 	@echo "Report:   $(OUT)/zipper/report.html"
 	@echo "Heatmaps: $(OUT)/heatmaps"
-	@echo "Next:     put pictures of your own product into a folder and type"
+	@echo "Next:     put images of your own product into a folder and type"
 	@echo "          $(BIN)/saae-export build --normal FOLDER --category NAME"
 
 test: $(VENV)/.stamp-dev
@@ -31,6 +31,14 @@ lock: $(VENV)/.stamp-dev
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python deploy/lock.py --wheel "$$(ls -t dist/*.whl | head -n 1)" --extras "$(EXTRAS)" --into dist
 
+# Strict: a link that leads nowhere ends the build. The figures are drawn first; a test holds the committed ones against it.
+docs: $(VENV)/.stamp-dev
+	$(BIN)/python docs/figures.py
+	$(BIN)/zensical build --clean --strict
+	@echo
+	@echo "The site is in build/site. To read it:"
+	@echo "          $(BIN)/python -m http.server --directory build/site --bind 127.0.0.1 8000"
+
 install: $(VENV)/.stamp-dev
 
 $(VENV)/bin/python:
@@ -45,4 +53,4 @@ $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.stamp-demo
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info
+	rm -rf $(VENV) $(OUT) build dist .cache *.egg-info

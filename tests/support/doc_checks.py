@@ -6,6 +6,7 @@ import functools
 import importlib
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,14 +257,41 @@ def table_problems(text: str) -> list[str]:
     return found
 
 
-def link_problems(text: str, folder: Path) -> list[str]:
-    """Relative links that lead nowhere."""
+def link_problems(text: str, folder: Path, within: Path | None = None) -> list[str]:
+    """Relative links to a file or a heading that is not there.
+
+    Args:
+        text: the document.
+        folder: the folder that it lies in.
+        within: a folder that no link may leave, because the site holds nothing else; None: any link may.
+    """
     found = []
     for section in sections(text):
         for line, link in section.links:
-            target = link.split("#", 1)[0]
-            if target and not re.match(r"[a-z]+:", target) and not (folder / target).exists():
+            target, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            path = (folder / target).resolve()
+            if target and not path.exists():
                 found.append(f"line {line}: {link} is not there")
+            elif target and within is not None and not path.is_relative_to(within.resolve()):
+                found.append(f"line {line}: {link} leaves {within.name}/, and so the site")
+            elif anchor and (not target or path.suffix == ".md"):
+                known = anchors(path.read_text(encoding="utf-8") if target else text)
+                if anchor not in known:
+                    found.append(f"line {line}: {link} has no such heading")
+    return found
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a document's headings that a code host and the site spell alike."""
+    found = set()
+    for section in sections(text):
+        title = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", section.title).lower()
+        host = re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
+        plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+        site = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+        found |= {host} & {site}
     return found
 
 

@@ -19,6 +19,7 @@ LIBRARIES = {
     "harvesters": "pip install 'saae[genicam]'",
     "huggingface_hub": "pip install 'saae[train]'",
     "jinja2": "pip install 'saae[export]'",
+    "mkdocstrings": "pip install 'saae[docs]'",
     "onnx": "pip install 'saae[export]'",
     "onnxruntime": "pip install 'saae[cpu]'",
     "pymodbus": "pip install 'saae[modbus]'",
@@ -44,6 +45,7 @@ LIBRARIES = {
     "torch": "pip install 'saae[train]'",
     "tritonclient": "pip install 'saae[triton]'",
     "yaml": "pip install 'saae[train]'",
+    "zensical": "pip install 'saae[docs]'",
 }
 """What a test may do without: module -> how to install it. Everything else that is missing is an error."""
 
