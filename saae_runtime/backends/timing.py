@@ -124,6 +124,7 @@ def take(
                 say(f"timing {len(ways)} ways to run this bundle, once on this machine: up to {BUDGET:.0f} s")
                 found = Figures(time_ways(ways, clock), datetime.now(timezone.utc).date().isoformat())
                 _known[canonical_json(key)] = found
+                found = keep(key, found, folder)  # before the lock is let go: who waits for it looks there
     return found if found is None else keep(key, found, folder)
 
 
