@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,15 @@ def test_result_file_says_where_the_numbers_come_from(tmp_path: Path, monkeypatc
     assert data["machine"]["memory_gib"] > 0
     assert data["versions"]["numpy"] == np.__version__
     assert str(common.ROOT) not in path.read_text()
+
+
+def test_no_script_hides_a_library() -> None:
+    """A script's own folder is the first that Python looks into: `triton.py` there would be PyTorch's `triton`."""
+    optional = {"triton", "ray", "tritonclient", "onnxruntime", "openvino", "tensorrt"}  # imported where they are there
+    taken = set(sys.stdlib_module_names) | set(packages_distributions()) | optional
+    scripts = {path.stem for path in (common.ROOT / "benchmarks").glob("*.py")}
+    assert len(scripts) > 15
+    assert not scripts & taken
 
 
 def test_peak_memory_sees_what_the_block_held() -> None:

@@ -223,7 +223,7 @@ def test_the_server_joins_requests_to_batches(running: Running) -> None:
 
 
 def test_the_load_test_counts_what_the_server_answers(running: Running) -> None:
-    from benchmarks.triton import measure
+    from benchmarks.served import measure
 
     with running.open("tiny") as remote:
         rows = measure(remote, [1, 3], 0.3)

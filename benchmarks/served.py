@@ -1,6 +1,6 @@
 """Frames a second and the tail of the delay from a Triton server, against the number of clients that ask at once.
 
-    python benchmarks/triton.py URL MODEL [--concurrency 1,2,4,8] [--seconds 5] [--out FILE]
+    python benchmarks/served.py URL MODEL [--concurrency 1,2,4,8] [--seconds 5] [--out FILE]
 
 The server is a running one, with a model that `saae-export triton` has written. Each client is a thread that sends one
 frame of the model's size, waits for the answer, and sends the next. Two kinds of request: `result` brings score and map

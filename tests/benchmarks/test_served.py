@@ -1,4 +1,4 @@
-"""benchmarks/triton.py: what a turn counts, and that a failure in a client ends it."""
+"""benchmarks/served.py: what a turn counts, and that a failure in a client ends it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.triton import turn
+from benchmarks.served import turn
 
 
 def test_a_turn_counts_every_request_but_the_first_of_each_client() -> None:
