@@ -33,6 +33,8 @@ SECURITY_HEADERS = {
     "cache-control": "no-store",
 }
 
+_DRAIN_BYTES = 8 << 20
+_DRAIN_SECONDS = 1.0
 _SMALL_BODY = 1 << 20  # bytes of a request that is no picture
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -81,6 +83,8 @@ class Guard:
             return
         most = int(self._options.max_body_mb * 1e6) if scope["path"] in self._pictures else _SMALL_BODY
         if _length(headers) > most:
+            if "expect" not in headers:
+                await _drain(receive)
             await _send(answer, 413, _too_large(most), close=True)
             return
         try:
@@ -174,6 +178,19 @@ def _limited(receive: Receive, most: int, seconds: float) -> Receive:
         return message
 
     return take
+
+
+async def _drain(receive: Receive) -> None:
+    """Takes what is on the way of a body that is refused, within limits: a client that still writes reads no answer."""
+    taken, end = 0, time.monotonic() + _DRAIN_SECONDS
+    while taken < _DRAIN_BYTES:
+        try:
+            message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
+        except asyncio.TimeoutError:
+            return
+        taken += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
 
 
 async def _send(send: Send, status: int, body: dict[str, str], close: bool = False) -> None:

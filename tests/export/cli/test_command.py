@@ -222,6 +222,7 @@ def test_only_these_options_can_be_repeated() -> None:
         "engine": set(),
         "doctor": set(),
         "onnx": set(),
+        "triton": set(),
     }
 
 

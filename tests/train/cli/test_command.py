@@ -73,7 +73,7 @@ def test_evaluate_measures_the_checkpoint(checkpoint: Path, data: Path, tmp_path
         (["evaluate", "nowhere", "--data", "DATA"], "No checkpoint"),
         (["fit", "--normal", "DATA", "--data", "DATA"], "--normal and --data are both given"),
         (["fit", "--normal", "DATA", "--normal", "DATA"], "is given twice"),
-        (["fit", "--normal", "DATA", "--set", "step=3"], "did you mean steps (a whole number, 1 or more, or null)"),
+        (["fit", "--normal", "DATA", "--set", "step=3"], "did you mean steps (a whole number, 0 or more, or null)"),
         (["fit", "--normal", "DATA", "--set", "clip=wide"], "clip cannot be 'wide'. why: It is a number, more than 0"),
         (["fit", "--normal", "DATA", "--latent", "0"], "latent cannot be 0"),
     ],

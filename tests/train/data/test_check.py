@@ -134,7 +134,7 @@ def test_oddities_are_warnings(zipper: Path) -> None:
     assert report.ok
     warned = {(w.path.name, w.what) for w in report.warnings}
     for name, words in (
-        ("copy.png", "same picture"),
+        ("copy.png", "same image"),
         ("flat.png", "one colour throughout"),
         ("alpha.png", "transparency"),
         ("alpha.png", "64 x 20"),
