@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from saae_export.parity.pytorch import TorchReference
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendUnavailableError, ConfigError
+from saae_train.fitting import precision as precision_module
 from saae_train.model.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.needs("onnxscript")
@@ -48,6 +51,28 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> fps_variants.Settings:
 @pytest.fixture
 def data(bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings) -> dict[str, Any]:
     return fps.run(bundle, checkpoint.detector, settings, "random")
+
+
+def test_everything_is_timed_within_full_products(
+    bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's convolutions are TF32 on a GPU unless told otherwise, and the rows say FP32."""
+    asked: list[str] = []
+    inside: list[list[str]] = []
+
+    @contextmanager
+    def products(kind: str, device: torch.device) -> Iterator[None]:
+        asked.append(kind)
+        yield
+        asked.pop()
+
+    timed = fps._timed
+    monkeypatch.setattr(precision_module, "matmul_precision", products)
+    monkeypatch.setattr(fps, "_timed", lambda *given: inside.append(list(asked)) or timed(*given))
+    chosen = dataclasses.replace(settings, batches=(1,), backends=("pytorch",), precisions=("fp32",))
+    fps.run(bundle, checkpoint.detector, chosen, "random")
+    assert inside == [["fp32"]]
+    assert asked == []
 
 
 def test_int8_and_the_whole_model(checkpoint: Checkpoint, settings: fps_variants.Settings, tmp_path: Path) -> None:

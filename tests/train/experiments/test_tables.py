@@ -215,3 +215,14 @@ def test_the_footer_has_the_versions_that_measured() -> None:
     assert text.index("torch 2.1 (Ours of bottle, seed 0; Ours of tile") < text.index("torch 2.2 (DFR of grid, seed 0)")
     assert "versions not recorded (DFR of wood, seed 1)" in text
     assert versions_text(measured_with({})) == "nothing measured"
+
+
+def test_the_csv_quotes_the_paper_s_other_columns_and_says_so() -> None:
+    made = tables({("bottle", "Ours", 0): 0.9}, ("bottle",), "2")
+    rows = list(csv.DictReader(io.StringIO(csv_text([made]))))
+    quoted = [line for line in rows if line["reason"] == "the paper's figure alone"]
+    assert {(line["row"], line["column"]): float(line["paper"]) for line in quoted} == {
+        (name, column): value for name, figures in made.also.items() for column, value in figures.items()
+    }
+    assert quoted
+    assert all(line["ours"] == "" for line in quoted)
