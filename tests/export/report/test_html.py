@@ -349,3 +349,10 @@ def test_the_verdicts_are_the_first_tiles() -> None:
     tiles = re.findall(r'<div class="tile"><div class="value">([^<]*)</div><div class="name">([^<]*)</div>', page)
     assert tiles[0] == ("2 of 3", "defective images found (synthetic)")
     assert tiles[1] == ("1 of 2", "good images called defective (synthetic)")
+
+
+def test_the_charts_of_thresholds_mark_the_default() -> None:
+    page = render_report(full())
+    for kind in ("pixels", "images"):
+        chart = page[page.index(f"T of {kind} by acceptable FPR") :]
+        assert "default 0.001" in chart[: chart.index("</svg>")]
