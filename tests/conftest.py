@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what is marked with a library that is not installed."""
+    """Has Ctrl-C interrupt the test, whatever ran before; skips what is marked with a library that is missing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for mark in item.iter_markers("needs"):
         for module in mark.args:
             need(module)

@@ -105,6 +105,7 @@ class Delivery:
         try:
             taken = self._sink.write(batch, self._hurry)
         except SaaeError:
+            self._commit()  # what was taken before is not to come again for this
             raise
         except Exception:  # a fault of the sink's code, perhaps at this one record
             self._break(batch[0])

@@ -116,7 +116,9 @@ def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: i
     server.answers = {"p3": status}
     spool = Spool(tmp_path)
     sink = delivery(spool, server.url)
-    put(spool, range(10))
+    put(spool, range(3))
+    assert wait_until(lambda: server.ids == names(range(3)))  # taken, and not synced yet: they do not come again
+    put(spool, range(3, 10))
     assert wait_until(lambda: sink.state()["last_error"])
     assert str(status) in sink.state()["last_error"]
     assert server.ids == names(range(3))
