@@ -78,7 +78,8 @@ class _Stream:
         return Picture(picture.to_ndarray(format="rgb24"))
 
     def trigger(self) -> None:
-        raise NotImplementedError  # never asked: it is not triggered
+        """Refused: it runs freely."""
+        raise DeviceError(f"{self._name} takes no trigger.", "It runs freely.", "a part takes its next frame")
 
     def flush(self) -> None:
         """Nothing is kept."""

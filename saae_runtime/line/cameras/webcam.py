@@ -53,7 +53,8 @@ class _Webcam:
         return Picture(item)
 
     def trigger(self) -> None:
-        raise NotImplementedError  # never asked: it is not triggered
+        """Refused: it runs freely."""
+        raise DeviceError("A webcam takes no trigger.", "It runs freely.", "a part takes its next frame")
 
     def flush(self) -> None:
         """Nothing is kept."""

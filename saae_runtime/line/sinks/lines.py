@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _check_rotation(rotate: str | None, keep: int) -> None:
             raise ValueError(error.what) from error
 
 
-class _LinesSink:
+class _LinesSink(ABC):
     """A file that knows what it has: its last lines are read when it is opened."""
 
     batch = 500
@@ -132,14 +133,14 @@ class _LinesSink:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> LineFile:
-        raise NotImplementedError
+    @abstractmethod
+    def _opened(self) -> LineFile: ...
 
-    def _line(self, record: Record) -> bytes | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _line(self, record: Record) -> bytes | None: ...
 
-    def _key_of(self, line: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _key_of(self, line: str) -> str: ...
 
 
 class JsonlSink(_LinesSink):
