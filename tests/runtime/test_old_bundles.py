@@ -1,7 +1,7 @@
 """The promise of docs/versions.md: bundles of every earlier schema open, score as they did, and can be rewritten.
 
-Each file in `bundles/` holds the folder that `make_tiny_bundle` (FP32 and FP16) wrote with the code of its time: a name and
-the text of a JSON file, or base64 of any other. Whoever raises the schema number adds that of the new one.
+Each file in `bundles/` holds the folder that `make_tiny_bundle` (FP32 and FP16) wrote with the code of its time: names,
+and the text of a JSON file, or base64 of any other. Whoever raises the schema number adds that of the new one.
 """
 
 from __future__ import annotations
