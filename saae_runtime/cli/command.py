@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from ..appending import Rotation
+from ..cluster import connected
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
 from ..images import IMAGE_SUFFIXES, PIXELS_VARIABLE
@@ -37,7 +38,7 @@ from .exports import MAP_FORMATS, CocoFile, CsvFile, Export, MapTree, ParquetFil
 from .log import JsonLines
 from .outputs import PICTURES, Log, Pictures, Standard, printable, printable_lines, results_alone
 from .pool import Pool, ProcessPool, score_in_pool
-from .ray_pool import RayPool, connected
+from .ray_pool import RayPool
 from .scoring import Outcome, Summary, score_frames
 from .sink import Sink, report
 

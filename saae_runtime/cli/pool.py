@@ -15,22 +15,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from ..cluster import WorkerDied
 from ..engine import Engine
 from ..errors import BackendError, FrameError, SaaeError
 from ..sources.files import Frame, Source, image_frames
 from .scoring import Outcome, of_frame
 
-__all__ = ["Pool", "ProcessPool", "WorkerDied", "score_in_pool", "score_source"]
+__all__ = ["Pool", "ProcessPool", "score_in_pool", "score_source"]
 
 _AHEAD = 4  # sources under way for each worker
 _TRIES = 3  # of a source whose worker died; then it is the source's fault
 _Scored = list[Outcome]
 
 _engine: Engine | None = None  # of a worker
-
-
-class WorkerDied(Exception):
-    """A worker ended while it scored, or before."""
 
 
 class Pool(Protocol):

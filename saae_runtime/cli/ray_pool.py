@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from ..cluster import WorkerDied, check_room, deaths, library
 from ..engine import Engine
-from ..errors import BackendUnavailableError, ConfigError, SaaeError
+from ..errors import SaaeError
 from ..sources.files import Source
-from .pool import WorkerDied, score_source
+from .pool import score_source
 from .scoring import Outcome
 
-__all__ = ["RayPool", "connected"]
-
-
-def _library() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a line's machine tells nobody that it runs
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise BackendUnavailableError("--ray needs the package ray.", str(error), "pip install 'saae[ray]'") from error
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Within the block this process is connected to a cluster; a program that already is stays so.
-
-    Args:
-        address: `local` (one is started here, and ended with the block), `auto` (the one that this machine is part
-            of), or `host:port`.
-
-    Raises:
-        BackendUnavailableError: ray is not installed, or no cluster answers.
-    """
-    ray = _library()
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **options)
-    except Exception as error:  # ConnectionError, RuntimeError and its own, from release to release
-        raise BackendUnavailableError(
-            f"--ray {address}: there is no cluster.",
-            f"{type(error).__name__}: {error}",
-            "ray start --head on one machine, or --ray local; without Ray: --processes",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+__all__ = ["RayPool"]
 
 
 class _Worker:
@@ -89,16 +50,9 @@ class RayPool:
     def __init__(
         self, open_engine: Callable[[], Engine], workers: int, keep_images: bool = False, cpus: int = 1, gpus: int = 0
     ) -> None:
-        self._ray = _library()
+        self._ray = library()
         self.workers = workers
-        have = self._ray.cluster_resources()
-        for name, each in (("CPU", cpus), ("GPU", gpus)):
-            if have.get(name, 0) < each * workers:
-                raise ConfigError(
-                    f"The cluster has {have.get(name, 0):g} {name}s; {workers} processes take {each * workers}.",
-                    "They would wait for ever.",
-                    "fewer --processes or --threads, or more machines",
-                )
+        check_room(workers, cpus, gpus)
         self._kind = self._ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         self._arguments = (open_engine, keep_images)
         self._start()
@@ -113,15 +67,14 @@ class RayPool:
 
     def result(self, begun: Any) -> list[Outcome]:
         """See `Pool`."""
-        failures = self._ray.exceptions
         try:
             found: list[Outcome] = self._ray.get(begun)
             return found
-        except failures.RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, SaaeError):
                 raise error.cause from None
             raise
-        except (failures.RayActorError, failures.ObjectLostError, failures.OutOfMemoryError) as error:
+        except deaths() as error:
             raise WorkerDied from error
 
     def restart(self) -> None:

@@ -11,6 +11,7 @@ _missing = ""
 try:
     from . import data as cli_data
     from . import fit as cli_fit
+    from . import many as cli_many
     from . import selftest as cli_selftest
     from . import tables as cli_tables
 except ModuleNotFoundError as error:
@@ -23,6 +24,7 @@ app = command_group("Fit models to images of good parts, evaluate them, and get 
 if not _missing:
     app.add_typer(cli_data.app)
     app.add_typer(cli_fit.app)
+    app.add_typer(cli_many.app)
     app.add_typer(cli_selftest.app)
     app.add_typer(cli_tables.app)
 

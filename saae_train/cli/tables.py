@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from ..config import FitConfig, preset
 from ..data.category import find_category, list_categories
 from ..evaluation.ranking import METRIC_NAMES
 from ..experiments.experiment import Experiment, tools
+from ..experiments.jobs import Workers
 from ..experiments.plan import (
     COLUMNS,
     TABLES,
@@ -36,6 +36,7 @@ from ..experiments.plan import (
 )
 from ..experiments.tables import Table, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
 from .options import make_config, parse_changes, parse_seeds
+from .workers import Board, FitsAtOnce, OnRay, opened_workers
 
 app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
 
@@ -84,6 +85,8 @@ def tables(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for tables.md, tables.csv, tables.json and the experiments.")
     ] = Path("runs/tables"),
+    processes: FitsAtOnce = None,
+    ray: OnRay = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be run, and run nothing.")] = False,
 ) -> None:
     """Reproduce the paper's Tables 2 to 5 and its speed, and print our figures beside the paper's.
@@ -115,7 +118,8 @@ def tables(
     made: list[Table] = []
     speeds: dict[str, Any] | None = None
     try:
-        _run(plan, folder, results)
+        with opened_workers(processes, ray, device) as workers:
+            _run(plan, folder, results, workers)
         if _FPS in wanted:
             made.append(fps_table(speeds := _fps(folder, config, data, names, device)))
     finally:  # Ctrl-C as well: what is finished is shown, what is not says so
@@ -131,45 +135,32 @@ def _words(text: str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-def _title(planned: PlannedRun) -> str:
-    return f"{planned.experiment.category} {planned.column}, seed {planned.experiment.config.seed}"
-
-
-def _run(plan: Plan, folder: ResultFolder, results: dict[tuple[str, str, int], RunResult]) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = log()
-    fields = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*fields, console=console, transient=True)
-    with bar if console.is_terminal else nullcontext():
-        experiments = bar.add_task("experiments", total=len(plan.runs))
-        now = bar.add_task("", total=None, visible=False)
-        title = [""]
-        there = 0
-
-        def started(planned: PlannedRun) -> None:
-            title[0] = escape(_title(planned))
-            bar.reset(now, description=title[0], total=None, visible=True)
-            if not console.is_terminal:
-                console.print(f"{title[0]} ...")
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(now, description=f"{title[0]}: {escape(what)}", completed=done, total=total)
+def _run(plan: Plan, folder: ResultFolder, results: dict[tuple[str, str, int], RunResult], workers: Workers) -> None:
+    there = 0
+    with Board(log(), "experiments", len(plan.runs)) as board:
 
         def done(planned: PlannedRun, result: RunResult, fresh: bool) -> None:
             nonlocal there
-            bar.advance(experiments)
-            bar.update(now, visible=False)
+            board.done(planned)
             if result.row is None:
-                console.print(f"[yellow]{escape(_title(planned))}: {escape(result.reason)}[/yellow]")
+                board.say(f"{planned.title}: {result.reason}", "yellow")
             elif fresh:
-                console.print(f"{escape(_title(planned))}: {_figures(result.row)}")
+                board.say(f"{planned.title}: {_figures(result.row)}")
             else:
                 there += 1
 
-        run_plan(plan, folder, started=started, report=report, done=done, results=results)
+        run_plan(
+            plan,
+            folder,
+            workers=workers,
+            started=lambda planned: board.started(planned, planned.title),
+            report=board.report,
+            died=board.died,
+            done=done,
+            results=results,
+        )
         if there:
-            console.print(f"{there} of {len(plan.runs)} experiments were there already.")
+            board.say(f"{there} of {len(plan.runs)} experiments were there already.")
 
 
 def _figures(row: Any) -> str:

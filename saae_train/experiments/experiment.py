@@ -1,28 +1,20 @@
 """One experiment: one category fitted, calibrated and evaluated with one configuration, in a process of its own.
 
 Its result is a row of plain JSON. `run_experiment` runs in this process; `run_fresh` starts a fresh one and reports its
-progress, so that memory, threads or a crash of one experiment cannot affect the next.
+progress, so that memory, threads or a crash of one experiment cannot affect the next (`saae_train.experiments.jobs`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing.connection import Connection
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from saae_runtime import errors
 from saae_runtime.errors import SaaeError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
@@ -34,6 +26,7 @@ from ..config import HELD_OUT, FitConfig
 from ..data.category import Category, Sample, find_category
 from ..data.shape import typical_shape
 from ..data.split import split_held_out
+from .jobs import Job, Jobs, Processes, Report
 from .timing import PeakMemory, stopwatch
 
 if TYPE_CHECKING:
@@ -53,12 +46,7 @@ __all__ = [
     "tools",
 ]
 
-Report = Callable[[str, int, int], None]
-"""Called with (what is running, done, total)."""
-
 SAAE_METHOD = "saae"
-_GRACE, _PATIENCE = 10.0, 20.0
-"""Seconds to wait for an experiment to end after Ctrl-C (a fit saves its state first), then after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -307,81 +295,14 @@ def run_fresh(
     Raises:
         SaaeError: the experiment's error, with its own class, or the process ended without reporting one.
     """
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_child, args=(experiment, fit_method, sender), daemon=True
-    )
-    process.start()
-    sender.close()  # the child holds the only sending end now: reading ends when the child ends
-    result: dict[str, Any] = {}
-    try:
-        while True:
-            message = json.loads(receiver.recv_bytes())
-            if "progress" in message:
-                report(*message["progress"])
-            else:
-                result = message
-    except EOFError:
-        process.join()
-    except BaseException:
-        # Ctrl-C on a terminal reaches the child as well; a signal to this process alone does not.
-        process.join(_GRACE)
-        process.terminate()
-        process.join(_PATIENCE)
-        process.kill()
-        process.join()
-        raise
-    finally:
-        receiver.close()
-    if "row" in result:
-        row: dict[str, Any] = result["row"]
-        return row
-    if "error" in result:
-        raise _error(result["error"])
-    raise SaaeError(
-        f"The process of {experiment.category} {experiment.method} ended with code {process.exitcode}.",
-        "A negative code is a signal; -9 usually means that memory ran out.",
-        "run this category alone, with less in --set components=... or a smaller input size",
-    )
+    job = Job(f"{experiment.category} {experiment.method}", partial(_run_with, fit_method), experiment)
+    with Jobs(Processes(), tries=1) as jobs:
+        jobs.begin(None, job, report)
+        _, found = jobs.next()
+    if isinstance(found, SaaeError):
+        raise found
+    return dict(found)
 
 
-def _child(experiment: Experiment, fit_method: FitMethod, sender: Connection) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clean as Ctrl-C
-
-    last = [0.0]
-
-    def send(**message: Any) -> None:
-        sender.send_bytes(json.dumps(message, allow_nan=False).encode())
-
-    def report(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == total or now - last[0] > 0.1:
-            last[0] = now
-            send(progress=[what, done, total])
-
-    try:
-        send(row=run_experiment(experiment, fit_method, report))
-    except SaaeError as error:
-        send(error={"kind": type(error).__name__, "what": error.what, "why": error.why, "cure": error.cure})
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:  # a full GPU, a library's own error: report it, so that the other experiments go on
-        if os.environ.get("SAAE_DEBUG", "") not in ("", "0"):
-            traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        why = f"Raised in {Path(where.filename).name}, line {where.lineno}."
-        send(
-            error={
-                "kind": "",
-                "what": f"{type(error).__name__}: {error}",
-                "why": why,
-                "cure": "SAAE_DEBUG=1 shows more",
-            }
-        )
-
-
-def _error(message: Mapping[str, str]) -> SaaeError:
-    """Rebuilds the child's error, with its own class if saae defines it."""
-    kind: Any = getattr(errors, message["kind"], SaaeError) if message["kind"] in errors.__all__ else SaaeError
-    error: SaaeError = kind(message["what"], message["why"], message["cure"])
-    return error
+def _run_with(fit_method: FitMethod, experiment: Experiment, report: Report) -> dict[str, Any]:
+    return run_experiment(experiment, fit_method, report)

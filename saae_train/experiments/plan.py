@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from saae_runtime.files import write_json
 
 from ..config import FitConfig, default_layers
 from ..data.category import find_category
-from .experiment import Experiment, Report, images_digest, run_fresh
+from .experiment import Experiment, images_digest, run_experiment
+from .jobs import Job, Jobs, Processes, Report, Task, Workers
 from .paper import CLASSES, paper_table
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "ResultFolder",
     "columns_of",
     "known_categories",
+    "measure",
     "run_plan",
 ]
 
@@ -73,6 +76,11 @@ class PlannedRun:
     column: str
     experiment: Experiment
     v_from: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.experiment.category} {self.column}, seed {self.experiment.config.seed}"
 
 
 @dataclass(frozen=True)
@@ -242,13 +250,6 @@ class ResultFolder:
         write_json(self.path(self.name(experiment)), record)
 
 
-Runner = Callable[[Experiment, Report], Mapping[str, Any]]
-
-
-def _run(experiment: Experiment, report: Report) -> Mapping[str, Any]:
-    return run_fresh(experiment, report=report)
-
-
 def resolved(planned: PlannedRun, results: Mapping[tuple[str, str, int], RunResult]) -> Experiment | str:
     """The experiment with its V filled in, or the reason why V is unknown."""
     if planned.v_from is None:
@@ -261,25 +262,35 @@ def resolved(planned: PlannedRun, results: Mapping[tuple[str, str, int], RunResu
     return replace(planned.experiment, config=planned.experiment.config.replace(latent=latent))
 
 
+def measure(experiment: Experiment, report: Report) -> Mapping[str, Any]:
+    """`run_experiment` of SAAE, as a task."""
+    return run_experiment(experiment, report=report)
+
+
 def run_plan(
     plan: Plan,
     folder: ResultFolder,
     *,
-    run: Runner = _run,
+    run: Task = measure,
+    workers: Workers | None = None,
     started: Callable[[PlannedRun], None] = lambda planned: None,
-    report: Report = lambda what, done, total: None,
+    report: Callable[[PlannedRun, str, int, int], None] = lambda planned, what, done, total: None,
+    died: Callable[[Job, str], None] = lambda job, why: None,
     done: Callable[[PlannedRun, RunResult, bool], None] = lambda planned, result, fresh: None,
     results: dict[tuple[str, str, int], RunResult] | None = None,
 ) -> dict[tuple[str, str, int], RunResult]:
     """Runs the experiments that have no result yet. A failure is recorded with its reason; the others go on.
 
-    If a backbone's weights are missing, they are looked for once; its other experiments get the same reason.
+    An experiment whose V is another's waits for it. If a backbone's weights are missing, its experiments that have not
+    begun get the same reason.
 
     Args:
         plan: the experiments.
         folder: their result files.
         run: runs one experiment.
+        workers: where; None: one fresh process after another. Closed at the end.
         started, report, done: called for each experiment; `fresh` is True if it ran now.
+        died: called when an experiment is begun again because its process died.
         results: filled as experiments finish, so that the caller keeps them if this is interrupted.
 
     Returns:
@@ -287,48 +298,83 @@ def run_plan(
     """
     found = {} if results is None else results
     missing: dict[tuple[str, str | None], str] = {}
-    for planned in plan.runs:
-        place = (planned.experiment.category, planned.column, planned.experiment.config.seed)
-        experiment = resolved(planned, found)
-        fresh = False
-        if isinstance(experiment, str):
-            result = RunResult(reason=experiment)
-        else:
-            earlier = folder.find(experiment)
-            backbone = (experiment.config.backbone, experiment.weights)
-            if earlier is not None and earlier.row is not None:
-                result = earlier
-            elif backbone in missing:
-                result = RunResult(reason=missing[backbone])
-            else:
-                started(planned)
-                fresh = True
-                result = _one(experiment, folder, run, report)
-                if result.reason.startswith(_NO_WEIGHTS):
-                    missing[backbone] = result.reason
-        found[place] = result
+    in_work: dict[PlannedRun, Experiment] = {}
+
+    def settle(planned: PlannedRun, result: RunResult, fresh: bool) -> None:
+        found[_place(planned)] = result
         done(planned, result, fresh)
+
+    def take(planned: PlannedRun, jobs: Jobs, pending: set[tuple[str, str, int]]) -> bool:
+        """Settles or begins a run; False if it has to wait."""
+        if not jobs.has_room or _source(planned) in pending:
+            return False
+        experiment = resolved(planned, found)
+        if isinstance(experiment, str):
+            settle(planned, RunResult(reason=experiment), False)
+            return True
+        if experiment in in_work.values():  # the same under another column
+            return False
+        earlier = folder.find(experiment)
+        backbone = (experiment.config.backbone, experiment.weights)
+        if earlier is not None and earlier.row is not None:
+            settle(planned, earlier, False)
+        elif backbone in missing:
+            settle(planned, RunResult(reason=missing[backbone]), False)
+        else:
+            started(planned)
+            try:
+                work = folder.work(experiment)
+            except DataError as error:  # without a list of images there is no key, so no file
+                settle(planned, RunResult(reason=f"failed: {_sentence(error)}"), True)
+                return True
+            in_work[planned] = experiment
+            job = Job(planned.title, run, replace(experiment, cache=str(work)))
+            jobs.begin(planned, job, partial(report, planned))
+        return True
+
+    waiting = list(plan.runs)
+    with Jobs(workers or Processes(), died) as jobs:
+        while waiting or in_work:
+            left = []
+            pending = {_place(planned) for planned in (*waiting, *in_work)}
+            for planned in waiting:
+                if take(planned, jobs, pending):
+                    if planned not in in_work:
+                        pending.discard(_place(planned))
+                else:
+                    left.append(planned)
+            waiting = left
+            if in_work:
+                planned, outcome = jobs.next()
+                experiment = in_work.pop(planned)
+                result = _result(outcome)
+                folder.keep(experiment, result)
+                if result.row is not None:
+                    shutil.rmtree(folder.work(experiment), ignore_errors=True)
+                if result.reason.startswith(_NO_WEIGHTS):
+                    missing[experiment.config.backbone, experiment.weights] = result.reason
+                settle(planned, result, True)
     return found
 
 
 _NO_WEIGHTS = "not run: no weights"
 
 
-def _one(experiment: Experiment, folder: ResultFolder, run: Runner, report: Report) -> RunResult:
-    try:
-        work = folder.work(experiment)
-        result = RunResult(run(replace(experiment, cache=str(work)), report))
-    except WeightsError as error:
-        result = RunResult(reason=f"{_NO_WEIGHTS}: {_sentence(error)}")
-    except SaaeError as error:
-        result = RunResult(reason=f"failed: {_sentence(error)}")
-    try:
-        folder.keep(experiment, result)
-    except DataError:
-        return result  # without a list of images there is no key, so no file
-    if result.row is not None:
-        shutil.rmtree(work, ignore_errors=True)
-    return result
+def _place(planned: PlannedRun) -> tuple[str, str, int]:
+    return planned.experiment.category, planned.column, planned.experiment.config.seed
+
+
+def _source(planned: PlannedRun) -> tuple[str, str | None, int]:
+    """The place of the run whose V it takes."""
+    return planned.experiment.category, planned.v_from, planned.experiment.config.seed
+
+
+def _result(outcome: Mapping[str, Any] | SaaeError) -> RunResult:
+    if isinstance(outcome, WeightsError):
+        return RunResult(reason=f"{_NO_WEIGHTS}: {_sentence(outcome)}")
+    if isinstance(outcome, SaaeError):
+        return RunResult(reason=f"failed: {_sentence(outcome)}")
+    return RunResult(outcome)
 
 
 def _sentence(error: SaaeError) -> str:

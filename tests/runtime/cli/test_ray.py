@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,37 +17,12 @@ from typer.testing import CliRunner
 from saae_runtime import Engine
 from saae_runtime.cli.command import app
 from saae_runtime.cli.pool import score_in_pool
-from saae_runtime.cli.ray_pool import RayPool, connected
-from saae_runtime.errors import BackendUnavailableError, BundleError, ConfigError
+from saae_runtime.cli.ray_pool import RayPool
+from saae_runtime.errors import BundleError, ConfigError
 from saae_runtime.render import save_png
 from saae_runtime.sources.files import find_sources
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("ray", "onnxruntime")]
-
-ROOT = Path(__file__).resolve().parents[3]
-TRIES = 5  # Ray waits 30 s for its own processes, whatever else the machine does
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A local cluster for this process."""
-    need("ray")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)])
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    for last in (*[False] * (TRIES - 1), True):
-        context = connected("local")
-        try:
-            context.__enter__()
-        except BackendUnavailableError as error:
-            if last:
-                pytest.skip(f"Ray does not start here: {error.why}")
-            continue
-        break
-    try:
-        yield
-    finally:
-        context.__exit__(None, None, None)
-        del os.environ["PYTHONPATH"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +60,7 @@ def test_no_cluster_there(bundle: Path, frames: Path) -> None:
     assert time.monotonic() - started < 120
 
 
-def test_the_same_lines_as_without(cluster: None, bundle: Path, frames: Path) -> None:
+def test_the_same_lines_as_without(ray_cluster: None, bundle: Path, frames: Path) -> None:
     words = [str(bundle), str(frames), "--backend", "onnxruntime:cpu", "--threads", "1", "--json", "-"]
     alone = CliRunner().invoke(app, words)
     there = CliRunner().invoke(app, [*words, "--ray", "local", "--processes", "2"])
@@ -96,7 +70,7 @@ def test_the_same_lines_as_without(cluster: None, bundle: Path, frames: Path) ->
 
 
 @pytest.mark.parametrize("victim", ["actor", "process"])
-def test_a_killed_worker_costs_nothing(cluster: None, bundle: Path, frames: Path, victim: str) -> None:
+def test_a_killed_worker_costs_nothing(ray_cluster: None, bundle: Path, frames: Path, victim: str) -> None:
     ray = need("ray")
     sources = find_sources([str(frames)])
     pool = RayPool(opener(bundle), 2)
@@ -117,12 +91,12 @@ def test_a_killed_worker_costs_nothing(cluster: None, bundle: Path, frames: Path
     assert [index for index, item in enumerate(found) if item.result and item.result.is_anomalous] == expected
 
 
-def test_an_engine_that_does_not_open_says_why(cluster: None, frames: Path, tmp_path: Path) -> None:
+def test_an_engine_that_does_not_open_says_why(ray_cluster: None, frames: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="No bundle"):
         list(score_in_pool(RayPool(opener(tmp_path / "nothing"), 1), find_sources([str(frames)])))
 
 
-def test_more_than_the_cluster_has_is_refused(cluster: None, bundle: Path) -> None:
+def test_more_than_the_cluster_has_is_refused(ray_cluster: None, bundle: Path) -> None:
     with pytest.raises(ConfigError, match="10000 processes"):
         RayPool(opener(bundle), 10_000)
     with pytest.raises(ConfigError, match="GPU"):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from here_workers import Here
 from tiny_sets import TINY_CHANGES, write_square_set
 from typer.testing import CliRunner
 
@@ -55,7 +56,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ran.append(experiment.category)
         return run_experiment(experiment, report=report)
 
-    monkeypatch.setattr("saae_train.experiments.plan.run_fresh", run)
+    monkeypatch.setattr("saae_train.experiments.plan.run_experiment", run)
+    monkeypatch.setattr("saae_train.cli.workers.Processes", Here)
     return ran
 
 
@@ -140,7 +142,7 @@ def test_stopping_keeps_what_is_finished(
             raise KeyboardInterrupt
         return run_experiment(experiment, report=report)
 
-    monkeypatch.setattr("saae_train.experiments.plan.run_fresh", stop)
+    monkeypatch.setattr("saae_train.experiments.plan.run_experiment", stop)
     code, text = tables(data, tmp_path, "--table", "2", "--categories", "tile,bottle")
     assert code == 130
     assert "not run: stopped before it" in text

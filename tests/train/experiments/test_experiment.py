@@ -91,7 +91,7 @@ def test_an_experiment_that_fails_keeps_its_words(tree: Path) -> None:
 def test_stopping_stops_the_experiments_process_cleanly(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saae_train.experiments.experiment._GRACE", 0.2)  # the signal goes to this process alone
+    monkeypatch.setattr("saae_train.experiments.jobs._GRACE", 0.2)  # the signal goes to this process alone
     children: list[int] = []
 
     def stop(what: str, done: int, total: int) -> None:

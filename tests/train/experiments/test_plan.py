@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here_workers import Here
 from tiny_sets import write_square_set
 
 from saae_runtime.errors import ConfigError, FitError, WeightsError
 from saae_train.cli.options import make_config
 from saae_train.config import preset
+from saae_train.experiments import plan as plan_module
 from saae_train.experiments.experiment import Experiment
-from saae_train.experiments.plan import COLUMNS, Plan, ResultFolder, known_categories, run_plan
+from saae_train.experiments.plan import COLUMNS, Plan, ResultFolder, RunResult, known_categories
 
 
 @pytest.fixture
@@ -41,6 +43,10 @@ class Runner:
         metrics = {"pixel_roc_auc": {"value": 0.9}, "pro_auc": {"value": 0.8}}
         facts = {"latent": 30 + (experiment.config.layers or (0,))[-1]}
         return {**experiment.settings(), "overall": {"metrics": metrics}, "facts": facts}
+
+
+def run_plan(*words: Any, room: int = 1, **options: Any) -> dict[tuple[str, str, int], RunResult]:
+    return plan_module.run_plan(*words, workers=Here(room), **options)
 
 
 def plan(data: Path, *names: str, **options: Any) -> Plan:
@@ -186,3 +192,25 @@ def test_categories_come_in_the_papers_order() -> None:
         "cookie",
         "part",
     )
+
+
+@pytest.mark.parametrize("room", [2, 5, 40])
+def test_several_at_once_give_the_same_and_wait_for_what_they_need(data: Path, tmp_path: Path, room: int) -> None:
+    everything = plan(data, "bottle", "tile")
+    one, several, workers = Runner(), Runner(), Here(room)
+    expected = run_plan(everything, ResultFolder(tmp_path / "one", data), run=one)
+    results = plan_module.run_plan(everything, ResultFolder(tmp_path / "more", data), run=several, workers=workers)
+    assert results == expected
+    assert workers.most > 1
+    assert workers.closed
+    assert len(several.ran) == len(one.ran) == 30  # Ours and f1:4 are one experiment, which ran once
+    for path in (tmp_path / "one/experiments").iterdir():
+        assert (tmp_path / "more/experiments" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_fails_among_several_stops_none_and_its_followers_say_so(data: Path, tmp_path: Path) -> None:
+    run = Runner(tile=FitError("no"))
+    chosen = plan(data, "bottle", "tile", tables=["5"], columns=["f4", "f7"])
+    results = run_plan(chosen, ResultFolder(tmp_path, data), run=run, room=4)
+    assert results["bottle", "f7", 0].row is not None
+    assert results["tile", "f7", 0].reason == "not run: its V is that of f4 (failed: no)"

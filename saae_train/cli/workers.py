@@ -1,0 +1,117 @@
+"""Where the jobs of a command run, `--processes` here or `--ray` on a cluster, and how it shows them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from saae_runtime.cluster import connected
+
+from ..experiments.jobs import Job, Processes, Workers
+
+__all__ = ["Board", "FitsAtOnce", "OnRay", "opened_workers"]
+
+FitsAtOnce = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Fits at once, each in a process of its own; they share the cores, and take turns at the GPUs. Default: "
+        "one; with --ray one for each GPU, or for each machine.",
+        show_default=False,
+    ),
+]
+
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Have the fits on a Ray cluster: auto, local or HOST:PORT. All folders are at the same paths there.",
+        show_default=False,
+    ),
+]
+
+
+@contextmanager
+def opened_workers(processes: int | None, ray: str | None, device: str | None) -> Iterator[Workers]:
+    """The workers that `--processes` and `--ray` name; within the block this process is connected to the cluster.
+
+    Raises:
+        BackendUnavailableError: no Ray, or no cluster.
+        ConfigError: it has not as much.
+    """
+    if ray is not None:
+        from ..experiments.ray_jobs import RayTasks
+
+        with connected(ray):
+            yield RayTasks(processes, device)
+    elif processes is None or processes == 1:
+        yield Processes()  # every core and GPU to one fit after another
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        yield Processes(processes, max(1, cores // processes), _gpus() if device in (None, "cuda") else ())
+
+
+def _gpus() -> list[int]:
+    import torch
+
+    return list(range(torch.cuda.device_count()))
+
+
+class Board:
+    """How far a command's jobs are: a bar for all and one for each in work on a terminal, else a line for each.
+
+    A context manager.
+
+    Args:
+        console: of the log.
+        what: what is counted.
+        total: how many.
+    """
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        self._console = console
+        fields = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*fields, console=console, transient=True, disable=not console.is_terminal)
+        self._all = self._bar.add_task(what, total=total)
+        self._rows: dict[Any, tuple[str, TaskID]] = {}
+
+    def __enter__(self) -> Board:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def started(self, key: Any, title: str) -> None:
+        """A job has begun."""
+        self._rows[key] = title, self._bar.add_task(escape(title), total=None)
+        if not self._console.is_terminal:
+            self._console.print(f"{escape(title)} ...")
+
+    def report(self, key: Any, what: str, done: int, total: int) -> None:
+        """A job that has begun is so far."""
+        title, row = self._rows[key]
+        self._bar.update(row, description=escape(f"{title}: {what}"), completed=done, total=total or None)
+
+    def died(self, job: Job, why: str) -> None:
+        """A job is begun again."""
+        self.say(f"{job.name}: its process {why}; again", "yellow")
+
+    def done(self, key: Any) -> None:
+        """A job has ended, or was done before."""
+        if key in self._rows:
+            self._bar.remove_task(self._rows.pop(key)[1])
+        self._bar.advance(self._all)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """A line that stays."""
+        self._console.print(escape(text), style=style)

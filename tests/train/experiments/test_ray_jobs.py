@@ -1,0 +1,147 @@
+"""A real Ray cluster of this machine gives what processes of it give, also where a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fake_jobs
+import pytest
+from needs import need
+from tiny_sets import TINY_CHANGES, write_square_set
+
+from saae_runtime.errors import ConfigError, FitError, SaaeError
+from saae_train.cli.options import make_config
+from saae_train.experiments.experiment import Experiment
+from saae_train.experiments.jobs import Job, Jobs, Processes, Workers
+from saae_train.experiments.many import CategoryFit, fit_many, kept_fit
+from saae_train.experiments.plan import Plan, ResultFolder, run_plan
+from saae_train.experiments.ray_jobs import RayTasks
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("ray", "timm"), pytest.mark.usefixtures("ray_cluster")]
+
+
+def run(workers: Workers, *jobs: Job) -> tuple[list[Mapping[str, Any] | SaaeError], list[str]]:
+    found: dict[int, Mapping[str, Any] | SaaeError] = {}
+    died: list[str] = []
+    left = list(enumerate(jobs))
+    with Jobs(workers, lambda job, why: died.append(why)) as running:
+        while left or running.keys:
+            while left and running.has_room:
+                place, job = left.pop(0)
+                running.begin(place, job, lambda *now: None)
+            place, outcome = running.next()
+            assert place not in found
+            found[place] = outcome
+    return [found[place] for place in range(len(jobs))], died
+
+
+def test_a_job_sees_what_it_would_see_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAAE_ALLOW_RANDOM", "yes")
+    tasks = RayTasks()
+    cores = int(need("ray").cluster_resources()["CPU"])
+    assert (tasks.room, tasks.cpus, tasks.gpus) == (1, cores, 0)
+    (seen, failed), died = run(tasks, Job("look", fake_jobs.surroundings, ""), Job("fail", fake_jobs.fails, None))
+    assert seen["folder"] == str(tmp_path)
+    assert seen["SAAE_ALLOW_RANDOM"] == "yes"
+    assert seen["OMP_NUM_THREADS"] == str(cores)
+    assert isinstance(failed, FitError)
+    assert (failed.what, failed.cure) == ("The loss became nan.", "slower")
+    assert died == []
+
+
+def test_a_killed_worker_or_process_costs_a_second_try(tmp_path: Path) -> None:
+    """The process that fits, and then the cluster's own worker above it."""
+    (tmp_path / "dies").mkdir()
+    (tmp_path / "waits").mkdir()
+    jobs = [
+        Job("one", fake_jobs.dies, (str(tmp_path / "dies"), 1)),
+        Job("two", fake_jobs.waits, str(tmp_path / "waits")),
+    ]
+    cluster = RayTasks(2)
+    begin = cluster.begin
+    begun: list[str] = []
+
+    def kill_the_first(job: Job, report: Any) -> Any:
+        value = begin(job, report)
+        begun.append(job.name)
+        if begun == ["one", "two"]:
+            parent = tmp_path / "waits/parent-0"
+            end = time.monotonic() + 60
+            while not parent.exists() or not parent.read_text():
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            os.kill(int(parent.read_text()), signal.SIGKILL)
+            (tmp_path / "waits/go").touch()
+        return value
+
+    cluster.begin = kill_the_first  # type: ignore[method-assign]
+    found, died = run(cluster, *jobs)
+    assert found == [{"attempts": 2}, {"number": 1}]
+    assert sorted(died) == ["ended on the cluster (WorkerCrashedError)", "ended with code -9"]
+
+
+def test_tables_are_what_processes_make_and_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
+    for name in ("bottle", "tile"):
+        write_square_set(tmp_path / "data", name, train=6, good=1, bad=1)
+    config = make_config("fast", **TINY_CHANGES)
+    plan = Plan.make(tmp_path / "data", ["bottle", "tile"], config, tables=["2"], weights="random", device="cpu")
+    died: list[str] = []
+    folder = ResultFolder(tmp_path / "there", tmp_path / "data")
+    there = run_plan(
+        plan,
+        folder,
+        run=fake_jobs.measure_killed_once,
+        workers=RayTasks(2, "cpu"),
+        died=lambda job, why: died.append(why),
+    )
+    assert died == ["ended with code -9"] * 2
+    threads = RayTasks(2, "cpu").cpus
+    here = run_plan(plan, ResultFolder(tmp_path / "here", tmp_path / "data"), workers=Processes(2, threads))
+    assert list(map(known, there.values())) == list(map(known, (here[place] for place in there)))
+    assert len(list((tmp_path / "there/experiments").iterdir())) == 2
+    assert run_plan(plan, folder, run=fake_jobs.fails, workers=RayTasks(1, "cpu")) == there  # nothing is run again
+
+
+def known(result: Any) -> dict[str, Any]:
+    """A row without what the clock and the machine say."""
+    row = {key: value for key, value in result.row.items() if "seconds" not in key and key != "peak_memory_gib"}
+    return {**row, "facts": {key: value for key, value in row["facts"].items() if "seconds" not in key}}
+
+
+def test_many_fits_are_what_one_makes(tmp_path: Path) -> None:
+    write_square_set(tmp_path / "data", "bottle", train=6, good=1, bad=1)
+    config = make_config("fast", **TINY_CHANGES)
+    made = []
+    for name, workers in (("there", RayTasks(2, "cpu")), ("here", Processes(1, RayTasks(2, "cpu").cpus))):
+        cache = str(tmp_path / f"cache-{name}")
+        wanted = CategoryFit(
+            Experiment(str(tmp_path / "data"), "bottle", config, "saae", "random", cache, "cpu"), str(tmp_path / name)
+        )
+        found = fit_many([wanted], workers)
+        assert kept_fit(wanted) == found["bottle"]
+        made.append((tmp_path / name / "bottle/checkpoint/model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_what_is_in_work_is_stopped_in_order(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Jobs(RayTasks(1)) as jobs:
+        jobs.begin(0, Job("one", fake_jobs.endless, str(tmp_path)), lambda *now: None)
+        end = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+    assert (tmp_path / "stopped").exists()
+
+
+def test_more_than_the_cluster_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="10000 processes"):
+        RayTasks(10_000)
+    with pytest.raises(ConfigError, match="GPU"):
+        RayTasks(1, "cuda")
