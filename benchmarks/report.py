@@ -207,6 +207,12 @@ def _quality(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         yield "Verdicts (`python benchmarks/decisions.py`):", (decisions.HEADINGS, verdicts)
 
 
+def _peers(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks import peers
+
+    yield "", (peers.HEADINGS, peers.table_rows(data["rows"]))
+
+
 def _startup(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     rows = [
         (r["stage"], r.get("part_ms"), r["timing"]["median_ms"], r["timing"]["p95_ms"], r.get("cpu_ms"))
@@ -236,6 +242,7 @@ def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] = {
     "fps": _fps,
     "quality": _quality,
+    "peers": _peers,
     "study": _study,
     "startup": _startup,
     "memory": _memory,

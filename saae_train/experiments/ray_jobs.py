@@ -46,9 +46,7 @@ class RayTasks:
         self.room = room or (gpus if self.gpus else len(nodes)) or 1
         self.cpus = max(1, min(largest, total // self.room))
         check_room(self.room, 1, self.gpus)
-        self._begin = self._ray.remote(_perform).options(
-            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, max_calls=1
-        )
+        self._begin = self._ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, max_calls=1)(_perform)
         self._waiting: list[Any] = []
 
     def begin(self, job: Job, report: Report) -> Any:
