@@ -203,7 +203,8 @@ class Processes:
             for running in begun:
                 if running.ended:
                     return running
-            ready = multiprocessing.connection.wait([running.receiver for running in begun])
+            # In pieces: an interrupt of this thread by another, as a cluster's, is heard in between.
+            ready = multiprocessing.connection.wait([running.receiver for running in begun], timeout=1.0)
             for running in begun:
                 if running.receiver in ready:
                     running.read()
