@@ -143,7 +143,13 @@ def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: i
         seed=seed,
     )
     engine = Engine(
-        default_root_dir=out, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, barebones=False
+        default_root_dir=out,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        limit_val_batches=0,  # only a threshold would come from it, of images with defects
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     engine.fit(model=model, datamodule=images)
     path = out / "weights" / "onnx" / "model.onnx"
