@@ -104,7 +104,7 @@ def test_a_checkpoint_that_is_not_seen_here_is_no_success(
     assert "share" in found["tile"].cure
 
 
-def test_in_processes_with_one_killed_it_is_what_one_process_makes(
+def test_several_at_once_and_killed_on_the_way_it_is_what_one_after_the_other_makes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("bottle", "tile")
@@ -115,6 +115,6 @@ def test_in_processes_with_one_killed_it_is_what_one_process_makes(
     assert told == ["ended with code -9"] * 2
     assert [kept_fit(item) for item in wanted] == [found[name] for name in names]
     monkeypatch.undo()
-    ran(fits(data, tmp_path / "one", *names))
+    fit_many(fits(data, tmp_path / "one", *names), Processes(1, threads=1))
     for name in names:
         assert weights(tmp_path / "several", name) == weights(tmp_path / "one", name)
