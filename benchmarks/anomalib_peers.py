@@ -39,12 +39,14 @@ class Peer:
         options: of the class.
         size: side of its square input, a multiple of the backbone's patch.
         note: how it differs from anomalib's own default.
+        one_at_a_time: its graph takes one frame; with batches of any size its search does not export.
     """
 
     model: str
     options: Mapping[str, Any]
     size: int
     note: str
+    one_at_a_time: bool = False
 
 
 _OTHER = f"{BACKBONE} blocks 4 to 7 in place of its own convolutional backbone, input 252 in place of 256"
@@ -53,7 +55,7 @@ PEERS: Mapping[str, Peer] = {
     "AnomalyDINO": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 252, "as it comes"),
     "AnomalyDINO 336": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 336, "input 336, as our default's"),
     "PaDiM": Peer("Padim", {"backbone": BACKBONE, "layers": list(LAYERS), "n_features": 100}, 252, _OTHER),
-    "PatchCore": Peer("Patchcore", {"backbone": BACKBONE, "layers": list(LAYERS)}, 252, _OTHER),
+    "PatchCore": Peer("Patchcore", {"backbone": BACKBONE, "layers": list(LAYERS)}, 252, _OTHER, one_at_a_time=True),
 }
 
 NOT_RUN: Mapping[str, str] = {
@@ -153,7 +155,12 @@ def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: i
     )
     engine.fit(model=model, datamodule=images)
     path = out / "weights" / "onnx" / "model.onnx"
-    return path, lambda: Path(model.cpu().to_onnx(out, input_size=(peer.size, peer.size), opset_version=18))
+
+    def export() -> Path:
+        one: dict[str, Any] = {"dynamic_axes": {}, "dynamic_shapes": None} if peer.one_at_a_time else {}
+        return Path(model.cpu().to_onnx(out, input_size=(peer.size, peer.size), opset_version=18, **one))
+
+    return path, export
 
 
 class GraphScorer:

@@ -290,6 +290,7 @@ def main(
         rows = kept_rows(target)
         shared = {"data": str(data.absolute()), "seed": seed, "threads": threads, "preset": preset, "weights": weights}
         shared["changes"] = parse_changes(change or [])
+        failed: list[str] = []
         for name in [name.strip() for name in categories.split(",") if name.strip()]:
             images = images_digest(find_category(data, name))
             for method in chosen:
@@ -297,7 +298,12 @@ def main(
                 request = {**shared, "category": name, "method": method, "place": str(place)}
                 if not again and any(_is(row, name, method, images, seed, threads) for row in rows):
                     continue
-                row = _fresh(f"{name} {method}", measure, request, threads)
+                try:
+                    row = _fresh(f"{name} {method}", measure, request, threads)
+                except SaaeError as error:  # the others go on
+                    print(error, file=sys.stderr)
+                    failed.append(f"{name} {method}")
+                    continue
                 row["environment"] = environments(method)
                 rows = [r for r in rows if not _is(r, name, method)] + [row]
                 print(f"{name} {method}: {row['fit_seconds']} s, {row['metrics']}", file=sys.stderr)
@@ -315,6 +321,9 @@ def main(
         raise typer.Exit(error.exit_code) from error
     notes = [f"{name} was not run: it {reason}." for name, reason in NOT_RUN.items()]
     common.print_table("Beside the peers", HEADINGS, table_rows(rows), [*notes, f"Written to {target}"])
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _is(row: Mapping[str, Any], category: str, method: str, *more: object) -> bool:
