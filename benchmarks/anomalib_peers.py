@@ -49,20 +49,21 @@ class Peer:
     one_at_a_time: bool = False
 
 
-_OTHER = f"{BACKBONE} blocks 4 to 7 in place of its own convolutional backbone, input 252 in place of 256"
+_OTHER = "DINOv2 blocks 4 to 7 as backbone, input 252"
+"""In place of a convolutional network, whose weights only the Internet has, at 256."""
 
 PEERS: Mapping[str, Peer] = {
-    "AnomalyDINO": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 252, "as it comes"),
-    "AnomalyDINO 336": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 336, "input 336, as our default's"),
+    "AnomalyDINO": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 252, "its defaults"),
+    "AnomalyDINO 336": Peer("AnomalyDINO", {"encoder_name": BACKBONE}, 336, "input 336"),
     "PaDiM": Peer("Padim", {"backbone": BACKBONE, "layers": list(LAYERS), "n_features": 100}, 252, _OTHER),
     "PatchCore": Peer("Patchcore", {"backbone": BACKBONE, "layers": list(LAYERS)}, 252, _OTHER, one_at_a_time=True),
 }
 
 NOT_RUN: Mapping[str, str] = {
-    "EfficientAD": "needs its own distilled teacher and Imagenette, which only the Internet has",
-    "Dinomaly": "its 5,000 steps of training at 392 pixels are made for a GPU",
+    "EfficientAD": "needs its own teacher's weights and Imagenette, which only the Internet has",
+    "Dinomaly": "trains for 5,000 steps at 392 pixels, which is hours without a GPU",
 }
-"""Peers that the issue of weights or time keeps out, each with its reason."""
+"""Peers that weights or time keep out, each with its reason."""
 
 
 def anomalib_version() -> str:

@@ -124,7 +124,7 @@ def _fit_ours(request: Mapping[str, Any], category: Category, place: Path) -> tu
         raise SaaeError("The export failed.", done.stderr.strip()[-2000:], " ".join(command))
     shutil.rmtree(place / "cache", ignore_errors=True)
     size = checkpoint.detector.backbone.input_size
-    return seconds, f"preset {config.preset}, {backbone.name} at {size[0]}x{size[1]}"
+    return seconds, f"preset {config.preset}, input {size[0]}x{size[1]}"
 
 
 def _fit_theirs(request: Mapping[str, Any], category: Category, place: Path) -> tuple[float, str]:
@@ -282,7 +282,7 @@ def main(
         chosen = [name.strip() for name in methods.split(",") if name.strip()] or [OURS, *PEERS]
         for name in chosen:
             if name in NOT_RUN:
-                raise ConfigError(f"{name} is not run.", f"It {NOT_RUN[name].removeprefix('it ')}.", "another method")
+                raise ConfigError(f"{name} is not run.", f"It {NOT_RUN[name]}.", "another method")
             if name != OURS and name not in PEERS:
                 raise ConfigError(f"There is no method {name!r}.", "", f"one of: {OURS}, {', '.join(PEERS)}")
         version = anomalib_version() if chosen != [OURS] else None
