@@ -117,16 +117,16 @@ def tables(
     results: dict[tuple[str, str, int], RunResult] = {}
     made: list[Table] = []
     speeds: dict[str, Any] | None = None
-    try:
-        with opened_workers(processes, ray, device) as workers:
+    with opened_workers(processes, ray, device) as workers:
+        try:
             _run(plan, folder, results, workers)
-        if _FPS in wanted:
-            made.append(fps_table(speeds := _fps(folder, config, data, names, device)))
-    finally:  # Ctrl-C as well: what is finished is shown, what is not says so
-        made = make_tables(plan, results) + made
-        _write(made, out, _measured(results, speeds))
-        _print(made)
-        log().print(f"Written: {out}/tables.md, tables.csv, tables.json", markup=False)
+            if _FPS in wanted:
+                made.append(fps_table(speeds := _fps(folder, config, data, names, device)))
+        finally:  # Ctrl-C as well: what is finished is shown, what is not says so
+            made = make_tables(plan, results) + made
+            _write(made, out, _measured(results, speeds))
+            _print(made)
+            log().print(f"Written: {out}/tables.md, tables.csv, tables.json", markup=False)
     if any(figure.ours is None for shown in made for figure in shown.figures.values()):
         raise typer.Exit(1)
 

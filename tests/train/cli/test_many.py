@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -66,3 +67,14 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         code, text = typed("fit-many", *words)
         assert code == 2
         assert told in text
+
+
+def test_without_a_cluster_nothing_is_begun_or_written(tmp_path: Path) -> None:
+    if importlib.util.find_spec("ray") is not None:
+        pytest.skip("Ray is installed; what is told without it is tested here")
+    write_square_set(tmp_path / "data", "bottle")
+    for command in ("fit-many", "tables"):
+        code, text = typed(command, "--data", tmp_path / "data", "--out", tmp_path / "out", "--ray", "auto")
+        assert code != 0
+        assert "pip install 'saae[ray]'" in text
+        assert not (tmp_path / "out").exists()
