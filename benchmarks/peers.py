@@ -147,10 +147,8 @@ def _fit_theirs(request: Mapping[str, Any], category: Category, place: Path) -> 
 
 
 def graph_files(method: str, place: Path) -> list[Path]:
-    """The files of the graph that a method is deployed as."""
-    if method == OURS:
-        return [place / "bundle" / "model.onnx"]
-    return sorted((place / "weights" / "onnx").iterdir())
+    """The files of the graph that a method is deployed as; none where it was not made here."""
+    return sorted(place.glob("bundle/model.onnx" if method == OURS else "weights/onnx/*"))
 
 
 def open_scorer(method: str, place: Path, threads: int) -> FrameScorer:
@@ -310,7 +308,7 @@ def main(
                 _write(rows, target, version, threads)
             there = {r["method"]: str(work.absolute() / name / r["method"].replace(" ", "-")) for r in rows
                      if r["category"] == name}  # fmt: skip
-            there = {method: place for method, place in there.items() if Path(place).is_dir()}
+            there = {method: place for method, place in there.items() if graph_files(method, Path(place))}
             request = {**shared, "category": name, "places": there, "seconds": seconds}
             timed = _fresh(f"{name} latency", time_methods, request, threads) if there else {}
             rows = [{**r, "timing": timed[r["method"]]} if r["category"] == name and r["method"] in timed else r
