@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ class _Producer:
                     f"The producer sees {', '.join(there) if there else 'no camera'}.",
                     "check cable, power, network; close other programs that use it",
                 )
-            found = self.harvester.create({"serial_number": serial} if serial else 0)
+            with _keep_interrupt():
+                found = self.harvester.create({"serial_number": serial} if serial else 0)
             self._open += 1
             return found
 
@@ -163,6 +166,17 @@ class _GenicamDevice:
 
     def close(self) -> None:
         self._producer.release(self._acquirer)
+
+
+@contextmanager
+def _keep_interrupt() -> Iterator[None]:
+    """Keeps the handler of Ctrl-C: a camera that harvesters opens in the main thread would take its place."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _load() -> Any:

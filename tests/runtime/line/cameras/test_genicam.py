@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_three_cameras_at_once_give_their_own_frames(producer: str) -> None:
     finally:
         for camera in cameras:
             camera.close()
+
+
+def test_ctrl_c_still_goes_where_it_went(producer: str) -> None:
+    """harvesters would take it, and end the camera in place of the program."""
+    camera = open_camera(f"genicam:{producer}")
+    try:
+        assert camera.grab(20).frame.shape == (400, 400, 3)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        camera.close()
 
 
 def test_it_is_opened_again_after_it_was_closed_and_as_gray(producer: str) -> None:

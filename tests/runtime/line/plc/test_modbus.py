@@ -277,9 +277,7 @@ def test_a_read_is_of_one_moment() -> None:
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
-def test_writes_and_bytes_of_any_kind_change_no_verdict(rounds: int, request: pytest.FixtureRequest) -> None:
-    if rounds > 500 and "fuzz" not in request.config.option.markexpr:
-        pytest.skip("the long one: python -m pytest tests/runtime/line -m fuzz")
+def test_writes_and_bytes_of_any_kind_change_no_verdict(rounds: int) -> None:
     with serving() as (handshake, server):
         owner = Plc(server.port)
         owner.trigger("A")

@@ -290,11 +290,7 @@ async def write_anything(url: str, rounds: int, check: Callable[[], None]) -> in
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
-def test_writes_and_calls_of_any_kind_change_no_verdict(
-    rounds: int, shared_server: Any, request: pytest.FixtureRequest
-) -> None:
-    if rounds > 500 and "fuzz" not in request.config.option.markexpr:
-        pytest.skip("the long one: python -m pytest tests/runtime/line -m fuzz")
+def test_writes_and_calls_of_any_kind_change_no_verdict(rounds: int, shared_server: Any) -> None:
     handshake, server = shared_server
     control = Control(server.url)
     assert control.call(f"{MODE}.StartSingleJob", "A", "") == Reply.ACCEPTED
