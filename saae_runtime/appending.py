@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from .errors import ConfigError
-from .files import alone, short_name, storage_error
+from .files import short_name, storage_error
+from .locks import alone
 
 __all__ = ["LineFile", "Rotation", "side_file"]
 

@@ -21,7 +21,8 @@ from .errors import (
     ConfigError,
     shown,
 )
-from .files import atomic_directory, may_write_folder, put_back, sha256_file, write_json
+from .files import sha256_file, write_json
+from .folders import atomic_directory, may_write_folder, put_back
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
 from .shell import shell_line
 

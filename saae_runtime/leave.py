@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import FrameType
 
-__all__ = ["leave", "leave_at_once", "open_closed_streams", "start"]
+__all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_command", "stop_on_signals"]
 
 
 def leave(code: object) -> None:
@@ -57,6 +58,36 @@ def start(load: Callable[[], Callable[[], None]]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     run()
+
+
+def start_command(package: str) -> None:
+    """Imports `PACKAGE.command` late, when a Ctrl-C has somebody to take it, and runs its `main`."""
+    start(lambda: import_module(f"{package}.command").main)
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop, so that no line or file is cut; a second one breaks.
+
+    Yields the signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        stop.set()
+
+    before = {}
+    # Only the main thread may set handlers; elsewhere (embedded use) signals are the host's business.
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def open_closed_streams() -> None:

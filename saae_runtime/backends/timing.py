@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, StorageError
-from ..files import canonical_json, read_regular, sha256_bytes, turn, write_json
+from ..files import canonical_json, read_regular, sha256_bytes, write_json
+from ..locks import turn
 from .base import Backend
 
 __all__ = ["BUDGET", "Figure", "Figures", "find", "keep", "take", "time_ways"]

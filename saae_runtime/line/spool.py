@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, StorageError
-from ..files import alone, storage_error
+from ..files import storage_error
+from ..locks import alone
 
 __all__ = ["Reader", "Record", "Spool", "SpoolStats"]
 

@@ -18,15 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saae_runtime.errors import CheckpointError, SaaeError, StorageError
-from saae_runtime.files import (
-    atomic_directory,
-    canonical_json,
-    put_back,
-    sha256_bytes,
-    sha256_file,
-    storage_error,
-    write_json,
-)
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, storage_error, write_json
+from saae_runtime.folders import atomic_directory, put_back
 from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
 

@@ -20,7 +20,7 @@ from repeated_options import repeatable
 from tiny_builds import CLI, draw
 from typer.testing import CliRunner
 
-from saae_export.cli import app
+from saae_export.cli.command import app
 from saae_runtime.bundle import open_bundle
 from saae_train.cli.options import FitOptions
 from saae_train.model.checkpoint import load_checkpoint
@@ -212,7 +212,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_only_these_options_can_be_repeated() -> None:
-    from saae_export.cli import app
+    from saae_export.cli.command import app
 
     assert repeatable(app) == {
         "build": {"--normal", "--normal-test", "--abnormal", "--masks", "--set", "--exclude", "--keep"},
@@ -253,8 +253,8 @@ def test_build_takes_several_folders_and_its_next_command_can_be_pasted(place: P
 
 
 def test_fit_and_build_take_the_same_options_of_fitting() -> None:
-    from saae_export.cli import app as export
-    from saae_train.cli import app as train
+    from saae_export.cli.command import app as export
+    from saae_train.cli.command import app as train
 
     fit, build = typer.main.get_command(train).commands["fit"], typer.main.get_command(export).commands["build"]
     found = [{option.name: option for option in command.params} for command in (fit, build)]

@@ -1,0 +1,35 @@
+"""What a first build left, to build again from; and builds that end before the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from folders import copy_tree
+
+if TYPE_CHECKING:
+    from saae_export.pipeline.build import BuildResult
+
+
+@pytest.fixture
+def again(built: tuple[BuildResult, str, Path], tmp_path: Path) -> Path:
+    """A folder with everything a first build left: bundle, fitted model, features."""
+    return copy_tree(built[2], tmp_path / "again")
+
+
+@pytest.fixture
+def until_export(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Builds end before the export (it takes seconds); the list gets the frame sizes that it was asked for."""
+    from tiny_builds import Enough  # late: needs PyTorch
+
+    from saae_export.pipeline import graphs
+
+    sizes: list[object] = []
+
+    def end(checkpoint: object, folder: object, frame_size: object, *_: object) -> None:
+        sizes.append(frame_size)
+        raise Enough
+
+    monkeypatch.setattr(graphs, "write_graphs", end)
+    return sizes
