@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files: written whole or not at all, read if they are regular, hashed."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ _swept: set[Path] = set()  # folders whose leftovers this process has removed: a
 
 
 class IrregularFileError(OSError):
-    """What was to be read is a pipe, a device, a socket or a folder."""
+    """A path of a pipe, a device, a socket or a folder, where a file was to be read."""
 
 
 class LargeFileError(OSError):
-    """A file of more bytes than are read; `size` is how many it has."""
+    """A file larger than the limit; `size` is its size in bytes."""
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"{size} bytes, at most {limit} are read")
@@ -69,7 +69,7 @@ class LargeFileError(OSError):
 
 @contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Opens a regular file, or a link to one, for reading.
+    """Open a regular file, or a link to one, for reading.
 
     A FIFO would wait for a writer for ever, and a device may have no end: they are refused before and, should the
     name be given to another file meanwhile, after opening.
@@ -88,7 +88,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 def _require_regular(file: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise IrregularFileError(errno.EINVAL, "It is no regular file", str(file))
+        raise IrregularFileError(errno.EINVAL, "It is not a regular file", str(file))
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -150,7 +150,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the renames in a folder durable."""
+    """Make the renames in a folder durable."""
     # Some file systems refuse to sync a folder.
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
@@ -179,7 +179,7 @@ def temporary_name(target: Path, suffix: str = _TEMPORARY) -> Path:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Marks a temporary file or folder as in use until the process leaves or ends, however it ends."""
+    """Mark a temporary file or folder as in use until the process leaves or ends, however it ends."""
     if fcntl is None:
         yield
         return
@@ -193,7 +193,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what writers that were killed have left in a folder; not what another one is writing."""
+    """Remove what writers that were killed have left in a folder; not what another one is writing."""
     if fcntl is None:
         return
     try:
@@ -216,7 +216,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on success it is synced and renamed to `path`.
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
 
     On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was. The first file that a
     process writes into a folder removes what killed writers have left there.
@@ -246,7 +246,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes bytes atomically.
+    """Write bytes atomically.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.
@@ -256,17 +256,17 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text atomically. Raises StorageError like `write_bytes`."""
+    """Write UTF-8 text atomically. Raises StorageError like `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes indented JSON atomically; NaN and infinity are refused (ValueError)."""
+    """Write indented JSON atomically; NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def remove(folder: Path) -> None:
-    """Removes a file, a link or a whole folder, as far as it may be removed."""
+    """Remove a file, a link or a whole folder, as far as it may be removed."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)
     else:

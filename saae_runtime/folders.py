@@ -1,4 +1,4 @@
-"""Folders written whole or not at all: made beside their place, and swapped in."""
+"""Folders written whole or not at all: written beside the target, then swapped in."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ def _moved_aside(target: Path) -> list[Path]:
 
 
 def put_back(target: str | os.PathLike[str]) -> Path | None:
-    """Undoes a replacement that was killed between its two renames: the folder that was there is there again.
+    """Undo a replacement that was killed between its two renames: restore the earlier folder.
 
     Args:
         target: a folder that `atomic_directory` writes.
 
     Returns:
-        None where there is nothing to put back (or nothing any more); else where the old folder still lies, because
-        it may not be renamed.
+        None if there is nothing (more) to put back; else the path of the old folder, which may not be renamed.
     """
     folder = Path(target)
     aside = _moved_aside(folder)
@@ -51,7 +50,7 @@ def put_back(target: str | os.PathLike[str]) -> Path | None:
 
 @contextmanager
 def atomic_directory(target: str | os.PathLike[str], replace: bool = True, last: str = "") -> Iterator[Path]:
-    """Gives a temporary folder beside `target`; on success it takes the place of `target`.
+    """Yield a temporary folder beside `target`; on success it takes the place of `target`.
 
     An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
     On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was. What an earlier
@@ -83,7 +82,7 @@ def atomic_directory(target: str | os.PathLike[str], replace: bool = True, last:
         if folder.exists() and not replace:
             raise StorageError(f"{folder} is already there.", "It would be overwritten.", "choose another name")
         if folder.exists() and not folder.is_dir():
-            raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another name")
+            raise StorageError(f"{folder} is a file.", "A folder must be written there.", "choose another name")
         sweep(temporary.parent)
         temporary.mkdir()
         with held(temporary):
@@ -109,7 +108,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def may_write_folder(target: Path) -> None:
-    """Makes sure, before long work, that `atomic_directory` may write a folder.
+    """Make sure, before long work, that `atomic_directory` may write a folder.
 
     Raises:
         StorageError: it may not.
@@ -133,7 +132,7 @@ def _is_fixed(folder: Path) -> bool:
 
 
 def _exchange(new: Path, target: Path, last: str) -> None:
-    """Exchanges the contents of `target` for those of `new`; an exception puts back what was there."""
+    """Exchange the contents of `target` for those of `new`; an exception puts back what was there."""
     if new.parent != target:  # a mount within one file system: names do not move across it, not even there
         inside = temporary_name(target / target.name)
         try:
@@ -163,7 +162,7 @@ def _exchange(new: Path, target: Path, last: str) -> None:
 
 
 def _swap(new: Path, target: Path) -> bool:
-    """Puts `new` in the place of `target`; False where `target` is in use as a mount point and cannot be renamed."""
+    """Put `new` in the place of `target`; False where `target` is in use as a mount point and cannot be renamed."""
     old = temporary_name(target, "old")
     try:
         for last in (*[False] * (_SWAPS - 1), True):
@@ -188,7 +187,7 @@ def _swap(new: Path, target: Path) -> bool:
 
 
 def _moved_in(new: Path, target: Path, last: bool) -> bool:
-    """Renames `new`; False where a reader has found nothing at `target` and put the old one back meanwhile."""
+    """Rename `new`; False where a reader has found nothing at `target` and put the old one back meanwhile."""
     try:
         new.rename(target)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How the command starts and ends: stopped at any moment, it says so and leaves with its own exit code."""
+"""How a command starts and ends: stopped at any moment, it says so and exits with its own code."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_comm
 
 
 def leave(code: object) -> None:
-    """Ends the process with this code, as `sys.exit` takes it.
+    """End the process with this code, as `sys.exit` takes it.
 
-    Where threads still compute (a library that cannot be stopped), without the interpreter's own end: a thread that
-    comes back from C++ into an interpreter that is ending aborts the process, with 134 in place of the code.
+    While threads still compute (a library that cannot be stopped), the interpreter's own shutdown is skipped: a thread
+    that returns from C++ into an interpreter that is shutting down aborts the process, with code 134.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
@@ -29,10 +29,10 @@ def leave(code: object) -> None:
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C and SIGTERM end the process at once, with one word.
+    """Have Ctrl-C and SIGTERM end the process at once, with one word, from now on.
 
-    For the time of starting: an exception would come up inside an import, where libraries take it for a fault of their
-    own. Nothing is half-written then. While frames are scored, the run has handlers of its own.
+    For start-up: an exception would be raised inside an import, where libraries take it for a fault of their own.
+    Nothing is half-written then. While frames are scored, the run has handlers of its own.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -46,7 +46,7 @@ def leave_at_once() -> None:
 
 
 def start(load: Callable[[], Callable[[], None]]) -> None:
-    """Loads a command, which Ctrl-C and SIGTERM end at once meanwhile, and runs it with the handlers from before.
+    """Load a command, which Ctrl-C and SIGTERM end at once meanwhile, and run it with the earlier handlers.
 
     Args:
         load: imports the command and returns it.
@@ -61,13 +61,13 @@ def start(load: Callable[[], Callable[[], None]]) -> None:
 
 
 def start_command(package: str) -> None:
-    """Imports `PACKAGE.command` late, when a Ctrl-C has somebody to take it, and runs its `main`."""
+    """Import `PACKAGE.command` late, when a Ctrl-C can be handled, and run its `main`."""
     start(lambda: import_module(f"{package}.command").main)
 
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop, so that no line or file is cut; a second one breaks.
+    """Turn the first Ctrl-C or SIGTERM into a request to stop, so that no line or file is cut; a second one breaks.
 
     Yields the signals received so far.
     """
@@ -91,7 +91,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
 
 
 def open_closed_streams() -> None:
-    """Opens nothing where standard input, output or error is closed (`>&-`): the next file would take its number."""
+    """Open the null device for a standard stream that is closed (`>&-`): the next file would take its number."""
     for number in range(3):
         try:
             os.fstat(number)

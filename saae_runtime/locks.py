@@ -1,4 +1,4 @@
-"""Locks between processes, on a file: the system lets go of them however a process ends."""
+"""Locks between processes, on a file: the system releases them however a process ends."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _PAUSE = 0.05  # seconds between two tries
 
 @contextmanager
 def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
-    """Makes sure that no other process is in a block with the same lock.
+    """Make sure that no other process is in a block with the same lock.
 
-    The system lets go of the lock when a process ends, however it ends. Where there are no locks (Windows, some network
+    The system releases the lock when a process ends, however it ends. Where there are no locks (Windows, some network
     shares) nobody is kept out.
 
     Args:
         lock: an empty file, made where it is missing, and left.
-        what: what is going on in the block, for the other one's error.
-        cure: what that one can do.
+        what: what the block does, for the error of another process.
+        cure: what the other process can do.
 
     Raises:
-        ConfigError: another process is in there.
+        ConfigError: another process holds the lock.
         StorageError: the place may not be written to.
     """
     try:
@@ -57,9 +57,9 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
 
 @contextmanager
 def turn(lock: Path | None, seconds: float) -> Iterator[bool]:
-    """Waits until no other process or thread is in a block with the same lock; gives False where it waited in vain.
+    """Wait until no other process or thread is in a block with the same lock; yield False if that took too long.
 
-    The system lets go of the lock when a process ends, however it ends. Where there are no locks (Windows, some network
+    The system releases the lock when a process ends, however it ends. Where there are no locks (Windows, some network
     shares, a place that may not be written to) nobody waits.
 
     Args:

@@ -130,7 +130,7 @@ def take(
 
 
 def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figures:
-    """Writes figures into a folder, if they are not there; what cannot be written stays in this process."""
+    """Write figures into a folder, if they are not there; what cannot be written stays in this process."""
     text = canonical_json(key)
     if folder is None or figures.place is not None:
         return figures
@@ -145,7 +145,7 @@ def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figur
 
 
 def time_ways(ways: Sequence[Way], clock: Clock = time.perf_counter) -> tuple[Figure, ...]:
-    """Times each way, one after another; one that fails says why, and none is begun when the time is up."""
+    """Time each way, one after another; one that fails says why, and none is begun when the time is up."""
     rows: list[Figure] = []
     best = math.inf
     end = clock() + BUDGET

@@ -41,26 +41,26 @@ def rotation_of(rotate: str | None, keep: int, json_lines: str | None, overwrite
     if json_lines in (None, "-"):
         for name, given in (("--rotate", rotate is not None), ("--overwrite", overwrite)):
             if given:
-                raise ConfigError(f"{name} is about a file of results.", "--json names none.", "add --json FILE")
+                raise ConfigError(f"{name} needs a file of results.", "--json names none.", "add --json FILE")
     return None if rotate is None else Rotation.parse(rotate, keep)
 
 
 def check_outputs(
     out: Path | None, json_lines: str | None, sources: Sequence[str], recursive: bool, option: str = "--out"
 ) -> None:
-    """Refuses outputs that would overwrite the input or be scored as input the next time."""
+    """Refuse outputs that would overwrite the input or be scored as input the next time."""
     if json_lines not in (None, "-"):
         target = Path(str(json_lines))
         if target.is_dir() or target.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             raise ConfigError(
-                f"--json {target}: this is no place for JSON lines.",
+                f"--json {target}: JSON lines cannot be written there.",
                 "It is a folder." if target.is_dir() else "By its name it is an image or a video.",
                 "--json results.jsonl, or --json - for standard output",
             )
     if out is None:
         return
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{option} {out}: not a folder.", "A file of this name is there.", "choose another folder")
+        raise ConfigError(f"{option} {out}: not a folder.", "A file has this name.", "choose another folder")
     for name in sources:
         folder = Path(name)
         if not folder.is_dir():
@@ -69,7 +69,7 @@ def check_outputs(
         if place == source or (recursive and source in place.parents):
             raise ConfigError(
                 f"{option} {out} lies in the source {folder}.",
-                "The next run would score what is written there as if it were frames.",
+                "The next run would score the written pictures as if they were frames.",
                 "choose a folder outside of the source",
             )
 
@@ -84,7 +84,7 @@ def check_exports(
     recursive: bool,
     endless: bool,
 ) -> None:
-    """Refuses names that are not of files of these formats, and a run without end for what is written at its end."""
+    """Refuse names that are not of files of these formats, and a run without end for what is written at its end."""
     for option, target, suffix in (
         ("--csv", csv, ".csv"),
         ("--parquet", parquet, ".parquet"),
@@ -100,14 +100,14 @@ def check_exports(
     if map_format not in MAP_FORMATS:
         raise ConfigError(f"--map-format {map_format} is not known.", "", f"one of: {', '.join(MAP_FORMATS)}")
     if maps is None and map_format != "tiff":
-        raise ConfigError("--map-format is about anomaly maps.", "--maps is missing.", "add --maps DIR")
+        raise ConfigError("--map-format needs anomaly maps to write.", "--maps is missing.", "add --maps DIR")
     check_outputs(maps, None, sources, recursive, "--maps")
 
 
 def check_pattern_outputs(
     out: Path | None, kinds: Sequence[str], names: Sequence[str], sources: Sequence[Source]
 ) -> None:
-    """Refuses a folder for pictures whose pictures a source pattern would match the next time."""
+    """Refuse a folder for pictures whose pictures a source pattern would match the next time."""
     patterns = [name for name in names if glob.has_magic(name) and not Path(name).exists()]
     if out is None or not patterns:
         return
@@ -125,12 +125,12 @@ def check_pattern_outputs(
 
 
 def check_processes(processes: int, ray: str | None, batch: int, sources: Sequence[Source] | None) -> None:
-    """Refuses --processes and --ray where files cannot be given out one by one."""
+    """Refuse --processes and --ray where files cannot be given out one by one."""
     if processes == 1 and ray is None:
         return
     if sources is None or any(source.kind != "image" for source in sources):
         raise ConfigError(
-            "--processes is for image files.", "A folder that is watched, a video and a camera have one reader.", ""
+            "--processes is for image files.", "A watched folder, a video and a camera have only one reader.", ""
         )
     if batch > 1:
         raise ConfigError(

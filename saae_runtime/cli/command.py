@@ -92,27 +92,27 @@ def run(
     image_fpr: Annotated[float | None, typer.Option(help="Acceptable false-positive rate of images.")] = None,
     image_threshold: Annotated[float | None, typer.Option(help="Image threshold itself.")] = None,
     white_level: Annotated[
-        int | None, typer.Option(help="White of 16-bit images, e.g. 4095 for 12 bits; default: the bundle's.")
+        int | None, typer.Option(help="Largest value of 16-bit images, e.g. 4095 for 12 bits; default: the bundle's.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
     processes: Annotated[
-        int, typer.Option(min=1, help="Image files only: score in so many processes, each with its own engine.")
+        int, typer.Option(min=1, help="Image files only: number of processes, each with its own engine.")
     ] = 1,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Have the processes on a Ray cluster: auto, local or HOST:PORT."),
+        typer.Option("--ray", metavar="ADDRESS", help="Run the processes on a Ray cluster: auto, local or HOST:PORT."),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders below a folder too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders below a folder.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Folders only: go on with every picture that is added, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Folders only: also score every image that is added, until Ctrl-C.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures (heatmaps and overlays).")] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Pictures: heatmaps.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Pictures: overlays with the mask's outline.")] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Pictures: masks, black and white.")] = False,
     sheets: Annotated[bool, typer.Option("--sheets", help="Pictures: input, heatmap, overlay side by side.")] = False,
-    defects_only: Annotated[bool, typer.Option("--defects-only", help="Pictures of defects alone.")] = False,
+    defects_only: Annotated[bool, typer.Option("--defects-only", help="Write pictures of defects only.")] = False,
     json_lines: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="JSON lines, one per frame, appended; - is standard output."),
@@ -131,26 +131,27 @@ def run(
         str, typer.Option(help="tiff (like the sources), mvtec (MVTec AD, LOCO) or mvtec-ad-2 (its server).")
     ] = "tiff",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Empty the --json file first, score all again.")
+        bool, typer.Option("--overwrite", help="Empty the --json file first and score everything again.")
     ] = False,
     skip_scored: Annotated[
         bool | None,
         typer.Option(
             "--skip-scored/--score-again",
-            help="Pass over image files (by name, size and time) that the --json file's runs scored; "
+            help="Skip image files (by name, size and time) that earlier runs into the --json file scored; "
             "default: with --watch alone.",
             show_default=False,
         ),
     ] = None,
     rotate: Annotated[
-        str | None, typer.Option(metavar="SIZE|day", help="Begin a new --json file at 100MB, say, or every day.")
+        str | None,
+        typer.Option(metavar="SIZE|day", help="Start a new --json file at this size (such as 100MB), or every day."),
     ] = None,
-    keep: Annotated[int, typer.Option(min=0, help="So many old --json files stay: FILE.1, FILE.2, ...")] = 10,
+    keep: Annotated[int, typer.Option(min=0, help="Number of old --json files to keep: FILE.1, FILE.2, ...")] = 10,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Pixels of the largest image that is read; default: 180 million.")
     ] = None,
-    min_area: Annotated[int, typer.Option(min=1, help="Regions of fewer pixels are left out of the JSON.")] = 1,
-    verify: Annotated[bool, typer.Option(help="Compare the hashes of the bundle's files first.")] = True,
+    min_area: Annotated[int, typer.Option(min=1, help="Leave regions of fewer pixels out of the JSON.")] = 1,
+    verify: Annotated[bool, typer.Option(help="First compare the hashes of the bundle's files.")] = True,
     explain: Annotated[bool, typer.Option("--explain", help="Say which backends work here, and why not.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per frame, no progress, no summary.")] = False,
     progress: Annotated[bool, typer.Option(help="Show progress on a terminal.")] = True,
@@ -261,7 +262,7 @@ def _open_log(
 
 
 def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int, ray: str | None) -> _Scorer:
-    """Scores files in processes: the backend that is in use here, and this machine's cores shared among them."""
+    """Score files in processes: the backend that is in use here, and this machine's cores shared among them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = {
         **options,
@@ -288,7 +289,7 @@ def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes
 def _score(
     engine: Engine, given: Given, sink: Sink, batch: int, limit: int | None, pooled: _Scorer | None = None
 ) -> int:
-    """Runs everything through; returns the exit code. Errors that end the run are reported here."""
+    """Run everything through; return the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
     with stop_on_signals(stop) as stopped_by:

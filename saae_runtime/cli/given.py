@@ -71,5 +71,5 @@ def _is_scored(source: Source, scored: Scored | None) -> bool:
 
 
 def knower(scored: Scored | None) -> Callable[[str, Facts], bool]:
-    """Tells whether a file was scored before."""
+    """Tell whether a file was scored before."""
     return (lambda path, facts: False) if scored is None else scored.knows

@@ -19,7 +19,7 @@ __all__ = ["say_what_rates_mean", "show_progress", "summarize", "teller"]
 
 
 def teller(log: Console) -> Callable[[str], None]:
-    """Prints a warning."""
+    """Print a warning."""
     return lambda text: log.print(Text(printable(text), style="yellow"))
 
 
@@ -72,7 +72,7 @@ def show_progress(log: Console, given: Given, limit: int | None, wanted: bool) -
 
 
 def summarize(log: Console, sink: Sink, engine: Engine, auto: bool, given: Given) -> None:
-    """Prints what was scored, how fast, and with what."""
+    """Print what was scored, how fast, and with what."""
     summary, live = sink.summary, given.live
     clean = summary.scored - summary.defects
     total = summary.scored + summary.errors

@@ -23,7 +23,7 @@ pytest_pycollect_makemodule = skips_without(
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     """The folder of the graphs that were exported in this run, which all workers share: none is exported twice.
 
-    PyTorch's exporter takes 3 s even for a tiny one. Tests of the exporter ask it each time (`tests/export/graph`).
+    PyTorch's exporter takes 3 s even for a tiny one. `exported_anew` asks it each time.
     """
     if find_spec("torch") is None or find_spec("onnxscript") is None:
         yield None
@@ -37,6 +37,14 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "trace", once(trace, folder))
         yield folder
+
+
+@pytest.fixture
+def exported_anew(exported_once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of the exporter: what was exported before does not count."""
+    from saae_export.graph import onnx_file
+
+    monkeypatch.setattr(onnx_file, "trace", onnx_file.trace.__wrapped__)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

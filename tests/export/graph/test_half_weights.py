@@ -33,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same graph as exported, and with its weights halved."""
     folder = tmp_path_factory.mktemp("half")
     full, half = folder / "full.onnx", folder / "half.onnx"
-    export_onnx(FusedGraph(tiny_detector(components=48), SIZE, "fp32"), full, 0.5)
+    export_onnx(FusedGraph(tiny_detector(components=48, smoothing=0.5, score="cosine"), SIZE, "fp32"), full, 0.5)
     half.write_bytes(full.read_bytes())
     store_half(half, SIZE)
     return full, half
