@@ -10,6 +10,7 @@ from folders import copy_tree
 
 if TYPE_CHECKING:
     from saae_export.pipeline.build import BuildResult
+    from saae_runtime import Bundle
 
 
 @pytest.fixture
@@ -33,3 +34,13 @@ def until_export(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(graphs, "write_graphs", end)
     return sizes
+
+
+@pytest.fixture(scope="session")
+def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same fitted model with its graph left at the model's size."""
+    from tiny_builds import fitted_model, options, quiet_build  # late: needs PyTorch
+
+    folder = tmp_path_factory.mktemp("model-size")
+    chosen = options(data, folder, checkpoint=fitted_model(built[2]), frame_size="model", precisions=("fp32",))
+    return quiet_build(chosen)[0].bundle

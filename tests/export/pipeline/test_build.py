@@ -44,14 +44,6 @@ from saae_train.data.split import split_held_out
 from saae_train.model.checkpoint import load_checkpoint
 
 
-@pytest.fixture(scope="module")
-def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The same fitted model with its graph left at the model's size."""
-    folder = tmp_path_factory.mktemp("model-size")
-    chosen = options(data, folder, checkpoint=fitted_model(built[2]), frame_size="model", precisions=("fp32",))
-    return quiet_build(chosen)[0].bundle
-
-
 def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     result, text, folder = built
     bundle = open_bundle(folder / "bundle", verify=True)
