@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,3 +45,14 @@ def at_model_size(built: tuple[BuildResult, str, Path], data: Path, tmp_path_fac
     folder = tmp_path_factory.mktemp("model-size")
     chosen = options(data, folder, checkpoint=fitted_model(built[2]), frame_size="model", precisions=("fp32",))
     return quiet_build(chosen)[0].bundle
+
+
+@pytest.fixture(scope="session")
+def held(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path]:
+    """A build without a memory: images are held out, and thresholds are the paper's."""
+    from tiny_builds import options, quiet_build  # late: needs PyTorch
+
+    folder = tmp_path_factory.mktemp("held")
+    chosen = options(data, folder, precisions=("fp32", "fp16"))
+    result, _ = quiet_build(dataclasses.replace(chosen, config=chosen.config.with_values({"score": "cosine"})))
+    return result, folder

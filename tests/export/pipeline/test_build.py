@@ -86,15 +86,6 @@ def test_thresholds_are_those_of_images_that_are_left_out(built: tuple[BuildResu
             assert engine.image_threshold == pytest.approx(expected.threshold(0.05), rel=bound)
 
 
-@pytest.fixture(scope="module")
-def held(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildResult, Path]:
-    """A build without a memory: images are held out, and thresholds are the paper's."""
-    folder = tmp_path_factory.mktemp("held")
-    chosen = options(data, folder, precisions=("fp32", "fp16"))
-    result, _ = quiet_build(dataclasses.replace(chosen, config=chosen.config.with_values({"score": "cosine"})))
-    return result, folder
-
-
 def test_without_a_memory_thresholds_are_those_of_the_deployed_graph(
     held: tuple[BuildResult, Path], data: Path
 ) -> None:
