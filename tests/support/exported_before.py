@@ -52,7 +52,7 @@ def once(trace: Trace, folder: Path) -> Trace:
             if not file.is_file():
                 model = trace(graph)
                 part = file.with_suffix(".part")
-                part.write_bytes(model.SerializeToString())
+                onnx.save(model, part)
                 part.replace(file)
         return onnx.load(file)
 
