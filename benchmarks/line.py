@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from saae_runtime.line.camera import CameraStats, EndOfFrames, NoFrameError, Shot
 from saae_runtime.line.config import load_config
-from saae_runtime.line.part import Trigger, Verdict, now
+from saae_runtime.line.part import Choice, Trigger, Verdict, now
 from saae_runtime.line.service import Line
 from saae_runtime.line.sinks import KINDS
 
@@ -126,6 +126,21 @@ class Asker:
     def fail(self, part_id: str, reason: str) -> None:
         """A part without a verdict ends the measurement."""
         raise NoFrameError(reason)
+
+    def fault(self, reason: str) -> None:
+        """Ends the measurement."""
+        raise NoFrameError(reason)
+
+    def recover(self) -> None:
+        """Nothing to do."""
+
+    def missed(self) -> list[tuple[Trigger, str]]:
+        """None."""
+        return []
+
+    def choices(self) -> list[Choice]:
+        """None."""
+        return []
 
     def close(self) -> None:
         """Nothing to do."""

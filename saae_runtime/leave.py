@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["leave", "leave_at_once", "open_closed_streams", "start"]
+__all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "stopped_by_signals"]
 
 
 def leave(code: object) -> None:
@@ -34,14 +34,46 @@ def leave_at_once() -> None:
     own. Nothing is half-written then. While frames are scored, the run has handlers of its own.
     """
 
-    def handle(number: int, _: FrameType | None) -> None:
-        with suppress(OSError):
-            os.write(2, b"Stopped.\n")
-        os._exit(128 + number)
-
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
+            signal.signal(number, _break_off)
+
+
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Within the block, the first Ctrl-C or SIGTERM sets `stop`, so that work ends in order.
+
+    A second one ends the process at once, whatever it does. Only the main thread sets handlers: in a program that
+    embeds saae on another one, signals are the program's.
+
+    Args:
+        stop: to look at, without waiting for it: the handler sets it on the main thread itself.
+
+    Returns:
+        The signals that came: none, or one.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            _break_off(number, frame)
+        received.append(number)
+        stop.set()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _break_off(number: int, _: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"Stopped.\n")
+    os._exit(128 + number)
 
 
 def start(load: Callable[[], Callable[[], None]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -15,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +25,7 @@ from ..appending import Rotation
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
 from ..images import IMAGE_SUFFIXES, PIXELS_VARIABLE
+from ..leave import stopped_by_signals
 from ..sources.files import Facts, Frame, Source, facts_of, find_sources, read_frames
 from ..sources.folders import pattern_takes
 from ..sources.scored import Scored
@@ -386,7 +385,7 @@ def _score(
     """Runs everything through; returns the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
-    with _stop_on_signals(stop) as stopped_by:
+    with stopped_by_signals(stop) as stopped_by:
         if pooled is not None:
             outcomes = pooled(given.sources, sink.pictures is not None, stop)
         else:
@@ -550,28 +549,6 @@ def _check_pattern_outputs(
                         f"The next run would score {picture} as if it were a frame.",
                         "choose a folder outside of the pattern",
                     )
-
-
-@contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop, so that no line or file is cut; a second one breaks."""
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        stop.set()
-
-    before = {}
-    # Only the main thread may set handlers; elsewhere (embedded use) signals are the host's business.
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

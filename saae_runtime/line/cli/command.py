@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,6 +18,7 @@ from rich.markup import escape
 from ...bundle import open_bundle
 from ...errors import ConfigError
 from ...files import write_text
+from ...leave import stopped_by_signals
 from ...terminal import LineCommand, command_group, log
 from ...terminal import run_command as run
 from ..config import LineConfig, load_config
@@ -57,9 +55,9 @@ def run_command(
     config = _load(file)
     stop = threading.Event()
     with (
-        _stopped_by_signals(stop) as received,
         Line(config, open_any_camera, open_trigger) as line,
         open_http(line) as http,
+        stopped_by_signals(stop) as received,  # a stop before this ends the start itself
     ):
         printer = None if quiet else _Printer()
         if printer is not None:
@@ -190,7 +188,7 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
         counts: dict[str, int] = station["counts"]  # type: ignore[assignment]
         console.print(
             f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} too late, {counts['error']} "
-            f"could not be judged), {counts['dropped']} dropped"
+            f"could not be judged, {counts['missed']} of these never taken), {counts['dropped']} dropped"
         )
         lost += counts.get("unrecorded", 0)
     for sink in sinks:
@@ -201,27 +199,6 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
         console.print(escape(words))
         lost += int(sink["lost"])  # type: ignore[call-overload]
     return lost
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM stops in order, a second one breaks."""
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        stop.set()
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # The order is that of the help.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from ...meter import one_line
 from ..audit import AuditLog
 from ..in_force import InForce
 from ..overrides import Override, Overrides, pool_folder
-from ..part import Verdict, now, stamp
+from ..part import Choice, Verdict, now, stamp
 from ..recalibrate import changed_parts, recalibrate, versions
 from ..recipes import Recipe
 from ..service import Line
+from ..station import Station
 from .access import Who
 from .options import HttpOptions
 from .recent import Recent
@@ -30,6 +32,7 @@ from .recent import Recent
 __all__ = ["Control"]
 
 _CHANGED_SHOWN = 200
+_LAST_CHOICES = 0.5  # seconds at the end for recipes that were chosen and are not written yet
 _HIGHEST = 20.0  # times the highest threshold of the bundle's table that people may set
 SERVICE = Who("saae-line", "engineer")
 
@@ -60,6 +63,8 @@ class Control:
         self._closed = False
         self.job: dict[str, Any] = {"state": "none"}
         self.audit = AuditLog(self._folder / "audit.jsonl", self._copy)
+        self._choices: queue.SimpleQueue[tuple[str, str, Choice] | None] = queue.SimpleQueue()
+        self._choice_writer = threading.Thread(target=self._write_choices, name="audit", daemon=True)
         try:
             self.overrides = Overrides(self._folder, options.pool_mb)
         except BaseException:
@@ -70,6 +75,8 @@ class Control:
         except BaseException:
             self.close()
             raise
+        self._choice_writer.start()
+        line.listen_to_choices(self._chose)
 
     # --- recipes ---
 
@@ -180,6 +187,19 @@ class Control:
             "version": made.version
         }
 
+    def _chose(self, station: Station, choice: Choice) -> None:
+        """Take note of a recipe that a PLC or a client of the trigger asked for: the writer waits for the disk."""
+        self._choices.put((station.name, station.recipe, choice))
+
+    def _write_choices(self) -> None:
+        while (item := self._choices.get()) is not None:
+            station, own, choice = item
+            data = {"station": station, "before": choice.before or own, "after": choice.after or own}
+            try:
+                self.audit.append(choice.who, choice.role, "recipe", {**data, "asked": stamp(choice.time)})
+            except Exception as error:  # the parts' records name their recipe all the same
+                self._line.meter.fail(error)
+
     # --- overrides ---
 
     def override(self, who: Who, key: str, verdict: Verdict, note: str) -> Override:
@@ -288,6 +308,10 @@ class Control:
             self._closed = True
             if self._process is not None:
                 self._process.kill()
+        self._line.listen_to_choices(None)
+        if self._choice_writer.is_alive():
+            self._choices.put(None)
+            self._choice_writer.join(_LAST_CHOICES)
         self.audit.close()
         self.overrides.close()
 

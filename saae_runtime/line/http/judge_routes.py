@@ -18,10 +18,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from ... import render
 from ...errors import ConfigError, ImageError, shown
 from ...images import read_image_bytes
-from ..handshake import LONGEST_PART_ID, Handshake, Phase, View, is_part_id
+from ..handshake import LONGEST_PART_ID, Handshake, is_part_id
 from ..part import BY_SCORE, Part, Verdict, now
 from ..recipes import Recipe
 from ..station import MOST_REGIONS
+from ..view import Phase, View
 from .access import Who
 from .context import Context, bearer, refuse
 from .judging import Judged
@@ -146,7 +147,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/trigger", response_model=Triggered, responses=_errors(404, 409))
     def trigger(body: TriggerBody, who: Who = Depends(context.operator)) -> Triggered:
         """Ask a station for the verdict of a part, as its PLC would; answers when it stands, and acknowledges it."""
-        return _triggered(context, body)
+        return _triggered(context, body, who)
 
     return routes
 
@@ -282,7 +283,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _triggered(context: Context, body: TriggerBody) -> Triggered:
+def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     stations = context.line.stations
     if body.station is None and len(stations) > 1:
         raise ConfigError("There are several stations.", "", f"name one of {', '.join(stations)}")
@@ -300,7 +301,7 @@ def _triggered(context: Context, body: TriggerBody) -> Triggered:
     latest = context.recent.latest
     owner = object()
     version = source.view().version
-    reply = source.trigger(body.part_id, body.recipe, owner)
+    reply = source.trigger(body.part_id, body.recipe, owner, who.name, who.role)
     if not reply.accepted:
         raise refuse(
             409,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ...errors import ConfigError, shown
 from ..config import LineConfig, StationConfig
 from ..handshake import Handshake
 from .modbus import ModbusServer
 from .opcua import OpcuaServer
+from .server import PlcServer
 
 __all__ = ["PlcConfig", "PlcTrigger", "open_trigger"]
 
@@ -40,15 +40,6 @@ class PlcConfig:
             raise ValueError("`recipe_numbers` are from 1 to 65535, and each is used once")
 
 
-class _Server(Protocol):
-    @property
-    def alive(self) -> bool: ...
-
-    def stop(self) -> None: ...
-
-    def close(self, timeout: float) -> None: ...
-
-
 class PlcTrigger(Handshake):
     """A handshake that owns the servers in front of it.
 
@@ -56,7 +47,7 @@ class PlcTrigger(Handshake):
         servers: a `ModbusServer`, an `OpcuaServer`, or both.
     """
 
-    servers: tuple[_Server, ...] = ()
+    servers: tuple[PlcServer, ...] = ()
 
     def close(self) -> None:
         """Withdraws everything and ends the servers. May be called twice."""
@@ -95,7 +86,7 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
             if spec.strip() == "http":  # `POST /v1/trigger` of the service that `[http]` names
                 continue
             if kind == "modbus":
-                server: _Server = ModbusServer(
+                server: PlcServer = ModbusServer(
                     handshake, listen or "127.0.0.1", numbers, keep_on_disconnect=options.keep_on_disconnect
                 )
             elif kind == "opcua":

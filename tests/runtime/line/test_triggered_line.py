@@ -23,11 +23,12 @@ from saae_runtime.line.camera import BadFrameError
 from saae_runtime.line.cameras.reconnect import Device, LiveCamera
 from saae_runtime.line.cameras.registry import open_camera
 from saae_runtime.line.config import RecipeConfig, StationConfig
-from saae_runtime.line.handshake import Handshake, Reason, Reply
+from saae_runtime.line.handshake import Handshake
 from saae_runtime.line.part import Part, Verdict
 from saae_runtime.line.plc.modbus import ModbusServer
 from saae_runtime.line.recipes import RecipeBook
 from saae_runtime.line.station import Station
+from saae_runtime.line.view import Reason, Reply
 from saae_runtime.render import save_png
 
 pytestmark = pytest.mark.needs("pymodbus")

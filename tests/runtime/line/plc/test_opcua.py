@@ -19,9 +19,10 @@ from asyncua import Client, ua
 from asyncua.sync import Client as SyncClient
 
 from saae_runtime.errors import DeviceError
-from saae_runtime.line.handshake import Handshake, Reason, Reply
+from saae_runtime.line.handshake import Handshake
 from saae_runtime.line.part import Verdict
 from saae_runtime.line.plc.opcua import NAMESPACE, OpcuaServer
+from saae_runtime.line.view import Reason, Reply
 
 STATE = "VisionSystem.VisionStateMachine"
 MODE = f"{STATE}.AutomaticModeStateMachine"
@@ -87,6 +88,7 @@ def test_a_part_from_start_to_acknowledge(shared_server: Any) -> None:
     assert control.call(f"{RECIPES}.PrepareRecipe", "nut") == Reply.BAD_RECIPE
     assert control.call(f"{RECIPES}.PrepareRecipe", "gear") == Reply.ACCEPTED
     control.until(f"{RECIPES}.ActiveRecipe", "gear")
+    assert [(item.before, item.after, item.who) for item in handshake.choices()] == [(None, "gear", "opcua")]
     assert control.call(f"{MODE}.StartSingleJob", "A", "") == Reply.ACCEPTED
     assert control.call(f"{MODE}.StartSingleJob", "B", "") == Reply.BUSY
     control.until(f"{MODE}.CurrentState", "SingleExecution")

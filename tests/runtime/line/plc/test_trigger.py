@@ -11,8 +11,8 @@ from plc_client import Plc
 
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.line.config import LineConfig, load_config
-from saae_runtime.line.handshake import Phase
 from saae_runtime.line.plc.trigger import PlcTrigger
+from saae_runtime.line.view import Phase
 from saae_runtime.line.wiring import SECTIONS, open_any_camera, open_trigger
 
 pytestmark = pytest.mark.needs("pymodbus")
