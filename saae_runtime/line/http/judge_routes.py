@@ -27,6 +27,7 @@ from .access import Who
 from .context import Context, bearer, refuse
 from .judging import Judged
 from .pictures import levels_png
+from .yielding import give_way
 
 __all__ = ["router"]
 
@@ -127,6 +128,7 @@ def router(context: Context) -> APIRouter:
         if not is_part_id(name):
             raise ConfigError(f"{shown(name)} is no part id.", "", f"1 to {LONGEST_PART_ID} printable characters")
         chosen = _recipe(context, recipe, station)
+        context.batcher.admit()
         limit = context.options.timeout
         try:
             async with bodies:
@@ -223,6 +225,7 @@ def _picture(body: bytes, content_type: str) -> bytes:
 
 
 def _decoded(context: Context, recipe: Recipe, data: bytes) -> Any:
+    give_way()  # a thread that decodes pictures, and does little else
     options = context.options
     white = recipe.shared.engine.white_level
     return read_image_bytes(data, "the picture", white, formats=options.formats, pixels=options.max_pixels)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...appending import LineFile, Rotation
 from ...errors import ConfigError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["COLUMNS", "CsvOptions", "CsvSink", "JsonlOptions", "JsonlSink"]

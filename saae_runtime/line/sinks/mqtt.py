@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FetchError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["MqttOptions", "MqttSink"]

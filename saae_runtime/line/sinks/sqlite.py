@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import ConfigError, StorageError
 from ..part import now, stamp
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["SCHEMA", "SqliteOptions", "SqliteSink"]

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ...errors import ConfigError, FetchError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["WebhookOptions", "WebhookSink"]
