@@ -79,7 +79,7 @@ class Handshake:
     ) -> None:
         for name, value in (("verdict_timeout", verdict_timeout), ("result_timeout", result_timeout)):
             if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "give more than 0")
+                raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "use a value above 0")
         self.verdict_timeout = verdict_timeout
         self.result_timeout = result_timeout
         self._recipes = recipes

@@ -32,7 +32,7 @@ def prometheus_text(health: Mapping[str, Any]) -> bytes:
     try:
         from prometheus_client import CollectorRegistry, generate_latest
     except ImportError as error:
-        raise ConfigError("Metrics are not available here.", str(error), "pip install 'saae[line]'") from error
+        raise ConfigError("Metrics are not available.", str(error), "pip install 'saae[line]'") from error
 
     class Collector:
         def collect(self) -> Iterator[Any]:

@@ -78,7 +78,7 @@ class TriggerSource(Protocol):
         """The next part, or None when none has come within so many seconds."""
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives a verdict. False: too late, the part is NG by timeout already, or it is not the one that waits."""
+        """Gives a verdict. False: timed out, the part is NG by timeout already, or it is not the one that waits."""
 
     def fail(self, part_id: str, reason: str) -> None:
         """The part cannot be judged: it is NG, for this reason."""

@@ -145,7 +145,7 @@ class Station:
         if recipe not in self.config.recipes:
             raise ConfigError(
                 f"Station {self.name} has no recipe {shown(recipe)}.",
-                "A station uses the recipes that line.toml gives it.",
+                "A station can use only its recipes in line.toml.",
                 f"one of {', '.join(self.config.recipes)}",
             )
         with self._lock:

@@ -41,7 +41,7 @@ class Trouble:
         """The reason now."""
         stats = self._camera.stats
         if not stats.connected:
-            return f"the camera is away: {stats.last_error or 'no reason given'}"
+            return f"the camera is disconnected: {stats.last_error or 'no reason given'}"
         if self._out_of_frames:
             return "the camera has no more frames"
         if self._overdue() > _STUCK:

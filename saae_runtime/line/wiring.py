@@ -52,7 +52,7 @@ def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
     try:
         from .http.service import HttpService
     except ImportError as error:
-        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+        raise ConfigError("[http] cannot be served.", str(error), "pip install 'saae[serve]'") from error
     return HttpService(line, options)
 
 
@@ -69,7 +69,7 @@ def check_http(config: LineConfig) -> str:
     try:
         from .http.service import listener
     except ImportError as error:
-        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+        raise ConfigError("[http] cannot be served.", str(error), "pip install 'saae[serve]'") from error
     listener(options.host, options.port).close()
     who = ", ".join(user.name for user in users) or "everybody on this machine"
     return f"{'https' if https else 'http'}://{options.host}:{options.port}, for {who}"

@@ -206,7 +206,7 @@ class LiveCamera:
                 raise EndOfFrames
             if self._broken is not None:
                 raise self._broken
-            away = "" if self._stats.connected else f"It is away: {self._stats.last_error}"
+            away = "" if self._stats.connected else f"It is disconnected: {self._stats.last_error}"
             raise NoFrameError(f"{self._name} gave no frame within {timeout:g} s.", away, "check cable, power, trigger")
 
     def close(self) -> None:
@@ -357,5 +357,5 @@ class LiveCamera:
         return DeviceError(
             f"{self._name} is not there.",
             self._stats.last_error,
-            "check cable and power; it is looked for again and again",
+            "check cable and power; the connection is retried",
         )

@@ -64,7 +64,7 @@ def run_command(
             line.listen(lambda part, frame, result: printer.say(part))
         line.start()
         count = len(line.stations)
-        console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
+        console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; stop with Ctrl-C")
         if http is not None:
             console.print(f"page: {http.url}")
         notify(f"READY=1\nSTATUS={count} stations")
@@ -94,7 +94,7 @@ def check_command(file: File = Path("line.toml")) -> None:
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good
-    console.print("everything is there" if not bad else f"{bad} of it cannot be used as it is")
+    console.print("everything is there" if not bad else f"{bad} cannot be used")
     raise typer.Exit(2 if bad else 0)
 
 
@@ -109,7 +109,7 @@ def init_command(
 ) -> None:
     """Write a commented line.toml that runs at once on a bundle and a folder of pictures."""
     if file.exists() and not force:
-        raise ConfigError(f"{file} is there already.", "", f"saae-line init {file} --force")
+        raise ConfigError(f"{file} already exists.", "", f"saae-line init {file} --force")
     if bundle is None:
         raise ConfigError(
             "A line judges with a bundle.", "--bundle is missing.", "saae-line init --bundle bundles/zipper"
@@ -118,11 +118,11 @@ def init_command(
     if camera is None:
         camera = str(bundle / "samples")
         if not (opened.path / "samples").is_dir():
-            raise ConfigError(f"{bundle} has no samples to look at.", "", "--camera FOLDER names pictures to judge")
+            raise ConfigError(f"{bundle} has no sample pictures.", "", "--camera FOLDER names pictures to judge")
     if Path(camera).exists():
         camera = _beside(file, Path(camera))
     write_text(file, example(_beside(file, bundle), camera, name))
-    typer.echo(f"{file} is written; next: saae-line check {file} && saae-line run {file}")
+    typer.echo(f"{file} written. Next: saae-line check {file} && saae-line run {file}")
 
 
 def _beside(file: Path, target: Path) -> str:
@@ -187,8 +187,8 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
     for station in stations:
         counts: dict[str, int] = station["counts"]  # type: ignore[assignment]
         console.print(
-            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} too late, {counts['error']} "
-            f"could not be judged, {counts['missed']} of these never taken), {counts['dropped']} dropped"
+            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} timed out, {counts['error']} "
+            f"could not be judged, {counts['missed']} of them not taken), {counts['dropped']} dropped"
         )
         lost += counts.get("unrecorded", 0)
     for sink in sinks:

@@ -28,7 +28,7 @@ def certificate_of(config: LineConfig, options: HttpOptions) -> tuple[Path, Path
     def refuse() -> str:
         raise ConfigError(
             f"{key} is encrypted.",
-            "A service starts with nobody there to type its password.",
+            "A service cannot ask for a password.",
             f"openssl pkey -in {key.name} -out plain.key; chmod 600 plain.key",
         )
 

@@ -134,7 +134,7 @@ class Control:
                 the recipe's any more: somebody else has changed it meanwhile.
         """
         if (false_alarms is None) == (threshold is None):
-            raise ConfigError("Give `false_alarms` or `threshold`.", "Each of them alone decides the threshold.", "")
+            raise ConfigError("Give `false_alarms` or `threshold`.", "Exactly one of them sets the threshold.", "")
         with self._lock:
             found = self._current(recipe, version)
             after = found.table.at(false_alarms) if threshold is None else threshold
@@ -143,7 +143,7 @@ class Control:
                 raise ConfigError(
                     f"A threshold of {after:g} is not possible for recipe {recipe}.",
                     f"Its good parts score up to {found.table.threshold[0]:.4g}; above {highest:.4g} nothing is NG.",
-                    "a rate of false alarms finds the threshold by itself",
+                    "set a false alarm rate instead",
                 )
             changes = {"false_alarms": false_alarms} if threshold is None else {"threshold": threshold}
             data = {"recipe": recipe, "before": found.threshold, "after": after, **changes}
@@ -206,12 +206,12 @@ class Control:
         """A person says what a part really is.
 
         Raises:
-            DataError: the part is not among the latest. ConfigError: it is overridden already.
+            DataError: the part is not among the latest parts. ConfigError: it is overridden already.
         """
         record = self._recent.by_key(key)
         if record is None:
             raise DataError(
-                f"Part {shown(key, 200)} is not among the latest.",
+                f"Part {shown(key, 200)} is not among the latest parts.",
                 f"The service remembers the last {len(self._recent.records(10**6))} parts since it started.",
                 "GET /v1/parts lists them",
             )
@@ -235,7 +235,7 @@ class Control:
         """
         with self._lock:
             if self.overrides.get(key) is None:
-                raise DataError(f"No override of {shown(key, 200)} stands.", "", "GET /v1/overrides lists them")
+                raise DataError(f"There is no override of {shown(key, 200)}.", "", "GET /v1/overrides lists them")
             self._write(who, "override undone", {"key": key})
             made = self.overrides.undo(key, who.name)
         self._tell("override-undone", made)
@@ -258,7 +258,7 @@ class Control:
         found = self._recipe(recipe)
         with self._job_lock:
             if self._closed or self.job["state"] == "running":
-                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows how it goes")
+                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows its progress")
             self.job = {"state": "running", "recipe": recipe, "dry_run": dry_run, "since": stamp(now())}
             started = dict(self.job)
         if not dry_run:
@@ -330,9 +330,9 @@ class Control:
         found = self._recipe(name)
         if version is not None and version != found.version:
             raise ConfigError(
-                f"Recipe {name} has been changed meanwhile.",
+                f"Recipe {name} has changed in the meantime.",
                 f"It is at version {found.version}, not {version}.",
-                "look at it again, then change it",
+                "reload it, then change it",
             )
         return found
 

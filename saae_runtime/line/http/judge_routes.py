@@ -126,7 +126,7 @@ def router(context: Context) -> APIRouter:
         started = time.monotonic()
         name = part_id if part_id is not None else f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         if not is_part_id(name):
-            raise ConfigError(f"{shown(name)} is no part id.", "", f"1 to {LONGEST_PART_ID} printable characters")
+            raise ConfigError(f"{shown(name)} is not a part id.", "", f"1 to {LONGEST_PART_ID} printable characters")
         chosen = _recipe(context, recipe, station)
         context.batcher.admit()
         limit = context.options.timeout
@@ -216,11 +216,13 @@ def _picture(body: bytes, content_type: str) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise ImageError("The form cannot be read.", str(error), "send the picture as the body itself") from error
+        raise ImageError("The form cannot be read.", str(error), "send the picture as the request body") from error
     if whole:
         return whole[0]
     raise ImageError(
-        "The form has no whole file.", f"It has {len(parts)} fields.", "curl -F image=@part.png, or the body itself"
+        "The form has no complete file.",
+        f"It has {len(parts)} fields.",
+        "curl -F image=@part.png, or send it as the request body",
     )
 
 
@@ -289,7 +291,7 @@ def _base64(data: bytes) -> str:
 def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     stations = context.line.stations
     if body.station is None and len(stations) > 1:
-        raise ConfigError("There are several stations.", "", f"name one of {', '.join(stations)}")
+        raise ConfigError("There is more than one station.", "", f"name one of {', '.join(stations)}")
     name = body.station if body.station is not None else next(iter(stations))
     if name not in stations:
         raise refuse(404, f"No station is named {shown(name)}.", "", f"there is {', '.join(stations)}")
@@ -310,7 +312,7 @@ def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
             409,
             f"Station {name} does not take the part: {reply.name.lower().replace('_', ' ')}.",
             source.view().fault,
-            "one part at a time; the one before has to be judged and acknowledged",
+            "one part at a time: the previous one must be judged and acknowledged",
         )
     try:
         view = _verdict(context, source, body.part_id, version)

@@ -83,12 +83,12 @@ class Batcher:
 
     def _check(self, size: int) -> None:
         if self._closed:
-            raise BusyError("The service ends.")
+            raise BusyError("The service is stopping.")
         if len(self._tasks) >= self._waiting or (self._tasks and self._bytes + size > _WAITING_BYTES):
             raise BusyError(
-                f"{len(self._tasks)} pictures wait already.",
-                "Pictures come faster than they are judged.",
-                "send it again in a moment, or send fewer at once",
+                f"{len(self._tasks)} pictures are waiting.",
+                "Pictures arrive faster than they are judged.",
+                "retry later, or send fewer at a time",
             )
 
     def submit(self, frame: NDArray[np.uint8], recipe: Recipe) -> Future[Judged]:
@@ -117,7 +117,7 @@ class Batcher:
             self._changed.notify_all()
         for task in tasks:
             if task.future.set_running_or_notify_cancel():
-                task.future.set_exception(BusyError("The service ends."))
+                task.future.set_exception(BusyError("The service is stopping."))
         self._thread.join(timeout)
 
     def part_came(self) -> None:

@@ -212,6 +212,6 @@ def listener(name: str, port: int) -> socket.socket:
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise ConfigError(f"http: no server at {host}:{port}.", str(error), "[http] host and port") from error
+        raise ConfigError(f"http: cannot listen on {host}:{port}.", str(error), "[http] host and port") from error
     found.set_inheritable(False)
     return found

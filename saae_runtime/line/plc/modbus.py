@@ -113,7 +113,7 @@ def _load() -> tuple[Any, Any]:
         from pymodbus.server.requesthandler import ServerRequestHandler
     except ImportError as error:
         raise ConfigError(
-            "There is no Modbus here.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
+            "Modbus is not available.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
         ) from error
     # Whatever a scan of the network sends would be an error in the log each time.
     logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)

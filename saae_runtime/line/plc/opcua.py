@@ -268,7 +268,7 @@ def _load() -> Any:
         from asyncua import ua
     except ImportError as error:
         raise ConfigError(
-            "There is no OPC UA here.", f"asyncua cannot be imported: {error}", "pip install 'saae[opcua]'"
+            "OPC UA is not available.", f"asyncua cannot be imported: {error}", "pip install 'saae[opcua]'"
         ) from error
     # Whatever a client gets wrong would be a traceback in the log each time.
     logging.getLogger("asyncua.server").setLevel(logging.CRITICAL)

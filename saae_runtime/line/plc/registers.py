@@ -73,7 +73,9 @@ class Registers:
         self._recipes = dict(recipes or {})
         for number in self._recipes:
             if not 1 <= number <= 0xFFFF:
-                raise ConfigError(f"recipe number {number}.", "A register holds 1 to 65535.", "number it within these")
+                raise ConfigError(
+                    f"recipe number {number}.", "A register holds 1 to 65535.", "use a number in this range"
+                )
         self._numbers = {name: number for number, name in self._recipes.items()}
         self._control = [0] * CONTROL_SIZE
         self._clients: dict[object, _Client] = {}

@@ -34,10 +34,10 @@ class PlcConfig:
 
     def __post_init__(self) -> None:
         if not self.result_timeout > 0:
-            raise ValueError(f"`result_timeout` is {self.result_timeout}; it is above 0")
+            raise ValueError(f"`result_timeout` is {self.result_timeout}; it must be above 0")
         numbers = list(self.recipe_numbers.values())
         if len(set(numbers)) != len(numbers) or not all(1 <= number <= 0xFFFF for number in numbers):
-            raise ValueError("`recipe_numbers` are from 1 to 65535, and each is used once")
+            raise ValueError("`recipe_numbers` must be different numbers from 1 to 65535")
 
 
 class PlcTrigger(Handshake):

@@ -87,7 +87,7 @@ name = "l1"
         (('name = "one"', 'name = "one"\nqueue = "drop"'), ["'drop' is none of block, drop-oldest"]),
         (('name = "one"', 'name = "one"\nqueue_size = "8"'), ["queue_size: expected a whole number, found '8'"]),
         (('name = "one"', 'name = "one"\nqueue_size = true'), ["expected a whole number"]),
-        (('name = "one"', 'name = "one"\nverdict_timeout = -1'), ["`verdict_timeout` is -1.0; it is above 0"]),
+        (('name = "one"', 'name = "one"\nverdict_timeout = -1'), ["`verdict_timeout` is -1.0; it must be above 0"]),
         (('name = "one"', 'name = "one"\nverdict_timeout = nan'), ["finite"]),
         (('name = "one"', "name = 'a/b'"), ["letters, digits"]),
         (('recipes = ["a"]', "recipes = []"), ["`recipes` is empty"]),

@@ -81,7 +81,7 @@ def test_from_the_command_line(line: Path, tmp_path: Path, kind: str) -> None:
 def test_what_cannot_be_recalibrated_is_said(tiny: Path, tmp_path: Path) -> None:
     book = RecipeBook([RecipeConfig("r", str(tiny), threshold=3.0, threads=1)], tmp_path)
     try:
-        with pytest.raises(ConfigError, match="names its threshold itself"):
+        with pytest.raises(ConfigError, match="sets its threshold as a number"):
             recalibrate(tiny, book.get("r"), [tmp_path])
         with pytest.raises(DataError, match="no pictures"):
             recalibrate(tiny, book.change("r", false_alarms=0.1)[1], [tmp_path / "none"])
