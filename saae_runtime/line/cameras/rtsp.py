@@ -74,7 +74,7 @@ class _Stream:
         except StopIteration:
             raise DeviceError(f"{self._name} has ended.") from None
         except Exception as error:
-            raise DeviceError(f"the connection to {self._name} is lost.", type(error).__name__) from error
+            raise DeviceError(f"The connection to {self._name} is lost.", type(error).__name__) from error
         return Picture(picture.to_ndarray(format="rgb24"))
 
     def trigger(self) -> None:

@@ -187,8 +187,8 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
     for station in stations:
         counts: dict[str, int] = station["counts"]  # type: ignore[assignment]
         console.print(
-            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} timed out, {counts['error']} "
-            f"could not be judged, {counts['missed']} of them not taken), {counts['dropped']} dropped"
+            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} timed out, "
+            f"{counts['error']} could not be judged, {counts['missed']} of them not taken), {counts['dropped']} dropped"
         )
         lost += counts.get("unrecorded", 0)
     for sink in sinks:

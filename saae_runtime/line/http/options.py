@@ -110,8 +110,8 @@ class HttpOptions:
             raise ValueError("`shifts` must be times of day in ascending order, such as 06:00")
         if not self.user and not is_loopback(self.host):
             raise ValueError(
-                f"`host` {self.host} accepts other machines; that requires users with tokens: [[http.user]] name, role, "
-                "token_env"
+                f"`host` {self.host} accepts other machines; that requires users with tokens: [[http.user]] name, "
+                "role, token_env"
             )
 
     @property

@@ -97,7 +97,7 @@ def test_a_camera_that_is_away_is_a_fault_until_it_is_back(book: RecipeBook) -> 
         assert wait_until(lambda: handshake.view().fault)
         for _ in range(2):
             view = handshake.view()
-            assert "camera is away" in view.fault
+            assert "camera is disconnected" in view.fault
             assert "unplugged" in view.fault
             assert (view.ready, view.ok) == (False, False)
             assert handshake.trigger("A") is Reply.FAULT

@@ -212,7 +212,7 @@ function showState() {
   const recipe = state.recipes[here.recipe];
   const facts = [];
   const fact = (kind, text) => { const item = make("li", text, kind); facts.push(item); };
-  fact(here.camera_connected ? "" : "bad", here.camera_connected ? "camera is there" : "camera is away");
+  fact(here.camera_connected ? "" : "bad", here.camera_connected ? "camera connected" : "camera disconnected");
   if (here.finished) fact("warn", "no more frames");
   else fact(here.ready && here.live ? "" : "bad", here.ready && here.live ? "judging" : "verdicts are stuck");
   if (here.latency_ms.p50 !== undefined) fact("", `${number(here.latency_ms.p50)} ms, 99 % within ${number(here.latency_ms.p99)} ms`);

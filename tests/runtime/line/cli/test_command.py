@@ -94,8 +94,8 @@ def test_check_says_what_is_missing(tiny: Path, frames: Path, tmp_path: Path) ->
     assert "bad recipe bad: No bundle at" in text
     assert "good station one: 96 x 64 pixels; first: score 0, OK" in text
     assert "bad station two:" in text
-    assert "another table" in text
-    assert "3 of it cannot be used" in text
+    assert "a different table" in text
+    assert "3 cannot be used" in text
 
 
 @pytest.mark.parametrize(
