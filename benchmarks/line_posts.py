@@ -19,7 +19,7 @@ from saae_runtime.render import encode_png
 
 __all__ = ["posts"]
 
-_CLIENTS = 16  # connections that post in turn, so that a slow answer does not slow the rate
+_CLIENTS = 64  # connections that post in turn, so that slow answers do not slow the rate
 _BEAT = 0.1  # seconds between two parts
 
 
