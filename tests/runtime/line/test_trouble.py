@@ -193,7 +193,9 @@ def test_a_station_that_has_ended_is_seen_as_gone(book: RecipeBook) -> None:
 
 
 def test_an_archive_that_has_stopped_is_a_fault_and_a_full_disk_is_none(tiny: Path, tmp_path: Path) -> None:
-    text = line_text(tiny, station='trigger = "http"\nverdict_timeout = 20.0', more='[archive]\nfolder = "archive"\nok_share = 1.0\n')
+    text = line_text(
+        tiny, station='trigger = "http"\nverdict_timeout = 20.0', more='[archive]\nfolder = "archive"\nok_share = 1.0\n'
+    )
     (tmp_path / "line.toml").write_text(text)
     (tmp_path / "archive").write_text("in the way of the folder")  # no picture can be written
     config = load_config(tmp_path / "line.toml", KINDS, SECTIONS)
