@@ -47,7 +47,7 @@ def blur(frame: Frame, size: float) -> Frame:
     """Out of focus, by a Gaussian of 3 pixels in 1000 of the longer side at the end."""
     from PIL import Image, ImageFilter
 
-    radius = 0.003 * size * max(frame.shape[:2])
+    radius = float(0.003 * size * max(frame.shape[:2]))
     return np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)))
 
 

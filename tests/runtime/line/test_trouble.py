@@ -193,9 +193,8 @@ def test_a_station_that_has_ended_is_seen_as_gone(book: RecipeBook) -> None:
 
 
 def test_an_archive_that_has_stopped_is_a_fault_and_a_full_disk_is_none(tiny: Path, tmp_path: Path) -> None:
-    text = line_text(
-        tiny, station='trigger = "http"\nverdict_timeout = 20.0', more='[archive]\nfolder = "archive"\nok_share = 1.0\n'
-    )
+    station = 'trigger = "http"\nverdict_timeout = 20.0'
+    text = line_text(tiny, station=station, more='[archive]\nfolder = "archive"\nok_share = 1.0\n')
     (tmp_path / "line.toml").write_text(text)
     (tmp_path / "archive").write_text("in the way of the folder")  # no picture can be written
     config = load_config(tmp_path / "line.toml", KINDS, SECTIONS)
@@ -217,6 +216,6 @@ def test_an_archive_that_has_stopped_is_a_fault_and_a_full_disk_is_none(tiny: Pa
         archive._write = ends  # type: ignore[method-assign]
         archive.put("OK/x.png", good(), None)
         assert wait_until(lambda: "archive" in handshake.view().fault)
-        (station,) = line.health()["stations"]
-        assert (station["ready"], station["fault"]) == (False, "the picture archive has stopped")
+        (shown,) = line.health()["stations"]
+        assert (shown["ready"], shown["fault"]) == (False, "the picture archive has stopped")
     assert handshake.view().phase is Phase.OFFLINE
