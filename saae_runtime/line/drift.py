@@ -21,7 +21,7 @@ _MARKS = (0.5, 0.1)
 """The scores of a window are compared with those that half and a tenth of the good parts exceed."""
 
 _OWN = 5  # windows of parts that make up a table where the bundle's does not hold
-_DOUBT = 0.05  # share of calibrations whose limits may be too narrow: the images' own luck
+_DOUBT = 0.01  # share of calibrations whose limits may be too narrow: the images' own luck
 _GRID = 2000  # points of a distribution
 
 
@@ -46,7 +46,7 @@ def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects:
     """The limits for windows of good parts and at most a share of defective ones.
 
     The share of good parts above a mark is an estimate from `table.count` images. So the limits are those of the
-    largest share, and of the smallest, that these images still allow: of 100 calibrations of that many images, 95 keep
+    largest share, and of the smallest, that these images still allow: of 100 calibrations of that many images, 99 keep
     `false_alarms`, whatever the scores' distribution is. The fewer images, the wider the limits.
 
     Args:

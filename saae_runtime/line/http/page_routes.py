@@ -237,7 +237,10 @@ def _state(context: Context) -> Any_:
     context.recent.save()
     health = context.health()
     stations = [
-        {key: item[key] for key in ("name", "recipe", "ready", "live", "finished", "camera_connected", "counts")}
+        {
+            key: item[key]
+            for key in ("name", "recipe", "ready", "live", "finished", "fault", "camera_connected", "counts")
+        }
         | {"latency_ms": item["latency_ms"], "last_error": item["last_error"]}
         | {"recipes": list(context.line.stations[item["name"]].config.recipes)}
         for item in health["stations"]

@@ -36,7 +36,7 @@ def highest(rate: float, count: int) -> float:
     ],
 )
 def test_the_stated_rate_of_false_alarms_holds(images: int, rule: str, window: int, rate: float) -> None:
-    """100,000 windows, 1000 for each of 100 calibrations: 95 of these keep the rate, and so does the mean."""
+    """100,000 windows, 1000 for each of 100 calibrations: nearly all of these keep the rate, and so does the mean."""
     random = np.random.default_rng(images + window)
     tables, each = 100, 1000
     found = []
@@ -50,11 +50,11 @@ def test_the_stated_rate_of_false_alarms_holds(images: int, rule: str, window: i
         assert limits
         found.append(alarms(limits, random.lognormal(0.3, 0.25, (each, window))))
     assert np.mean(found) <= rate
-    assert np.mean(np.array(found) > highest(rate, each)) <= 0.05
+    assert np.mean(np.array(found) > highest(rate, each)) <= 0.02
 
 
 @pytest.mark.parametrize("images", [20, 50, 209, 2000])
-def test_each_calibration_keeps_the_rate_but_for_one_in_twenty(images: int) -> None:
+def test_each_calibration_keeps_the_rate_but_for_one_in_a_hundred(images: int) -> None:
     """Exactly, where the scores' distribution is known: the shares above the marks, then the binomial tails."""
     scipy = pytest.importorskip("scipy.stats", reason="needs scipy: pip install 'saae[train]'")
     random = np.random.default_rng(images)
@@ -66,7 +66,7 @@ def test_each_calibration_keeps_the_rate_but_for_one_in_twenty(images: int) -> N
             share = scipy.lognorm.sf(limit.mark, 0.25, scale=np.exp(0.3))
             chance += scipy.binom.sf(limit.high, window, share) + scipy.binom.cdf(limit.low - 1, window, share)
         broken += chance > rate
-    assert broken <= 0.05 * tables
+    assert broken <= 0.01 * tables
 
 
 def test_fewer_images_give_wider_limits() -> None:
@@ -75,7 +75,7 @@ def test_fewer_images_give_wider_limits() -> None:
         scores = np.random.default_rng(1).lognormal(0.3, 0.25, images)
         (_, upper) = limits_for(ThresholdTable.from_samples(scores, 0.01), 200, 0.001)
         highs.append(upper.high)
-    assert highs == [90, 78, 49, 40]  # the figures of docs/line.md
+    assert highs == [104, 90, 53, 41]  # the figures of docs/line.md
 
 
 def test_windows_drawn_from_the_calibration_scores_themselves() -> None:

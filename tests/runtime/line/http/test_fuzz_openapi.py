@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from line_parts import bad
 from needs import need
 
@@ -37,6 +39,23 @@ def in_force(line: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return {name: line.book.get(name) for name in line.book.names}, {
         name: station.recipe for name, station in line.stations.items()
     }
+
+
+def drive(cases: Any, check: Callable[[Any], None], examples: int) -> None:
+    """Checks so many cases, the same ones each time."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def run(case: Any) -> None:
+        check(case)
+
+    run()
 
 
 @pytest.mark.parametrize("examples", [6, pytest.param(400, marks=pytest.mark.fuzz)])
@@ -79,22 +98,14 @@ def test_requests_by_openapi(served: ExitStack, examples: int, mode: str, reques
         if operation.path == ENDLESS:
             continue
         cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode])
-
-        @settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=cases)
-        def run(case: Any, operation: Any = operation) -> None:
-            check(case, operation)
-
-        run()
+        try:
+            drive(cases, lambda case, operation=operation: check(case, operation), examples)
+        except Unsatisfiable:
+            assert mode == "NEGATIVE", operation.label  # without parameters and body nothing can be wrong
     assert asked > 4 * examples
     found = client.post("/v1/judge", encode_png(bad()), recipe="first").json
-    assert (found["score"], found["verdict"]) == (expected["score"], expected["verdict"]) == (127.0, "NG")
+    assert (found["score"], found["verdict"]) == (expected["score"], expected["verdict"])
+    assert expected["verdict"] == "NG"
     verdict = client.post("/v1/trigger", {"station": "asked", "part_id": "after", "recipe": "first"}).json
     assert verdict["verdict"] == ("NG" if verdict["score"] > line.book.get("first").threshold else "OK")
     assert client.get("/livez").status == 200
