@@ -192,6 +192,7 @@ def test_a_station_that_has_ended_is_seen_as_gone(book: RecipeBook) -> None:
     made.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_archive_that_has_stopped_is_a_fault_and_a_full_disk_is_none(tiny: Path, tmp_path: Path) -> None:
     station = 'trigger = "http"\nverdict_timeout = 20.0'
     text = line_text(tiny, station=station, more='[archive]\nfolder = "archive"\nok_share = 1.0\n')
