@@ -51,6 +51,11 @@ def blur(frame: Frame, size: float) -> Frame:
     return np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)))
 
 
+def strong_blur(frame: Frame, size: float) -> Frame:
+    """The same, by 1 in 100 at the end."""
+    return blur(frame, size / 0.3)
+
+
 def shift(frame: Frame, size: float) -> Frame:
     """Moved to the side, by a twentieth of the width at the end; the border is repeated."""
     pixels = round(0.05 * size * frame.shape[1])
@@ -59,7 +64,17 @@ def shift(frame: Frame, size: float) -> Frame:
     return np.concatenate([np.repeat(frame[:, :1], pixels, axis=1), frame[:, :-pixels]], axis=1)
 
 
-CHANGES: dict[str, Callable[[Frame, float], Frame]] = {"brightness": brightness, "blur": blur, "shift": shift}
+CHANGES: dict[str, Callable[[Frame, float], Frame]] = {
+    "brightness": brightness,
+    "blur": blur,
+    "strong blur": strong_blur,
+    "shift": shift,
+}
+    "brightness": brightness,
+    "blur": blur,
+    "strong blur": strong_blur,
+    "shift": shift,
+}
 
 
 def first_alarm(monitor: DriftMonitor, scores: NDArray[np.float64], table: Any) -> int | None:

@@ -7,7 +7,7 @@
          SQLite and MQTT to a mosquitto that is started here (without one: to a dead broker, which the result says).
          `added_cpu` is the processor time of all threads, which other work on the machine hardly changes.
   posts  The same parts, while another process posts so many pictures a second to the HTTP service; against the parts
-         without.
+         without. That process runs here at the lowest priority, and stands for another machine.
   soak   Parts as fast as they are judged, at the bundle's own size, with JSON lines, CSV, SQLite and MQTT: resident
          memory when a tenth, half and all of them are in every sink; whether the order was kept, and every part is
          in every file.
@@ -155,11 +155,12 @@ def main(
 ) -> None:
     """Measure what the line service adds, and whether it stays flat."""
     height, width = (int(part) for part in size.split("x"))
-    rows = [delay(bundle, (height, width), runs, threads)]
+    rows = []
+    if count:  # first: memory that the others leave behind would be in the figures
+        rows += [soak(small or bundle, count, threads), stop(small or bundle, threads)]
+    rows.append(delay(bundle, (height, width), runs, threads))
     if rate:
         rows.append(posts(bundle, (height, width), runs, rate, threads))
-    if count:
-        rows += [soak(small or bundle, count, threads), stop(small or bundle, threads)]
     data = common.result(
         "line",
         rows,

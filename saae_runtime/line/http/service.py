@@ -27,6 +27,7 @@ from .judge_routes import STATION
 from .judging import Batcher
 from .options import HttpOptions, users_of
 from .recent import Recent
+from .yielding import give_way
 
 __all__ = ["HttpService", "listener", "make_app"]
 
@@ -120,6 +121,7 @@ class HttpService:
             self.context.batcher.part_came()
 
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
+        give_way()
         options = self.context.options
         certificate, key = self._certificate or (None, None)
         config = uvicorn.Config(
