@@ -70,11 +70,6 @@ CHANGES: dict[str, Callable[[Frame, float], Frame]] = {
     "strong blur": strong_blur,
     "shift": shift,
 }
-    "brightness": brightness,
-    "blur": blur,
-    "strong blur": strong_blur,
-    "shift": shift,
-}
 
 
 def first_alarm(monitor: DriftMonitor, scores: NDArray[np.float64], table: Any) -> int | None:
