@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from saae_runtime.line.camera import CameraStats, EndOfFrames, NoFrameError, Shot
 from saae_runtime.line.config import load_config
 from saae_runtime.line.part import Choice, Trigger, Verdict, now
-from saae_runtime.line.service import Line
+from saae_runtime.line.service import SWITCH_SECONDS, Line
 from saae_runtime.line.sinks import KINDS
 from saae_runtime.line.wiring import SECTIONS
 
@@ -166,6 +167,7 @@ def open_line(
     folder: Path, bundle: Path, port: int, trigger: str, threads: int | None, camera: Memory, asker: Any, more: str = ""
 ) -> Line:
     """A line of one station, with JSON lines, CSV, SQLite and MQTT, and what `more` adds to its file."""
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the command does
     limited = "" if threads is None else f"threads = {threads}"
     text = _TOML.format(bundle=json.dumps(str(bundle.resolve())), port=port, trigger=trigger, threads=limited)
     (folder / "line.toml").write_text(text + more)

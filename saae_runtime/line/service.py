@@ -28,7 +28,11 @@ from .sinks.delivery import Delivery
 from .spool import Spool
 from .station import Station
 
-__all__ = ["STOP_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
+__all__ = ["STOP_SECONDS", "SWITCH_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
+
+SWITCH_SECONDS = 0.001
+"""For how long a thread of the service keeps Python's lock while others wait, see `sys.setswitchinterval`: a thread of
+the HTTP service must not hold up a verdict for Python's usual 5 ms at each turn."""
 
 STOP_SECONDS = 1.6
 """What `Line.close` takes at most, about: the part in work, the frames that wait, the records and pictures."""

@@ -23,7 +23,7 @@ from ...terminal import LineCommand, command_group, log
 from ...terminal import run_command as run
 from ..config import LineConfig, load_config
 from ..part import Part
-from ..service import Line
+from ..service import SWITCH_SECONDS, Line
 from ..sinks import KINDS
 from ..systemd import notify, watchdog_seconds
 from ..wiring import SECTIONS, check_http, open_any_camera, open_http, open_trigger
@@ -54,6 +54,7 @@ def run_command(
     console = log()
     config = _load(file)
     stop = threading.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with (
         Line(config, open_any_camera, open_trigger) as line,
         open_http(line) as http,
