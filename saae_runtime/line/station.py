@@ -205,12 +205,12 @@ class Station:
 
     def _show_trouble(self) -> None:
         """Raise the fault of whoever asks for parts while no part can be judged, and clear it afterwards."""
+        if self._source is None:  # frames come by themselves, and each tries the engine again
+            return
         self._trouble.probe(
             self._book.get,
             lambda recipe, frame: self._worker.run(lambda: recipe.judge(frame), self.config.verdict_timeout),
         )
-        if self._source is None:
-            return
         reason = self._trouble.look()
         if reason:
             self._source.fault(reason)
