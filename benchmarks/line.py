@@ -83,7 +83,7 @@ def soak(bundle: Path, count: int, threads: int | None) -> dict[str, Any]:
         camera = Memory([], count)
         marks = (count // 10, count // 2, count)
         camera.pauses = set(marks)
-        memory, heap = [], []
+        memory, heap, held = [], [], []
         with open_line(folder, bundle, port, "free", threads, camera, None) as line:
             camera.frames = frames_of(line.book.get("r").shared.engine.backend.frame_size)
             start = time.perf_counter()
@@ -93,6 +93,7 @@ def soak(bundle: Path, count: int, threads: int | None) -> dict[str, Any]:
                     time.sleep(0.05)
                 memory.append(round(common.resident_mib(), 1))
                 heap.append(None if heap_mib() is None else round(heap_mib() or 0.0, 1))
+                held.append(sys.getallocatedblocks())
                 camera.pauses.discard(mark)
             seconds = time.perf_counter() - start
             health = line.health()
@@ -114,6 +115,7 @@ def soak(bundle: Path, count: int, threads: int | None) -> dict[str, Any]:
         "all_accounted": len(json_ids) == len(csv_ids) == rows == count,
         "rss_mib": memory,
         "heap_mib": heap,
+        "python_blocks": held,
         "latency_ms": health["stations"][0]["latency_ms"],
     }
 
