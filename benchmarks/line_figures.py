@@ -46,7 +46,7 @@ def _soak_figures(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("resident memory at 10 %, 50 %, 100 %, MiB", ", ".join(f"{value:.1f}" for value in row["rss_mib"])),
         ("of these in use in the C library's heap, MiB", ", ".join(_heap(value) for value in row["heap_mib"])),
         (
-            "blocks of memory that Python holds",
+            "memory blocks that Python holds",
             ", ".join(f"{value:,}" for value in row.get("python_blocks", ())) or "-",
         ),
         ("order kept, every part in every file", f"{_yes(row['order_kept'])}, {_yes(row['all_accounted'])}"),
