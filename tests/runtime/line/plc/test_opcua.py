@@ -37,7 +37,11 @@ class Control:
 
     def __init__(self, url: str) -> None:
         self.client = SyncClient(url, timeout=20)
-        self.client.connect()
+        try:
+            self.client.connect()
+        except BaseException:
+            self.client.tloop.stop()  # its thread is no daemon: the process would never end
+            raise
         self.index = self.client.get_namespace_index(NAMESPACE)
 
     def node(self, path: str) -> Any:
