@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 
-__all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_command", "stop_on_signals"]
+__all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_command", "stopped_by_signals"]
 
 
 def leave(code: object) -> None:
@@ -35,14 +35,9 @@ def leave_at_once() -> None:
     Nothing is half-written then. While frames are scored, the run has handlers of its own.
     """
 
-    def handle(number: int, _: FrameType | None) -> None:
-        with suppress(OSError):
-            os.write(2, b"Stopped.\n")
-        os._exit(128 + number)
-
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
+            signal.signal(number, _break_off)
 
 
 def start(load: Callable[[], Callable[[], None]]) -> None:
@@ -66,21 +61,27 @@ def start_command(package: str) -> None:
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop, so that no line or file is cut; a second one breaks.
+def stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Have the first Ctrl-C or SIGTERM within the block set `stop`, so that work ends in order.
 
-    Yields the signals received so far.
+    A second one ends the process at once, whatever it does. Only the main thread sets handlers: in a program that
+    embeds saae on another one, signals are the program's.
+
+    Args:
+        stop: to look at, without waiting for it: the handler sets it on the main thread itself.
+
+    Returns:
+        The signals that came: none, or one.
     """
     received: list[int] = []
 
-    def handle(number: int, _: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            _break_off(number, frame)
         received.append(number)
         stop.set()
 
     before = {}
-    # Only the main thread may set handlers; elsewhere (embedded use) signals are the host's business.
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -88,6 +89,12 @@ def stop_on_signals(stop: threading.Event) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _break_off(number: int, _: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"Stopped.\n")
+    os._exit(128 + number)
 
 
 def open_closed_streams() -> None:

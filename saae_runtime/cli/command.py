@@ -23,7 +23,7 @@ from ..appending import Rotation
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
 from ..images import PIXELS_VARIABLE
-from ..leave import stop_on_signals
+from ..leave import stopped_by_signals
 from ..sources.files import Source, find_sources
 from ..sources.scored import Scored
 from ..sources.watch import FolderWatch
@@ -292,7 +292,7 @@ def _score(
     """Run everything through; return the exit code. Errors that end the run are reported here."""
     stop = threading.Event()
     failed: int | None = None
-    with stop_on_signals(stop) as stopped_by:
+    with stopped_by_signals(stop) as stopped_by:
         if pooled is not None:
             outcomes = pooled(given.sources, sink.pictures is not None, stop)
         else:

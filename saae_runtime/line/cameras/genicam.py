@@ -37,7 +37,7 @@ def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         raise ConfigError(
             f"genicam:{path}: no such GenTL producer.",
             "A camera's vendor installs a file that ends in .cti.",
-            "look into the folders of $GENICAM_GENTL64_PATH: ls ${GENICAM_GENTL64_PATH//:/ }",
+            "list the folders of $GENICAM_GENTL64_PATH: ls ${GENICAM_GENTL64_PATH//:/ }",
         )
     name = f"genicam:{Path(path).name}" + (f"#{serial}" if serial else "")
     producer = _Producer.of(path, harvester_type)
@@ -65,7 +65,7 @@ class _Producer:
         except Exception as error:
             self.harvester.reset()
             raise ConfigError(
-                f"genicam:{path}: this is no GenTL producer.", f"{type(error).__name__}: {error}", "install it again"
+                f"genicam:{path}: not a GenTL producer.", f"{type(error).__name__}: {error}", "reinstall the producer"
             ) from error
 
     @classmethod
@@ -184,7 +184,7 @@ def _load() -> Any:
         from harvesters.core import Harvester
     except ImportError as error:
         raise ConfigError(
-            "GenICam cameras cannot be read here.",
+            "GenICam cameras are not available.",
             f"harvesters cannot be imported: {error}",
             "pip install 'saae[genicam]'",
         ) from error

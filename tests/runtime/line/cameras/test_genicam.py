@@ -95,5 +95,5 @@ def test_no_producer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such GenTL producer"):
         open_camera(f"genicam:{tmp_path / 'gone.cti'}")
     (tmp_path / "bad.cti").write_bytes(b"no library")
-    with pytest.raises(ConfigError, match="no GenTL producer"):
+    with pytest.raises(ConfigError, match="not a GenTL producer"):
         open_camera(f"genicam:{tmp_path / 'bad.cti'}")
