@@ -240,7 +240,9 @@ class _Spread:
         self._squared = torch.zeros(shape).scatter_add_(1, entry, distance.square())
         self._count = torch.zeros(shape).scatter_add_(1, entry, torch.ones_like(distance))
         every = Memory(held, torch.ones(len(held)), torch.ones(held.shape[1]))
-        self._near = torch.cat([every.choose(some[None], count=_POOLED + 1)[0] for some in held.split(1024)])  # itself first
+        self._near = torch.cat(
+            [every.choose(some[None], count=_POOLED + 1)[0] for some in held.split(1024)]
+        )  # itself first
         self._prior = float(distance.square().mean())
         self._all = self._squared.sum(dim=0), self._count.sum(dim=0)
 

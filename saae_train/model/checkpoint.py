@@ -197,7 +197,9 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "components": None if detector.space.basis is None else detector.space.channels,
             "channels": backbone.channels,
         },
-        "memory": None if detector.memory is None else {"entries": len(detector.memory), "search": detector.memory.search},
+        "memory": None
+        if detector.memory is None
+        else {"entries": len(detector.memory), "search": detector.memory.search},
         "left_out": None
         if checkpoint.left_out is None
         else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
