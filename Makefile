@@ -49,7 +49,8 @@ $(VENV)/.stamp-demo: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --progress-bar on -e ".[dev]"
+	$(BIN)/python -m pip install --progress-bar on --no-compile -e ".[dev]"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # on all cores; pip takes one
 	@touch $@ $(VENV)/.stamp-demo
 
 clean:

@@ -25,10 +25,10 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,6 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from saae_runtime.errors import DataError, SaaeError
+
+if TYPE_CHECKING:  # PyTorch comes late, for --help
+    from saae_train.data.category import Sample
 
 WAYS = ("saae", "plain", "plain, backbone")
 WARM_UP = 4
@@ -151,6 +154,16 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
+def samples_in(folder: Path, images: int) -> list[Sample]:
+    """The first `images` images of a folder; DataError if it holds fewer."""
+    from saae_train.data.category import Sample
+
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp"))
+    if len(paths) < images:
+        raise DataError(f"{folder} holds {len(paths)} images.", f"{images} are to be used.", "give --images")
+    return [Sample(path, "good", None, False) for path in paths[:images]]
+
+
 def measure(
     preset_name: str,
     folder: Path | None,
@@ -167,7 +180,6 @@ def measure(
 
     from saae_runtime.geometry import resize_frames
     from saae_train.config import preset
-    from saae_train.data.category import Sample
     from saae_train.fitting.cuda_graph import EAGER_STEPS
     from saae_train.fitting.features import extract, pick_device
     from saae_train.fitting.fit import fit
@@ -187,11 +199,7 @@ def measure(
     alone = EAGER_STEPS + 1 if on_gpu else 1
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        source = folder or draw(scratch, images, config.input_size)
-        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp"))
-        if len(paths) < images:
-            raise DataError(f"{source} holds {len(paths)} images.", f"{images} are to be used.", "give --images")
-        samples = [Sample(path, "good", None, False) for path in paths[:images]]
+        samples = samples_in(folder or draw(scratch, images, config.input_size), images)
         start = time.perf_counter()
         first = fit(backbone, samples, config.replace(steps=alone), "fit", device=str(device), cache=scratch)
         spent = time.perf_counter() - start
@@ -234,22 +242,8 @@ def measure(
         "plain": spent - (first.record.seconds_fit or 0.0),
     }
     precision = {"saae": first.record.precision, "plain": reached(device, False)}
-    rows = []
-    for name in WAYS:
-        step_s = timings[name].median_ms / 1000
-        rows.append(
-            {
-                "way": name,
-                "precision": precision.get(name, reached(device, True)),
-                "images_per_second": config.batch / step_s,
-                "ratio": timings["plain"].median_ms / timings[name].median_ms,
-                "once_s": round(once[name], 2) if name in once else None,
-                "whole_fit_s": round(step_s * whole + once.get(name, 0.0), 1),
-                "loss": loss[name],
-                "peak_device_gib": peak.get(name),
-                "timing": timings[name].to_json(),
-            }
-        )
+    precision = {name: precision.get(name, reached(device, True)) for name in WAYS}
+    rows = [_row(name, precision[name], timings, config.batch, whole, once, loss, peak) for name in WAYS]
     saae = first.detector.saae
     model = {
         "backbone": config.backbone,
@@ -265,6 +259,31 @@ def measure(
         "peak_device_gib": peak["all"],
     }
     return rows, model
+
+
+def _row(
+    name: str,
+    precision: str | None,
+    timings: Mapping[str, common.Timing],
+    batch: int,
+    steps: int,
+    once: Mapping[str, float],
+    loss: Mapping[str, float],
+    peak: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """One way's row: its step, and from it and what comes once a whole fit of so many steps."""
+    step_s = timings[name].median_ms / 1000
+    return {
+        "way": name,
+        "precision": precision,
+        "images_per_second": batch / step_s,
+        "ratio": timings["plain"].median_ms / timings[name].median_ms,
+        "once_s": round(once[name], 2) if name in once else None,
+        "whole_fit_s": round(step_s * steps + once.get(name, 0.0), 1),
+        "loss": loss[name],
+        "peak_device_gib": peak.get(name),
+        "timing": timings[name].to_json(),
+    }
 
 
 def _peak_device_gib(device: Any) -> float | None:

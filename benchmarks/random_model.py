@@ -22,7 +22,7 @@ from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest
 from saae_train.config import PAPER_BACKBONE, TEXTURES, FitConfig, default_layers, preset
 from saae_train.model.checkpoint import Checkpoint
 from saae_train.model.detector import Detector, FeatureSpace
-from saae_train.model.memory import Memory
+from saae_train.model.memory import SEARCH, Memory
 from saae_train.model.saae import SAAE
 from saae_train.model.vit import build_backbone
 
@@ -96,7 +96,8 @@ def random_checkpoint(config: FitConfig, seed: int = 0) -> Checkpoint:
         memory = None
         if config.memory is not None:
             width = space.channels
-            memory = Memory(torch.randn(config.memory, width), torch.ones(config.memory), torch.ones(width), 0.1)
+            entries, search = torch.randn(config.memory, width), None if basis is None else SEARCH
+            memory = Memory(entries, torch.ones(config.memory), torch.ones(width), 0.1, search)
     detector = Detector(backbone, space, saae.eval().requires_grad_(False), config.score, config.smoothing, memory)
     return Checkpoint(detector, config, CATEGORY)
 

@@ -26,6 +26,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from benchmarks.line_figures import line_figures
 from saae_runtime.errors import DataError, SaaeError
 from saae_runtime.files import write_text
 
@@ -239,6 +240,16 @@ def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     yield "", ([*(key.replace("_", " ") for key in keys), *(["median, ms", "p95, ms"] if timed else [])], rows)
 
 
+def _drift(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    headings = ["calibrated on", "change", "alarms", "median delay, parts", "of the ramp", "scores at its end"]
+    names = ("calibrated_on", "change", "alarms", "delay", "seen_at", "scores_at_its_end")
+    yield "", (headings, [[row.get(name) for name in names] for row in data["rows"]])
+
+
+def _line(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    yield "", (["figure", "value"], line_figures(data))
+
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] = {
     "fps": _fps,
     "quality": _quality,
@@ -246,6 +257,8 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] =
     "study": _study,
     "startup": _startup,
     "memory": _memory,
+    "line": _line,
+    "drift": _drift,
 }
 
 

@@ -2,14 +2,14 @@
 
     python deploy/lock.py --wheel dist/saae-0.1.0-py3-none-any.whl --extras cpu,line --into dist
 
-Run it with the Python, and on the kind of machine, that the line has: wheels differ by both. It installs nothing. It
-writes requirements-line.txt and sbom-line.json into a folder, and the wheel is copied there. On the line PC, in that
+Run it with the line's Python version on the line's kind of machine, because wheels differ by both. It installs nothing.
+It writes requirements-line.txt and sbom-line.json into a folder, and copies the wheel there. On the line PC, in that
 folder:
 
     pip install --require-hashes -r requirements-line.txt
 
-pip then takes these very files or stops. For a PC without a network, `pip download --require-hashes -r
-requirements-line.txt -d .` fetches them before, and `pip install --no-index --find-links . ...` installs them there.
+pip then installs exactly these files or stops. For a PC without a network, `pip download --require-hashes -r
+requirements-line.txt -d .` downloads them first, and `pip install --no-index --find-links . ...` installs them there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def requirements(items: Sequence[Mapping[str, Any]], wheel: Path) -> str:
 
 
 def bill_of_materials(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same in CycloneDX 1.5; it is a function of what is installed, but for nothing else."""
+    """The same in CycloneDX 1.5; it depends on nothing but what is installed."""
     components = []
     for item in items:
         metadata = item["metadata"]
@@ -100,7 +100,7 @@ def bill_of_materials(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes both files, and the wheel, into a folder."""
+    """Write both files, and the wheel, into a folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--wheel", type=Path, required=True, help="saae's wheel, from python -m build")
     parser.add_argument("--extras", default="cpu", help="with commas; default: cpu")

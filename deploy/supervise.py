@@ -1,11 +1,11 @@
-"""The first process of a container: runs a service, hands signals on, and keeps a file as new as the service is alive.
+"""The first process of a container: run a service, forward signals, and touch a file while the service lives.
 
     python supervise.py [--alive FILE] [--seconds 30] -- COMMAND...
     python supervise.py --check [--alive FILE] [--seconds 30]
 
-A service that speaks systemd's protocol (`saae-line run` does) tells its service manager that it lives, as long as its
-threads really move. In a container nobody listens; this does, and `--check` is the container's health check: 0 where
-the service has spoken within `--seconds`, else 1. Ends with the service's own exit code.
+A service that speaks systemd's protocol (`saae-line run` does) reports to its service manager that it lives, as long as
+its threads make progress. A container has no service manager; this script receives the reports, and `--check` is the
+container's health check: 0 if the last report is at most `--seconds` old, else 1. It ends with the service's exit code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALIVE = Path("/run/saae/alive")
 
 
 def run(command: Sequence[str], alive: Path, seconds: float) -> int:
-    """Runs a command until it ends; returns its exit code, 128 and its signal's number where one ended it."""
+    """Run a command until it ends; return its exit code, 128 and its signal's number where one ended it."""
     alive.parent.mkdir(parents=True, exist_ok=True)
     alive.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
@@ -59,7 +59,7 @@ def run(command: Sequence[str], alive: Path, seconds: float) -> int:
 
 
 def _reap(service: int) -> None:
-    """Takes in processes that others have left to this one, which in a container is everybody's last parent."""
+    """Reap orphaned processes: in a container, the first process is the parent of all of them."""
     with suppress(ChildProcessError):
         while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             if found.si_pid == service:
@@ -68,7 +68,7 @@ def _reap(service: int) -> None:
 
 
 def is_alive(alive: Path, seconds: float) -> bool:
-    """Whether the service has spoken within the time."""
+    """Whether the last report is recent enough."""
     try:
         return time.time() - alive.stat().st_mtime < seconds
     except OSError:
@@ -76,7 +76,7 @@ def is_alive(alive: Path, seconds: float) -> bool:
 
 
 def main() -> None:
-    """Runs the service, or checks it."""
+    """Run the service, or check it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--alive", type=Path, default=ALIVE)
     parser.add_argument("--seconds", type=float, default=30.0)

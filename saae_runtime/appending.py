@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from .errors import ConfigError
-from .files import alone, short_name, storage_error
+from .files import short_name, storage_error
+from .locks import alone
 
 __all__ = ["LineFile", "Rotation", "side_file"]
 
@@ -45,7 +46,7 @@ class LineFile:
     """Lines of bytes, each written whole: a reader of the file or pipe never sees half a line.
 
     Lines are appended to what is there. A second writer is refused: while this one is open, it holds `.NAME.lock`
-    beside the file, which the system lets go of however the process ends. A device or a pipe is not locked, cut or
+    beside the file, which the system releases however the process ends. A device or a pipe is not locked, cut or
     turned over.
 
     Args:
@@ -107,7 +108,7 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def _mend(self) -> None:
-        """Ends a line that a power cut has left half-written: ours is cut off, another's is closed."""
+        """Repair a line that a power cut left half-written: cut off ours, end another's."""
         assert self._file is not None
         if self._end == 0:
             return
@@ -124,7 +125,7 @@ class LineFile:
         self._end = self._file.seek(0, os.SEEK_END)
 
     def write(self, line: bytes) -> None:
-        """Writes a line, or several, with their ends, and hands them to the system at once.
+        """Write a line, or several, with their ends, and hand them to the system at once.
 
         Raises:
             StorageError: the disk is full; the lines before stay whole, and the next call tries again.
@@ -149,7 +150,7 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def sync(self) -> None:
-        """Has the disk write what the system holds.
+        """Have the disk write what the system holds.
 
         Raises:
             StorageError: it failed.
@@ -202,7 +203,7 @@ class LineFile:
         self._day = date.today()
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         if self._file is not None:
             self._file.close()
         self._stack.close()

@@ -21,7 +21,8 @@ from .errors import (
     ConfigError,
     shown,
 )
-from .files import atomic_directory, may_write_folder, put_back, sha256_file, write_json
+from .files import sha256_file, write_json
+from .folders import atomic_directory, may_write_folder, put_back
 from .manifest import SCHEMA, Artefact, FileEntry, Manifest, rebuild_command
 from .shell import shell_line
 
@@ -94,7 +95,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 
 
 def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = False) -> Bundle:
-    """Opens a bundle and checks it.
+    """Open a bundle and check it.
 
     The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
     every hash too (sizes first: a truncated file is found without reading gigabytes). A bundle that a killed writer
@@ -158,7 +159,7 @@ def _open(path: str | os.PathLike[str], verify: bool, mend: bool) -> Bundle:
 
 
 def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill) -> Bundle:
-    """Writes a bundle: the whole folder appears at once, or what was there before stays.
+    """Write a bundle: the whole folder appears at once, or what was there before stays.
 
     Args:
         target: the folder to write; a bundle that is already there is replaced.
@@ -192,7 +193,7 @@ def update_bundle(
     drop: tuple[str, ...] = (),
     target: str | os.PathLike[str] | None = None,
 ) -> Bundle:
-    """Writes a bundle anew with files added or replaced, for instance an engine built later.
+    """Write a bundle again with files added or replaced, such as an engine built later.
 
     The files that the bundle has are linked (copied where links are not possible), so this is cheap for large ones.
 
@@ -260,9 +261,9 @@ def _read_manifest(folder: Path) -> Any:
             raise BundleCorruptError(f"{path} is a link out of the bundle.", "", _REBUILD)
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
-            raise BundleCorruptError(f"{path} is no manifest.", "It is no regular file.", _REBUILD)
+            raise BundleCorruptError(f"{path} is not a manifest.", "It is not a regular file.", _REBUILD)
         if found.st_size > _MANIFEST_LIMIT:
-            raise BundleCorruptError(f"{path} is no manifest.", f"It has {found.st_size} bytes.", _REBUILD)
+            raise BundleCorruptError(f"{path} is not a manifest.", f"It has {found.st_size} bytes.", _REBUILD)
         text = path.read_bytes().decode("utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise BundleCorruptError(f"{path} cannot be read.", str(error), _REBUILD) from error
@@ -321,7 +322,7 @@ def _inside(root: Path, relative: str) -> Path:
     try:
         real = path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise BundlePathError(f"{root}: {shown(relative)} is no path of a file.", str(error), _REBUILD) from error
+        raise BundlePathError(f"{root}: {shown(relative)} is not the path of a file.", str(error), _REBUILD) from error
     if not real.is_relative_to(root):
         raise BundlePathError(
             f"{relative} leads out of the bundle {root}.",
@@ -338,7 +339,7 @@ def _check_size(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
         why = f"The manifest lists it. {error}"
         raise BundleCorruptError(f"{folder}: {shown(name)[1:-1]} is missing.", why, _REBUILD) from error
     if not stat.S_ISREG(found.st_mode):
-        raise BundleCorruptError(f"{folder}: {name} is missing.", "What lies there is no regular file.", _REBUILD)
+        raise BundleCorruptError(f"{folder}: {name} is missing.", "It is not a regular file.", _REBUILD)
     size = found.st_size
     if size != entry.size:
         state = "truncated" if size < entry.size else "changed"
@@ -361,7 +362,7 @@ def _check_hash(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
 
 
 def refuse_foreign(target: Path) -> None:
-    """Makes sure that a bundle may be written to `target`: nothing is there, or an empty folder, or a bundle.
+    """Make sure that a bundle may be written to `target`: nothing is there, or an empty folder, or a bundle.
 
     Raises:
         ConfigError: something else is there.

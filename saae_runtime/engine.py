@@ -129,7 +129,7 @@ class Engine:
         threads: int | None,
         **limits: float | None,
     ) -> None:
-        """Takes over an open backend: from here on the engine is open. `again` makes it anew in another process."""
+        """Take over an open backend: from here on the engine is open. `again` opens it again in another process."""
         self._bundle, self._backend = bundle, backend
         self._white_level = self.manifest.frame.white_level if white_level is None else white_level
         self._again = again
@@ -148,7 +148,7 @@ class Engine:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The bundle's manifest."""
         return self._bundle.manifest
 
     @property
@@ -223,7 +223,7 @@ class Engine:
         image_fpr: float | None = None,
         image_threshold: float | None = None,
     ) -> Any:
-        """Scores one frame or a batch.
+        """Score one frame or a batch.
 
         Args:
             frames: uint8 H x W x 3 (RGB), H x W x 1 or H x W: one frame; N x H x W x 3 (or x 1): a batch; a list of
@@ -236,7 +236,7 @@ class Engine:
             A Result for one frame, a list of Results for a batch or a list.
 
         Raises:
-            FrameError: a dtype or shape that is no frame.
+            FrameError: a dtype or shape that frames do not have.
             ConfigError: `fpr` and `threshold` both given, a rate outside 0..1, or the engine is closed.
             BackendError: the inference failed, or gave values that are not finite.
         """
@@ -280,7 +280,7 @@ class Engine:
         image_fpr: float | None = None,
         image_threshold: float | None = None,
     ) -> Iterator[Result]:
-        """Scores a source of single frames, in order; reading, computing and using results overlap.
+        """Score a source of single frames, in order; reading, computing and using results overlap.
 
         The source is read on a thread of its own, a few frames ahead. Its exceptions are raised here, after the
         results before them. Stopping early (break, an exception, closing the engine) ends the threads.
@@ -339,7 +339,7 @@ class Engine:
         return _size(checked.items[0]), frame
 
     def close(self) -> None:
-        """Waits for calls in flight, ends streams, releases the backend. May be called twice."""
+        """Wait for calls in flight, end streams, release the backend. May be called twice."""
         if self._closed:
             return
         with self._idle:
@@ -382,7 +382,7 @@ class Engine:
         if not self._backend.takes_device_arrays:
             raise FrameError(
                 f"The frames lie on a GPU; {self._backend.name} takes frames on the host.",
-                "Frames are not copied between devices behind your back.",
+                "Frames are never copied between devices implicitly.",
                 "copy them to the host as a numpy array, or open the engine with backend='tensorrt'",
             )
         outputs = self._backend.infer(frames, limits.pixel)
@@ -484,7 +484,7 @@ def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
 
 
 def _check_source(frames: Any) -> None:
-    """Refuses one frame as the source of a stream: its rows would be taken for gray frames."""
+    """Refuse one frame as the source of a stream: its rows would be taken for gray frames."""
     shape = getattr(frames, "shape", None)
     if not isinstance(shape, tuple) or len(shape) == 4:
         return

@@ -84,7 +84,7 @@ class ImageError(DataError):
 
 
 class SimulationError(DataError):
-    """Pictures that no simulated defect can be drawn onto: too small, or of one colour."""
+    """Images that no simulated defect can be drawn on: too small, or of one colour."""
 
 
 class FrameError(SaaeError):
@@ -100,7 +100,7 @@ class CheckpointError(SaaeError):
 
 
 class FitError(SaaeError):
-    """Fitting that cannot go on (loss not finite, too few images, not enough memory)."""
+    """Fitting that cannot continue (loss not finite, too few images, not enough memory)."""
 
 
 class CalibrationError(SaaeError):
@@ -114,7 +114,7 @@ class ParityError(SaaeError):
 
 
 class SelfTestError(SaaeError):
-    """A model that does not see defects which nobody could miss."""
+    """A model that misses large, strong defects."""
 
     exit_code = 3
 

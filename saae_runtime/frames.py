@@ -1,4 +1,4 @@
-"""Frames as callers give them, checked and brought to uint8 H x W x 3."""
+"""Checks the frames that callers give and brings them to uint8 H x W x 3."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Frames:
 
 
 def as_frames(value: Any, white_level: int | None = None) -> Frames:
-    """Checks frames and shows gray ones as three channels, without a copy.
+    """Check frames and show gray ones as three channels, without a copy.
 
     Args:
         value: uint8 H x W, H x W x 1 or H x W x 3 (RGB): one frame; N x H x W x 1 or N x H x W x 3: a batch; a list or
@@ -85,7 +85,7 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = ge
 
 @contextmanager
 def enough_memory(frames: Sequence[Frame] | Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Within the block, want of memory is an error of these frames, given as arrays or as their (height, width).
+    """Within the block, a lack of memory is an error of these frames, given as arrays or as their (height, width).
 
     Raises:
         FrameError: in place of a MemoryError.
@@ -98,7 +98,7 @@ def enough_memory(frames: Sequence[Frame] | Sequence[tuple[int, int]]) -> Iterat
         many = "" if len(sizes) == 1 else f" ({len(sizes)} frames at once)"
         raise FrameError(
             f"There is not enough memory to score a frame of {height} x {width} pixels{many}.",
-            str(error) or "The system gives no more.",
+            str(error) or "The system has no more.",
             "score smaller frames or fewer at once (max_batch=1), or close other programs",
         ) from error
 

@@ -36,7 +36,7 @@ _Kept = TypeVar("_Kept")
 def _kept(
     size: Callable[[_Kept], int], limit: int = _KEPT
 ) -> Callable[[Callable[_Arguments, _Kept]], Callable[_Arguments, _Kept]]:
-    """Keeps what a function made, up to `limit` bytes of it; what was used least recently goes first.
+    """Keep what a function made, up to `limit` bytes of it; what was used least recently goes first.
 
     A count alone would not do: 64 matrices of a line-scan camera's frames are gigabytes.
     """
@@ -167,7 +167,7 @@ def resize_frames(
     bands: int = 1,
     run: Callable[[Callable[[_Band], NDArray[np.uint8]], Iterable[_Band]], Iterable[NDArray[np.uint8]]] = map,
 ) -> NDArray[np.uint8]:
-    """Resizes frames on the host: Pillow's antialiased bilinear filter, rounded to 8 bits.
+    """Resize frames on the host: Pillow's antialiased bilinear filter, rounded to 8 bits.
 
     Equal to `resize_matrix` on both axes to within Pillow's rounding (at most one grey level).
 

@@ -67,7 +67,7 @@ def most_pixels() -> int:
         return MOST_PIXELS
     if not named.isascii() or not named.isdigit() or len(named) > 15 or int(named) < 1:
         raise ConfigError(
-            f"{PIXELS_VARIABLE}={named!r} is no number of pixels.", "", f"export {PIXELS_VARIABLE}={MOST_PIXELS}"
+            f"{PIXELS_VARIABLE}={named!r} is not a number of pixels.", "", f"export {PIXELS_VARIABLE}={MOST_PIXELS}"
         )
     return int(named)
 
@@ -88,10 +88,10 @@ def check_white_level(value: int | None) -> int | None:
 
 
 def to_eight_bits(values: NDArray[Any], white_level: int | None = None) -> NDArray[np.uint8]:
-    """16-bit levels as 8-bit ones: 0 stays black, the white level and what lies above it become 255.
+    """Scale 16-bit levels to 8 bits: 0 stays black, the white level and anything above it become 255.
 
-    The scale is the camera's and the same for every frame, never the frame's own minimum and maximum, which would make
-    two frames incomparable.
+    The scale belongs to the camera and is the same for every frame. A frame's own minimum and maximum would make frames
+    incomparable.
 
     Args:
         values: levels 0..65535, any shape.
@@ -104,10 +104,10 @@ def to_eight_bits(values: NDArray[Any], white_level: int | None = None) -> NDArr
 
 
 def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> NDArray[np.uint8]:
-    """Reads an image file as the runtime sees a camera frame.
+    """Read an image file as the runtime sees a camera frame.
 
     Deliberate choices, the same everywhere: EXIF rotation is applied; gray is repeated into three channels; an
-    alpha channel is dropped, not blended (a line camera has none, and a drawing tool's default background is no
+    alpha channel is dropped, not blended (a line camera has none, and a drawing tool's default background is not
     part of the product); 16-bit gray is scaled by the camera's white level, see
     `to_eight_bits`; palettes and CMYK are converted.
 
@@ -120,7 +120,7 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
         uint8 array of shape H x W x 3, RGB.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no regular file, of none of `FORMATS`, too large, holds
+        ImageError: the file is missing, empty, truncated, not a regular file, of none of `FORMATS`, too large, holds
             floating-point pixels or several pages.
     """
     pages = read_pages(path, white_level)
@@ -147,7 +147,7 @@ def read_image_bytes(
     formats: Sequence[str] = FORMATS,
     pixels: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The image in bytes that came by other ways than a file, by the same rules as `read_image`.
+    """Decode an image from bytes, by the same rules as `read_image`.
 
     Args:
         data: a whole image file.
@@ -169,16 +169,16 @@ def read_image_bytes(
             )
         _check_size(name, image.size)
         if len(page_numbers(image)) > 1:
-            raise ImageError(f"{name}: holds several pages, not one image.", "", "send each page by itself")
+            raise ImageError(f"{name}: holds several pages, not one image.", "", "send each page as an image")
         return _to_rgb(name, image, white_level)
 
 
 def read_pages(
     path: str | os.PathLike[str], white_level: int | None = None
 ) -> Generator[tuple[int, int, NDArray[np.uint8] | ImageError], None, None]:
-    """Reads every page of an image file: of a multi-page TIFF, an APNG or an animated WebP; one of any other image.
+    """Read every page of an image file: of a multi-page TIFF, an APNG or an animated WebP; one of any other image.
 
-    Thumbnails and transparency masks inside a TIFF are no pages, nor are the previews inside a JPEG.
+    Thumbnails and transparency masks inside a TIFF do not count as pages, nor do previews inside a JPEG.
 
     Args:
         path: the file.
@@ -272,7 +272,7 @@ def _to_rgb(name: str, image: Any, white_level: int | None) -> NDArray[np.uint8]
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """Reads a ground-truth mask: a pixel is defective from half-way between black and white on.
+    """Read a ground-truth mask: a pixel is defective from half-way between black and white on.
 
     Half-way, because the border pixels of an anti-aliased or lossy mask belong to the side that covers most of them.
     In a mask whose brightest pixel is below half-way (numbers of defect types, or a mask of ones), and in one whose
@@ -282,7 +282,7 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
         bool array of shape H x W.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
+        ImageError: the file is missing, empty, truncated, not a regular file, too large or no image.
     """
     levels, white = read_levels(path)
     half = 0 if white is None else white // 2 + 1
@@ -298,7 +298,7 @@ def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]
         with colours).
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no regular file, too large or no image.
+        ImageError: the file is missing, empty, truncated, not a regular file, too large or no image.
     """
     from PIL import ImageOps
 
@@ -320,7 +320,7 @@ def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
-    """Makes sure that a path is a regular file, or a link to one: a FIFO or a device would hang or never end.
+    """Make sure that a path is a regular file, or a link to one: a FIFO or a device would hang or never end.
 
     Raises:
         ImageError: it is something else. A file that is missing passes: whoever opens it has the better words.
@@ -335,13 +335,13 @@ def check_readable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Opens an image of one of `FORMATS` in Pillow, its pixels not decoded yet.
+    """Open an image of one of `FORMATS` in Pillow, its pixels not decoded yet.
 
     Yields:
         Pillow's image.
 
     Raises:
-        ImageError: the file is missing, empty, no regular file, too large, or of none of `FORMATS`.
+        ImageError: the file is missing, empty, not a regular file, too large, or of none of `FORMATS`.
     """
     file = Path(path)
     limit = max(_SMALL_FILE, _BYTES_PER_PIXEL * most_pixels())
@@ -441,7 +441,7 @@ def _explained(name: str | Path) -> Iterator[None]:
 
 def _irregular(file: Path) -> ImageError:
     return ImageError(
-        f"{file}: cannot be read: it is no regular file.",
+        f"{file}: cannot be read: it is not a regular file.",
         "It is a folder, a pipe, a device or a socket: reading it could wait for ever or never end.",
         "remove it, or copy the image's content into a file",
     )

@@ -1,4 +1,4 @@
-"""How the command starts and ends: stopped at any moment, it says so and leaves with its own exit code."""
+"""How a command starts and ends: stopped at any moment, it says so and exits with its own code."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import FrameType
 
-__all__ = ["leave", "leave_at_once", "open_closed_streams", "start"]
+__all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_command", "stopped_by_signals"]
 
 
 def leave(code: object) -> None:
-    """Ends the process with this code, as `sys.exit` takes it.
+    """End the process with this code, as `sys.exit` takes it.
 
-    Where threads still compute (a library that cannot be stopped), without the interpreter's own end: a thread that
-    comes back from C++ into an interpreter that is ending aborts the process, with 134 in place of the code.
+    While threads still compute (a library that cannot be stopped), the interpreter's own shutdown is skipped: a thread
+    that returns from C++ into an interpreter that is shutting down aborts the process, with code 134.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
@@ -28,24 +29,19 @@ def leave(code: object) -> None:
 
 
 def leave_at_once() -> None:
-    """From now on Ctrl-C and SIGTERM end the process at once, with one word.
+    """Have Ctrl-C and SIGTERM end the process at once, with one word, from now on.
 
-    For the time of starting: an exception would come up inside an import, where libraries take it for a fault of their
-    own. Nothing is half-written then. While frames are scored, the run has handlers of its own.
+    For start-up: an exception would be raised inside an import, where libraries take it for a fault of their own.
+    Nothing is half-written then. While frames are scored, the run has handlers of its own.
     """
-
-    def handle(number: int, _: FrameType | None) -> None:
-        with suppress(OSError):
-            os.write(2, b"Stopped.\n")
-        os._exit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
+            signal.signal(number, _break_off)
 
 
 def start(load: Callable[[], Callable[[], None]]) -> None:
-    """Loads a command, which Ctrl-C and SIGTERM end at once meanwhile, and runs it with the handlers from before.
+    """Load a command, which Ctrl-C and SIGTERM end at once meanwhile, and run it with the earlier handlers.
 
     Args:
         load: imports the command and returns it.
@@ -59,8 +55,50 @@ def start(load: Callable[[], Callable[[], None]]) -> None:
     run()
 
 
+def start_command(package: str) -> None:
+    """Import `PACKAGE.command` late, when a Ctrl-C can be handled, and run its `main`."""
+    start(lambda: import_module(f"{package}.command").main)
+
+
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Have the first Ctrl-C or SIGTERM within the block set `stop`, so that work ends in order.
+
+    A second one ends the process at once, whatever it does. Only the main thread sets handlers: in a program that
+    embeds saae on another one, signals are the program's.
+
+    Args:
+        stop: to look at, without waiting for it: the handler sets it on the main thread itself.
+
+    Returns:
+        The signals that came: none, or one.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            _break_off(number, frame)
+        received.append(number)
+        stop.set()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _break_off(number: int, _: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, b"Stopped.\n")
+    os._exit(128 + number)
+
+
 def open_closed_streams() -> None:
-    """Opens nothing where standard input, output or error is closed (`>&-`): the next file would take its number."""
+    """Open the null device for a standard stream that is closed (`>&-`): the next file would take its number."""
     for number in range(3):
         try:
             os.fstat(number)

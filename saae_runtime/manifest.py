@@ -244,7 +244,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Any, source: str = "manifest.json") -> Manifest:
-        """Reads a parsed manifest; every key must be known, present where it has no default, and of its type.
+        """Read a parsed manifest; every key must be known, present where it has no default, and of its type.
 
         Args:
             data: what `json.loads` gave.
@@ -326,7 +326,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Converts parsed JSON to `kind` (a type or a type hint); ValueError names the key that does not fit."""
+    """Convert parsed JSON to `kind` (a type or a type hint); ValueError names the key that does not fit."""
     if kind is Any:
         _check_plain(value, where)
         return value
@@ -376,7 +376,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
 
 
 def _check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Refuses numbers that are not finite or of more than 64 bits, text that no terminal can hold, and deep nesting."""
+    """Refuse numbers that are not finite or of more than 64 bits, text that no terminal can hold, and deep nesting."""
     if depth > _DEEPEST:
         raise ValueError(f"{where[:60]}: nested more than {_DEEPEST} levels deep")
     if isinstance(value, float) and not math.isfinite(value):

@@ -57,22 +57,22 @@ class Meter:
         self._moved = time.monotonic()
 
     def count(self, name: str, more: int = 1) -> None:
-        """Counts something; a zero makes the name known."""
+        """Count something; a zero makes the name known."""
         with self._lock:
             self._counts[name] += more
 
     def take(self, milliseconds: float) -> None:
-        """Takes a latency in."""
+        """Add one latency."""
         with self._lock:
             self._times.append(milliseconds)
 
     def fail(self, error: BaseException | str) -> None:
-        """Takes note of an error."""
+        """Keep the latest error."""
         with self._lock:
             self._error = (one_line(error), time.monotonic())
 
     def beat(self) -> None:
-        """Says that things move."""
+        """Record that work goes on."""
         self._moved = time.monotonic()
 
     def read(self) -> Reading:

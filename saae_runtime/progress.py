@@ -14,14 +14,14 @@ class Progress(Protocol):
 
 
 def labelled(progress: Progress, text: str) -> Progress:
-    """Reports the same numbers with these words."""
+    """Report the same numbers with these words."""
     return lambda done, total, more="": progress(done, total, text)
 
 
 def nth(progress: Progress, number: int, parts: int) -> Progress:
-    """Reports for part `number` (from 0) of a work of several parts of the same size."""
+    """Report for part `number` (from 0) of a work of several parts of the same size."""
     return lambda done, total, text="": progress(number * total + done, parts * total, text)
 
 
 def silent(done: int, total: int, text: str = "") -> None:
-    """Reports to nobody."""
+    """Report nothing."""

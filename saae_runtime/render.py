@@ -86,7 +86,7 @@ def _oklab_to_srgb(lightness: NDArray[np.float64], a: NDArray[np.float64], b: ND
 
 
 def colorize(anomaly_map: NDArray[Any], vmin: float, vmax: float) -> NDArray[np.uint8]:
-    """Colours a map linearly between two values; values outside are clipped, NaN is gray.
+    """Colour a map linearly between two values; values outside are clipped, NaN is gray.
 
     Args:
         anomaly_map: H x W, any real dtype.
@@ -301,7 +301,7 @@ def encode_png(picture: NDArray[Any]) -> bytes:
 
 
 def save_png(path: str | os.PathLike[str], picture: NDArray[Any]) -> None:
-    """Writes a picture as PNG, atomically (folders are made).
+    """Write a picture as PNG, atomically (folders are made).
 
     Raises:
         FrameError: not a picture (see `encode_png`).
@@ -321,7 +321,7 @@ def _lookup(position: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _draw_outline(picture: NDArray[np.uint8], mask: NDArray[Any], color: tuple[int, int, int]) -> None:
-    """Outlines a mask in place: colour inside the border, a dark line outside, visible on any background."""
+    """Outline a mask in place: colour inside the border, a dark line outside, visible on any background."""
     inside = np.asarray(mask) != 0
     _same_size("mask", inside.shape, picture)
     if not inside.any():

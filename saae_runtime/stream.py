@@ -34,7 +34,7 @@ class Channel(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> None:
-        """Adds an item, waiting for room. Raises Closed once the reader has cancelled."""
+        """Add an item, waiting for room. Raises Closed once the reader has cancelled."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) < self._capacity or self._cancelled)
             if self._cancelled:
@@ -43,7 +43,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Takes the next item, waiting for one. At the end raises the writer's error, or Closed."""
+        """Take the next item, waiting for one. At the end raises the writer's error, or Closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._ended or self._cancelled)
             if self._items and not self._cancelled:
@@ -62,7 +62,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def cancel(self, error: BaseException | None = None) -> None:
-        """Stops both sides at once; what is queued is dropped."""
+        """Stop both sides at once; what is queued is dropped."""
         with self._changed:
             self._cancelled = True
             self._items.clear()
@@ -124,7 +124,7 @@ class Pipeline(Generic[T]):
             self.stop()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Ends the threads and waits for the work in flight; a caller still waiting gets `error`."""
+        """End the threads and wait for the work in flight; a caller still waiting gets `error`."""
         self._ready.cancel()
         self._done.cancel(error)
         for worker in self._workers:
@@ -172,7 +172,7 @@ class Pipeline(Generic[T]):
             self._flying.end(error)
 
     def _collect(self) -> None:
-        """Collects every ticket, also when nobody wants the results any more."""
+        """Collect every ticket, also when nobody wants the results any more."""
         failure: BaseException | None = None
         wanted = True
         while True:
@@ -197,7 +197,7 @@ class Pipeline(Generic[T]):
         self._done.end(failure)
 
     def _hand_on(self, context: list[T], outputs: RawOutputs) -> bool:
-        """Gives a result to the caller; False once the caller has gone."""
+        """Give a result to the caller; False once the caller has gone."""
         try:
             self._done.put((context, outputs))
         except Closed:

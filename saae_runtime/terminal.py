@@ -134,7 +134,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def run_command(app: typer.Typer, name: str) -> None:
-    """Runs a console script. A service manager's stop (SIGTERM) is as clean as Ctrl-C."""
+    """Run a console script. A service manager's stop (SIGTERM) is as clean as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name=name)
 
@@ -176,7 +176,7 @@ class Stages:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Stage]:
-        """Runs the body as the next stage."""
+        """Run the body as the next stage."""
         self._number += 1
         head = f"{self._number}/{self._total} {title}"
         began = time.monotonic()

@@ -197,7 +197,7 @@ class ThresholdAccumulator:
         self.count = 0
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds samples of any shape.
+        """Add samples of any shape.
 
         Raises:
             CalibrationError: a sample that is NaN or infinite.

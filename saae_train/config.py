@@ -167,7 +167,7 @@ class FitConfig:
     tiles: tuple[int, int] | None = None
     standardise: bool = True
     components: int | None = 320
-    memory: int | None = 4096
+    memory: int | None = 8192
     component_power: float = 0.0
     keep: float = 0.8
     latent: int | None = None

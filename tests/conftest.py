@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,20 +22,36 @@ os.environ.setdefault("SAAE_MEASURE", "0")
 os.environ.setdefault("SAAE_ALLOW_RANDOM", "1")
 
 # A shell has its background jobs ignore Ctrl-C, which they would hand on to the processes that tests start and stop.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker more than there are cores, because tests also wait for servers and processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before any fixture of the test
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Has Ctrl-C interrupt the test, whatever ran before; skips what is marked with a library that is missing."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Skips what is marked with a library that is not installed, and the long ones unless they were asked for."""
+    if item.get_closest_marker("fuzz") and "fuzz" not in item.config.option.markexpr:
+        pytest.skip(f"the long one: python -m pytest {item.path.relative_to(ROOT)} -m fuzz")
     for mark in item.iter_markers("needs"):
         for module in mark.args:
             need(module)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Fails a test after which Ctrl-C would go elsewhere: code that installs a handler puts the earlier one back."""
+    yield
+    if threading.current_thread() is threading.main_thread():
+        left = signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert left is signal.default_int_handler, f"the test leaves {left} to handle Ctrl-C"
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,11 @@ def run(*command: str | os.PathLike[str], **options: object) -> subprocess.Compl
     )  # type: ignore[call-overload,no-any-return]
 
 
+def pip(commands: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs the pip that is here on the environment of these commands: one of its own takes seconds to install."""
+    return run(sys.executable, "-m", "pip", "--python", commands / "python", *words, **options)
+
+
 @pytest.fixture(scope="session")
 def built(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel made from it, built from a copy, so that the checkout stays clean."""
@@ -111,10 +116,9 @@ def locked(wheel: Path, repo_root: Path, tmp_path_factory: pytest.TempPathFactor
 def lean(locked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel and its extra `cpu`, nothing else; gives its folder of commands."""
     folder = tmp_path_factory.mktemp("lean")
-    venv.create(folder, with_pip=True, symlinks=os.name == "posix")
+    venv.create(folder, symlinks=os.name == "posix")
     commands = folder / ("Scripts" if os.name == "nt" else "bin")
-    words = (commands / "python", "-m", "pip", "install", "-q", "--require-hashes", "-r", "requirements-line.txt")
-    done = run(*words, cwd=locked)
+    done = pip(commands, "install", "-q", "--no-compile", "--require-hashes", "-r", "requirements-line.txt", cwd=locked)
     assert done.returncode == 0, done.stderr
     return commands
 
@@ -123,7 +127,7 @@ def lean(locked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fuller(lean: Path, wheel: Path) -> Path:
     """The same environment with the extras that are small; only for tests that stand behind those of `lean`."""
     extras = ",".join(SMALL_EXTRAS)
-    done = run(lean / "python", "-m", "pip", "install", "-q", f"saae[{extras}] @ {wheel.as_uri()}")
+    done = pip(lean, "install", "-q", "--no-compile", f"saae[{extras}] @ {wheel.as_uri()}")
     assert done.returncode == 0, done.stderr
     return lean
 
@@ -210,7 +214,7 @@ def test_the_lock_names_every_package_with_its_hash(locked: Path, lean: Path) ->
     text = (locked / "requirements-line.txt").read_text(encoding="utf-8")
     pinned = dict(re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE))
     assert re.search(r"^\./saae-\S+\.whl \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
-    listed = json.loads(run(lean / "python", "-m", "pip", "list", "--format", "json").stdout)
+    listed = json.loads(pip(lean, "list", "--format", "json").stdout)
     installed = {item["name"]: item["version"] for item in listed if item["name"] not in ("pip", "setuptools", "saae")}
     assert {name.lower(): number for name, number in pinned.items()} == {
         name.lower(): number for name, number in installed.items()
@@ -224,8 +228,8 @@ def test_another_file_under_the_same_name_is_refused(locked: Path, lean: Path, w
     shutil.copy(wheel, tmp_path)
     with zipfile.ZipFile(tmp_path / wheel.name, "a") as archive:
         archive.writestr("saae_runtime/more.py", "")
-    words = ("-m", "pip", "install", "--dry-run", "--require-hashes", "--force-reinstall", "--no-deps")
-    done = run(lean / "python", *words, "-r", "requirements-line.txt", cwd=tmp_path)
+    words = ("install", "--dry-run", "--require-hashes", "--force-reinstall", "--no-deps")
+    done = pip(lean, *words, "-r", "requirements-line.txt", cwd=tmp_path)
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saae_train.model.memory import NEIGHBOURS, Memory, Nearest, compare
+from saae_train.model.memory import CANDIDATES, Memory, Nearest, compare
 
 from .fold import make_linear
 from .vit import cast
 
 __all__ = ["GraphMemory"]
-
-_CANDIDATES = NEIGHBOURS + 3
-"""Entries that the product hands on: the nearest ones are among them, however it rounds."""
 
 
 class GraphMemory(nn.Module):
@@ -27,11 +24,12 @@ class GraphMemory(nn.Module):
     def __init__(self, memory: Memory) -> None:
         super().__init__()
         entries, weight = memory.entries.double(), memory.weight.double()
-        self.candidates = min(_CANDIDATES, len(memory))
+        self.candidates, self.search = min(CANDIDATES, len(memory)), memory.search
+        some = slice(self.search)
         self.alpha = float(memory.alpha)
         # z.e = (g * weight).e = g.(weight * e): the components' weights are in the product.
-        self.closeness = make_linear(entries * weight, None)
-        self.register_buffer("half_energy", 0.5 * memory.entries.square().sum(dim=1))
+        self.closeness = make_linear(entries[:, some] * weight[some], None)
+        self.register_buffer("half_energy", 0.5 * memory.entries[:, some].square().sum(dim=1))
         self.register_buffer("entries", memory.entries.clone())
         self.register_buffer("weight", memory.weight.clone())
         self.register_buffer("radius", memory.radius.clone())
@@ -42,5 +40,5 @@ class GraphMemory(nn.Module):
 
     def forward(self, g: Tensor) -> Nearest:
         g = cast(g, torch.float32)
-        chosen = (self.closeness(g) - self.half_energy).topk(self.candidates, dim=2).indices
+        chosen = (self.closeness(g[..., : self.search]) - self.half_energy).topk(self.candidates, dim=2).indices
         return compare(g * self.weight, self.entries[chosen], self.radius[chosen])

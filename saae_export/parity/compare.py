@@ -66,6 +66,12 @@ MEMORY_FP16 = Bounds(map=6e-2, score=1e-2, dead_band=1e-2)
 """Bounds of an FP16 graph with a memory: in a uniform region, where normal patches lie close together, FP16 features
 move the nearest entries' weights and with them a low part of the map; scores and decisions are held as without."""
 
+MEMORY_BF16 = Bounds(map=8e-2, score=6e-2, dead_band=3e-2)
+"""Bounds in bf16 of a graph with a memory: rounding makes a patch lie farther from its neighbours, by the larger a
+share the nearer they are. Most of it is the same everywhere, and the thresholds of this precision have it, too."""
+
+_MEMORY = {"fp16": MEMORY_FP16, "bf16": MEMORY_BF16}
+
 
 @dataclass(frozen=True)
 class ImageParity:
@@ -242,8 +248,8 @@ def _other_shape(name: str, expected: Scored, found: Scored) -> ConfigError:
 def bounds_of(manifest: Manifest, precision: str) -> Bounds:
     """The bounds for a bundle's artefacts of a precision, engines compiled from its graph included."""
     half = any(stores_half(item) for item in manifest.artefacts if item.precision == precision)
-    if precision == "fp16" and manifest.model.score == "memory":
-        return MEMORY_FP16
+    if manifest.model.score == "memory" and precision in _MEMORY:
+        return _MEMORY[precision]
     return HALF_WEIGHTS if half and precision == "fp32" else BOUNDS[precision]
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
-from saae_runtime.files import alone
+from saae_runtime.locks import alone
 from saae_runtime.manifest import IN_BF16, Calibration, Manifest
 from saae_runtime.shell import shell_line
 from saae_runtime.terminal import Stages

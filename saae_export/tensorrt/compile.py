@@ -17,7 +17,7 @@ from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.backends.tensorrt.library import TrtLibrary, library_name, load_library, version_tuple
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.errors import BackendError, ConfigError, DeviceError
-from saae_runtime.files import may_write_folder
+from saae_runtime.folders import may_write_folder
 from saae_runtime.manifest import IN_BF16, Artefact, Profile
 
 from .network import NetworkInfo, network_info, onnx_for_tensorrt, parse_network

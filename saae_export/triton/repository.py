@@ -15,7 +15,7 @@ from rich.console import Console
 
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.errors import BackendError, ConfigError
-from saae_runtime.files import atomic_directory
+from saae_runtime.folders import atomic_directory
 from saae_runtime.manifest import IN_BF16, Artefact, Manifest
 from saae_runtime.shell import shell_line
 from saae_runtime.triton.known import SCHEMA, known_frame

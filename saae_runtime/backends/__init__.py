@@ -89,7 +89,7 @@ def open_backend(
     precision: str | None = None,
     **options: Any,
 ) -> Backend:
-    """Opens a backend.
+    """Open a backend.
 
     Args:
         bundle: an opened bundle.

@@ -168,7 +168,7 @@ class Backend(ABC):
 
     @abstractmethod
     def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
-        """Runs a batch; may be called from several threads.
+        """Run a batch; may be called from several threads.
 
         Args:
             frames: uint8 N x H x W x 3, C-contiguous, H x W = `frame_size`, 1 <= N <= `max_batch`.
@@ -179,19 +179,19 @@ class Backend(ABC):
         """
 
     def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
-        """Starts a batch; at most `slots` may be waiting. Here: runs it at once.
+        """Start a batch; at most `slots` may be waiting. Here: runs it at once.
 
         The caller does not change `frames` before the ticket is collected.
         """
         return Ticket(self.infer(frames, threshold))
 
     def collect(self, ticket: Ticket) -> RawOutputs:
-        """Waits for a batch. Every ticket is collected exactly once, in the order of `submit`."""
+        """Wait for a batch. Every ticket is collected exactly once, in the order of `submit`."""
         outputs: RawOutputs = ticket.payload
         return outputs
 
     def infer_on_device(self, frames: Any, threshold: float) -> Any:
-        """Runs a batch and leaves the outputs on the GPU, where a backend can; frames may lie there too.
+        """Run a batch and leave the outputs on the GPU, where a backend can; frames may lie there too.
 
         Raises:
             BackendUnavailableError: this backend cannot.
@@ -202,4 +202,4 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Releases everything; may be called twice. No call is in flight."""
+        """Release everything; may be called twice. No call is in flight."""

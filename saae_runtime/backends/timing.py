@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, StorageError
-from ..files import canonical_json, read_regular, sha256_bytes, turn, write_json
+from ..files import canonical_json, read_regular, sha256_bytes, write_json
+from ..locks import turn
 from .base import Backend
 
 __all__ = ["BUDGET", "Figure", "Figures", "find", "keep", "take", "time_ways"]
@@ -129,7 +130,7 @@ def take(
 
 
 def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figures:
-    """Writes figures into a folder, if they are not there; what cannot be written stays in this process."""
+    """Write figures into a folder, if they are not there; what cannot be written stays in this process."""
     text = canonical_json(key)
     if folder is None or figures.place is not None:
         return figures
@@ -144,7 +145,7 @@ def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figur
 
 
 def time_ways(ways: Sequence[Way], clock: Clock = time.perf_counter) -> tuple[Figure, ...]:
-    """Times each way, one after another; one that fails says why, and none is begun when the time is up."""
+    """Time each way, one after another; one that fails says why, and none is begun when the time is up."""
     rows: list[Figure] = []
     best = math.inf
     end = clock() + BUDGET

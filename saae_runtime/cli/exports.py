@@ -31,10 +31,10 @@ class Export(Protocol):
     """Takes outcomes in, one after the other."""
 
     def write(self, outcome: Outcome) -> None:
-        """Writes one outcome, or keeps it for `close`. Raises StorageError."""
+        """Write one outcome, or keep it for `close`. Raises StorageError."""
 
     def close(self) -> None:
-        """Finishes the file. Raises StorageError."""
+        """Finish the file. Raises StorageError."""
 
 
 class CsvFile:
@@ -94,7 +94,7 @@ class CsvFile:
         ]  # fmt: skip
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         self._file.close()
 
 
@@ -170,13 +170,13 @@ class ParquetFile:
             raise storage_error(self._path, error) from error
 
     def close(self) -> None:
-        """Puts the whole file in its place. May be called twice."""
+        """Put the whole file in its place. May be called twice."""
         if self._rows:
             self._flush()
         self._stack.close()
 
     def discard(self) -> None:
-        """Leaves no file, where `close` was not reached."""
+        """Leave no file, where `close` was not reached."""
         self._rows = []
         gone = _Discarded()
         with suppress(_Discarded):
@@ -231,7 +231,7 @@ class CocoFile:
             self._annotations.append(ids | item)
 
     def close(self) -> None:
-        """Writes the file, atomically."""
+        """Write the file, atomically."""
         data = {
             "info": {"description": f"saae: {self._category}"},
             "images": self._images,
@@ -290,7 +290,7 @@ class MapTree:
         if self._category not in parts[:-1] or outcome.frame.source.kind != "image":
             raise ConfigError(
                 f"{outcome.frame.name} does not lie below a folder named {self._category}.",
-                f"--map-format {self._kind} lays maps out as that data set is.",
+                f"--map-format {self._kind} writes maps in the layout of that data set.",
                 "give the images of the data set, or --map-format tiff",
             )
         first = len(parts) - 1 - parts[::-1].index(self._category)

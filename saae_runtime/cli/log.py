@@ -38,7 +38,7 @@ class JsonLines:
         return self._file is not None and self._file.plain
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes one line and hands it to the system at once.
+        """Write one line and hand it to the system at once.
 
         Raises:
             StorageError: the disk is full; the lines before this one stay whole, and the next call tries again.
@@ -51,6 +51,6 @@ class JsonLines:
             self._file.write(line)
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         if self._file is not None:
             self._file.close()

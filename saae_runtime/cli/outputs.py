@@ -73,12 +73,12 @@ class Standard:
         return self._stream.isatty() if self._number is None else os.isatty(self._number)
 
     def write_line(self, text: str) -> None:
-        """Writes a line of text; what its encoding lacks is written as escapes. Raises as `write`."""
+        """Write a line of text; what its encoding lacks is written as escapes. Raises as `write`."""
         encoding = self._stream.encoding or "utf-8"
         self.write((text + "\n").encode(encoding, "backslashreplace"))
 
     def write(self, data: bytes) -> None:
-        """Writes bytes at once and whole.
+        """Write bytes at once and whole.
 
         Raises:
             StorageError: a full disk behind `> FILE`; what was written of these bytes is cut off again.
@@ -109,7 +109,7 @@ class Standard:
 
 @contextmanager
 def results_alone() -> Iterator[Standard]:
-    """Keeps standard output for results: whatever else writes to it, libraries in C included, goes to standard error.
+    """Keep standard output for results: whatever else writes to it, libraries in C included, goes to standard error.
 
     ONNX Runtime's GPU builds print there when they are imported or open a session; `--json -` has to begin with JSON.
     """
@@ -162,7 +162,7 @@ class Pictures:
         }
 
     def write(self, outcome: Outcome) -> dict[str, str]:
-        """Writes the pictures of one outcome; returns kind to path.
+        """Write the pictures of one outcome; return kind to path.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written to.

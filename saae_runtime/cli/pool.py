@@ -36,16 +36,16 @@ class Pool(Protocol):
     workers: int
 
     def submit(self, source: Source) -> Any:
-        """Begins with a source, as `score_source`; raises nothing."""
+        """Begin with a source, as `score_source`; never raises."""
 
     def result(self, begun: Any) -> list[Outcome]:
-        """Waits for what was begun. Raises WorkerDied, and what `score_source` raises."""
+        """Wait for what was begun. Raises WorkerDied, and what `score_source` raises."""
 
     def restart(self) -> None:
-        """Makes all workers anew; what they had begun is given up."""
+        """Make all workers anew; what they had begun is given up."""
 
     def close(self) -> None:
-        """Ends all workers."""
+        """End all workers."""
 
 
 def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outcome]:
@@ -75,7 +75,7 @@ def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outc
 def score_in_pool(
     pool: Pool, sources: Sequence[Source], stop: threading.Event | None = None
 ) -> Generator[Outcome, None, None]:
-    """Scores image files on a pool's workers; a file that cannot be read or scored gives an outcome with its error.
+    """Score image files on a pool's workers; a file that cannot be read or scored gives an outcome with its error.
 
     A worker that dies (killed, out of memory) is replaced, and what was in work is scored again, file by file for a
     while: a file that takes a worker with it three times gets an error in its place. The time of a frame is its share

@@ -48,7 +48,7 @@ class Summary:
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def add(self, outcome: Outcome) -> None:
-        """Counts one outcome, after everything that was to be done with it."""
+        """Count one outcome, after everything that was to be done with it."""
         self.ended = time.perf_counter()
         if outcome.result is None:
             self.errors += 1
@@ -88,7 +88,7 @@ def score_frames(
     live: bool = False,
     stop: threading.Event | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Scores frames, in order; a frame that cannot be read or scored gives an outcome with its error.
+    """Score frames, in order; a frame that cannot be read or scored gives an outcome with its error.
 
     Files go through `Engine.stream`: reading, computing and the caller's use of outcomes overlap. The time of a
     frame there is its share of the pipeline's time: from `batch` outcomes before to this one, divided by `batch`.

@@ -52,7 +52,7 @@ class Sink:
     _said: set[str] = field(default_factory=set)
 
     def take(self, outcome: Outcome) -> None:
-        """Writes everything about one outcome.
+        """Write everything about one outcome.
 
         Raises:
             BrokenPipeError: whoever read standard output has gone.
@@ -72,7 +72,7 @@ class Sink:
         self.progress(self.summary)
 
     def finish(self) -> None:
-        """Finishes the files of other formats."""
+        """Finish the files of other formats."""
         for export in self.exports:
             self._export(export.close)
 

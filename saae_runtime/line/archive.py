@@ -79,6 +79,11 @@ class Archive:
         self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread works; False before `finish` means that it has stopped for good."""
+        return self._thread.is_alive() or self._closed
+
     def plan(self, part: Part) -> str | None:
         """Name of the picture that a part will have, relative to the folder; None: none is kept, or no room."""
         if part.verdict is Verdict.OK and not self._is_kept(part.key):

@@ -76,7 +76,7 @@ class AuditLog:
         """
         with self._lock:
             if self._closed:
-                raise StorageError(f"{self.path} is closed.", "The service ends.", "")
+                raise StorageError(f"{self.path} is closed.", "The service is stopping.", "")
             entry = {
                 "n": self._number + 1,
                 "time": stamp(now()),
@@ -181,7 +181,7 @@ def verify(path: Path, anchor: str | None = None) -> Findings:
             elif json.loads(line)["what"] == "audit log damaged":
                 notes.append(f"line {place}: the service found the log damaged when it started")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read.", str(error), "check path and rights") from error
+        raise ConfigError(f"{path} cannot be read.", str(error), "check path and permissions") from error
     _compare_head(path, number, digest, before, problems, notes)
     if anchor is not None and not anchored:
         problems.append(f"no entry has the hash {shown(anchor)[1:-1]}")
@@ -260,9 +260,9 @@ def _read_head(path: Path) -> tuple[int, str]:
         head = json.loads(data)
         number, digest = head["n"], head["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError("it is no head file") from error
+        raise ValueError("not a head file") from error
     if type(number) is not int or not isinstance(digest, str):
-        raise ValueError("it is no head file")
+        raise ValueError("not a head file")
     return number, digest
 
 

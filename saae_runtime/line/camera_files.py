@@ -130,7 +130,7 @@ class WatchCamera(_Counting):
             self._frames.extend(self._watch.poll(time.monotonic()))
             left = end - time.monotonic()
             if not self._frames and left <= 0:
-                raise NoFrameError("No picture has come.")
+                raise NoFrameError("No picture has arrived.")
             if not self._frames and self._closed.wait(min(_POLL, left)):
                 raise EndOfFrames
         frame = self._frames.popleft()
@@ -177,6 +177,6 @@ def open_files(
     kind, colon, rest = spec.partition(":")
     if kind == "watch" and colon:
         if interval or repeat:
-            raise ConfigError(f"{spec}: `interval` and `repeat` are for files that are there.")
+            raise ConfigError(f"{spec}: `interval` and `repeat` apply to existing files only.")
         return WatchCamera(rest, memory, recursive)
     return FileCamera(spec, recursive, interval, repeat)

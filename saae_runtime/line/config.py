@@ -89,7 +89,7 @@ class StationConfig:
         if len(set(self.recipes)) != len(self.recipes):
             raise ValueError("`recipes` names a recipe twice")
         if not 1 <= self.queue_size <= 1000:
-            raise ValueError(f"`queue_size` is {self.queue_size}; possible are 1 to 1000")
+            raise ValueError(f"`queue_size` is {self.queue_size}; allowed: 1 to 1000")
         _positive(self.verdict_timeout, "verdict_timeout")
         if self.grab_timeout is not None:
             _positive(self.grab_timeout, "grab_timeout")
@@ -134,13 +134,13 @@ class RecipeConfig:
             if rate is not None and limit is not None:
                 raise ValueError(f"`{names[0]}` and `{names[1]}` exclude each other")
             if rate is not None and not 0.0 <= rate <= 1.0:
-                raise ValueError(f"`{names[0]}` is {rate}; it is a share, from 0 to 1")
+                raise ValueError(f"`{names[0]}` is {rate}; it must be a share from 0 to 1")
         for name, value in (("roi", self.roi), ("ignore", self.ignore)):
             for polygon in () if isinstance(value, str) else value:
                 if not 3 <= len(polygon) <= _MOST_CORNERS:
-                    raise ValueError(f"`{name}` has a polygon of {len(polygon)} corners; possible are 3 to 1000")
+                    raise ValueError(f"`{name}` has a polygon of {len(polygon)} corners; allowed: 3 to 1000")
         if self.device < 0 or (self.threads is not None and self.threads < 1):
-            raise ValueError("`device` is a number from 0 up, `threads` one from 1 up")
+            raise ValueError("`device` must be at least 0, `threads` at least 1")
 
     def takes(self, part_id: str) -> bool:
         """Whether the part's id names this recipe."""
@@ -181,12 +181,12 @@ class ArchiveConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.ok_share <= 1.0:
-            raise ValueError(f"`ok_share` is {self.ok_share}; it is a share, from 0 to 1")
+            raise ValueError(f"`ok_share` is {self.ok_share}; it must be a share from 0 to 1")
         for name in ("ok_days", "ng_days", "max_gb"):
             _positive(getattr(self, name), name)
         _at_least(self.min_free_gb, 0, "min_free_gb")
         if self.ng_days < self.ok_days:
-            raise ValueError("`ng_days` is below `ok_days`; NG pictures stay at least as long")
+            raise ValueError("`ng_days` is below `ok_days`; NG pictures must be kept at least as long")
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,11 @@ class HealthConfig:
 
     def __post_init__(self) -> None:
         if not 20 <= self.drift_window <= 100_000:
-            raise ValueError(f"`drift_window` is {self.drift_window}; possible are 20 to 100000")
+            raise ValueError(f"`drift_window` is {self.drift_window}; allowed: 20 to 100000")
         if not 1e-9 <= self.drift_false_alarms <= 0.5:
-            raise ValueError(f"`drift_false_alarms` is {self.drift_false_alarms}; possible are 1e-9 to 0.5")
+            raise ValueError(f"`drift_false_alarms` is {self.drift_false_alarms}; allowed: 1e-9 to 0.5")
         if not 0.0 <= self.drift_defects <= 0.5:
-            raise ValueError(f"`drift_defects` is {self.drift_defects}; possible are 0 to 0.5")
+            raise ValueError(f"`drift_defects` is {self.drift_defects}; allowed: 0 to 0.5")
         _positive(self.silent_seconds, "silent_seconds")
 
 
@@ -347,7 +347,7 @@ def _check_name(name: str) -> None:
 
 def _positive(value: float, name: str) -> None:
     if not value > 0:
-        raise ValueError(f"`{name}` is {value}; it is above 0")
+        raise ValueError(f"`{name}` is {value}; it must be above 0")
 
 
 def _at_least(value: float, least: float, name: str) -> None:

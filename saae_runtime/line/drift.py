@@ -21,7 +21,8 @@ _MARKS = (0.5, 0.1)
 """The scores of a window are compared with those that half and a tenth of the good parts exceed."""
 
 _OWN = 5  # windows of parts that make up a table where the bundle's does not hold
-_GRID = 500  # points of the integral over what the table does not know
+_DOUBT = 0.01  # share of calibrations whose limits may be too narrow: the images' own luck
+_GRID = 2000  # points of a distribution
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,22 @@ class Limits:
 def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects: float = 0.0) -> tuple[Limits, ...]:
     """The limits for windows of good parts and at most a share of defective ones.
 
-    The share of good parts above a mark is known from `table.count` images only: given these, it is Beta distributed,
-    and the number in a window Beta-binomial, whatever the scores' distribution is. The false-alarm rate is shared out
-    among three tails: too many above the upper mark, too many and too few above the middle one.
+    The share of good parts above a mark is an estimate from `table.count` images. So the limits are those of the
+    largest share, and of the smallest, that these images still allow: of 100 calibrations of that many images, 99 keep
+    `false_alarms`, whatever the scores' distribution is. The fewer images, the wider the limits.
 
     Args:
         table: image scores of good parts.
         window: parts.
-        false_alarms: share of windows without drift that may be outside of any limit.
+        false_alarms: share of windows without drift that may be outside of any limit. It is shared out among three
+            tails: too many above the upper mark, too many and too few above the middle one.
         defects: share of parts that may be defective, which lie above every mark.
 
     Returns:
         The limits of the middle and the upper mark; fewer where the table has no entry near them, such as one that
         rests on a handful of images.
     """
-    share = false_alarms / 3.0
+    share, doubt = false_alarms / 3.0, _DOUBT / 3.0
     found = []
     for place, wanted in enumerate(_MARKS):
         near = [
@@ -69,47 +71,50 @@ def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects:
         if not near:
             continue
         _, rate, mark = min(near)
-        above = min(max(rate * table.count, 0.0), table.count - 1.0)
-        rates, weights = _known(above, table.count)
-        high = _upper(window, rates + defects * (1.0 - rates), weights, share)
-        low = _lower(window, rates, weights, share) if place == 0 else -1
+        least, most = _possible(rate, table.count, doubt)
+        high = _most(window, most + defects * (1.0 - most), share)
+        low = _fewest(window, least, share) if place == 0 else -1
         found.append(Limits(mark, rate, low, high))
     return tuple(found)
 
 
-def _known(above: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is known of a share of which `above` of `count` samples lie above: values and their weights."""
-    a, b = above + 1.0, count - above
+def _possible(rate: float, count: int, doubt: float) -> tuple[float, float]:
+    """The least and the largest share of good parts above a mark that so many images give as `rate`.
+
+    Each of them is exceeded once in 1 / `doubt` calibrations (Clopper and Pearson).
+    """
+    above = min(max(math.ceil(rate * count), 1), count - 1)  # rounded up for one, down for the other
+    below = min(max(math.floor(rate * count), 1), count - 1)
+    return _beta_quantile(below, count - below + 1, doubt), _beta_quantile(above + 1, count - above, 1.0 - doubt)
+
+
+def _beta_quantile(a: float, b: float, share: float) -> float:
+    """Quantile of the Beta distribution, on a grid."""
     mean, spread = a / (a + b), math.sqrt(a * b / ((a + b) ** 2 * (a + b + 1.0)))
     low, high = max(mean - 9 * spread, 1e-9), min(mean + 9 * spread, 1.0 - 1e-9)
     rates = low + (np.arange(_GRID) + 0.5) * (high - low) / _GRID
     logs = (a - 1.0) * np.log(rates) + (b - 1.0) * np.log1p(-rates)
     weights = np.exp(logs - logs.max())
-    return rates, weights / weights.sum()
+    return float(rates[min(int(np.searchsorted(np.cumsum(weights), share * weights.sum())), _GRID - 1)])
 
 
-def _chances(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probability of each number 0..window above the mark."""
+def _chances(window: int, rate: float) -> NDArray[np.float64]:
+    """Probability of each number 0..window above a mark that a share of `rate` lies above."""
     numbers = np.arange(window + 1)
     ways = np.array([math.lgamma(window + 1) - math.lgamma(k + 1) - math.lgamma(window - k + 1) for k in numbers])
-    chances = np.zeros(window + 1)
-    for start in range(0, rates.size, 100):  # bounds the memory of a long window
-        part = np.clip(rates[start : start + 100, None], 1e-12, 1 - 1e-12)
-        logs = ways + numbers * np.log(part) + (window - numbers) * np.log1p(-part)
-        chances += weights[start : start + 100] @ np.exp(logs)
-    return chances
+    return np.asarray(np.exp(ways + numbers * math.log(rate) + (window - numbers) * math.log1p(-rate)))
 
 
-def _upper(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> int:
+def _most(window: int, rate: float, share: float) -> int:
     """The most above the mark whose excess is no rarer than `share`."""
-    tail = np.cumsum(_chances(window, rates, weights)[::-1])[::-1]  # of so many or more
+    tail = np.cumsum(_chances(window, rate)[::-1])[::-1]  # of so many or more
     rare = np.flatnonzero(tail <= share)
     return int(rare[0]) - 1 if rare.size else window + 1
 
 
-def _lower(window: int, rates: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> int:
+def _fewest(window: int, rate: float, share: float) -> int:
     """The fewest above the mark whose shortfall is no rarer than `share`."""
-    tail = np.cumsum(_chances(window, rates, weights))  # of so many or fewer
+    tail = np.cumsum(_chances(window, rate))  # of so many or fewer
     rare = np.flatnonzero(tail <= share)
     return int(rare[-1]) + 1 if rare.size else -1
 

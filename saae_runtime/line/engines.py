@@ -79,7 +79,7 @@ class Engines:
                     place.shared = weakref.ref(shared)
                     return shared
             engine.close()  # another bundle has taken its place meanwhile
-        raise BundleError(f"{bundle} is replaced again and again.", "", "try again when nobody writes it")
+        raise BundleError(f"{bundle} is being replaced repeatedly.", "", "try again when it is no longer being written")
 
     def close(self, timeout: float = 1.0) -> None:
         """Closes all engines, as far as their calls end in time."""

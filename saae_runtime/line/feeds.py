@@ -35,6 +35,7 @@ class Job:
         recipe: bound when the part came, so that a switch behind it changes nothing.
         problem: why it cannot be judged; empty where it can.
         started: when it came, by `time.monotonic`; None: the time counts from when it is judged.
+        ended: whether the camera has come to its end, so that no later part will have a frame.
     """
 
     trigger: Trigger
@@ -42,6 +43,7 @@ class Job:
     recipe: Recipe | None
     problem: str = ""
     started: float | None = None
+    ended: bool = False
 
 
 class Feed(Protocol):
@@ -89,15 +91,16 @@ class TriggeredFeed:
         started = time.monotonic()
         bound = self._bind(trigger)
         recipe, problem = (None, bound) if isinstance(bound, str) else (bound, "")
-        shot = None
+        shot, ended = None, False
         try:
             self._camera.trigger()
             shot = self._camera.grab(self._timeout)
         except EndOfFrames:
+            ended = True
             problem = problem or "the camera has no more frames"
         except Exception as error:
             problem = problem or one_line(error)
-        return Job(trigger, shot, recipe, problem, started)
+        return Job(trigger, shot, recipe, problem, started, ended)
 
     def close(self) -> None:
         """Ends waiting."""

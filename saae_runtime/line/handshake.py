@@ -8,140 +8,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from enum import Enum, IntEnum
+from typing import TypeVar
 
 from ..errors import ConfigError, shown
-from .part import BY_SCORE, TIMEOUT, Trigger, Verdict
+from .part import BY_SCORE, TIMEOUT, Choice, Trigger, Verdict
+from .view import Counts, Phase, Reason, Reply, View
 
-__all__ = ["LONGEST_PART_ID", "Counts", "Handshake", "Phase", "Reason", "Reply", "View", "is_part_id"]
+__all__ = ["LONGEST_PART_ID", "Handshake", "is_part_id"]
 
 LONGEST_PART_ID = 64
 """Characters of the longest part id: what the register map has room for."""
 
 _BEAT = 0.5  # seconds between two counts of the heartbeat
-_MISSED = 1000  # parts kept at most that no station took
+_MOST_UNTOLD = 1000  # missed parts and recipe choices that wait for the station; beyond, no trigger is accepted
 
 
-class Phase(str, Enum):
-    """Where the handshake is. FAULT is not among them: see `View.fault`."""
-
-    OFFLINE = "offline"
-    """No station has waited for a part yet, or it has closed."""
-    READY = "ready"
-    TRIGGERED = "triggered"
-    """A part is asked for, and the station has not taken it yet."""
-    BUSY = "busy"
-    """The station judges the part."""
-    RESULT = "result"
-    """The verdict stands until it is acknowledged."""
-    CLEARING = "clearing"
-    """Nothing to show, and the station still has a part in hand that nobody waits for any more."""
-
-
-class Reason(IntEnum):
-    """Why a verdict is what it is."""
-
-    NONE = 0
-    SCORE = 1
-    TIMEOUT = 2
-    FAILED = 3
-    FAULT = 4
-
-
-class Reply(IntEnum):
-    """What became of a command. Everything but ACCEPTED is a refusal that changed nothing."""
-
-    ACCEPTED = 0
-    BUSY = 1
-    UNACKNOWLEDGED = 2
-    OFFLINE = 3
-    FAULT = 4
-    BAD_PART = 5
-    BAD_RECIPE = 6
-    WRONG_PART = 7
-    NO_RESULT = 8
-    NOT_ARMED = 9
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the command was carried out."""
-        return self is Reply.ACCEPTED
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What has happened since the start.
-
-    Attributes:
-        parts: triggers that were accepted.
-        ok, ng: verdicts shown, by whatever reason.
-        timeouts: NG for want of a verdict in time.
-        late: answers that came when the part was decided or gone.
-        refused: commands that were refused.
-        withdrawn: parts dropped before they were acknowledged: client lost, nobody acknowledged, reset, closed.
-    """
-
-    parts: int = 0
-    ok: int = 0
-    ng: int = 0
-    timeouts: int = 0
-    late: int = 0
-    refused: int = 0
-    withdrawn: int = 0
-
-
-@dataclass(frozen=True)
-class View:
-    """Everything that the line may see, taken at one moment.
-
-    Attributes:
-        phase: see `Phase`.
-        part_id: of the part in work, or whose result stands; else empty.
-        recipe: that the part in work was asked for with, else the one that is selected; None: the station's own.
-        valid: whether `verdict` is one; without it nothing is known of any part.
-        verdict: NG, unless the part `part_id` was judged OK.
-        score: image score; nan where there is none.
-        reason, text: why, as a code and in words.
-        fault: why the station cannot judge now; empty: it can.
-        refusal: the reply to the last command that was refused, until one is accepted.
-        heartbeat: counts half seconds while the station is alive, from 0.
-        counts: see `Counts`.
-        version: another one whenever something else in here has changed, but for the heartbeat.
-    """
-
-    phase: Phase
-    part_id: str
-    recipe: str | None
-    valid: bool
-    verdict: Verdict
-    score: float
-    reason: Reason
-    text: str
-    fault: str
-    refusal: Reply
-    heartbeat: int
-    counts: Counts
-    version: int
-
-    @property
-    def ready(self) -> bool:
-        """Whether a trigger would be accepted."""
-        return self.phase is Phase.READY and not self.fault
-
-    @property
-    def busy(self) -> bool:
-        """Whether a part is in work."""
-        return self.phase in (Phase.TRIGGERED, Phase.BUSY, Phase.CLEARING)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the part was judged OK."""
-        return self.valid and self.verdict is Verdict.OK
-
-    @property
-    def ng(self) -> bool:
-        """Whether the part was judged NG."""
-        return self.valid and self.verdict is not Verdict.OK
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -197,7 +79,7 @@ class Handshake:
     ) -> None:
         for name, value in (("verdict_timeout", verdict_timeout), ("result_timeout", result_timeout)):
             if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "give more than 0")
+                raise ConfigError(f"{name} is {shown(value)}.", "It is a time in seconds.", "use a value above 0")
         self.verdict_timeout = verdict_timeout
         self.result_timeout = result_timeout
         self._recipes = recipes
@@ -213,20 +95,26 @@ class Handshake:
         self._refusal = Reply.ACCEPTED
         self._counts = Counts()
         self._version = 0
-        self._missed: deque[tuple[Trigger, str]] = deque(maxlen=_MISSED)
+        self._missed: deque[tuple[Trigger, str]] = deque()
+        self._choices: deque[Choice] = deque()
+        self._chosen: str | None = None
         self._waiting = 0
         self._heard = self._started = clock()
         self._beat = 0
 
     # --- the line's side ---
 
-    def trigger(self, part_id: str, recipe: str | None = None, owner: object = None) -> Reply:
-        """Asks for a verdict.
+    def trigger(
+        self, part_id: str, recipe: str | None = None, owner: object = None, who: str = "plc", role: str = "plc"
+    ) -> Reply:
+        """Ask for a verdict.
 
         Args:
             part_id: 1 to 64 printable ASCII characters, without a blank at either end.
             recipe: None: the one that was selected.
-            owner: who asks, for `lost`.
+            owner: the client, for `lost`.
+            who: name of the client, for the audit log.
+            role: role of the client, for the audit log.
         """
         with self._changed:
             now = self._look()
@@ -238,6 +126,7 @@ class Handshake:
             if reply is not Reply.ACCEPTED:
                 return self._refuse(reply)
             wanted = recipe if recipe is not None else self._selected
+            self._choose(wanted, who, role)
             self._job = _Job(Trigger(part_id, wanted), owner, now + self.verdict_timeout)
             return self._accept(parts=1)
 
@@ -252,8 +141,8 @@ class Handshake:
             self._outcome = None
             return self._accept()
 
-    def select(self, recipe: str | None) -> Reply:
-        """Chooses the recipe of triggers that name none; None: the station's own."""
+    def select(self, recipe: str | None, who: str = "plc", role: str = "plc") -> Reply:
+        """Choose the recipe of triggers that name none; None: the station's own. `who`, `role`: for the audit log."""
         with self._changed:
             self._look()
             if recipe is not None and not self._knows(recipe):
@@ -262,6 +151,7 @@ class Handshake:
             if reply is not Reply.ACCEPTED:
                 return self._refuse(reply)
             self._selected = recipe
+            self._choose(recipe, who, role)
             return self._accept()
 
     def reset(self) -> Reply:
@@ -392,12 +282,18 @@ class Handshake:
                 self._touch()
 
     def missed(self) -> list[tuple[Trigger, str]]:
-        """Parts that no station took, and why, since the last call: for the record. The latest 1000 at most."""
+        """Parts that no station took, and why, since the last call: each needs a record.
+
+        While 1000 wait to be fetched, no trigger is accepted, so that none is lost.
+        """
         with self._changed:
             self._look()
-            found = list(self._missed)
-            self._missed.clear()
-            return found
+            return self._fetched(self._missed)
+
+    def choices(self) -> list[Choice]:
+        """Changes of the recipe that the line asks for, since the last call: for the audit log."""
+        with self._changed:
+            return self._fetched(self._choices)
 
     # --- inside, with the lock held ---
 
@@ -462,6 +358,18 @@ class Handshake:
         times += [self._outcome.until] if self._outcome else []
         return max(0.001, min(times) - now) if times else math.inf
 
+    def _choose(self, recipe: str | None, who: str, role: str) -> None:
+        if recipe != self._chosen:
+            self._choices.append(Choice(self._chosen, recipe, who, role))
+            self._chosen = recipe
+
+    def _fetched(self, queue: deque[_T]) -> list[_T]:
+        found = list(queue)
+        queue.clear()
+        if found:
+            self._touch()  # the phase may have been offline for want of room
+        return found
+
     def _knows(self, recipe: str) -> bool:
         return self._recipes is None or recipe in self._recipes
 
@@ -475,7 +383,7 @@ class Handshake:
         }.get(self._phase(), Reply.BUSY)
 
     def _phase(self) -> Phase:
-        if not self._online:
+        if not self._online or len(self._missed) + len(self._choices) >= _MOST_UNTOLD:
             return Phase.OFFLINE
         if self._outcome is not None:
             return Phase.RESULT

@@ -32,7 +32,7 @@ def prometheus_text(health: Mapping[str, Any]) -> bytes:
     try:
         from prometheus_client import CollectorRegistry, generate_latest
     except ImportError as error:
-        raise ConfigError("Metrics are not available here.", str(error), "pip install 'saae[line]'") from error
+        raise ConfigError("Metrics are not available.", str(error), "pip install 'saae[line]'") from error
 
     class Collector:
         def collect(self) -> Iterator[Any]:
@@ -48,6 +48,7 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
 
     parts = CounterMetricFamily("saae_parts", "Parts by verdict.", labels=["station", "verdict"])
     failed = CounterMetricFamily("saae_parts_failed", "Parts that are NG without a score.", labels=["station", "why"])
+    missed = CounterMetricFamily("saae_parts_missed", "Parts asked for that no station took.", labels=["station"])
     dropped = CounterMetricFamily("saae_frames_dropped", "Frames that nobody judged.", labels=["station"])
     latency = GaugeMetricFamily(
         "saae_latency_seconds", "From trigger to verdict, of the latest parts.", labels=["station", "quantile"]
@@ -59,12 +60,13 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
             parts.add_metric([name, verdict], counts.get(verdict, 0))
         for why in ("timeout", "error"):
             failed.add_metric([name, why], counts.get(why, 0))
+        missed.add_metric([name], counts.get("missed", 0))
         dropped.add_metric([name], counts.get("dropped", 0))
         for rank, value in station["latency_ms"].items():
             latency.add_metric([name, f"0.{rank[1:]}"], value / 1000)
         for state in ("ready", "live", "camera_connected"):
             flags.add_metric([name, state], float(station[state]))
-    yield from (parts, failed, dropped, latency, flags)
+    yield from (parts, failed, missed, dropped, latency, flags)
     for key, text in (
         ("delivered", "Records delivered."),
         ("lost", "Given up: the spool was full."),

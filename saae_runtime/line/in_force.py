@@ -81,7 +81,7 @@ class InForce:
         except FileNotFoundError:
             return {}
         if not isinstance(data, dict):
-            raise ValueError("it holds no changes")
+            raise ValueError("it is not a file of changes")
         return data
 
     def _checked(self, written: RecipeConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,10 +90,10 @@ class InForce:
         place = self._config.place
         bundle = changes.get("bundle", written.bundle)
         if place(bundle) != place(written.bundle) and place(bundle) not in versions(place(written.bundle)):
-            raise ValueError(f"{shown(bundle)} is no version of the bundle any more")
+            raise ValueError(f"{shown(bundle)} is no longer a version of the bundle")
         for key in ("threshold", "false_alarms"):
             if type(changes.get(key)) not in (float, int, type(None)):
-                raise ValueError(f"`{key}` is no number")
+                raise ValueError(f"`{key}` is not a number")
         # A value and a rate exclude each other: `change` drops the one that is not named.
         return {key: value for key, value in changes.items() if value is not None}
 

@@ -81,9 +81,9 @@ class Masks:
             allowed &= ~self._area(self._ignore, size, "ignore")
         if not allowed.any():
             raise FrameError(
-                f"The masks of recipe {self._name} leave nothing of a frame of {size[1]} x {size[0]} pixels.",
+                f"The masks of recipe {self._name} exclude the whole frame of {size[1]} x {size[0]} pixels.",
                 "No pixel lies within `roi` and outside of `ignore`.",
-                "draw them again on a picture of this camera",
+                "redraw them on a picture of this camera",
             )
         allowed.setflags(write=False)
         return allowed
@@ -96,7 +96,7 @@ class Masks:
             raise FrameError(
                 f"The frame has {size[1]} x {size[0]} pixels, `{key}` of recipe {self._name} (file {area}) has "
                 f"{picture.shape[1]} x {picture.shape[0]}.",
-                "A mask is drawn for one size of frames.",
+                "A mask fits one frame size only.",
                 "save the mask at the camera's size",
             )
         return picture.copy()

@@ -108,16 +108,18 @@ class Overrides:
             no_frame: why there is no frame.
 
         Raises:
-            ConfigError: it is overridden already; take that back first.
+            ConfigError: it is overridden already; undo that override first.
             StorageError: it could not be kept, and does not count.
         """
         if len(note) > _LONGEST_NOTE or not all(letter.isprintable() or letter == "\n" for letter in note):
-            raise ConfigError("The note is not possible.", "", f"at most {_LONGEST_NOTE} characters of plain text")
+            raise ConfigError("The note is invalid.", "", f"at most {_LONGEST_NOTE} characters of plain text")
         with self._lock:
             before = self._known.get(part["key"])
             if before is not None and before.undone is None:
                 raise ConfigError(
-                    f"Part {shown(part['part_id'])} is overridden already, by {before.who}.", "", "take that back first"
+                    f"Part {shown(part['part_id'])} is overridden already, by {before.who}.",
+                    "",
+                    "undo that override first",
                 )
             made = Override(
                 key=part["key"],
@@ -151,7 +153,7 @@ class Overrides:
         with self._lock:
             before = self._known.get(key)
             if before is None or before.undone is not None:
-                raise DataError(f"No override of {shown(key, 200)} stands.", "", "GET /v1/overrides lists them")
+                raise DataError(f"There is no override of {shown(key, 200)}.", "", "GET /v1/overrides lists them")
             after = replace(before, undone_by=who, undone=stamp(now()), picture=None)
             self._write(after)
             self._remove_picture(before)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Protocol
 
-__all__ = ["BY_SCORE", "TIMEOUT", "Part", "Trigger", "TriggerSource", "Verdict", "now", "stamp"]
+__all__ = ["BY_SCORE", "TIMEOUT", "Choice", "Part", "Trigger", "TriggerSource", "Verdict", "now", "stamp"]
 
 BY_SCORE = "score"
 """Reason of a verdict that a score gave."""
@@ -50,6 +50,24 @@ class Trigger:
     time: datetime = field(default_factory=now)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Another recipe, asked for by the line.
+
+    Attributes:
+        before, after: recipes; None: the station's own.
+        who: name of the client: `modbus`, `opcua`, or a user of the HTTP service.
+        role: `plc`, or the user's role.
+        time: UTC.
+    """
+
+    before: str | None
+    after: str | None
+    who: str
+    role: str
+    time: datetime = field(default_factory=now)
+
+
 class TriggerSource(Protocol):
     """Where parts are asked for, and where their verdicts go: a PLC, an HTTP client, or the camera itself.
 
@@ -60,10 +78,22 @@ class TriggerSource(Protocol):
         """The next part, or None when none has come within so many seconds."""
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives a verdict. False: too late, the part is NG by timeout already, or it is not the one that waits."""
+        """Gives a verdict. False: timed out, the part is NG by timeout already, or it is not the one that waits."""
 
     def fail(self, part_id: str, reason: str) -> None:
         """The part cannot be judged: it is NG, for this reason."""
+
+    def fault(self, reason: str) -> None:
+        """The station cannot judge any part until `recover`."""
+
+    def recover(self) -> None:
+        """The station can judge again."""
+
+    def missed(self) -> list[tuple[Trigger, str]]:
+        """Parts that were asked for and that `wait` never gave, and why, since the last call. Each is NG."""
+
+    def choices(self) -> list[Choice]:
+        """Changes of the recipe that the line asks for, since the last call."""
 
     def close(self) -> None:
         """Ends waiting; `wait` gives None from then on. May be called twice."""

@@ -110,9 +110,9 @@ def recalibrate(
     """
     if recipe.config.threshold is not None:
         raise ConfigError(
-            f"Recipe {recipe.name} names its threshold itself.",
-            "A recalibrated bundle would change nothing.",
-            "set a rate of false alarms instead: `false_alarms`",
+            f"Recipe {recipe.name} sets its threshold as a number.",
+            "A recalibrated bundle would not change it.",
+            "set a false alarm rate instead: `false_alarms`",
         )
     folders = [folder for folder in pictures if _count([folder])]
     if not folders:
@@ -132,7 +132,7 @@ def recalibrate(
         precision = recipe.shared.engine.backend.precision
         after = open_bundle(target).manifest.thresholds.get(precision)
     if after is None:
-        raise CalibrationError(f"{target.name} has no thresholds for {precision} any more.", said, "")
+        raise CalibrationError(f"{target.name} has no thresholds for {precision}.", said, "")
     config = recipe.config
     pixel = after.pixel.at(config.pixel_fpr) if config.pixel_threshold is None else config.pixel_threshold
     return Recalibration(
@@ -215,5 +215,5 @@ def _run(command: list[str], started: Callable[[subprocess.Popen[bytes]], None])
             process.wait()
     said = output.decode("utf-8", "replace").strip()[-_SAID:]
     if process.returncode != 0:
-        raise CalibrationError("The calibration did not succeed.", said or f"exit code {process.returncode}", "")
+        raise CalibrationError("The calibration failed.", said or f"exit code {process.returncode}", "")
     return said

@@ -153,13 +153,13 @@ class RecipeBook:
         try:
             config = dataclasses.replace(before.config, **changes)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"Recipe {name} cannot be changed so.", str(error), "") from error
+            raise ConfigError(f"Recipe {name} cannot be changed like this.", str(error), "") from error
         if config.name != name:
             raise ConfigError("A recipe keeps its name.")
         after = self._load(config, before.version + 1)
         with self._lock:
             if self._recipes[name] is not before:
-                raise ConfigError(f"Recipe {name} is being changed by somebody else.", "", "look again, then change it")
+                raise ConfigError(f"Recipe {name} is being changed by another user.", "", "reload it, then change it")
             self._recipes[name] = after
         return before, after
 

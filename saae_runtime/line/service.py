@@ -21,25 +21,29 @@ from .camera import Camera
 from .camera_files import open_files
 from .config import LineConfig, StationConfig
 from .drift import DriftMonitor
-from .part import Part, TriggerSource, now, stamp
+from .part import Choice, Part, TriggerSource, now, stamp
 from .recipes import Recipe, RecipeBook
 from .sinks import make_sink
 from .sinks.delivery import Delivery
 from .spool import Spool
 from .station import Station
 
-__all__ = ["STOP_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
+__all__ = ["STOP_SECONDS", "SWITCH_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
+
+SWITCH_SECONDS = 0.001
+"""For how long a thread of the service keeps Python's lock while others wait, see `sys.setswitchinterval`: a thread of
+the HTTP service must not hold up a verdict for Python's usual 5 ms at each turn."""
 
 STOP_SECONDS = 1.6
 """What `Line.close` takes at most, about: the part in work, the frames that wait, the records and pictures."""
-
-_STUCK = 5.0  # seconds that a verdict may be overdue before the station counts as not ready
 
 OpenCamera = Callable[[LineConfig, StationConfig], Camera]
 """Opens a station's camera."""
 
 OpenTrigger = Callable[[LineConfig, StationConfig], "TriggerSource | None"]
 """Opens what asks a station for verdicts; None: each frame is a part."""
+
+ChoiceListener = Callable[[Station, Choice], None]
 
 Listener = Callable[[Part, "NDArray[np.uint8] | None", "Result | None"], None]
 
@@ -68,6 +72,7 @@ class Line:
         self.config = config
         self.meter = Meter()
         self._listeners: list[Listener] = []
+        self._choice_listener: ChoiceListener | None = None
         self._deliveries: list[Delivery] = []
         self._archive: Archive | None = None
         self._closed = False
@@ -103,7 +108,9 @@ class Line:
             if source is not None:
                 source.close()
             raise
-        self.stations[station.name] = Station(station, camera, self.book, self._judged, source)
+        self.stations[station.name] = Station(
+            station, camera, self.book, self._judged, source, self._chose, self._stopped
+        )
 
     def start(self) -> None:
         """Begins to take parts."""
@@ -129,6 +136,10 @@ class Line:
 
         return end
 
+    def listen_to_choices(self, listener: ChoiceListener | None) -> None:
+        """Tell one function about each recipe that a line's control asks for, in place of an event for the sinks."""
+        self._choice_listener = listener
+
     @property
     def computing(self) -> bool:
         """Whether a station computes a verdict now."""
@@ -149,6 +160,17 @@ class Line:
         moment = stamp(now())
         record = {"type": kind, "key": f"{kind}/{station or ''}/{moment}", "time": moment, "station": station, **data}
         self.spool.append(record["key"], json.dumps(record, allow_nan=False).encode("ascii"))
+
+    def _chose(self, station: Station, choice: Choice) -> None:
+        if self._choice_listener is not None:
+            self._choice_listener(station, choice)
+        else:
+            data = {"before": choice.before, "after": choice.after, "who": choice.who, "role": choice.role}
+            self.event("recipe", station.name, data)
+
+    def _stopped(self) -> str:
+        """What every station needs and that has stopped for good. A full disk is no such thing: it costs pictures."""
+        return "" if self._archive is None or self._archive.alive else "the picture archive has stopped"
 
     def _judged(
         self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None
@@ -193,11 +215,13 @@ class Line:
         finished = station.finished.is_set()
         patience = self.config.health.silent_seconds + station.config.verdict_timeout
         stuck = station.stuck_seconds
+        trouble = station.trouble
         return {
             "name": station.name,
             "recipe": station.recipe,
             "finished": finished,
-            "ready": camera.connected and stuck < _STUCK and not finished,
+            "ready": not trouble and not finished,
+            "fault": trouble,
             "live": finished or (reading.idle_seconds < patience and stuck < patience),
             "camera_connected": camera.connected,
             "camera": asdict(camera),
@@ -223,9 +247,10 @@ class Line:
             station.drop_waiting()
         for station in self.stations.values():
             station.join(max(start + 0.5 * STOP_SECONDS - time.monotonic(), 0.0))
-            station.close()
         deadline = start + STOP_SECONDS - 0.2
-        threads = [threading.Thread(target=item.finish, args=(deadline,), daemon=True) for item in self._deliveries]
+        # A camera may hang in its driver: none waits for another, and what hangs is left alone at the end.
+        threads = [threading.Thread(target=station.close, daemon=True) for station in self.stations.values()]
+        threads += [threading.Thread(target=item.finish, args=(deadline,), daemon=True) for item in self._deliveries]
         if self._archive is not None:
             threads.append(threading.Thread(target=self._archive.finish, args=(deadline,), daemon=True))
         for thread in threads:

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import struct
 import threading
-import zlib
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError, StorageError
-from ..files import alone, storage_error
+from ..files import storage_error
+from ..locks import alone
+from .spool_reader import Reader, read_cursor
+from .spool_records import LARGEST, frame, records_of
 
-__all__ = ["Reader", "Record", "Spool", "SpoolStats"]
+__all__ = ["Segment", "Spool", "SpoolStats"]
 
-_HEADER = struct.Struct("<III")  # length, crc32 of number and payload, its complement: zeros are no header
-_CURSOR = struct.Struct("<QQI")  # next number, records given up, crc32
 _SUFFIX = ".log"
 _SEGMENT = 16 << 20  # bytes
-_LARGEST = 8 << 20  # bytes of one record
 _IN_MEMORY = 16 << 20  # bytes that wait for a full disk to have room again
-_CHUNK = 1 << 20
 _REMEMBERED = 20_000  # keys of the latest records: the same part twice is one part
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record: its number in the spool, from 1 up, and its JSON as it was written."""
-
-    number: int
-    payload: bytes
-
-    @cached_property
-    def data(self) -> dict[str, Any]:
-        """The JSON, parsed."""
-        found: dict[str, Any] = json.loads(self.payload)
-        return found
-
-    @property
-    def key(self) -> str:
-        """What makes it this record and no other."""
-        return str(self.data.get("key", self.number))
 
 
 @dataclass(frozen=True)
@@ -72,7 +47,7 @@ class SpoolStats:
 
 
 @dataclass
-class _Segment:
+class Segment:
     """A file of the spool: its first record's number, its bytes, one past its last record's number."""
 
     path: Path
@@ -108,7 +83,8 @@ class Spool:
         self._changed = threading.Condition()
         self._sync_lock = threading.Lock()
         self._readers: dict[str, Reader] = {}
-        self._keys: OrderedDict[str, None] = OrderedDict()
+        self._keys: set[int] = set()
+        self._latest_keys: deque[int] = deque()
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._waiting_bytes = 0
         self._records = self._lost = self._doubled = self._damaged = 0
@@ -156,12 +132,12 @@ class Spool:
         Raises:
             ConfigError: too long, or the spool is closed.
         """
-        if len(payload) > _LARGEST:
-            raise ConfigError(f"A record of {len(payload)} bytes is too long.", "", f"at most {_LARGEST} are kept")
+        if len(payload) > LARGEST:
+            raise ConfigError(f"A record of {len(payload)} bytes is too long.", "", f"at most {LARGEST} are kept")
         with self._changed:
             if self._closed:
                 raise ConfigError("The spool is closed.")
-            if key in self._keys:
+            if _digest(key) in self._keys:
                 self._doubled += 1
                 return False
             self._remember(key)
@@ -204,9 +180,13 @@ class Spool:
     # --- writing; the lock is held ---
 
     def _remember(self, key: str) -> None:
-        self._keys[key] = None
-        if len(self._keys) > _REMEMBERED:
-            self._keys.popitem(last=False)
+        digest = _digest(key)
+        if digest in self._keys:
+            return
+        self._keys.add(digest)
+        self._latest_keys.append(digest)
+        if len(self._latest_keys) > _REMEMBERED:
+            self._keys.discard(self._latest_keys.popleft())
 
     def _write_waiting(self) -> None:
         wrote = False
@@ -247,7 +227,7 @@ class Spool:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._old.append(self._file)  # whoever appends does not wait for the disk
         self._file = file
-        self._segments.append(_Segment(path, number, 0, number))
+        self._segments.append(Segment(path, number, 0, number))
 
     def _shrink(self) -> None:
         """Removes files that everybody has read, and the oldest ones beyond the limit."""
@@ -290,11 +270,11 @@ class Spool:
 
     # --- opening ---
 
-    def _scan(self) -> list[_Segment]:
+    def _scan(self) -> list[Segment]:
         found = []
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             if path.stem.isdigit() and path.is_file():
-                found.append(_Segment(path, int(path.stem), path.stat().st_size, int(path.stem)))
+                found.append(Segment(path, int(path.stem), path.stat().st_size, int(path.stem)))
         for one, two in pairwise(found):
             one.after = two.first
         for segment in found[-2:]:
@@ -310,10 +290,10 @@ class Spool:
                     segment.size = size
         if not found:
             # Cursors of readers outlive the records; numbers must not begin anew below them.
-            first = max((_read_cursor(path)[0] for path in self._folder.glob("*.cursor")), default=1)
+            first = max((read_cursor(path)[0] for path in self._folder.glob("*.cursor")), default=1)
             path = self._folder / f"{max(first, 1):020d}{_SUFFIX}"
             path.touch()
-            found.append(_Segment(path, max(first, 1), 0, max(first, 1)))
+            found.append(Segment(path, max(first, 1), 0, max(first, 1)))
         return found
 
     def _open_last(self) -> int:
@@ -321,177 +301,11 @@ class Spool:
 
     # --- for readers ---
 
-    def segment_of(self, number: int) -> _Segment:
+    def segment_of(self, number: int) -> Segment:
         """The file that holds a record, or that the next one goes to; the lock is held."""
         return next((segment for segment in self._segments if number < segment.after), self._segments[-1])
 
 
-class Reader:
-    """One sink's place in the spool. Used by one thread; made by `Spool.reader`."""
-
-    def __init__(self, spool: Spool, name: str, path: Path) -> None:
-        self.name = name
-        self._spool = spool
-        self._path = path
-        self._lost = 0
-        self._file: int | None = None
-        self._open_segment: Path | None = None
-        self._offset = 0
-        try:
-            new = not path.exists()
-            self._cursor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise storage_error(path, error) from error
-        first = spool._segments[0].first
-        committed, self._lost = (spool.end, 0) if new else _read_cursor(path)
-        if not new and committed == 0:
-            committed = first  # unreadable after a power cut: rather again than never
-        self.committed = min(max(committed, first), spool.end)
-        self._lost += max(first - committed, 0)
-        self._next = self.committed
-        self._save()
-
-    @property
-    def lost(self) -> int:
-        """Records that were given up before this reader had taken them: the spool was full."""
-        return self._lost
-
-    @property
-    def backlog(self) -> int:
-        """Records that wait for this reader."""
-        return max(self._spool.end - self.committed, 0)
-
-    def read(self, most: int, timeout: float) -> list[Record]:
-        """The next records, those that were read and not committed excluded.
-
-        Args:
-            most: so many at most.
-            timeout: seconds that it waits for the first one.
-        """
-        spool = self._spool
-        while True:
-            with spool._changed:
-                spool._changed.wait_for(lambda: spool._closed or spool.end > self._next, timeout)
-                if spool.end <= self._next:
-                    return []
-                segment = spool.segment_of(self._next)
-                size, behind = segment.size, segment.after
-                self._enter(segment)
-            found: list[Record] = []
-            if self._file is not None:
-                for record, end in _records(self._file, self._offset, size, self._next):
-                    found.append(record)
-                    self._offset = end
-                    if len(found) >= most:
-                        break
-            with spool._changed:
-                if found:
-                    self._next = max(self._next, found[-1].number + 1)
-                    return found
-                if self._next < behind:  # damaged on the disk: on behind what this file holds by now
-                    spool._damaged += behind - self._next
-                    self._next, self._offset = behind, size
-
-    def _enter(self, segment: _Segment) -> None:
-        """Opens a file of the spool at the next record; the lock is held."""
-        if segment.path == self._open_segment:
-            return
-        self._close_segment()
-        self._open_segment = segment.path
-        self._offset = 0
-        with suppress(OSError):
-            self._file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            for record, end in _records(self._file, 0, segment.size, segment.first):
-                if record.number >= self._next:
-                    break
-                self._offset = end
-
-    def commit(self, number: int) -> None:
-        """Everything up to this record has arrived: it is not read again, not even after a kill."""
-        with self._spool._changed:
-            self.committed = max(self.committed, number + 1)
-            self._save()
-            self._spool._shrink()
-
-    def rewind(self) -> None:
-        """Reads again what was not committed."""
-        with self._spool._changed:
-            self._next = self.committed
-            self._open_segment = None
-
-    def lose_before(self, number: int) -> None:
-        """The records before this one are removed; the spool's lock is held."""
-        if self.committed < number:
-            self._lost += number - self.committed
-            self.committed = number
-            self._save()
-        self._next = max(self._next, number)
-
-    def _save(self) -> None:
-        body = struct.pack("<QQ", self.committed, self._lost)
-        try:
-            os.pwrite(self._cursor, body + struct.pack("<I", zlib.crc32(body)), 0)
-        except OSError as error:  # it is in memory; after a kill some records come twice
-            self._spool.last_error = storage_error(self._path, error)
-
-    def _close_segment(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def close(self) -> None:
-        """Closes the files. May be called twice."""
-        self._close_segment()
-        if self._cursor >= 0:
-            os.close(self._cursor)
-            self._cursor = -1
-
-
-def frame(number: int, payload: bytes) -> bytes:
-    """A record as the file has it."""
-    check = zlib.crc32(payload, zlib.crc32(struct.pack("<Q", number)))
-    return _HEADER.pack(len(payload), check, check ^ 0xFFFFFFFF) + payload
-
-
-def records_of(path: Path, first: int) -> Iterator[tuple[Record, int]]:
-    """The records of a file, each with where it ends, up to the first that is damaged."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield from _records(file, 0, os.fstat(file).st_size, first)
-    finally:
-        os.close(file)
-
-
-def _records(file: int, offset: int, size: int, number: int) -> Iterator[tuple[Record, int]]:
-    buffer, at = b"", offset  # the bytes from `at` on
-    while offset < size:
-        if offset + _HEADER.size > at + len(buffer):
-            buffer, at = os.pread(file, min(_CHUNK, size - offset), offset), offset
-            if len(buffer) < _HEADER.size:
-                return
-        length, check, complement = _HEADER.unpack_from(buffer, offset - at)
-        if check ^ complement != 0xFFFFFFFF or length > _LARGEST:
-            return
-        end = offset + _HEADER.size + length
-        if end > size:
-            return
-        if end > at + len(buffer):
-            buffer, at = os.pread(file, max(_CHUNK, end - offset), offset), offset
-            if len(buffer) < end - offset:
-                return
-        payload = buffer[offset + _HEADER.size - at : end - at]
-        if zlib.crc32(payload, zlib.crc32(struct.pack("<Q", number))) != check:
-            return
-        yield Record(number, payload), end
-        offset, number = end, number + 1
-
-
-def _read_cursor(path: Path) -> tuple[int, int]:
-    """Next number and records given up; zeros where it cannot be read."""
-    with suppress(OSError):
-        data = path.read_bytes()[: _CURSOR.size]
-        if len(data) == _CURSOR.size:
-            committed, lost, check = _CURSOR.unpack(data)
-            if zlib.crc32(data[:16]) == check:
-                return int(committed), int(lost)
-    return 0, 0
+def _digest(key: str) -> int:
+    """A key in 64 bits, of which 20,000 stay in memory: one in 10^15 records is taken for another one's double."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")

@@ -20,10 +20,11 @@ from ..result import Result
 from .camera import Camera, CameraStats, EndOfFrames
 from .config import StationConfig
 from .feeds import Feed, FreeFeed, Job, TriggeredFeed
-from .part import BY_SCORE, TIMEOUT, Part, Trigger, TriggerSource, Verdict
+from .part import BY_SCORE, TIMEOUT, Choice, Part, Trigger, TriggerSource, Verdict
 from .recipes import Recipe, RecipeBook
+from .trouble import Trouble
 
-__all__ = ["MOST_REGIONS", "Judged", "Station"]
+__all__ = ["MOST_REGIONS", "Chosen", "Judged", "Station"]
 
 MOST_REGIONS = 100
 """Regions in a record, the strongest."""
@@ -32,6 +33,9 @@ _WAIT = 0.2  # seconds between two looks whether to end
 
 Judged = Callable[[Part, "NDArray[np.uint8] | None", "Result | None", "Recipe | None"], None]
 """Told about each part, in order, behind its verdict: record, frame, result, recipe; None for what there is none of."""
+
+Chosen = Callable[["Station", Choice], None]
+"""Told about each change of the recipe that the line asks for."""
 
 
 class Station:
@@ -46,9 +50,12 @@ class Station:
         book: all recipes.
         judged: told about each part; must not block.
         source: who asks for parts; None: each frame is a part.
+        chosen: told when the line asks for another recipe; must not block.
+        elsewhere: what the station needs besides and that has stopped for good, in words; empty for nothing.
 
     Attributes:
-        meter: counts `OK`, `NG`, `timeout`, `error` (both of them NG), `dropped`; latencies from trigger to verdict.
+        meter: counts `OK`, `NG`, `timeout`, `error` (both of them NG), `missed` (among these: parts that were asked for
+            and that the station never took), `dropped`; latencies from trigger to verdict.
     """
 
     def __init__(
@@ -58,18 +65,23 @@ class Station:
         book: RecipeBook,
         judged: Judged,
         source: TriggerSource | None = None,
+        chosen: Chosen = lambda station, choice: None,
+        elsewhere: Callable[[], str] = lambda: "",
     ) -> None:
         self.config = config
         self.meter = Meter()
-        for name in ("OK", "NG", "timeout", "error", "dropped"):
+        for name in ("OK", "NG", "timeout", "error", "missed", "dropped"):
             self.meter.count(name, 0)
         self._camera, self._book, self._judged, self._source = camera, book, judged, source
+        self._chosen = chosen
         self._lock = threading.Lock()
         self._recipe = config.recipes[0]
         book.get(self._recipe)
         self._stop = threading.Event()
         self._feed: Feed | None = None
         self._worker = _Worker(f"judge-{config.name}")
+        self._trouble = Trouble(camera, lambda: self.stuck_seconds, elsewhere)
+        self._faulty = False  # whether the source shows a fault of ours
         self._thread = threading.Thread(target=self._run, name=f"station-{config.name}", daemon=True)
         self.finished = threading.Event()
 
@@ -97,6 +109,11 @@ class Station:
     def camera_stats(self) -> CameraStats:
         """Of its camera."""
         return self._camera.stats
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot judge now, in words; empty: it can. Whoever asks for parts sees it as a fault."""
+        return self._trouble.look()
 
     @property
     def stuck_seconds(self) -> float:
@@ -128,7 +145,7 @@ class Station:
         if recipe not in self.config.recipes:
             raise ConfigError(
                 f"Station {self.name} has no recipe {shown(recipe)}.",
-                "A station uses the recipes that line.toml gives it.",
+                "A station can use only its recipes in line.toml.",
                 f"one of {', '.join(self.config.recipes)}",
             )
         with self._lock:
@@ -169,6 +186,8 @@ class Station:
                 if self._stop.is_set() and isinstance(self._feed, TriggeredFeed):
                     return
                 try:
+                    self._show_trouble()
+                    self._tell_untaken()
                     job = self._feed.next(_WAIT)
                 except EndOfFrames:
                     return
@@ -179,7 +198,43 @@ class Station:
                 if job is not None:
                     self._take(job)
         finally:
+            if self._source is not None:
+                self._source.close()  # the line sees no station any more
+                self._tell_untaken()
             self.finished.set()
+
+    def _show_trouble(self) -> None:
+        """Raise the fault of whoever asks for parts while no part can be judged, and clear it afterwards."""
+        if self._source is None:  # frames come by themselves, and each tries the engine again
+            return
+        self._trouble.probe(
+            self._book.get,
+            lambda recipe, frame: self._worker.run(lambda: recipe.judge(frame), self.config.verdict_timeout),
+        )
+        reason = self._trouble.look()
+        if reason:
+            self._source.fault(reason)
+        elif self._faulty:
+            self._source.recover()
+        if bool(reason) != self._faulty:
+            self._faulty = bool(reason)
+            if reason:
+                self.meter.fail(reason)
+
+    def _tell_untaken(self) -> None:
+        """Make the record of each part that was asked for and never taken, and tell of recipes that were chosen."""
+        if self._source is None:
+            return
+        for choice in self._source.choices():
+            try:
+                self._chosen(self, choice)
+            except Exception as error:
+                self.meter.fail(error)
+        for trigger, why in self._source.missed():
+            reason = TIMEOUT if why == TIMEOUT else f"error: the station did not take the part: {why}"
+            self.meter.count("missed")
+            part = self._count(Part(trigger.part_id, self.name, trigger.time, Verdict.NG, reason))
+            self._tell(part, Job(trigger, None, None, why), None)
 
     def _bind(self, trigger: Trigger) -> Recipe | str:
         """Chooses the recipe of a part: the one asked for, the one its id names, or the one in force."""
@@ -204,18 +259,25 @@ class Station:
                 left = self.config.verdict_timeout - (time.monotonic() - started)
                 result = self._worker.run(lambda: recipe.judge(frame), left)
                 reason = BY_SCORE
+                self._trouble.judged()
             except FutureTimeout:
                 reason = TIMEOUT
             except BaseException as error:
                 reason = f"error: {one_line(error)}"
-        part = self._answer(job, result, reason)
+                self._trouble.failed(recipe, frame, error)
+        if job.ended:
+            self._trouble.ran_out()
+        part = self._count(self._answer(job, result, reason))
         latency = 1000 * (time.monotonic() - started)
         self.meter.take(latency)
+        self._tell(replace(part, latency_ms=round(latency, 3)), job, result)
+
+    def _count(self, part: Part) -> Part:
         self.meter.count(part.verdict.value)
         if part.reason != BY_SCORE:
             self.meter.count("timeout" if part.reason == TIMEOUT else "error")
             self.meter.fail(f"part {part.part_id}: {part.reason}")
-        self._tell(replace(part, latency_ms=round(latency, 3)), job, result)
+        return part
 
     def _answer(self, job: Job, result: Result | None, reason: str) -> Part:
         """Gives the verdict to whoever asked, and makes the record of what really came of it."""

@@ -50,7 +50,7 @@ class Problems:
         raise ConfigError(
             f"{self._file}: {count} problem{'' if count == 1 else 's'}.",
             "\n       ".join(self._found),
-            "mend the file; `saae-line init` writes an example with every key explained",
+            "correct the file; `saae-line init` writes an example with every key explained",
         )
 
 
@@ -67,7 +67,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             import tomli as tomllib
         except ImportError as error:
             raise ConfigError(
-                "TOML files cannot be read here.", "Python 3.10 has no reader of its own.", "pip install 'saae[line]'"
+                "TOML files cannot be read.", "Python 3.10 has no TOML reader.", "pip install 'saae[line]'"
             ) from error
     try:
         text = read_regular(path, _FILE_LIMIT).decode("utf-8")
@@ -76,13 +76,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text.", str(error), "save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read.", str(error), "check path and rights") from error
+        raise ConfigError(f"{path} cannot be read.", str(error), "check path and permissions") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML.", str(error), "mend the line that is named") from error
+        raise ConfigError(f"{path}: not valid TOML.", str(error), "correct that line") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply.", "", "write it flat") from error
+        raise ConfigError(f"{path}: nested too deeply.", "", "flatten it") from error
 
 
 def read(kind: type[T], table: Any, where: str, problems: Problems) -> T | None:
@@ -144,14 +144,14 @@ def _value(kind: Any, value: Any, where: str, problems: Problems) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         found = read(kind, value, where, problems)
         if found is None:
-            raise _WrongError(where, "the table is not usable as it is")
+            raise _WrongError(where, "the table is not valid")
         return found
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return _union(arguments, value, where, problems)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) not in {isinstance(item, bool) for item in arguments}:
-            raise _WrongError(where, f"{shown(value)} is none of {', '.join(str(item) for item in arguments)}")
+            raise _WrongError(where, f"{shown(value)} is not one of {', '.join(str(item) for item in arguments)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -179,7 +179,7 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str, problems: Problems) -
             first = first or error
     assert first is not None
     if len(kinds) > 1:
-        raise _WrongError(where, f"{shown(value)} is of no type that fits here")
+        raise _WrongError(where, f"{shown(value)} has the wrong type")
     raise first
 
 

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from .camera import Camera
 from .cameras.registry import is_camera, open_camera
 from .config import LineConfig, StationConfig
+from .http.certificate import certificate_of
 from .http.options import HttpOptions, users_of
 from .plc.trigger import PlcConfig, open_trigger
 from .service import Line, open_file_camera
@@ -51,7 +52,7 @@ def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
     try:
         from .http.service import HttpService
     except ImportError as error:
-        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+        raise ConfigError("[http] cannot be served.", str(error), "pip install 'saae[serve]'") from error
     return HttpService(line, options)
 
 
@@ -63,14 +64,12 @@ def check_http(config: LineConfig) -> str:
     """
     options = config.extra["http"]
     assert isinstance(options, HttpOptions)
-    for name in (options.certificate, options.key):
-        if name is not None and not config.place(name).is_file():
-            raise ConfigError(f"{config.place(name)}: no such file.", "", "[http] certificate and key")
+    https = certificate_of(config, options) is not None
     users = users_of(options)
     try:
         from .http.service import listener
     except ImportError as error:
-        raise ConfigError("[http] cannot be served here.", str(error), "pip install 'saae[serve]'") from error
+        raise ConfigError("[http] cannot be served.", str(error), "pip install 'saae[serve]'") from error
     listener(options.host, options.port).close()
     who = ", ".join(user.name for user in users) or "everybody on this machine"
-    return f"{options.host}:{options.port}, for {who}"
+    return f"{'https' if https else 'http'}://{options.host}:{options.port}, for {who}"

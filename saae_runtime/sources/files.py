@@ -79,7 +79,7 @@ class Frame:
 
 
 def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
-    """Resolves what was named into sources, before anything slow is started.
+    """Resolve what was named into sources, before anything slow is started.
 
     A name is an image file, a video file, a folder (its images, sorted by name; other files are passed over), a
     glob pattern (`**` crosses folders), or `camera:N`. A file that is named outright must look like an image or a
@@ -114,7 +114,7 @@ def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
 
 
 def read_frames(sources: Sequence[Source], white_level: int | None = None) -> Iterator[Frame]:
-    """Reads all frames of all sources, in order. A frame that cannot be read is a Frame with an error.
+    """Read all frames of all sources, in order. A frame that cannot be read is a Frame with an error.
 
     Args:
         sources: from `find_sources`.

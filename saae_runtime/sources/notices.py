@@ -66,7 +66,7 @@ class Notices:
         return taken
 
     def close(self) -> None:
-        """Ends the observing thread. May be called twice."""
+        """End the observing thread. May be called twice."""
         if self._observer is not None:
             with suppress(RuntimeError, OSError):
                 self._observer.stop()

@@ -57,7 +57,7 @@ class Scored:
         return facts is not None and self._known.get(path) == tuple(facts)
 
     def add(self, path: str, facts: Facts) -> None:
-        """Takes note of a file.
+        """Take note of a file.
 
         Raises:
             StorageError: it cannot be written down; in this run the file is known all the same.
@@ -73,7 +73,7 @@ class Scored:
             raise storage_error(self._path, error) from error
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         if self._file is not None:
             self._file.close()
 

@@ -41,7 +41,7 @@ def check_video() -> str:
 
 
 def check_camera() -> None:
-    """Makes sure that a camera can be asked for.
+    """Make sure that a camera can be asked for.
 
     Raises:
         ConfigError: OpenCV is not installed or cannot be loaded.

@@ -107,7 +107,7 @@ class FolderWatch:
             if not folder.is_dir():
                 raise ConfigError(
                     f"--watch {name}: not a folder.",
-                    "Pictures can only be added to a folder.",
+                    "Images can only be added to a folder.",
                     "name the folder that the camera writes to; without --watch, files and videos can be named",
                 )
             # As in `find_sources`: two folders may hold the same names.
@@ -264,7 +264,7 @@ class FolderWatch:
         root.away_since, root.said, root.next_try = None, False, 0.0
 
     def _forget(self, path: str) -> Frame | None:
-        """Takes note of a file that is no longer there; an error where it was not given yet."""
+        """Forget a file that is gone; return an error if it was not scored yet."""
         frame = None
         if self._waiting.pop(path, None) is not None:
             frame = Frame(self._source(path), 0, None, _gone_error(path))
@@ -332,5 +332,5 @@ def _gone_error(path: str) -> DataError:
     return DataError(
         f"{path}: gone before it was whole.",
         "It was removed, moved or renamed just after it had appeared, so it was not scored.",
-        "move pictures away once they were scored; write them under a name that starts with a dot, then rename",
+        "move images away only after they were scored; write them under a name that starts with a dot, then rename",
     )

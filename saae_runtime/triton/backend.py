@@ -91,15 +91,15 @@ class TritonBackend(Backend):
         return values
 
     def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
-        """Sends a batch; several are on the way at once, and the server may join them."""
+        """Send a batch; several are on the way at once, and the server may join them."""
         return Ticket(self._pool.submit(self.infer, frames, threshold))
 
     def collect(self, ticket: Ticket) -> RawOutputs:
-        """Waits for an answer."""
+        """Wait for an answer."""
         future: Future[RawOutputs] = ticket.payload
         return future.result()
 
     def close(self) -> None:
-        """Ends the threads and the connection."""
+        """End the threads and the connection."""
         self._pool.shutdown()
         self._connection.close()

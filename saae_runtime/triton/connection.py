@@ -82,7 +82,7 @@ class Connection:
         self._shared = threading.Lock()
 
     def wait(self, model: str, version: str, seconds: float) -> None:
-        """Returns once the model is ready, at the latest after `seconds`.
+        """Return once the model is ready, at the latest after `seconds`.
 
         Raises:
             BackendUnavailableError: nobody answers there.
@@ -164,7 +164,7 @@ class Connection:
         return f"{name} {version}"
 
     def infer(self, model: str, version: str, frames: NDArray[np.uint8], wanted: Sequence[str]) -> dict[str, Any]:
-        """Scores a batch; returns the outputs that are named, as numpy arrays.
+        """Score a batch; return the outputs that are named, as numpy arrays.
 
         Raises:
             DeviceError: the server failed, is gone, or took too long.
@@ -196,7 +196,7 @@ class Connection:
 
     @contextmanager
     def _explained(self, model: str) -> Iterator[None]:
-        """Turns tritonclient's errors, and those of its transports, into ours."""
+        """Turn tritonclient's errors, and those of its transports, into ours."""
         try:
             yield
         except (SaaeError, MemoryError):
@@ -221,7 +221,7 @@ class Connection:
         )
 
     def close(self) -> None:
-        """Closes every connection. May be called twice."""
+        """Close every connection. May be called twice."""
         with self._shared:
             clients, self._clients = self._clients, []
         self._own = threading.local()

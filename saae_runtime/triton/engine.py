@@ -129,7 +129,7 @@ class TritonEngine(Engine):
                 raise
 
     def verdict(self, frames: Any, *, image_fpr: float | None = None, image_threshold: float | None = None) -> Any:
-        """Scores one frame or a batch without its maps, which is much less to send.
+        """Score one frame or a batch without its maps, which is much less to send.
 
         Args:
             frames: as for a call of the engine.
@@ -196,7 +196,7 @@ def _open(
 
 
 def _check(backend: TritonBackend, check: Mapping[str, Any]) -> None:
-    """Compares the known frame's score with that of the machine that wrote the model."""
+    """Compare the known frame's score with that of the machine that wrote the model."""
     expected, tolerance = float(check["score"]), float(check["tolerance"])
     found = float(backend.scores(known_frame(backend.frame_size)[None])[0])
     if not abs(found - expected) <= tolerance * abs(expected):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
-from saae_runtime.files import put_back
+from saae_runtime.folders import put_back
 from saae_runtime.progress import Progress, silent
 from saae_runtime.result import Scorer
 

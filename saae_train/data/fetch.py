@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError
-from saae_runtime.files import atomic_directory, sha256_file
+from saae_runtime.files import sha256_file
+from saae_runtime.folders import atomic_directory
 from saae_runtime.images import IMAGE_SUFFIXES
 from saae_runtime.shell import shell_line
 

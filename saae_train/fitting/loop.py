@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saae_runtime.errors import FitError, StorageError
-from saae_runtime.files import atomic_directory
+from saae_runtime.folders import atomic_directory
 from saae_runtime.progress import Progress, silent
 
 from ..config import FitConfig

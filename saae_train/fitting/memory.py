@@ -15,7 +15,7 @@ from ..data.bursts import sequence_reach
 from ..data.category import Sample, distinct_names
 from ..model.detector import FeatureSpace, Projected, anomaly_score, memory_score
 from ..model.left_out import LeftOut
-from ..model.memory import Memory, Nearest, compare
+from ..model.memory import SEARCH, Memory, Nearest, compare
 from ..model.saae import SAAE
 from .features import FeatureSet
 from .loop import Reporter
@@ -24,6 +24,12 @@ __all__ = ["balance", "build_memory", "remember"]
 
 _POOL = 440_000
 """Patches that entries are chosen from at most, spread over all images."""
+
+_FEW = 4096
+"""Entries that need not be spared."""
+
+_SPARED = 3
+"""Patches that there are for each entry at least, where there are more entries than `_FEW`."""
 
 _SKETCH = 64
 """Width of the random projection on which entries are chosen; distances survive it (Johnson-Lindenstrauss)."""
@@ -53,6 +59,7 @@ def build_memory(
     entries: int,
     seed: int,
     reach: int = 0,
+    search: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Memory, Nearest]:
     """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
@@ -64,9 +71,10 @@ def build_memory(
     Args:
         rows: patches of an image, in the SAAE's space.
         images: how many.
-        entries: number of entries, fewer where there are fewer patches.
+        entries: number of entries; a third of the patches or 4096 where that is fewer.
         seed: of the choice.
         reach: images so near in the order are near-copies (`saae_train.data.bursts`) and never vouch for each other.
+        search: components that the memory chooses candidates by, see `Memory`.
         progress: called with (images done, images, what).
 
     Returns:
@@ -88,25 +96,26 @@ def build_memory(
     weight = variance.clamp_min(max(1e-12, 1e-9 * float(variance.max()))) ** _WEIGHT_POWER
     pool *= weight
     sketch = torch.randn(pool.shape[1], _SKETCH, generator=generator) / _SKETCH**0.5
-    chosen = _cover(pool @ sketch, min(entries, len(pool)))
+    chosen = _cover(pool @ sketch, min(entries, len(pool), max(_FEW, len(pool) // _SPARED)))
     held, held_image = pool[chosen], owner[chosen]
-    provisional = Memory(held, torch.ones(len(held)), weight)
+    provisional = Memory(held, torch.ones(len(held)), weight, search=search)
     distances, neighbours = [], []
     for index in range(images):
         progress(index, images, "images, memory")
         z = rows(index)[None] * weight
         near = provisional.choose(z, (held_image - index).abs() <= reach)
         distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
-        neighbours.append(near[0])
+        nearest = (held[near] - z.unsqueeze(2)).square().sum(dim=3).argsort(dim=2)
+        neighbours.append(near.gather(2, nearest)[0])
     distance, near = torch.stack(distances), torch.stack(neighbours)
-    spread = _Spread(provisional, distance, near[..., 0])
+    spread = _Spread(held, distance, near[..., 0])
     found = []
     for index in range(images):
         # An image that is unlike the others would excuse itself: it widens the radii where it lies.
         radius = spread.radii(slice(max(0, index - reach), index + reach + 1))
         near_patches = held[near[index]][None]
         found.append(compare(rows(index)[None] * weight, near_patches, radius[near[index]][None]).radius[0])
-    return Memory(held, spread.radii(), weight), Nearest(distance, torch.stack(found))
+    return Memory(held, spread.radii(), weight, search=search), Nearest(distance, torch.stack(found))
 
 
 def remember(
@@ -142,7 +151,8 @@ def remember(
             "neighbours in the order of the names are near-copies (a burst or a video): each image is judged without "
             f"the {reach} before and after it"
         )
-    memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, watch.memory)
+    search = None if space.basis is None else SEARCH  # components come by their variance, channels in no order
+    memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, search, watch.memory)
     if config.steps == 0:  # no autoencoder: alpha stays 0
         scores = memory_score(nearest, torch.ones_like(nearest.distance), 0.0).reshape(count, *saae.grid)
         return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
@@ -220,16 +230,19 @@ class _Spread:
     """How far normal patches lie from the entries: radii of all images, and of all but some.
 
     Args:
-        memory: entries; their radii do not count.
+        held: the entries, float32 B x k.
         distance: d of every image's patches with its own entries left out, float32 N x L.
         entry: the nearest entry of each of them, int64 N x L.
     """
 
-    def __init__(self, memory: Memory, distance: Tensor, entry: Tensor) -> None:
-        shape = len(distance), len(memory)
+    def __init__(self, held: Tensor, distance: Tensor, entry: Tensor) -> None:
+        shape = len(distance), len(held)
         self._squared = torch.zeros(shape).scatter_add_(1, entry, distance.square())
         self._count = torch.zeros(shape).scatter_add_(1, entry, torch.ones_like(distance))
-        self._near = memory.choose(memory.entries[None], count=_POOLED + 1)[0]  # an entry is its own nearest
+        every = Memory(held, torch.ones(len(held)), torch.ones(held.shape[1]))
+        self._near = torch.cat(
+            [every.choose(some[None], count=_POOLED + 1)[0] for some in held.split(1024)]
+        )  # itself first
         self._prior = float(distance.square().mean())
         self._all = self._squared.sum(dim=0), self._count.sum(dim=0)
 

@@ -18,15 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saae_runtime.errors import CheckpointError, SaaeError, StorageError
-from saae_runtime.files import (
-    atomic_directory,
-    canonical_json,
-    put_back,
-    sha256_bytes,
-    sha256_file,
-    storage_error,
-    write_json,
-)
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, storage_error, write_json
+from saae_runtime.folders import atomic_directory, put_back
 from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
 
@@ -197,7 +190,9 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
             "components": None if detector.space.basis is None else detector.space.channels,
             "channels": backbone.channels,
         },
-        "memory": None if detector.memory is None else {"entries": len(detector.memory)},
+        "memory": None
+        if detector.memory is None
+        else {"entries": len(detector.memory), "search": detector.memory.search},
         "left_out": None
         if checkpoint.left_out is None
         else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
@@ -262,7 +257,8 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     memory = None
     if (held := record.get("memory")) is not None:
         width = channels if components is None else components
-        memory = Memory(torch.zeros(held["entries"], width), torch.ones(held["entries"]), torch.ones(width))
+        entries, search = held["entries"], held.get("search")  # earlier memories were searched by all components
+        memory = Memory(torch.zeros(entries, width), torch.ones(entries), torch.ones(width), search=search)
     detector = Detector(
         backbone,
         FeatureSpace(torch.zeros(channels), torch.ones(channels), basis),

@@ -7,10 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KERNEL", "NEIGHBOURS", "Memory", "Nearest", "compare"]
+__all__ = ["CANDIDATES", "KERNEL", "NEIGHBOURS", "SEARCH", "Memory", "Nearest", "compare"]
 
 NEIGHBOURS = 8
 """Entries that a patch is compared with; the last one only says where the weights end."""
+
+SEARCH = 128
+"""Leading components by which candidates are chosen among all entries; all components choose among the candidates."""
+
+CANDIDATES = 16
+"""Entries that are chosen so."""
 
 KERNEL = 0.5
 """Width of the kernel that weighs them, in units of the smallest squared distance."""
@@ -39,10 +45,15 @@ class Memory(nn.Module):
         radius: B, how far normal patches of other images lie from the memory near an entry.
         weight: k, of each component.
         alpha: exponent of 1 - cos(g, g_hat) in the score, see `saae_train.model.detector.anomaly_score`.
+        search: leading components that candidates are chosen by; None: all.
     """
 
-    def __init__(self, entries: Tensor, radius: Tensor, weight: Tensor, alpha: float = 0.0) -> None:
+    def __init__(
+        self, entries: Tensor, radius: Tensor, weight: Tensor, alpha: float = 0.0, search: int | None = None
+    ) -> None:
         super().__init__()
+        width = int(entries.shape[1])
+        self.search = width if search is None else min(search, width)
         self.register_buffer("entries", entries.float())
         self.register_buffer("radius", radius.float())
         self.register_buffer("weight", weight.float())
@@ -69,8 +80,8 @@ class Memory(nn.Module):
         chosen = self.choose(z, left_out)
         return compare(z, self.entries[chosen], self.radius[chosen])
 
-    def choose(self, z: Tensor, left_out: Tensor | None = None, count: int = NEIGHBOURS) -> Tensor:
-        """The nearest entries of each patch, nearest first.
+    def choose(self, z: Tensor, left_out: Tensor | None = None, count: int = CANDIDATES) -> Tensor:
+        """The nearest entries of each patch by the components of the search, nearest first.
 
         Args:
             z: N x L x k.
@@ -80,7 +91,8 @@ class Memory(nn.Module):
         Returns:
             int64, N x L x count, fewer where there are fewer entries.
         """
-        closeness = z @ self.entries.T - 0.5 * self.entries.square().sum(dim=1)
+        held = self.entries[:, : self.search]
+        closeness = z[..., : self.search] @ held.T - 0.5 * held.square().sum(dim=1)
         most = len(self)
         if left_out is not None:
             closeness = closeness.masked_fill(left_out, -torch.inf)

@@ -8,9 +8,7 @@ import pytest
 
 @pytest.mark.parametrize("name", fuzz_loaders.FUZZERS)
 @pytest.mark.parametrize("inputs", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
-def test_damaged_inputs_end_in_results_or_named_errors(name: str, inputs: int, request: pytest.FixtureRequest) -> None:
-    if inputs > 500 and "fuzz" not in request.config.option.markexpr:
-        pytest.skip("the long one: python -m pytest tests/attack -m fuzz -s")
+def test_damaged_inputs_end_in_results_or_named_errors(name: str, inputs: int) -> None:
     count = fuzz_loaders.run(name, inputs, seed=inputs)
     print(f"\n{name}: {count}")
     assert not count.violations

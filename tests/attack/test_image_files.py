@@ -1,11 +1,10 @@
 """Damaged and hostile image files: each is an image or a named error, whatever its bytes are.
 
-500 files in the suite; `SAAE_ATTACK=10000 pytest tests/attack -s` tries more and prints what became of them.
+500 files in the suite; `python -m pytest tests/attack -m fuzz -s` tries 10,000 and prints what became of them.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from io import BytesIO
@@ -18,7 +17,6 @@ from PIL import Image
 from saae_runtime.errors import ImageError
 from saae_runtime.images import read_mask, read_pages
 
-COUNT = int(os.environ.get("SAAE_ATTACK", "500"))
 SMALL = 400_000  # pixels: what a few kilobytes may become here
 
 
@@ -83,11 +81,12 @@ def spoil(data: bytes, others: list[bytes], rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_image_or_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", [500, pytest.param(10_000, marks=pytest.mark.fuzz)])
+def test_an_image_or_a_named_error(files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAAE_MAX_PIXELS", str(SMALL))
     whole, rng, became, violations = seeds(), np.random.default_rng(7), Counter[str](), []
     path = tmp_path / "x.png"
-    for number in range(COUNT):
+    for number in range(files):
         data = spoil(whole[number % len(whole)], whole, rng)
         path.write_bytes(data)
         with warnings.catch_warnings():
@@ -111,7 +110,7 @@ def test_an_image_or_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                     violations.append(f"an error without a name or a cure: {error}")
             except Exception as error:  # counted, to show all of them
                 violations.append(f"{type(error).__name__}: {error} (input {number}: {data[:60]!r})")
-    print(f"{COUNT} image files: {dict(became)}, {len(violations)} violations")
+    print(f"{files} image files: {dict(became)}, {len(violations)} violations")
     assert violations == []
-    assert became["named error"] > COUNT // 10
-    assert became["image"] > COUNT // 50
+    assert became["named error"] > files // 10
+    assert became["image"] > files // 50

@@ -42,13 +42,14 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     return random_model.random_bundle(checkpoint, folder / "bundle", None, ("fp32",))
 
 
-@pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch) -> fps_variants.Settings:
-    monkeypatch.setattr("saae_train.experiments.timing.PAUSE", 0.0)
-    return fps_variants.Settings((40, 56), (1, 2), BACKENDS, ("fp32", "bf16"), seconds=0.02, threads=1)
+@pytest.fixture(scope="module")
+def settings() -> Iterator[fps_variants.Settings]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saae_train.experiments.timing.PAUSE", 0.0)
+        yield fps_variants.Settings((40, 56), (1, 2), BACKENDS, ("fp32", "bf16"), seconds=0.02, threads=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings) -> dict[str, Any]:
     return fps.run(bundle, checkpoint.detector, settings, "random")
 

@@ -315,7 +315,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -
     else:
         path.symlink_to({"device": "/dev/tty", "endless": "/dev/zero"}[kind])
     for reader in (read_image, read_mask):
-        with pytest.raises(ImageError, match="no regular file"):
+        with pytest.raises(ImageError, match="not a regular file"):
             reader(path)
 
 

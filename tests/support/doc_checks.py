@@ -140,8 +140,8 @@ def _script(words: list[str]) -> str | None:
 _APPS = {
     "saae-run": "saae_runtime.cli.command",
     "saae-line": "saae_runtime.line.cli.command",
-    "saae-train": "saae_train.cli",
-    "saae-export": "saae_export.cli",
+    "saae-train": "saae_train.cli.command",
+    "saae-export": "saae_export.cli.command",
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tiny_bundle import gray_frame
 
 from saae_runtime.line.camera import CameraStats, EndOfFrames, NoFrameError, Shot
-from saae_runtime.line.part import Trigger, Verdict, now
+from saae_runtime.line.part import Choice, Trigger, Verdict, now
 
 SPOT = (10, 20, 9, 14)
 
@@ -89,6 +89,7 @@ class ListTrigger:
         self.accept = accept
         self.answers: list[tuple[str, Verdict, float | None]] = []
         self.failures: list[tuple[str, str]] = []
+        self.faults: list[str] = []
         self._closed = threading.Event()
 
     def ask(self, part_id: str, recipe: str | None = None) -> None:
@@ -108,6 +109,18 @@ class ListTrigger:
 
     def fail(self, part_id: str, reason: str) -> None:
         self.failures.append((part_id, reason))
+
+    def fault(self, reason: str) -> None:
+        self.faults.append(reason)
+
+    def recover(self) -> None:
+        self.faults.append("")
+
+    def missed(self) -> list[tuple[Trigger, str]]:
+        return []
+
+    def choices(self) -> list[Choice]:
+        return []
 
     def close(self) -> None:
         self._closed.set()

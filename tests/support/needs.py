@@ -32,6 +32,7 @@ LIBRARIES = {
     "prometheus_client": "pip install 'saae[line]'",
     "python_multipart": "pip install 'saae[serve]'",
     "pypylon": "pip install 'saae[pylon]'",
+    "schemathesis": "pip install 'saae[dev]'",
     "safetensors": "pip install 'saae[train]'",
     "scipy": "pip install 'saae[train]'",
     "sklearn": "pip install 'saae[dev]'",

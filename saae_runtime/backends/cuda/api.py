@@ -91,7 +91,7 @@ class CudaApi:
         return _version(self._call("cudaRuntimeGetVersion"))
 
     def check_driver(self, needs_major: int | None = None) -> None:
-        """Makes sure that a driver is there and new enough, before anything touches the GPU.
+        """Make sure that a driver is there and new enough, before anything touches the GPU.
 
         Args:
             needs_major: CUDA major version that another library was made for.
@@ -151,7 +151,7 @@ class CudaApi:
 
     @contextmanager
     def on(self, device: int) -> Iterator[None]:
-        """Makes a device's primary context current in this thread, and puts back what was there.
+        """Make a device's primary context current in this thread, and put back what was there.
 
         Others choose a device too (torch), or make a context of their own (pycuda.autoinit), in which streams and
         memory of ours mean nothing. It is pushed and popped through the driver: cudaSetDevice, to put back device 0 in
@@ -213,7 +213,7 @@ class CudaApi:
         return int(self._call("cudaMalloc", nbytes, size=nbytes))
 
     def free(self, pointer: int) -> None:
-        """Gives device memory back; waits for the work that uses it."""
+        """Give device memory back; wait for the work that uses it."""
         self._call("cudaFree", pointer)
 
     def host_alloc(self, nbytes: int) -> tuple[int, NDArray[np.uint8]]:
@@ -222,7 +222,7 @@ class CudaApi:
         return pointer, np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
 
     def host_free(self, pointer: int) -> None:
-        """Gives pinned memory back."""
+        """Give pinned memory back."""
         self._call("cudaFreeHost", pointer)
 
     def copy_in(self, device: int, host: int, nbytes: int, stream: int) -> None:
@@ -267,15 +267,15 @@ class CudaApi:
         return int(self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
-        """Destroys a stream; its pending work still ends."""
+        """Destroy a stream; its pending work still ends."""
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Waits for all work of a stream."""
+        """Wait for all work of a stream."""
         self._call("cudaStreamSynchronize", stream)
 
     def synchronize_device(self) -> None:
-        """Waits for all work on the current device, whoever started it."""
+        """Wait for all work on the current device, whoever started it."""
         self._call("cudaDeviceSynchronize")
 
     def event(self, blocking: bool = False) -> int:
@@ -284,29 +284,29 @@ class CudaApi:
         return int(self._call("cudaEventCreateWithFlags", flags))
 
     def destroy_event(self, event: int) -> None:
-        """Destroys an event."""
+        """Destroy an event."""
         self._call("cudaEventDestroy", event)
 
     def record(self, event: int, stream: int) -> None:
-        """Marks the present end of a stream."""
+        """Mark the present end of a stream."""
         self._call("cudaEventRecord", event, stream)
 
     def wait(self, stream: int, event: int) -> None:
-        """Makes later work of a stream wait for the last `record` of an event."""
+        """Make later work of a stream wait for the last `record` of an event."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def wait_host(self, event: int) -> None:
-        """Makes the calling thread wait for the last `record` of an event."""
+        """Make the calling thread wait for the last `record` of an event."""
         self._call("cudaEventSynchronize", event)
 
     # -- graphs -----------------------------------------------------------------------------------------------------
 
     def begin_capture(self, stream: int) -> None:
-        """Records later work of a stream instead of running it; other threads may go on using CUDA."""
+        """Record later work of a stream instead of running it; other threads may go on using CUDA."""
         self._call("cudaStreamBeginCapture", stream, self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
 
     def end_capture(self, stream: int) -> int:
-        """Ends a recording and makes it launchable.
+        """End a recording and make it launchable.
 
         Raises:
             DeviceError: the capture was invalidated; the stream is back in its normal state.
@@ -318,7 +318,7 @@ class CudaApi:
             self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self, stream: int) -> None:
-        """Ends a recording that is not wanted; never raises for its state."""
+        """End a recording that is not wanted; never raises for its state."""
         with suppress(CudaFailure):
             _, graph = self._raw("cudaStreamEndCapture", stream)
             if graph is not None and int(graph) != 0:
@@ -326,11 +326,11 @@ class CudaApi:
             self._raw("cudaGetLastError")  # a spoiled recording leaves its error behind
 
     def launch(self, graph: int, stream: int) -> None:
-        """Runs a recorded graph."""
+        """Run a recorded graph."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """Destroys a recorded graph."""
+        """Destroy a recorded graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     # -- errors -----------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def _asking(value: Any) -> Iterator[None]:
 
 
 def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: int, stream: int) -> DeviceFrames:
-    """Checks frames on the GPU and finds their address.
+    """Check frames on the GPU and find their address.
 
     Args:
         value: uint8 H x W x 3 or N x H x W x 3 (RGB), C-contiguous, on `device`.
@@ -153,7 +153,7 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
         where = "host memory" if found is None else f"GPU {found}"
         raise FrameError(
             f"The frames are on {where}; this engine runs on GPU {device}.",
-            "Frames are not copied between devices behind your back.",
+            "Frames are never copied between devices implicitly.",
             f"copy them to GPU {device} first, or open the engine with device={found}"
             if found is not None
             else "give a numpy array for frames on the host",

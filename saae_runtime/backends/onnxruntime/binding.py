@@ -95,7 +95,7 @@ class BindingPool:
             self._free.put(OrderedDict())
 
     def run(self, frames: NDArray[np.uint8], threshold: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Runs uint8 N x H x W x 3; gives the three outputs as host arrays owned by the caller."""
+        """Run uint8 N x H x W x 3; give the three outputs as host arrays owned by the caller."""
         bindings = self._free.get()
         try:
             batch = len(frames)

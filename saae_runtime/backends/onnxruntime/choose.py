@@ -29,7 +29,7 @@ def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) ->
 
 
 def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions) -> OrtBackend:
-    """Opens `onnxruntime:cpu`, `:cuda` or `:tensorrt`.
+    """Open `onnxruntime:cpu`, `:cuda` or `:tensorrt`.
 
     Raises:
         BackendUnavailableError: ONNX Runtime or its provider is not there, or the bundle has no file for it.

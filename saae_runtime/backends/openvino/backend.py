@@ -229,11 +229,11 @@ class Compiled:
             return model.create_infer_request()
 
     def give_back(self, request: Any) -> None:
-        """Ends the use of a request."""
+        """End the use of a request."""
         self._free.append(request)
 
     def close(self) -> None:
-        """Releases the model."""
+        """Release the model."""
         self._free.clear()
         self._model = None
 

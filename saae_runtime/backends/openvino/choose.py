@@ -25,7 +25,7 @@ def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) ->
 def open_backend(
     bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions
 ) -> OpenVinoBackend:
-    """Opens `openvino`.
+    """Open `openvino`.
 
     Raises:
         BackendUnavailableError: OpenVINO, or the device or arithmetic asked for, is not there, or the bundle has no

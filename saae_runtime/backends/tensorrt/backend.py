@@ -125,7 +125,7 @@ class TensorRTBackend(Backend):
     # -- Backend ----------------------------------------------------------------------------------------------------
 
     def infer(self, frames: Any, threshold: float) -> RawOutputs:
-        """Runs a batch; frames may also lie on the GPU (see `submit`)."""
+        """Run a batch; frames may also lie on the GPU (see `submit`)."""
         self._require_open()
         slot = self._take()
         if slot is not None:
@@ -136,7 +136,7 @@ class TensorRTBackend(Backend):
             return self.collect(self._started(self._spare, frames, threshold, _nothing))
 
     def submit(self, frames: Any, threshold: float) -> Ticket:
-        """Starts a batch and returns; with all slots in flight the batch runs when it is collected.
+        """Start a batch and return; with all slots in flight the batch runs when it is collected.
 
         Args:
             frames: uint8 N x H x W x 3 on the host, or the same on this GPU as an object with
@@ -154,7 +154,7 @@ class TensorRTBackend(Backend):
         return self._started(slot, frames, threshold, self._give_back)
 
     def collect(self, ticket: Ticket) -> RawOutputs:
-        """Waits for a batch and copies its outputs out of the pinned memory."""
+        """Wait for a batch and copy its outputs out of the pinned memory."""
         work, ticket.payload = ticket.payload, None
         if isinstance(work, _Waiting):
             return self.infer(work.frames, work.threshold)
@@ -180,7 +180,7 @@ class TensorRTBackend(Backend):
     # -- beyond Backend ----------------------------------------------------------------------------------------------
 
     def infer_on_device(self, frames: Any, threshold: float) -> DeviceOutputs:
-        """Runs a batch and leaves the outputs on the GPU; returns without waiting for it.
+        """Run a batch and leave the outputs on the GPU; return without waiting for it.
 
         Args:
             frames: as `submit` takes them.
@@ -212,7 +212,7 @@ class TensorRTBackend(Backend):
         return DeviceOutputs(arrays, lease)
 
     def prepare(self, batches: tuple[int, ...]) -> None:
-        """Makes memory, contexts and CUDA graphs for these batch sizes in every slot, so that no later call has to."""
+        """Make memory, contexts and CUDA graphs for these batch sizes in every slot, so that no later call has to."""
         height, width = self.frame_size
         slots = list(iter(self._take, None))
         try:
@@ -428,7 +428,7 @@ class TensorRTBackend(Backend):
             return self._without_graph(plan, error.why)
 
     def _without_graph(self, plan: Plan, reason: str, for_good: bool = False) -> int | None:
-        """Returns None: this launch runs without a graph. Capture is tried again a few times before it is given up.
+        """Return None: this launch runs without a graph. Capture is tried again a few times before it is given up.
 
         Args:
             plan: what was to be captured.
@@ -493,4 +493,4 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _nothing(_: Slot) -> None:
-    """Gives no slot back."""
+    """Give no slot back."""

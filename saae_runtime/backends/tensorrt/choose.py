@@ -53,7 +53,7 @@ def open_backend(
     options: BackendOptions | None = None,
     api: CudaApi | None = None,
 ) -> Backend:
-    """Opens a bundle's engine.
+    """Open a bundle's engine.
 
     Library, version and GPU generation are compared with the manifest before anything touches the GPU, and the
     engine's hash before it is deserialized: an engine is code.

@@ -51,7 +51,7 @@ class KernelCache:
         return self._library.create_context(engine, self.handle)
 
     def save(self) -> None:
-        """Writes the kernels, where some may have come since the last time."""
+        """Write the kernels, where some may have come since the last time."""
         if self.handle is None or self._file is None or not self._used:
             return
         self._used = False
@@ -67,7 +67,7 @@ class KernelCache:
                 self._kept = digest
 
     def close(self) -> None:
-        """Lets go of the library's object; every context is gone."""
+        """Release the library's object, after every context."""
         self.handle = None
 
     def _load(self, file: Path) -> None:

@@ -299,7 +299,7 @@ class TrtLibrary:
 
     @staticmethod
     def give_memory(context: Any, pointer: int, size: int) -> None:
-        """Tells a context where its activation memory is (older releases take the address alone)."""
+        """Set a context's activation memory (older releases take the address alone)."""
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(pointer, size)
         else:
@@ -343,7 +343,7 @@ class TrtLibrary:
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def target(self, config: Any, sms: Sequence[str]) -> None:
-        """Asks for GPU generations other than this machine's.
+        """Ask for GPU generations other than this machine's.
 
         Raises:
             ConfigError: the library does not know one of them.
@@ -363,7 +363,7 @@ class TrtLibrary:
             config.set_compute_capability(getattr(self.module.ComputeCapability, sm.upper()), index)
 
     def require_capturable(self, config: Any) -> None:
-        """Asks for an engine whose memory is all the caller's, which a CUDA graph needs, where that is an option."""
+        """Ask for an engine whose memory is all the caller's, which a CUDA graph needs, where that is an option."""
         flag = getattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
         if flag is not None:
             config.set_flag(flag)
@@ -394,7 +394,7 @@ def is_installed(name: str) -> bool:
 
 
 def load_library(name: str) -> TrtLibrary:
-    """Imports a flavour, once in a process (a second logger would be ignored by the library).
+    """Import a flavour, once in a process (a second logger would be ignored by the library).
 
     Raises:
         BackendUnavailableError: not installed, or its import fails.

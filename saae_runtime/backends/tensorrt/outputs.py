@@ -27,7 +27,7 @@ class Lease:
         self._finalizer = weakref.finalize(self, back, slot)
 
     def check(self) -> None:
-        """Checks that the memory still holds these outputs.
+        """Check that the memory still holds these outputs.
 
         Raises:
             BackendError: released, or the engine is closed.
@@ -40,20 +40,20 @@ class Lease:
             )
 
     def wait(self) -> None:
-        """Waits until the outputs are written."""
+        """Wait until the outputs are written."""
         self.check()
         with self._resources.api.on(self._resources.device):
             self._resources.api.wait_host(self._slot.done)
         self._slot.ahead, self._slot.source = False, None
 
     def hold(self, stream: int) -> None:
-        """Makes later work of a stream wait until the outputs are written."""
+        """Make later work of a stream wait until the outputs are written."""
         self.check()
         with self._resources.api.on(self._resources.device):
             self._resources.api.wait(stream, self._slot.done)
 
     def release(self, stream: int | None) -> None:
-        """Gives the slot back, once; `stream`: later work of ours waits for what it does now."""
+        """Give the slot back, once; `stream`: later work of ours waits for what it does now."""
         if not self._finalizer.alive:
             return
         resources = self._resources
@@ -82,15 +82,15 @@ class DeviceOutputs:
         self.mask = arrays["mask"]
 
     def synchronize(self) -> None:
-        """Waits until the outputs are written."""
+        """Wait until the outputs are written."""
         self._lease.wait()
 
     def hold(self, stream: int) -> None:
-        """Makes later work of a stream wait until the outputs are written; the host goes on."""
+        """Make later work of a stream wait until the outputs are written; the host goes on."""
         self._lease.hold(stream)
 
     def release(self, stream: int | None = None) -> None:
-        """Gives the memory back; later calls may overwrite it.
+        """Give the memory back; later calls may overwrite it.
 
         Args:
             stream: the stream that still reads it; the memory is not written before that work has ended.

@@ -43,7 +43,7 @@ class BufferPlan:
 
     @classmethod
     def make(cls, tensors: Sequence[TensorInfo], capacity: int) -> BufferPlan:
-        """Lays the tensors out one after the other."""
+        """Lay the tensors out one after the other."""
         offsets, end = {}, 0
         for tensor in tensors:
             offsets[tensor.name] = end
@@ -191,14 +191,14 @@ class Resources:
         return slot
 
     def settle(self, slot: Slot) -> None:
-        """Waits for what the host has not waited for yet, so that the slot's memory may be written again."""
+        """Wait for what the host has not waited for yet, so that the slot's memory may be written again."""
         if slot.ahead:
             with self.api.on(self.device):
                 self.api.wait_host(slot.done)
             slot.ahead, slot.source = False, None
 
     def reserve(self, slot: Slot, capacity: int) -> None:
-        """Gives an idle slot memory for `capacity` frames; what it had is released after the new is there.
+        """Give an idle slot memory for `capacity` frames; what it had is released after the new is there.
 
         Raises:
             DeviceError: out of memory; the slot keeps what it had.
@@ -216,7 +216,7 @@ class Resources:
             slot.threshold = None
 
     def grow_workspace(self, size: int, give: Callable[[Any, int, int], None]) -> None:
-        """Makes the shared activation memory at least `size` bytes; graphs that knew the old address are dropped.
+        """Make the shared activation memory at least `size` bytes; graphs that knew the old address are dropped.
 
         Args:
             size: bytes that a context asks for.
@@ -239,19 +239,19 @@ class Resources:
                 self.api.free(old)
 
     def drop_graph(self, plan: Plan) -> None:
-        """Forgets a captured graph."""
+        """Forget a captured graph."""
         if plan.graph is not None:
             graph, plan.graph = plan.graph, None
             self.api.destroy_graph(graph)
 
     def synchronize(self) -> None:
-        """Waits for everything in flight."""
+        """Wait for everything in flight."""
         with self.api.on(self.device):
             for stream in self._streams:
                 self.api.synchronize(stream)
 
     def release(self) -> None:
-        """Gives everything back, in the order that CUDA wants; goes on past errors (the driver may be gone already)."""
+        """Give everything back, in the order that CUDA wants; go on past errors (the driver may be gone already)."""
         if self.released:
             return
         self.released = True

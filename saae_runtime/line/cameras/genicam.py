@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         raise ConfigError(
             f"genicam:{path}: no such GenTL producer.",
             "A camera's vendor installs a file that ends in .cti.",
-            "look into the folders of $GENICAM_GENTL64_PATH: ls ${GENICAM_GENTL64_PATH//:/ }",
+            "list the folders of $GENICAM_GENTL64_PATH: ls ${GENICAM_GENTL64_PATH//:/ }",
         )
     name = f"genicam:{Path(path).name}" + (f"#{serial}" if serial else "")
     producer = _Producer.of(path, harvester_type)
@@ -63,7 +65,7 @@ class _Producer:
         except Exception as error:
             self.harvester.reset()
             raise ConfigError(
-                f"genicam:{path}: this is no GenTL producer.", f"{type(error).__name__}: {error}", "install it again"
+                f"genicam:{path}: not a GenTL producer.", f"{type(error).__name__}: {error}", "reinstall the producer"
             ) from error
 
     @classmethod
@@ -85,7 +87,8 @@ class _Producer:
                     f"The producer sees {', '.join(there) if there else 'no camera'}.",
                     "check cable, power, network; close other programs that use it",
                 )
-            found = self.harvester.create({"serial_number": serial} if serial else 0)
+            with _keep_interrupt():
+                found = self.harvester.create({"serial_number": serial} if serial else 0)
             self._open += 1
             return found
 
@@ -165,12 +168,23 @@ class _GenicamDevice:
         self._producer.release(self._acquirer)
 
 
+@contextmanager
+def _keep_interrupt() -> Iterator[None]:
+    """Keeps the handler of Ctrl-C: a camera that harvesters opens in the main thread would take its place."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def _load() -> Any:
     try:
         from harvesters.core import Harvester
     except ImportError as error:
         raise ConfigError(
-            "GenICam cameras cannot be read here.",
+            "GenICam cameras are not available.",
             f"harvesters cannot be imported: {error}",
             "pip install 'saae[genicam]'",
         ) from error

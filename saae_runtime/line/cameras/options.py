@@ -82,7 +82,7 @@ class NodeOptions:
         nodes = options.get("nodes", {})
         if not (pixel_format is None or isinstance(pixel_format, str)) or not isinstance(nodes, Mapping):
             raise ConfigError(
-                f"{what}: pixel_format or nodes is of another kind.",
+                f"{what}: pixel_format or nodes has the wrong type.",
                 "",
                 'pixel_format = "Mono8" and nodes = { ExposureTime = 5000.0 }',
             )
@@ -134,9 +134,9 @@ class NodeOptions:
                 choices = _choices(found)
                 offered = f" It offers {', '.join(choices)}." if choices else ""
                 raise ConfigError(
-                    f"{name} does not take {key} = {shown(value)}.",
+                    f"{name} rejects {key} = {shown(value)}.",
                     f"{str(error).splitlines()[0] if str(error) else type(error).__name__}.{offered}",
-                    "choose a value that it takes",
+                    "choose a value that the camera accepts",
                 ) from error
 
 

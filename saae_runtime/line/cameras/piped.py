@@ -98,8 +98,8 @@ class RawFrames:
                 self._stats, bad=self._stats.bad + 1, last_error="standard input ended within a frame"
             )
             raise BadFrameError(
-                "standard input ended within a frame.",
-                f"{left} of {self._length} bytes had come.",
+                "standard input ended in the middle of a frame.",
+                f"{left} of {self._length} bytes had arrived.",
                 "check the size that the other program writes",
                 f"stdin#{self._number + 1}",
             )

@@ -64,12 +64,10 @@ def to_rgb(
     if pixel_format.startswith("Bayer"):
         raise ConfigError(
             f"{name or 'The camera'} sends {pixel_format}.",
-            "How colours are made of a Bayer pattern differs between programs, and moves scores; cameras can do it.",
+            "Programs convert Bayer patterns differently, which changes scores; let the camera convert.",
             cure,
         )
-    raise ConfigError(
-        f"{name or 'The camera'} sends {pixel_format}.", f"Formats that are taken: {', '.join(FORMATS)}.", cure
-    )
+    raise ConfigError(f"{name or 'The camera'} sends {pixel_format}.", f"Accepted formats: {', '.join(FORMATS)}.", cure)
 
 
 def _lines(data: NDArray[Any], kind: Any, height: int, width: int, pixel_format: str, name: str) -> NDArray[Any]:
@@ -86,7 +84,7 @@ def _lines(data: NDArray[Any], kind: Any, height: int, width: int, pixel_format:
     ):
         raise BadFrameError(
             f"{name or 'A frame'} is {flat.size} values long.",
-            f"{pixel_format} with {height} lines of {width} has {height * width}.",
+            f"{pixel_format} with {height} lines of {width} needs {height * width}.",
             "check the camera's network: packets are lost",
             name,
         )

@@ -85,7 +85,10 @@ class _PylonDevice:
         try:
             if not found.GrabSucceeded():
                 raise BadFrameError(
-                    f"{self._name}: a frame came broken.", str(found.ErrorDescription), "check the network", self._name
+                    f"{self._name}: a frame arrived damaged.",
+                    str(found.ErrorDescription),
+                    "check the network",
+                    self._name,
                 )
             number = int(found.BlockID)
             lost = max(number - self._last - 1, 0) if self._last is not None else 0
@@ -114,6 +117,6 @@ def _load() -> Any:
         from pypylon import pylon
     except ImportError as error:
         raise ConfigError(
-            "Basler cameras cannot be read here.", f"pypylon cannot be imported: {error}", "pip install 'saae[pylon]'"
+            "Basler cameras are not available.", f"pypylon cannot be imported: {error}", "pip install 'saae[pylon]'"
         ) from error
     return pylon

@@ -133,10 +133,17 @@ class LiveCamera:
         self._flushing = False
         self._closed = False
         self._broken: ConfigError | None = None
-        self._ever = False
-        self._try_to_connect(first=True)
+        self._ever = self._tried = False
         self._thread = threading.Thread(target=self._read, name=f"camera-{name}", daemon=True)
         self._thread.start()
+        try:
+            with self._changed:  # the connecting itself, on the thread, may hang where no Ctrl-C reaches it
+                self._changed.wait_for(lambda: self._tried)
+            if self._broken is not None:
+                raise self._broken
+        except BaseException:
+            self._closed = True
+            raise
 
     @property
     def stats(self) -> CameraStats:
@@ -199,11 +206,14 @@ class LiveCamera:
                 raise EndOfFrames
             if self._broken is not None:
                 raise self._broken
-            away = "" if self._stats.connected else f"It is away: {self._stats.last_error}"
+            away = "" if self._stats.connected else f"It is disconnected: {self._stats.last_error}"
             raise NoFrameError(f"{self._name} gave no frame within {timeout:g} s.", away, "check cable, power, trigger")
 
     def close(self) -> None:
-        """Lets go of the camera. May be called twice."""
+        """Let go of the camera. May be called twice.
+
+        A device that hangs in a call is left to the reading thread, which lets go of it when the call comes back.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -213,6 +223,10 @@ class LiveCamera:
     # --- the reading thread ---
 
     def _read(self) -> None:
+        self._try_to_connect(first=True)
+        with self._changed:
+            self._tried = True
+            self._changed.notify_all()
         while True:
             with self._changed:
                 if self._closed or self._broken is not None:
@@ -301,7 +315,7 @@ class LiveCamera:
                 device = self._connect()
         except ConfigError as error:
             if first:
-                raise
+                self._broken = error
             self._note(error)
             return
         except Exception as error:
@@ -343,5 +357,5 @@ class LiveCamera:
         return DeviceError(
             f"{self._name} is not there.",
             self._stats.last_error,
-            "check cable and power; it is looked for again and again",
+            "check cable and power; the connection is retried",
         )

@@ -51,7 +51,7 @@ def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
     opener = _opener(spec)
     if opener is None:
         raise ConfigError(
-            f"{spec}: no camera.",
+            f"{spec}: unknown camera.",
             f"Kinds: {', '.join(f'{prefix}:' for prefix in _BY_PREFIX)}.",
             "see docs/plc.md",
         )

@@ -36,7 +36,7 @@ def open_stream(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         import av
     except ImportError as error:
         raise ConfigError(
-            "Network streams cannot be read here.", f"PyAV cannot be imported: {error}", "pip install 'saae[video]'"
+            "Network streams are not available.", f"PyAV cannot be imported: {error}", "pip install 'saae[video]'"
         ) from error
     name = without_password(spec)
     keep = int(number(options, "buffer", 1, "camera"))
@@ -64,7 +64,7 @@ class _Stream:
         streams = self._container.streams.video
         if not streams:
             self._container.close()
-            raise DeviceError(f"{name} has no video in it.", "", "check the address")
+            raise DeviceError(f"{name} has no video stream.", "", "check the address")
         streams[0].thread_type = "NONE"  # frames at once, not some behind
         self._frames: Iterator[Any] = self._container.decode(streams[0])
 
@@ -74,12 +74,12 @@ class _Stream:
         except StopIteration:
             raise DeviceError(f"{self._name} has ended.") from None
         except Exception as error:
-            raise DeviceError(f"{self._name} is lost.", type(error).__name__) from error
+            raise DeviceError(f"The connection to {self._name} is lost.", type(error).__name__) from error
         return Picture(picture.to_ndarray(format="rgb24"))
 
     def trigger(self) -> None:
         """Refused: it runs freely."""
-        raise DeviceError(f"{self._name} takes no trigger.", "It runs freely.", "a part takes its next frame")
+        raise DeviceError(f"{self._name} takes no trigger.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
         """Nothing is kept."""

@@ -28,7 +28,7 @@ def open_webcam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
     known_only(options, ("buffer",), "camera")
     found = re.fullmatch(r"camera:(\d{1,3})", spec)
     if found is None:
-        raise ConfigError(f"{spec}: not a camera.", "A camera is named by its number.", "camera:0 for the first one")
+        raise ConfigError(f"{spec}: not a camera.", "A webcam is given by its number.", "camera:0 for the first one")
     check_camera()
     return LiveCamera(spec, lambda: _Webcam(int(found[1])), int(number(options, "buffer", 1, "camera")), None)
 
@@ -54,7 +54,7 @@ class _Webcam:
 
     def trigger(self) -> None:
         """Refused: it runs freely."""
-        raise DeviceError("A webcam takes no trigger.", "It runs freely.", "a part takes its next frame")
+        raise DeviceError("A webcam takes no trigger.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
         """Nothing is kept."""

@@ -37,7 +37,7 @@ def verify_command(
         raise error
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
-    typer.echo(f"{found.entries} entries, whole; the last one is {found.sha256}")
+    typer.echo(f"{found.entries} entries, chain intact; last hash {found.sha256}")
 
 
 audit_app.command("verify", cls=LineCommand)(verify_command)

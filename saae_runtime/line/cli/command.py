@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,11 +18,12 @@ from rich.markup import escape
 from ...bundle import open_bundle
 from ...errors import ConfigError
 from ...files import write_text
+from ...leave import stopped_by_signals
 from ...terminal import LineCommand, command_group, log
 from ...terminal import run_command as run
 from ..config import LineConfig, load_config
 from ..part import Part
-from ..service import Line
+from ..service import SWITCH_SECONDS, Line
 from ..sinks import KINDS
 from ..systemd import notify, watchdog_seconds
 from ..wiring import SECTIONS, check_http, open_any_camera, open_http, open_trigger
@@ -56,17 +54,18 @@ def run_command(
     console = log()
     config = _load(file)
     stop = threading.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with (
-        _stopped_by_signals(stop) as received,
         Line(config, open_any_camera, open_trigger) as line,
         open_http(line) as http,
+        stopped_by_signals(stop) as received,  # a stop before this ends the start itself
     ):
         printer = None if quiet else _Printer()
         if printer is not None:
             line.listen(lambda part, frame, result: printer.say(part))
         line.start()
         count = len(line.stations)
-        console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; Ctrl-C stops")
+        console.print(f"{config.line.name}: {count} station{'' if count == 1 else 's'}; stop with Ctrl-C")
         if http is not None:
             console.print(f"page: {http.url}")
         notify(f"READY=1\nSTATUS={count} stations")
@@ -96,7 +95,7 @@ def check_command(file: File = Path("line.toml")) -> None:
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good
-    console.print("everything is there" if not bad else f"{bad} of it cannot be used as it is")
+    console.print("everything is there" if not bad else f"{bad} cannot be used")
     raise typer.Exit(2 if bad else 0)
 
 
@@ -111,7 +110,7 @@ def init_command(
 ) -> None:
     """Write a commented line.toml that runs at once on a bundle and a folder of pictures."""
     if file.exists() and not force:
-        raise ConfigError(f"{file} is there already.", "", f"saae-line init {file} --force")
+        raise ConfigError(f"{file} already exists.", "", f"saae-line init {file} --force")
     if bundle is None:
         raise ConfigError(
             "A line judges with a bundle.", "--bundle is missing.", "saae-line init --bundle bundles/zipper"
@@ -120,11 +119,11 @@ def init_command(
     if camera is None:
         camera = str(bundle / "samples")
         if not (opened.path / "samples").is_dir():
-            raise ConfigError(f"{bundle} has no samples to look at.", "", "--camera FOLDER names pictures to judge")
+            raise ConfigError(f"{bundle} has no sample pictures.", "", "--camera FOLDER names pictures to judge")
     if Path(camera).exists():
         camera = _beside(file, Path(camera))
     write_text(file, example(_beside(file, bundle), camera, name))
-    typer.echo(f"{file} is written; next: saae-line check {file} && saae-line run {file}")
+    typer.echo(f"{file} written. Next: saae-line check {file} && saae-line run {file}")
 
 
 def _beside(file: Path, target: Path) -> str:
@@ -189,8 +188,8 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
     for station in stations:
         counts: dict[str, int] = station["counts"]  # type: ignore[assignment]
         console.print(
-            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} too late, {counts['error']} "
-            f"could not be judged), {counts['dropped']} dropped"
+            f"{station['name']}: {counts['OK']} OK, {counts['NG']} NG ({counts['timeout']} timed out, "
+            f"{counts['error']} could not be judged, {counts['missed']} of them not taken), {counts['dropped']} dropped"
         )
         lost += counts.get("unrecorded", 0)
     for sink in sinks:
@@ -201,27 +200,6 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
         console.print(escape(words))
         lost += int(sink["lost"])  # type: ignore[call-overload]
     return lost
-
-
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM stops in order, a second one breaks."""
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        stop.set()
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # The order is that of the help.

@@ -68,7 +68,7 @@ def recalibrate_command(
         if name in changes:
             book.change(name, **changes[name])
         if name in problems:
-            console.print(f"note: what was changed on the page is left out: {escape(problems[name])}", style="yellow")
+            console.print(f"note: a change made on the page is ignored: {escape(problems[name])}", style="yellow")
         found = book.get(name)
         bundle = config.place(found.config.bundle)
         result = recalibrate(bundle, found, pictures, dry_run=not write)
@@ -83,7 +83,7 @@ def recalibrate_command(
     table.add_row("pixels", f"{result.pixel_before:.5g}", f"{result.pixel_after:.5g}")
     out = Console(highlight=False, soft_wrap=True)
     out.print(table)
-    out.print(f"{len(changed)} of the last {judged} parts ({escape(source)}) would have another verdict")
+    out.print(f"{len(changed)} of the last {judged} parts ({escape(source)}) would change their verdict")
     for item in changed[:_SHOWN]:
         words = f"{item['time']} {item['station']} {item['part_id']}: {item['verdict']} -> {item['would_be']}"
         out.print(f"  {escape(words)} (score {item['score']:.5g})")

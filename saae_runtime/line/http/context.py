@@ -106,7 +106,7 @@ class Context:
         if found is None:
             raise refuse(401, "A token is needed.", "", "Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
         if not found.may(role):
-            raise refuse(403, f"That takes an {role}.", f"{found.name} is an {found.role}.", f"ask an {role}")
+            raise refuse(403, f"This needs the role {role}.", f"{found.name} is an {found.role}.", f"ask an {role}")
         return found
 
     def install(self, app: FastAPI) -> None:
@@ -137,14 +137,12 @@ class Context:
             f"{'.'.join(str(part) for part in item['loc'])[:100]}: {str(item['msg'])[:200]}"
             for item in error.errors()[:10]
         ]
-        words = problem("The request is not as it should be.", "; ".join(found), "see /openapi.json")
+        words = problem("The request is invalid.", "; ".join(found), "see /openapi.json")
         return JSONResponse(words, 422)
 
     async def _fault(self, request: Request, error: Exception) -> JSONResponse:
         self.line.meter.fail(error)
-        words = problem(
-            "The service has a fault.", type(error).__name__, "look at the log; nothing was changed by halves"
-        )
+        words = problem("Internal error.", type(error).__name__, "see the log; no change was applied in part")
         return JSONResponse(words, 500)
 
 

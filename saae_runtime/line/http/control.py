@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from ...meter import one_line
 from ..audit import AuditLog
 from ..in_force import InForce
 from ..overrides import Override, Overrides, pool_folder
-from ..part import Verdict, now, stamp
+from ..part import Choice, Verdict, now, stamp
 from ..recalibrate import changed_parts, recalibrate, versions
 from ..recipes import Recipe
 from ..service import Line
+from ..station import Station
 from .access import Who
 from .options import HttpOptions
 from .recent import Recent
@@ -30,6 +32,7 @@ from .recent import Recent
 __all__ = ["Control"]
 
 _CHANGED_SHOWN = 200
+_LAST_CHOICES = 0.5  # seconds at the end for recipes that were chosen and are not written yet
 _HIGHEST = 20.0  # times the highest threshold of the bundle's table that people may set
 SERVICE = Who("saae-line", "engineer")
 
@@ -60,6 +63,8 @@ class Control:
         self._closed = False
         self.job: dict[str, Any] = {"state": "none"}
         self.audit = AuditLog(self._folder / "audit.jsonl", self._copy)
+        self._choices: queue.SimpleQueue[tuple[str, str, Choice] | None] = queue.SimpleQueue()
+        self._choice_writer = threading.Thread(target=self._write_choices, name="audit", daemon=True)
         try:
             self.overrides = Overrides(self._folder, options.pool_mb)
         except BaseException:
@@ -70,6 +75,8 @@ class Control:
         except BaseException:
             self.close()
             raise
+        self._choice_writer.start()
+        line.listen_to_choices(self._chose)
 
     # --- recipes ---
 
@@ -127,7 +134,7 @@ class Control:
                 the recipe's any more: somebody else has changed it meanwhile.
         """
         if (false_alarms is None) == (threshold is None):
-            raise ConfigError("Give `false_alarms` or `threshold`.", "Each of them alone decides the threshold.", "")
+            raise ConfigError("Give `false_alarms` or `threshold`.", "Exactly one of them sets the threshold.", "")
         with self._lock:
             found = self._current(recipe, version)
             after = found.table.at(false_alarms) if threshold is None else threshold
@@ -136,7 +143,7 @@ class Control:
                 raise ConfigError(
                     f"A threshold of {after:g} is not possible for recipe {recipe}.",
                     f"Its good parts score up to {found.table.threshold[0]:.4g}; above {highest:.4g} nothing is NG.",
-                    "a rate of false alarms finds the threshold by itself",
+                    "set a false alarm rate instead",
                 )
             changes = {"false_alarms": false_alarms} if threshold is None else {"threshold": threshold}
             data = {"recipe": recipe, "before": found.threshold, "after": after, **changes}
@@ -180,18 +187,31 @@ class Control:
             "version": made.version
         }
 
+    def _chose(self, station: Station, choice: Choice) -> None:
+        """Take note of a recipe that a PLC or a client of the trigger asked for: the writer waits for the disk."""
+        self._choices.put((station.name, station.recipe, choice))
+
+    def _write_choices(self) -> None:
+        while (item := self._choices.get()) is not None:
+            station, own, choice = item
+            data = {"station": station, "before": choice.before or own, "after": choice.after or own}
+            try:
+                self.audit.append(choice.who, choice.role, "recipe", {**data, "asked": stamp(choice.time)})
+            except Exception as error:  # the parts' records name their recipe all the same
+                self._line.meter.fail(error)
+
     # --- overrides ---
 
     def override(self, who: Who, key: str, verdict: Verdict, note: str) -> Override:
         """A person says what a part really is.
 
         Raises:
-            DataError: the part is not among the latest. ConfigError: it is overridden already.
+            DataError: the part is not among the latest parts. ConfigError: it is overridden already.
         """
         record = self._recent.by_key(key)
         if record is None:
             raise DataError(
-                f"Part {shown(key, 200)} is not among the latest.",
+                f"Part {shown(key, 200)} is not among the latest parts.",
                 f"The service remembers the last {len(self._recent.records(10**6))} parts since it started.",
                 "GET /v1/parts lists them",
             )
@@ -215,7 +235,7 @@ class Control:
         """
         with self._lock:
             if self.overrides.get(key) is None:
-                raise DataError(f"No override of {shown(key, 200)} stands.", "", "GET /v1/overrides lists them")
+                raise DataError(f"There is no override of {shown(key, 200)}.", "", "GET /v1/overrides lists them")
             self._write(who, "override undone", {"key": key})
             made = self.overrides.undo(key, who.name)
         self._tell("override-undone", made)
@@ -238,7 +258,7 @@ class Control:
         found = self._recipe(recipe)
         with self._job_lock:
             if self._closed or self.job["state"] == "running":
-                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows how it goes")
+                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows its progress")
             self.job = {"state": "running", "recipe": recipe, "dry_run": dry_run, "since": stamp(now())}
             started = dict(self.job)
         if not dry_run:
@@ -288,6 +308,10 @@ class Control:
             self._closed = True
             if self._process is not None:
                 self._process.kill()
+        self._line.listen_to_choices(None)
+        if self._choice_writer.is_alive():
+            self._choices.put(None)
+            self._choice_writer.join(_LAST_CHOICES)
         self.audit.close()
         self.overrides.close()
 
@@ -306,9 +330,9 @@ class Control:
         found = self._recipe(name)
         if version is not None and version != found.version:
             raise ConfigError(
-                f"Recipe {name} has been changed meanwhile.",
+                f"Recipe {name} has changed in the meantime.",
                 f"It is at version {found.version}, not {version}.",
-                "look at it again, then change it",
+                "reload it, then change it",
             )
         return found
 

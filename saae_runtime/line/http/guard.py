@@ -99,7 +99,7 @@ class Guard:
         host = headers.get("host", "")
         if len(hosts) != 1 or not is_our_name(host, self._options):
             return 421, problem(
-                "This service is not called by that name.",
+                "This service does not answer to that name.",
                 f"Host: {host[:100]!r}",
                 "use its address, or list the name in [http] hosts",
             )
@@ -113,9 +113,9 @@ class Guard:
             # A link to the page from elsewhere is no harm; anything else from elsewhere is.
             if scope["method"] in _SAFE and scope["path"] == "/" and origin is None:
                 return None
-            return 403, problem("Pages of other sites are not served here.", "", "open this service's own page")
+            return 403, problem("Requests from other sites are refused.", "", "open this service's own page")
         if scope["method"] not in (*_SAFE, "POST"):
-            return 405, problem(f"{scope['method'][:20]} is not possible here.", "", "GET or POST; see /openapi.json")
+            return 405, problem(f"{scope['method'][:20]} is not supported.", "", "GET or POST; see /openapi.json")
         return None
 
 
@@ -154,7 +154,7 @@ def _length(headers: dict[str, str]) -> int:
 
 
 def _too_large(most: int) -> dict[str, str]:
-    return problem("The request is too large.", f"At most {most:,} bytes are taken here.", "[http] max_body_mb")
+    return problem("The request is too large.", f"At most {most:,} bytes are accepted.", "[http] max_body_mb")
 
 
 def _limited(receive: Receive, most: int, seconds: float) -> Receive:
@@ -168,7 +168,7 @@ def _limited(receive: Receive, most: int, seconds: float) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
         except asyncio.TimeoutError:
-            words = problem("The request did not come in time.", f"It had {seconds:g} seconds.", "[http] timeout")
+            words = problem("The request timed out.", f"It had {seconds:g} seconds.", "[http] timeout")
             raise HTTPException(408, words, {"connection": "close"}) from None  # type: ignore[arg-type]
         if message["type"] == "http.request":
             count += len(message.get("body", b""))

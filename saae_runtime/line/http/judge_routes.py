@@ -18,14 +18,16 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from ... import render
 from ...errors import ConfigError, ImageError, shown
 from ...images import read_image_bytes
-from ..handshake import LONGEST_PART_ID, Handshake, Phase, View, is_part_id
+from ..handshake import LONGEST_PART_ID, Handshake, is_part_id
 from ..part import BY_SCORE, Part, Verdict, now
 from ..recipes import Recipe
 from ..station import MOST_REGIONS
+from ..view import Phase, View
 from .access import Who
 from .context import Context, bearer, refuse
 from .judging import Judged
 from .pictures import levels_png
+from .yielding import give_way
 
 __all__ = ["router"]
 
@@ -124,8 +126,9 @@ def router(context: Context) -> APIRouter:
         started = time.monotonic()
         name = part_id if part_id is not None else f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         if not is_part_id(name):
-            raise ConfigError(f"{shown(name)} is no part id.", "", f"1 to {LONGEST_PART_ID} printable characters")
+            raise ConfigError(f"{shown(name)} is not a part id.", "", f"1 to {LONGEST_PART_ID} printable characters")
         chosen = _recipe(context, recipe, station)
+        context.batcher.admit()
         limit = context.options.timeout
         try:
             async with bodies:
@@ -146,7 +149,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/trigger", response_model=Triggered, responses=_errors(404, 409))
     def trigger(body: TriggerBody, who: Who = Depends(context.operator)) -> Triggered:
         """Ask a station for the verdict of a part, as its PLC would; answers when it stands, and acknowledges it."""
-        return _triggered(context, body)
+        return _triggered(context, body, who)
 
     return routes
 
@@ -213,15 +216,18 @@ def _picture(body: bytes, content_type: str) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise ImageError("The form cannot be read.", str(error), "send the picture as the body itself") from error
+        raise ImageError("The form cannot be read.", str(error), "send the picture as the request body") from error
     if whole:
         return whole[0]
     raise ImageError(
-        "The form has no whole file.", f"It has {len(parts)} fields.", "curl -F image=@part.png, or the body itself"
+        "The form has no complete file.",
+        f"It has {len(parts)} fields.",
+        "curl -F image=@part.png, or send it as the request body",
     )
 
 
 def _decoded(context: Context, recipe: Recipe, data: bytes) -> Any:
+    give_way()  # a thread that decodes pictures, and does little else
     options = context.options
     white = recipe.shared.engine.white_level
     return read_image_bytes(data, "the picture", white, formats=options.formats, pixels=options.max_pixels)
@@ -282,10 +288,10 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _triggered(context: Context, body: TriggerBody) -> Triggered:
+def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     stations = context.line.stations
     if body.station is None and len(stations) > 1:
-        raise ConfigError("There are several stations.", "", f"name one of {', '.join(stations)}")
+        raise ConfigError("There is more than one station.", "", f"name one of {', '.join(stations)}")
     name = body.station if body.station is not None else next(iter(stations))
     if name not in stations:
         raise refuse(404, f"No station is named {shown(name)}.", "", f"there is {', '.join(stations)}")
@@ -300,13 +306,13 @@ def _triggered(context: Context, body: TriggerBody) -> Triggered:
     latest = context.recent.latest
     owner = object()
     version = source.view().version
-    reply = source.trigger(body.part_id, body.recipe, owner)
+    reply = source.trigger(body.part_id, body.recipe, owner, who.name, who.role)
     if not reply.accepted:
         raise refuse(
             409,
             f"Station {name} does not take the part: {reply.name.lower().replace('_', ' ')}.",
             source.view().fault,
-            "one part at a time; the one before has to be judged and acknowledged",
+            "one part at a time: the previous one must be judged and acknowledged",
         )
     try:
         view = _verdict(context, source, body.part_id, version)

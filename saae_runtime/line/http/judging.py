@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from ...errors import DeviceError
 from ...result import Result
 from ..recipes import Recipe
+from .yielding import give_way
 
 __all__ = ["Batcher", "BusyError", "Judged"]
 
 _YIELD = 0.25  # seconds at most that requests wait for the parts of the line, before each batch
+_ACTIVE = 5.0  # seconds after a part of the line during which requests take one picture at a time, and every other turn
+_LONGEST_TURN = 0.5  # seconds that they leave to the line after a batch at most
 _STEP = 0.002
 _WAITING_BYTES = 512 << 20  # of frames that wait
 
@@ -50,6 +53,9 @@ class Batcher:
     Pictures of the same recipe are one call of the engine. A task whose future is cancelled by then is not computed.
     One picture that cannot be judged costs the others nothing: they are computed again one by one.
 
+    The line goes first. While its stations have parts, a batch is one picture, so that a part waits for one computation
+    at most; after each the thread rests as long as it computed; and it has a lower priority.
+
     Args:
         most: pictures in one call.
         waiting: pictures that may wait.
@@ -62,8 +68,28 @@ class Batcher:
         self._changed = threading.Condition()
         self._tasks: deque[_Task] = deque()
         self._closed = False
+        self._line_seen = float("-inf")
         self._thread = threading.Thread(target=self._run, name="http-judge", daemon=True)
         self._thread.start()
+
+    def admit(self) -> None:
+        """Refuse early, before a body is read and decoded for nothing.
+
+        Raises:
+            BusyError: too many wait, or it is closed.
+        """
+        with self._changed:
+            self._check(0)
+
+    def _check(self, size: int) -> None:
+        if self._closed:
+            raise BusyError("The service is stopping.")
+        if len(self._tasks) >= self._waiting or (self._tasks and self._bytes + size > _WAITING_BYTES):
+            raise BusyError(
+                f"{len(self._tasks)} pictures are waiting.",
+                "Pictures arrive faster than they are judged.",
+                "retry later, or send fewer at a time",
+            )
 
     def submit(self, frame: NDArray[np.uint8], recipe: Recipe) -> Future[Judged]:
         """Has a frame judged.
@@ -77,14 +103,7 @@ class Batcher:
         """
         future: Future[Judged] = Future()
         with self._changed:
-            if self._closed:
-                raise BusyError("The service ends.")
-            if len(self._tasks) >= self._waiting or (self._tasks and self._bytes + frame.nbytes > _WAITING_BYTES):
-                raise BusyError(
-                    f"{len(self._tasks)} pictures wait already.",
-                    "Pictures come faster than they are judged.",
-                    "send it again in a moment, or send fewer at once",
-                )
+            self._check(frame.nbytes)
             self._tasks.append(_Task(frame, recipe, future))
             self._bytes += frame.nbytes
             self._changed.notify_all()
@@ -98,10 +117,19 @@ class Batcher:
             self._changed.notify_all()
         for task in tasks:
             if task.future.set_running_or_notify_cancel():
-                task.future.set_exception(BusyError("The service ends."))
+                task.future.set_exception(BusyError("The service is stopping."))
         self._thread.join(timeout)
 
+    def part_came(self) -> None:
+        """Note that the line has a part: requests give way for some seconds."""
+        self._line_seen = time.monotonic()
+
+    @property
+    def _line_is_active(self) -> bool:
+        return time.monotonic() - self._line_seen < _ACTIVE
+
     def _run(self) -> None:
+        give_way()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._tasks or self._closed)
@@ -110,16 +138,21 @@ class Batcher:
             end = time.monotonic() + _YIELD
             while self._busy() and time.monotonic() < end:
                 time.sleep(_STEP)
-            tasks = self._taken()
+            tasks = self._taken(1 if self._line_is_active else self._most)
+            began = time.monotonic()
             if tasks:
                 _compute(tasks)
+            if tasks and self._line_is_active:
+                with self._changed:
+                    rest = min(time.monotonic() - began, _LONGEST_TURN)
+                    self._changed.wait_for(lambda: self._closed, rest)
             del tasks  # frames and maps must not stay until the next request
 
-    def _taken(self) -> list[_Task]:
+    def _taken(self, most: int) -> list[_Task]:
         """The first task, and those behind it with the same recipe, as many as go together."""
         taken: list[_Task] = []
         with self._changed:
-            while self._tasks and len(taken) < self._most:
+            while self._tasks and len(taken) < most:
                 if taken and self._tasks[0].recipe is not taken[0].recipe:
                     break
                 task = self._tasks.popleft()

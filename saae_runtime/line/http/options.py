@@ -39,7 +39,7 @@ class UserOptions:
         if not _NAME.fullmatch(self.name):
             raise ValueError("`name`: letters, digits, `.`, `_` and `-` are possible, 40 at most")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.token_env):
-            raise ValueError("`token_env` is no name of an environment variable")
+            raise ValueError("`token_env` is not a valid name of an environment variable")
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,24 @@ class HttpOptions:
             ("max_pixels", 1, 10**9),
         ):
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; possible are {least} to {most}")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; allowed: {least} to {most}")
         for name, limit in (("max_body_mb", 2000), ("timeout", 600), ("frames_mb", 1e6), ("pool_mb", 1e9)):
             if not 0 < getattr(self, name) <= limit:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it is above 0 and at most {limit:g}")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0 and at most {limit:g}")
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
-            raise ValueError(f"`formats` {', '.join(unknown) or 'is empty'}; possible are {', '.join(FORMATS)}")
+            raise ValueError(f"`formats` {', '.join(unknown) or 'is empty'}; allowed: {', '.join(FORMATS)}")
         if (self.certificate is None) != (self.key is None):
             raise ValueError("`certificate` and `key` belong together")
         names = [user.name for user in self.user]
         if len(set(names)) != len(names):
             raise ValueError("two users have the same name")
         if not self.shifts or sorted(set(self.shift_times)) != list(self.shift_times):
-            raise ValueError("`shifts` are times of a day, in order, such as 06:00")
+            raise ValueError("`shifts` must be times of day in ascending order, such as 06:00")
         if not self.user and not is_loopback(self.host):
             raise ValueError(
-                f"`host` {self.host} lets other machines in; that needs users with tokens: [[http.user]] name, role, "
-                "token_env"
+                f"`host` {self.host} accepts other machines; that requires users with tokens: [[http.user]] name, "
+                "role, token_env"
             )
 
     @property
@@ -119,11 +119,11 @@ class HttpOptions:
         """When shifts begin.
 
         Raises:
-            ValueError: one that is no HH:MM.
+            ValueError: one that is not HH:MM.
         """
         for text in self.shifts:
             if not re.fullmatch(r"\d\d:\d\d", text):
-                raise ValueError(f"`shifts`: {text!r} is no HH:MM")
+                raise ValueError(f"`shifts`: {text!r} is not HH:MM")
         return tuple(time.fromisoformat(text) for text in self.shifts)
 
 
@@ -149,12 +149,16 @@ def users_of(options: HttpOptions) -> tuple[User, ...]:
             raise ConfigError(
                 f"User {user.name} of [http] has no usable token.",
                 f"The environment variable {user.token_env} is "
-                + ("not set." if not token else f"no {_SHORTEST_TOKEN} and more plain characters."),
+                + ("not set." if not token else f"no {_SHORTEST_TOKEN} plain characters or more."),
                 f"export {user.token_env}=$(openssl rand -hex 24)",
             )
         found.append(User(user.name, user.role, token))
     if len({user.token for user in found}) != len(found):
-        raise ConfigError("Two users of [http] have the same token.", "Nobody could say who it was.", "one each")
+        raise ConfigError(
+            "Two users of [http] have the same token.",
+            "The audit log could not tell them apart.",
+            "give each user a token",
+        )
     return tuple(found)
 
 

@@ -112,7 +112,7 @@ def _add_sessions(routes: APIRouter, context: Context) -> None:
         except Throttled as error:
             raise throttled(error) from None
         if secret is None:
-            raise refuse(401, "The token is wrong.", "", "ask whoever set up [[http.user]]")
+            raise refuse(401, "The token is wrong.", "", "see [[http.user]] in line.toml")
         answer = JSONResponse({"ok": True})
         answer.set_cookie(
             COOKIE,
@@ -166,7 +166,10 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
             seen = recent.seen(number)
             if seen is None:
                 raise refuse(
-                    404, f"The frame of part number {number} is not in memory.", "", "[http] frames_mb keeps more"
+                    404,
+                    f"The frame of part number {number} is not in memory.",
+                    "",
+                    "raise [http] frames_mb to keep more",
                 )
             with drawing:
                 data = jpeg(picture(seen.frame, seen.result, layer, size))
@@ -181,7 +184,7 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
         """Server-sent events: `parts` (a list of records, oldest first) as they come, `state` every two seconds."""
         nonlocal streams
         if streams >= _STREAMS:
-            raise refuse(503, f"{streams} pages are open already.", "", "close one", {"retry-after": "10"})
+            raise refuse(503, f"{streams} pages are open.", "", "close one", {"retry-after": "10"})
 
         async def stream() -> AsyncIterator[bytes]:
             nonlocal streams
@@ -234,7 +237,10 @@ def _state(context: Context) -> Any_:
     context.recent.save()
     health = context.health()
     stations = [
-        {key: item[key] for key in ("name", "recipe", "ready", "live", "finished", "camera_connected", "counts")}
+        {
+            key: item[key]
+            for key in ("name", "recipe", "ready", "live", "finished", "fault", "camera_connected", "counts")
+        }
         | {"latency_ms": item["latency_ms"], "last_error": item["last_error"]}
         | {"recipes": list(context.line.stations[item["name"]].config.recipes)}
         for item in health["stations"]

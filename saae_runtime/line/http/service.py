@@ -14,16 +14,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import ConfigError, SaaeError
 from ...version import saae_version
+from ..part import Part
 from ..plc.service import ServerThread
 from ..service import Line
 from . import control_routes, judge_routes, page_routes
 from .access import Access
+from .certificate import certificate_of
 from .context import Context
 from .control import Control
 from .guard import Guard
+from .judge_routes import STATION
 from .judging import Batcher
 from .options import HttpOptions, users_of
 from .recent import Recent
+from .yielding import give_way
 
 __all__ = ["HttpService", "listener", "make_app"]
 
@@ -46,13 +50,14 @@ class HttpService:
         context: what its requests share.
 
     Raises:
-        ConfigError: a token is missing, or another process uses the folder.
+        ConfigError: a token is missing, certificate or key cannot be used, or another process uses the folder.
         StorageError: the folder cannot be written.
         DeviceError: it cannot listen there.
     """
 
     def __init__(self, line: Line, options: HttpOptions) -> None:
         users = users_of(options)
+        self._certificate = certificate_of(line.config, options)
         folder = line.config.place(options.folder)
         recent = Recent(options.parts, options.frames_mb, options.shift_times, folder / "shift.json")
         control = Control(line, options, recent)
@@ -63,7 +68,7 @@ class HttpService:
 
         batcher = Batcher(options.batch, options.waiting, lambda: line.computing)
         self.context = Context(line, options, Access(users, failed), recent, control, batcher)
-        self._unlisten = line.listen(recent.take)
+        self._unlisten = [line.listen(recent.take), line.listen(lambda part, *_: self._seen(part))]
         self._server: uvicorn.Server | None = None
         try:
             self._thread = ServerThread("http", (_numeric(options.host), options.port), self._serve)
@@ -99,7 +104,8 @@ class HttpService:
         self._let_go()
 
     def _let_go(self) -> None:
-        self._unlisten()
+        for end in self._unlisten:
+            end()
         self.context.batcher.close()
         self.context.recent.save(at_once=True)
         self.context.control.close()
@@ -110,9 +116,14 @@ class HttpService:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _seen(self, part: Part) -> None:
+        if part.station != STATION:
+            self.context.batcher.part_came()
+
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
+        give_way()
         options = self.context.options
-        place = self.context.line.config.place
+        certificate, key = self._certificate or (None, None)
         config = uvicorn.Config(
             make_app(self.context),
             http=_Protocol,
@@ -127,8 +138,8 @@ class HttpService:
             timeout_keep_alive=5,
             timeout_graceful_shutdown=_LINGER,  # type: ignore[arg-type]  # it is given to asyncio.wait_for
             h11_max_incomplete_event_size=_HEADERS,
-            ssl_certfile=None if options.certificate is None else str(place(options.certificate)),
-            ssl_keyfile=None if options.key is None else str(place(options.key)),
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
         found = listener(options.host, port)
         self._server = server = uvicorn.Server(config)
@@ -203,6 +214,6 @@ def listener(name: str, port: int) -> socket.socket:
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise ConfigError(f"http: no server at {host}:{port}.", str(error), "[http] host and port") from error
+        raise ConfigError(f"http: cannot listen on {host}:{port}.", str(error), "[http] host and port") from error
     found.set_inheritable(False)
     return found

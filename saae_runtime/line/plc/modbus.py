@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError
 from ..handshake import Handshake
 from .registers import CONTROL, CONTROL_SIZE, STATUS, STATUS_SIZE, Registers
-from .service import ServerThread, parse_listen
+from .server import PlcServer
 
 __all__ = ["DEFAULT_PORT", "ModbusServer"]
 
@@ -27,7 +27,7 @@ _SHARED = object()  # the one client of connections that share their control bit
 _client: ContextVar[object] = ContextVar("modbus_client", default=_SHARED)
 
 
-class ModbusServer:
+class ModbusServer(PlcServer):
     """Serves the register map on TCP from a thread of its own until `close`. Any unit identifier is answered.
 
     A PLC keeps its connection open: with it ends the part that it triggered, and the verdict of that part is withdrawn.
@@ -48,6 +48,9 @@ class ModbusServer:
         DeviceError: it cannot listen there.
     """
 
+    name = "modbus"
+    default_port = DEFAULT_PORT
+
     def __init__(
         self,
         handshake: Handshake,
@@ -55,29 +58,10 @@ class ModbusServer:
         recipes: Mapping[int, str] | None = None,
         keep_on_disconnect: bool = False,
     ) -> None:
-        self.host, port = parse_listen(listen, DEFAULT_PORT)
-        self._registers = Registers(handshake, recipes)
+        self._registers = Registers(handshake, recipes, self.name)
         self._keep = keep_on_disconnect
         self._library = _load()
-        self._thread = ServerThread("modbus", (self.host, port), self._serve)
-
-    @property
-    def port(self) -> int:
-        """The TCP port."""
-        return self._thread.port
-
-    @property
-    def alive(self) -> bool:
-        """Whether it serves."""
-        return self._thread.alive
-
-    def stop(self) -> None:
-        """Asks the server to end, and returns at once."""
-        self._thread.stop()
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Ends all connections and the server. Waits at most so many seconds for its end. May be called twice."""
-        self._thread.close(timeout)
+        super().__init__(handshake, listen)
 
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         simulator, server_type = self._library
@@ -129,7 +113,7 @@ def _load() -> tuple[Any, Any]:
         from pymodbus.server.requesthandler import ServerRequestHandler
     except ImportError as error:
         raise ConfigError(
-            "There is no Modbus here.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
+            "Modbus is not available.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
         ) from error
     # Whatever a scan of the network sends would be an error in the log each time.
     logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)

@@ -10,8 +10,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from ...errors import ConfigError
-from ..handshake import Handshake, Phase, Reply, View
-from .service import ServerThread, parse_listen
+from ..handshake import Handshake
+from ..view import Phase, Reply, View
+from .server import PlcServer
 
 __all__ = ["DEFAULT_PORT", "NAMESPACE", "OpcuaServer"]
 
@@ -55,7 +56,7 @@ _BITS: dict[str, Callable[[View], bool]] = {
 _RESULT_BITS = tuple(name for name in _BITS if name.startswith(_LATEST))
 
 
-class OpcuaServer:
+class OpcuaServer(PlcServer):
     """Serves the nodes on `opc.tcp` from a thread of its own until `close`. All of them are read-only.
 
     A session that starts a job and ends takes its part with it, as does the end of its connection.
@@ -74,36 +75,19 @@ class OpcuaServer:
         DeviceError: it cannot listen there.
     """
 
+    name = "opcua"
+    default_port = DEFAULT_PORT
+
     def __init__(self, handshake: Handshake, listen: str = "127.0.0.1:4840") -> None:
-        self.host, port = parse_listen(listen, DEFAULT_PORT)
-        self._handshake = handshake
         self._owners: set[object] = set()
         self._nodes: dict[str, Any] = {}
         self._ua = _load()
-        self._thread = ServerThread("opcua", (self.host, port), self._serve)
-
-    @property
-    def port(self) -> int:
-        """The TCP port."""
-        return self._thread.port
+        super().__init__(handshake, listen)
 
     @property
     def url(self) -> str:
         """The endpoint."""
         return f"opc.tcp://{self.host}:{self.port}/saae"
-
-    @property
-    def alive(self) -> bool:
-        """Whether it serves."""
-        return self._thread.alive
-
-    def stop(self) -> None:
-        """Asks the server to end, and returns at once."""
-        self._thread.stop()
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Ends all sessions and the server. Waits at most so many seconds for its end. May be called twice."""
-        self._thread.close(timeout)
 
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         server = _new_server()
@@ -224,13 +208,13 @@ class OpcuaServer:
 
     def _start(self, part_id: str, recipe: str) -> Reply:
         owner = _session.get()
-        reply = self._handshake.trigger(part_id, recipe or None, owner=owner)
+        reply = self._handshake.trigger(part_id, recipe or None, owner, who=self.name)
         if reply.accepted:
             self._owners = {owner}
         return reply
 
     def _prepare(self, recipe: str) -> Reply:
-        return self._handshake.select(recipe or None)
+        return self._handshake.select(recipe or None, who=self.name)
 
     def _acknowledge(self, part_id: str) -> Reply:
         return self._handshake.acknowledge(part_id)
@@ -284,7 +268,7 @@ def _load() -> Any:
         from asyncua import ua
     except ImportError as error:
         raise ConfigError(
-            "There is no OPC UA here.", f"asyncua cannot be imported: {error}", "pip install 'saae[opcua]'"
+            "OPC UA is not available.", f"asyncua cannot be imported: {error}", "pip install 'saae[opcua]'"
         ) from error
     # Whatever a client gets wrong would be a traceback in the log each time.
     logging.getLogger("asyncua.server").setLevel(logging.CRITICAL)

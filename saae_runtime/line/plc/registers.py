@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import ConfigError
-from ..handshake import LONGEST_PART_ID, Handshake, Reply, View
+from ..handshake import LONGEST_PART_ID, Handshake
+from ..view import Reply, View
 
 __all__ = [
     "ACKNOWLEDGE",
@@ -60,17 +61,21 @@ class Registers:
     Args:
         handshake: what is driven.
         recipes: recipe number (1..65535) -> name; 0 is the station's own.
+        who: name of the client in the audit log.
 
     Raises:
         ConfigError: a recipe number out of range.
     """
 
-    def __init__(self, handshake: Handshake, recipes: Mapping[int, str] | None = None) -> None:
+    def __init__(self, handshake: Handshake, recipes: Mapping[int, str] | None = None, who: str = "plc") -> None:
         self._handshake = handshake
+        self._who = who
         self._recipes = dict(recipes or {})
         for number in self._recipes:
             if not 1 <= number <= 0xFFFF:
-                raise ConfigError(f"recipe number {number}.", "A register holds 1 to 65535.", "number it within these")
+                raise ConfigError(
+                    f"recipe number {number}.", "A register holds 1 to 65535.", "use a number in this range"
+                )
         self._numbers = {name: number for number, name in self._recipes.items()}
         self._control = [0] * CONTROL_SIZE
         self._clients: dict[object, _Client] = {}
@@ -122,7 +127,7 @@ class Registers:
         if number and number not in self._recipes:
             self._handshake.refuse(Reply.BAD_RECIPE)
             return
-        self._handshake.trigger(self._part_id(), self._recipes.get(number), owner=client)
+        self._handshake.trigger(self._part_id(), self._recipes.get(number), client, self._who)
 
     def _part_id(self) -> str:
         """The text, up to its first zero; without one, the number; neither is no part id."""

@@ -89,9 +89,9 @@ class ServerThread:
 
     def _cannot_listen(self, address: tuple[str, int], error: BaseException) -> DeviceError:
         return DeviceError(
-            f"{self._name}: no server at {address[0]}:{address[1]}.",
+            f"{self._name}: cannot listen on {address[0]}:{address[1]}.",
             f"{type(error).__name__}: {error}",
-            "choose an address of this machine and a port that no other program has; a port below 1024 needs a right "
+            "use an address of this machine and a free port; a port below 1024 needs a privilege "
             "(AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit file)",
         )
 
@@ -127,8 +127,10 @@ def parse_listen(text: str, default_port: int) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and not port.isdecimal():
-        raise ConfigError(f"{text}: no address to listen on.", "", f"host:port, such as 127.0.0.1:{default_port}")
+        raise ConfigError(f"{text}: not an address to listen on.", "", f"host:port, such as 127.0.0.1:{default_port}")
     number = int(port) if colon else default_port
     if number > 65535:
-        raise ConfigError(f"{text}: no port {number}.", "Ports end at 65535.", f"such as 127.0.0.1:{default_port}")
+        raise ConfigError(
+            f"{text}: {number} is not a port.", "Ports end at 65535.", f"such as 127.0.0.1:{default_port}"
+        )
     return host or "127.0.0.1", number

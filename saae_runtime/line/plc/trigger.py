@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ...errors import ConfigError, shown
 from ..config import LineConfig, StationConfig
 from ..handshake import Handshake
 from .modbus import ModbusServer
 from .opcua import OpcuaServer
+from .server import PlcServer
 
 __all__ = ["PlcConfig", "PlcTrigger", "open_trigger"]
 
@@ -34,19 +34,10 @@ class PlcConfig:
 
     def __post_init__(self) -> None:
         if not self.result_timeout > 0:
-            raise ValueError(f"`result_timeout` is {self.result_timeout}; it is above 0")
+            raise ValueError(f"`result_timeout` is {self.result_timeout}; it must be above 0")
         numbers = list(self.recipe_numbers.values())
         if len(set(numbers)) != len(numbers) or not all(1 <= number <= 0xFFFF for number in numbers):
-            raise ValueError("`recipe_numbers` are from 1 to 65535, and each is used once")
-
-
-class _Server(Protocol):
-    @property
-    def alive(self) -> bool: ...
-
-    def stop(self) -> None: ...
-
-    def close(self, timeout: float) -> None: ...
+            raise ValueError("`recipe_numbers` must be different numbers from 1 to 65535")
 
 
 class PlcTrigger(Handshake):
@@ -56,7 +47,7 @@ class PlcTrigger(Handshake):
         servers: a `ModbusServer`, an `OpcuaServer`, or both.
     """
 
-    servers: tuple[_Server, ...] = ()
+    servers: tuple[PlcServer, ...] = ()
 
     def close(self) -> None:
         """Withdraws everything and ends the servers. May be called twice."""
@@ -95,7 +86,7 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
             if spec.strip() == "http":  # `POST /v1/trigger` of the service that `[http]` names
                 continue
             if kind == "modbus":
-                server: _Server = ModbusServer(
+                server: PlcServer = ModbusServer(
                     handshake, listen or "127.0.0.1", numbers, keep_on_disconnect=options.keep_on_disconnect
                 )
             elif kind == "opcua":

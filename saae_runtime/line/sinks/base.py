@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..spool import Record
+from ..spool_records import Record
 
 __all__ = ["Hurry", "Sink"]
 

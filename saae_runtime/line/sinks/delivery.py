@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import SaaeError
 from ...meter import one_line
-from ..spool import Reader, Record
+from ..spool_reader import Reader
+from ..spool_records import Record
 from .base import Sink
 
 __all__ = ["Delivery"]

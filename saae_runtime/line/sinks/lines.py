@@ -14,7 +14,7 @@ from typing import Any
 
 from ...appending import LineFile, Rotation
 from ...errors import ConfigError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["COLUMNS", "CsvOptions", "CsvSink", "JsonlOptions", "JsonlSink"]
@@ -73,7 +73,7 @@ class CsvOptions:
 
 def _check_rotation(rotate: str | None, keep: int) -> None:
     if keep < 0:
-        raise ValueError(f"`keep` is {keep}; a number from 0 up")
+        raise ValueError(f"`keep` is {keep}; it must be at least 0")
     if rotate is not None:
         try:
             Rotation.parse(rotate, keep, "rotate = ")
@@ -172,8 +172,8 @@ class CsvSink(_LinesSink):
                 found = stream.readline()
             if found.rstrip() != header.rstrip():
                 raise ConfigError(
-                    f"{self._path}: another table.",
-                    "Its first line is not that of this version's parts.",
+                    f"{self._path}: this is a different table.",
+                    "Its header differs from the one of this version.",
                     "move it away, or name another file",
                 )
         return LineFile(self._path, b"", _CURE, rotation=self._rotation, header=header)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FetchError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["MqttOptions", "MqttSink"]
@@ -51,9 +51,9 @@ class MqttOptions:
         if not self.host:
             raise ValueError("`host` is empty")
         if not 1 <= self.port <= 65535:
-            raise ValueError(f"`port` is {self.port}; possible are 1 to 65535")
+            raise ValueError(f"`port` is {self.port}; allowed: 1 to 65535")
         if self.topic is not None and (not self.topic.strip("/") or any(letter in self.topic for letter in "#+\0")):
-            raise ValueError(f"`topic` is {self.topic!r}; without `#` and `+`, please")
+            raise ValueError(f"`topic` is {self.topic!r}; `#` and `+` are not allowed")
         if self.ca is not None and not self.tls:
             raise ValueError("`ca` needs `tls = true`")
 
@@ -118,13 +118,13 @@ class MqttSink:
         try:
             import paho.mqtt.client as mqtt
         except ImportError as error:
-            raise ConfigError("MQTT is not available here.", str(error), "pip install 'saae[line]'") from error
+            raise ConfigError("MQTT is not available.", str(error), "pip install 'saae[line]'") from error
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=self._name)
         options = self._options
         if options.username is not None:
             password = os.environ.get(options.password_env) if options.password_env else None
             if options.password_env and not password:
-                raise ConfigError(f"The broker's password is not there: ${options.password_env} is empty.")
+                raise ConfigError(f"The broker's password is missing: ${options.password_env} is empty.")
             client.username_pw_set(options.username, password)
         if options.tls:
             try:
@@ -138,17 +138,17 @@ class MqttSink:
 
         def connected(client: Any, _: Any, __: Any, reason: Any, ___: Any) -> None:
             if reason.is_failure:
-                self._why = f"it refuses the connection: {reason}"
+                self._why = f"it rejects the connection: {reason}"
                 return
             client.publish(f"{self._topic}/status", "online", qos=1, retain=True)
             self._connected.set()
 
         def disconnected(_: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
             self._connected.clear()
-            self._why = f"the connection has gone: {reason}"
+            self._why = f"the connection was lost: {reason}"
 
         def failed(_: Any, __: Any) -> None:
-            self._why = "nobody answers there"
+            self._why = "no answer"
 
         def published(_: Any, __: Any, number: int, ___: Any, ____: Any) -> None:
             self._acknowledged.add(number)
@@ -161,7 +161,7 @@ class MqttSink:
 
     def _error(self, why: str) -> FetchError:
         where = f"{self._options.host}:{self._options.port}"
-        return FetchError(f"The MQTT broker {where} does not take records.", why, "check broker and network")
+        return FetchError(f"The MQTT broker {where} does not accept records.", why, "check broker and network")
 
     def sync(self) -> None:
         """Nothing to do: what was acknowledged was acknowledged."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import ConfigError, StorageError
 from ..part import now, stamp
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["SCHEMA", "SqliteOptions", "SqliteSink"]
@@ -65,7 +65,7 @@ class SqliteOptions:
 
     def __post_init__(self) -> None:
         if self.days is not None and not self.days > 0:
-            raise ValueError(f"`days` is {self.days}; it is above 0")
+            raise ValueError(f"`days` is {self.days}; it must be above 0")
 
 
 class SqliteSink:
@@ -88,7 +88,9 @@ class SqliteSink:
             found = self._database.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, SCHEMA):
                 raise ConfigError(
-                    f"{self._path}: tables of version {found}.", f"This saae writes {SCHEMA}.", "name another file"
+                    f"{self._path}: the tables have version {found}.",
+                    f"This saae writes {SCHEMA}.",
+                    "name another file",
                 )
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
@@ -156,5 +158,7 @@ class SqliteSink:
 
     def _error(self, error: Exception) -> StorageError:
         return StorageError(
-            f"{self._path} cannot be written.", f"{type(error).__name__}: {error}", "check disk, rights and who uses it"
+            f"{self._path} cannot be written.",
+            f"{type(error).__name__}: {error}",
+            "check disk, permissions and other users of the file",
         )

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ...errors import ConfigError, FetchError
-from ..spool import Record
+from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["WebhookOptions", "WebhookSink"]
@@ -44,12 +44,12 @@ class WebhookOptions:
     def __post_init__(self) -> None:
         for name, url in (("url", self.url), ("proxy", self.proxy)):
             if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-                raise ValueError(f"`{name}` is {url!r}; it begins with http:// or https://")
+                raise ValueError(f"`{name}` is {url!r}; it must begin with http:// or https://")
         if not 0 < self.timeout <= 600:
-            raise ValueError(f"`timeout` is {self.timeout}; possible are more than 0, up to 600")
+            raise ValueError(f"`timeout` is {self.timeout}; it must be above 0 and at most 600")
         for name, value in self.headers.items():
             if not name.isascii() or (any(letter in f"{name}{value}" for letter in "\r\n:") and ":" in name):
-                raise ValueError(f"`headers` has a name that is none: {name!r}")
+                raise ValueError(f"`headers` has an invalid name: {name!r}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -78,7 +78,7 @@ class WebhookSink:
         """Looks for the token; see `Sink`."""
         name = self._options.token_env
         if name is not None and not os.environ.get(name):
-            raise ConfigError(f"The webhook's token is not there: ${name} is empty.", "", f"export {name}=...")
+            raise ConfigError(f"The webhook's token is missing: ${name} is empty.", "", f"export {name}=...")
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
         """One POST after the other; see `Sink`."""
@@ -120,7 +120,7 @@ class WebhookSink:
             raise self._error(f"{type(error).__name__}: {error}") from error
 
     def _error(self, why: str) -> FetchError:
-        return FetchError(f"The webhook {self._options.url} does not take records.", why, "check the server")
+        return FetchError(f"The webhook {self._options.url} does not accept records.", why, "check the server")
 
     def sync(self) -> None:
         """Nothing to do: an answer was an answer."""

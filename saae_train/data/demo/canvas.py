@@ -21,6 +21,7 @@ __all__ = [
     "NOISE_SIGMA",
     "REFERENCE",
     "Camera",
+    "Flaw",
     "Pose",
     "Streams",
     "change_mask",
@@ -70,6 +71,19 @@ def drawn_size(size: tuple[int, int]) -> tuple[int, int]:
     """Return the (height, width) in which a picture of `size` is drawn before it is reduced."""
     factor = max(1.0, MIN_DRAWN / min(size))
     return round(size[0] * factor), round(size[1] * factor)
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """One defect of a kind (its drawing knows which) around the object point (u, v), turned by `angle`."""
+
+    kind: str
+    u: float
+    v: float
+    length: float
+    width: float
+    angle: float
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .canvas import F32, REFERENCE, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke
+from .canvas import F32, REFERENCE, Flaw, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke
 
-__all__ = ["DEFECTS", "Flaw", "Weave", "damage", "draw", "make"]
+__all__ = ["DEFECTS", "Weave", "damage", "draw", "make"]
 
 YARN = 10.0
 """Distance between neighbouring threads."""
@@ -19,19 +19,6 @@ YARN = 10.0
 WARP_COLOUR = np.array([172.0, 150.0, 118.0], np.float32)
 WEFT_COLOUR = np.array([142.0, 124.0, 100.0], np.float32)
 DARK = np.array([24.0, 21.0, 19.0], np.float32)
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """One defect at the object point (u, v); `kind` is a key of `DEFECTS`."""
-
-    kind: str
-    u: float
-    v: float
-    length: float
-    width: float
-    angle: float
-    seed: int
 
 
 @dataclass(frozen=True)

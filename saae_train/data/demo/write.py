@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saae_runtime.errors import ConfigError, DataError, StorageError
-from saae_runtime.files import atomic_directory, sha256_file
+from saae_runtime.files import sha256_file
+from saae_runtime.folders import atomic_directory
 
 from ..category import SYNTHETIC_STAMP, Category, find_category
 from . import weave, zipper, zipper_defects

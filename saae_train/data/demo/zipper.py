@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .canvas import F32, REFERENCE, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke, wobble
+from .canvas import F32, REFERENCE, Flaw, Pose, curve, drawn_size, light, smoothstep, soft_noise, stroke, wobble
 
-__all__ = ["CORD", "PITCH", "TAPE_EDGE", "Notch", "Pull", "Tooth", "Wound", "Zipper", "draw", "make"]
+__all__ = ["CORD", "PITCH", "TAPE_EDGE", "Notch", "Pull", "Tooth", "Zipper", "draw", "make"]
 
 PITCH = 19.0
 """Distance between two teeth of one row."""
@@ -82,19 +82,6 @@ class Notch:
 
 
 @dataclass(frozen=True)
-class Wound:
-    """Damage inside the fabric: `kind` is "scuff", "slit" or "snag", around (u, v), turned by `angle`."""
-
-    kind: str
-    u: float
-    v: float
-    length: float
-    width: float
-    angle: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class Zipper:
     """Everything that one picture shows; the arrays are tables that the drawing looks up."""
 
@@ -113,7 +100,7 @@ class Zipper:
     span: float
     pulls: tuple[Pull, ...] = ()
     notches: tuple[Notch, ...] = ()
-    wounds: tuple[Wound, ...] = field(default=())
+    wounds: tuple[Flaw, ...] = field(default=())  # of the fabric: scuff, slit or snag
 
     def damaged(self, **changes: object) -> Zipper:
         """Return the same zipper with some of its description changed."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .zipper import CORD, PITCH, TAPE_EDGE, Notch, Pull, Tooth, Wound, Zipper
+from .canvas import Flaw
+from .zipper import CORD, PITCH, TAPE_EDGE, Notch, Pull, Tooth, Zipper
 
 __all__ = ["DEFECTS", "damage"]
 
@@ -109,7 +110,7 @@ def fabric_interior(rng: np.random.Generator, zipper: Zipper, v: float) -> Zippe
     across = CORD + 40.0 + length * abs(np.cos(angle))
     limit = TAPE_EDGE - 22.0 - length * abs(np.cos(angle))
     u = float(rng.uniform(min(across, limit), max(across, limit)))
-    wound = Wound(kind, float(rng.choice((-1.0, 1.0))) * u, v, length, width, angle, int(rng.integers(1, 1 << 30)))
+    wound = Flaw(kind, float(rng.choice((-1.0, 1.0))) * u, v, length, width, angle, int(rng.integers(1, 1 << 30)))
     return zipper.damaged(wounds=(*zipper.wounds, wound))
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from folders import leftovers
+from folders import fingerprint, leftovers
+from noisy_parts import SIZE, draw, frames
 from onnx import numpy_helper
-from PIL import Image
 from rich.console import Console
 from tiny_bundle import expected_map, make_tiny_bundle
 from twelve_bits import WHITE, write_twice
@@ -42,31 +36,7 @@ from saae_runtime.errors import (
 from saae_runtime.manifest import SCHEMA, Artefact, Parity
 from saae_runtime.thresholds import MARGIN
 
-ROOT = Path(__file__).resolve().parents[3]
-SIZE = (64, 96)
 PARITY = Parity(8, 1e-5, 1e-6, 0, 1e-3, 1e-3, True, "a.png", "PyTorch FP32")
-
-
-def draw(folder: Path, count: int = 9, level: int = 60, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
-    """Noisy pictures around a gray level: the further from 128, the higher the tiny bundle's scores."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        pixels = rng.normal(level, 6, (*size, 3)).round().clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
-
-
-def frames(folder: Path) -> list[np.ndarray]:
-    return [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def default_in(path: Path) -> float:
@@ -101,16 +71,6 @@ def engine_of(bundle: Bundle, source: str, parity: Parity | None, library: str =
 
 def again(bundle: Path, pictures: Path, **options: object) -> Recalibration:
     return recalibrate(bundle, find_images([str(pictures)]), **options)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return make_tiny_bundle(tmp_path / "bundle", SIZE, threshold=40.0, precisions=("fp32", "fp16"))
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return draw(tmp_path / "good")
 
 
 # --- the thresholds ---
@@ -452,86 +412,3 @@ def test_pictures_by_file_folder_and_pattern_each_once(pictures: Path) -> None:
     for name in ("line.mp4", "camera:0"):
         with pytest.raises(ConfigError, match="images"):
             find_images([name])
-
-
-# --- the command, where only the runtime is installed ---
-
-LEAN = """
-import sys
-for name in ("torch", "timm", "onnx", "onnxscript", "scipy", "jinja2", "safetensors", "huggingface_hub"):
-    sys.modules[name] = None  # importing it is now an ImportError
-from saae_export.cli import main
-main()
-"""
-
-
-def _spawn(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", LEAN, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def _run(*arguments: object) -> tuple[int, str, str]:
-    with _spawn(*arguments) as process:
-        out, log = process.communicate(timeout=120)
-    return process.returncode, out, log
-
-
-def test_the_command_on_a_line_pc(bundle: Path, pictures: Path) -> None:
-    code, out, log = _run("calibrate", bundle, "--normal", pictures, "--dry-run")
-    assert code == 0, log
-    assert "Nothing was written." in log
-    row = next(line for line in out.splitlines() if "fp32" in line)
-    assert "9 of 9" in row
-    assert "0 of 9" in row
-    assert open_bundle(bundle).manifest.thresholds["fp32"].image.at() == 40.0
-
-    code, out, log = _run(
-        "calibrate", bundle, "--normal", pictures / "0.png", "--normal", f"{pictures}/[1-8].png",
-        "--image-fpr", "0.2", "--precision", "fp32",
-    )  # fmt: skip
-    assert code == 0, log
-    assert out.splitlines()[-1] == str(bundle)
-    assert "fp16 (model.fp16.onnx) left the bundle" in log
-    table = open_bundle(bundle, verify=True).manifest.thresholds["fp32"].image
-    assert table.default_fpr == 0.2
-    assert f"{table.at():.5g}" in out
-    code, out, log = _run("inspect", bundle)
-    assert code == 0, log
-    assert f"{table.at():.5g} (FPR 0.2)" in out
-
-
-def test_errors_are_panels(bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    code, out, log = _run("calibrate", bundle, "--normal", tmp_path / "nothing")
-    assert (code, out) == (2, "")
-    assert "no such file or folder" in log
-    assert "Traceback" not in log
-    (pictures / "2.png").write_bytes(b"no picture")
-    code, out, log = _run("calibrate", bundle, "--normal", pictures)
-    assert code == 2
-    assert "2.png" in log
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_leaves_the_bundle_as_it_was(bundle: Path, pictures: Path, number: int) -> None:
-    for index in range(9, 3000):
-        os.link(pictures / "0.png", pictures / f"{index}.png")
-    before = fingerprint(bundle)
-    with _spawn("calibrate", bundle, "--normal", pictures) as process:
-        assert process.stderr is not None
-        seen = ""
-        deadline = time.monotonic() + 60
-        while "calibrate fp32 300" not in seen and time.monotonic() < deadline:
-            seen += process.stderr.readline()
-        process.send_signal(number)
-        rest = process.stderr.read()
-        assert process.wait(timeout=60) == 130, seen + rest
-    assert "Stopped" in rest
-    assert "Traceback" not in seen + rest
-    assert fingerprint(bundle) == before
-    assert leftovers(bundle.parent) == []

@@ -19,7 +19,7 @@ from saae_export.cli.inspect import bundle_view
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.half_weights import halve_weights, store_half
 from saae_export.graph.onnx_file import export_onnx, run_onnx, session
-from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, MEMORY_FP16, bounds_of
+from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, MEMORY_BF16, MEMORY_FP16, bounds_of
 from saae_export.parity.verify import verify
 from saae_export.pipeline.options import check_options
 from saae_runtime import open_bundle
@@ -33,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same graph as exported, and with its weights halved."""
     folder = tmp_path_factory.mktemp("half")
     full, half = folder / "full.onnx", folder / "half.onnx"
-    export_onnx(FusedGraph(tiny_detector(components=48), SIZE, "fp32"), full, 0.5)
+    export_onnx(FusedGraph(tiny_detector(components=48, smoothing=0.5, score="cosine"), SIZE, "fp32"), full, 0.5)
     half.write_bytes(full.read_bytes())
     store_half(half, SIZE)
     return full, half
@@ -109,6 +109,7 @@ def test_a_build_says_so_and_passes_its_own_gate(tmp_path: Path) -> None:
     assert bounds_of(bundle.manifest, "fp32") == HALF_WEIGHTS
     manifest = result.bundle.manifest
     assert bounds_of(manifest, "fp16") == MEMORY_FP16
+    assert bounds_of(manifest, "bf16") == MEMORY_BF16
     plain = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, score="joint"))
     assert bounds_of(plain, "fp16") == BOUNDS["fp16"]
     reports = verify(bundle.path, backend="onnxruntime:cpu").reports

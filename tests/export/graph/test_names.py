@@ -58,7 +58,7 @@ def test_parts_come_in_the_papers_order(tmp_path: Path, precision: str) -> None:
 
 
 def test_with_a_memory(tmp_path: Path) -> None:
-    model = exported(tmp_path, components=48, score="memory", memory=14)
+    model = exported(tmp_path, components=48, smoothing=0.5, score="memory", memory=14)
     check(model)
     assert any(node.name.startswith("residual/memory/") for node in model.graph.node)
 

@@ -157,6 +157,7 @@ def test_the_graph_is_clean(files: dict[str, Path], precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.usefixtures("exported_anew")
 def test_the_same_model_gives_the_same_bytes(files: dict[str, Path], precision: str, tmp_path: Path) -> None:
     again = export_onnx(
         FusedGraph(tiny_detector(**KEYWORDS), SIZE, precision), tmp_path / "x.onnx", 0.5, {"saae.category": "tiny"}

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import saae_export.parity.verify as verify_module
 from saae_export.calibrate.images import find_images
 from saae_export.calibrate.recalibrate import recalibrate
-from saae_export.cli import app
+from saae_export.cli.command import app
 from saae_export.cli.inspect import bundle_view
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.onnx_file import export_onnx

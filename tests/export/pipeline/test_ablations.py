@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from saae_export.parity.pytorch import TorchReference, load_reference
 from saae_runtime import Engine
 from saae_runtime.errors import ConfigError, WeightsError
-from saae_train.cli import app as train_app
+from saae_train.cli.command import app as train_app
 from saae_train.cli.options import make_config
 from saae_train.model.checkpoint import load_checkpoint
 

@@ -12,10 +12,10 @@ from tiny_builds import draw
 from tiny_models import TINY
 from typer.testing import CliRunner
 
-from saae_export.cli import app as export_app
+from saae_export.cli.command import app as export_app
 from saae_runtime.bundle import open_bundle
 from saae_train.calibrate import OBJECT_FPR
-from saae_train.cli import app as train_app
+from saae_train.cli.command import app as train_app
 from saae_train.data.category import find_category
 from saae_train.data.split import content_digest, content_hashes, split_held_out
 from saae_train.model.checkpoint import load_checkpoint

@@ -23,7 +23,7 @@ from saae_export.pipeline.images import Request
 from saae_export.pipeline.summary import print_summary
 from saae_runtime import Engine, open_bundle
 from saae_runtime.errors import SelfTestError
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.data.category import find_category
 from saae_train.data.split import split_of
 from saae_train.model.checkpoint import load_checkpoint, save_checkpoint

@@ -13,21 +13,14 @@ from onnxruntime import quantization
 from tiny_bundle import make_tiny_bundle
 from typer.testing import CliRunner
 
-from saae_export.cli import app
+from saae_export.cli.command import app
 from saae_export.tensorrt.compile import compile_engine
 from saae_export.tensorrt.network import onnx_for_tensorrt
-from saae_runtime.backends.tensorrt.library import TrtLibrary, load_library
 from saae_runtime.bundle import open_bundle, update_bundle
 from saae_runtime.errors import BackendError
 from saae_runtime.manifest import Artefact
 
 SIZE = (16, 24)
-
-
-@pytest.fixture(scope="module")
-def rtx() -> TrtLibrary:
-    need("tensorrt_rtx")
-    return load_library("tensorrt_rtx")
 
 
 class Noise(quantization.CalibrationDataReader):

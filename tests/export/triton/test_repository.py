@@ -16,7 +16,7 @@ from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 from typer.testing import CliRunner
 
-from saae_export.cli import app
+from saae_export.cli.command import app
 from saae_export.triton.config import ServerOptions
 from saae_export.triton.repository import export_triton
 from saae_runtime import Engine

@@ -22,7 +22,7 @@ from saae_runtime.backends.base import Backend, Candidate, RawOutputs
 from saae_runtime.backends.timing import BUDGET
 from saae_runtime.bundle import update_bundle, write_bundle
 from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError, StorageError
-from saae_runtime.files import turn
+from saae_runtime.locks import turn
 from saae_runtime.manifest import Parity
 
 SIZE = (16, 24)

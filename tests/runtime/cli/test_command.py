@@ -1,13 +1,9 @@
-"""saae-run as a person and as a pipe see it: exit codes, JSON lines, pictures, errors, stopping."""
+"""saae-run as a person and as a pipe see it: exit codes, JSON lines, errors."""
 
 from __future__ import annotations
 
 import json
-import os
-import pty
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,66 +12,18 @@ import pytest
 from needs import need
 from PIL import Image
 from repeated_options import repeatable
-from tiny_bundle import gray_frame, make_tiny_bundle
-from typer.testing import CliRunner
+from saae_run import SPOT, run
+from tiny_bundle import gray_frame
 
 from saae_runtime import files
 from saae_runtime.appending import LineFile
 from saae_runtime.cli import command as cli
-from saae_runtime.cli import outputs, sink
 from saae_runtime.cli.log import JsonLines
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
-from saae_runtime.render import heatmap, save_png, sheet
+from saae_runtime.render import save_png, sheet
 
 pytestmark = pytest.mark.needs("onnxruntime")
-
-SPOT = (10, 20, 9, 14)
-COMMAND = [sys.executable, "-m", "saae_runtime.cli"]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture
-def frames(tmp_path: Path) -> Path:
-    """Four images: clean, defective, clean, of another size and defective."""
-    folder = tmp_path / "frames"
-    save_png(folder / "a.png", gray_frame())
-    save_png(folder / "b.png", gray_frame(spot=SPOT))
-    save_png(folder / "c.png", gray_frame())
-    save_png(folder / "d.png", gray_frame((128, 192), (40, 60, 40, 50)))
-    return folder
-
-
-@pytest.fixture
-def clean(tmp_path: Path) -> Path:
-    folder = tmp_path / "clean"
-    save_png(folder / "a.png", gray_frame())
-    save_png(folder / "c.png", gray_frame())
-    return folder
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def spawn(*arguments: object, **options) -> subprocess.Popen:
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options
-    )
-
-
-def many(folder: Path, count: int) -> Path:
-    """A folder with one image under many names."""
-    save_png(folder / "000000.png", gray_frame())
-    for index in range(1, count):
-        os.link(folder / "000000.png", folder / f"{index:06d}.png")
-    return folder
 
 
 def auto(bundle: Path) -> str:
@@ -170,37 +118,6 @@ def test_min_area_leaves_small_regions_out(bundle: Path, frames: Path) -> None:
     assert none["regions"] == []
 
 
-def test_pictures_are_those_of_the_result(bundle: Path, frames: Path, tmp_path: Path) -> None:
-    from saae_runtime import Engine
-
-    out = tmp_path / "pictures"
-    done = run(bundle, frames, "--out", out, "--heatmaps", "--masks", "--sheets", "--json", "-")
-    names = {f"{stem}.{kind}.png" for stem in "abcd" for kind in ("heatmap", "mask", "sheet")}
-    assert {path.name for path in out.iterdir()} == names
-    record = json.loads(done.stdout.splitlines()[3])
-    assert record["pictures"]["mask"] == str(out / "d.mask.png")
-    with Engine(bundle) as engine:
-        result = engine(read_image(frames / "d.png"))
-    np.testing.assert_array_equal(
-        read_image(out / "d.heatmap.png"), heatmap(result.anomaly_map, result.threshold), strict=True
-    )
-    np.testing.assert_array_equal(np.asarray(Image.open(out / "d.mask.png")) > 0, result.mask)
-
-
-def test_pictures_of_defects_alone(bundle: Path, frames: Path, tmp_path: Path) -> None:
-    run(bundle, frames, "--out", tmp_path / "p", "--defects-only")
-    assert {path.name for path in (tmp_path / "p").iterdir()} == {
-        f"{stem}.{kind}.png" for stem in "bd" for kind in ("heatmap", "overlay")
-    }
-
-
-def test_folders_keep_their_layout_in_the_pictures(bundle: Path, frames: Path, tmp_path: Path) -> None:
-    shutil.copytree(frames, frames / "night")
-    run(bundle, frames, "--recursive", "--out", tmp_path / "p", "--masks")
-    assert (tmp_path / "p" / "night" / "b.mask.png").is_file()
-    assert len(list((tmp_path / "p").rglob("*.png"))) == 8
-
-
 def test_limit(bundle: Path, frames: Path) -> None:
     done = run(bundle, frames, "--limit", 1)
     assert done.exit_code == 0
@@ -261,54 +178,6 @@ def test_bundle_with_one_byte_changed_gives_2(bundle: Path, frames: Path, tmp_pa
     assert done.exit_code == 2
     assert "model.onnx" in done.stderr
     assert not (tmp_path / "results.jsonl").exists()
-
-
-def test_full_disk_under_the_pictures_leaves_them_out_and_goes_on_judging(
-    bundle: Path, frames: Path, tmp_path: Path, monkeypatch
-) -> None:
-    write, calls = outputs.render.save_png, []
-
-    def fill(path, picture) -> None:
-        calls.append(path)
-        if len(calls) == 3:
-            raise files.storage_error(Path(path), OSError(28, "No space left on device"))
-        write(path, picture)
-
-    monkeypatch.setattr(outputs.render, "save_png", fill)
-    done = run(bundle, frames, "--out", tmp_path / "p", "--masks", "--json", tmp_path / "r.jsonl")
-    assert done.exit_code == 1
-    assert done.stderr.count("disk is full") == 1
-    assert "4 frames: 2 clean, 2 defective" in done.stderr
-    assert "2 pictures left out" in done.stderr  # the one that failed, and the one behind it
-    records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert [record["is_anomalous"] for record in records] == [False, True, False, True]
-    assert "pictures" not in records[3]
-    assert {path.name for path in (tmp_path / "p").iterdir()} == {"a.mask.png", "b.mask.png"}
-
-
-def test_pictures_are_tried_again_after_a_while(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
-    write, calls = outputs.render.save_png, []
-
-    def once(path, picture) -> None:
-        calls.append(path)
-        if len(calls) == 1:
-            raise files.storage_error(Path(path), OSError(28, "No space left on device"))
-        write(path, picture)
-
-    monkeypatch.setattr(outputs.render, "save_png", once)
-    monkeypatch.setattr(sink, "_PAUSE", 0.0)
-    done = run(bundle, frames, "--out", tmp_path / "p", "--masks")
-    assert "1 picture left out" in done.stderr
-    assert len(list((tmp_path / "p").iterdir())) == 3
-
-
-def test_the_verdict_comes_before_its_pictures(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
-    target, seen = tmp_path / "r.jsonl", []
-    monkeypatch.setattr(
-        outputs.render, "save_png", lambda path, picture: seen.append(len(target.read_text().splitlines()))
-    )
-    run(bundle, frames, "--out", tmp_path / "p", "--masks", "--json", target)
-    assert seen == [1, 2, 3, 4]
 
 
 class Full:
@@ -384,23 +253,6 @@ def test_names_with_escape_codes_and_markup_are_shown_not_obeyed(bundle: Path, t
     assert "[bold]\\x1b[31mred.png" in done.stderr.replace("\n", "")
 
 
-def test_name_that_is_no_utf8(bundle: Path, tmp_path: Path) -> None:
-    save_png(tmp_path / "x.png", gray_frame())
-    raw = os.fsencode(tmp_path) + b"/\xff\xfe.png"
-    try:
-        (tmp_path / "x.png").rename(os.fsdecode(raw))
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    with spawn(bundle, tmp_path, "--json", "-") as process:
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert os.fsencode(json.loads(out)["source"]) == raw
-    with spawn(bundle, tmp_path) as process:
-        out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert out.startswith(b"clean")
-
-
 def test_video(bundle: Path, tmp_path: Path) -> None:
     av = need("av")
     path = tmp_path / "line.mp4"
@@ -425,66 +277,6 @@ def test_help_and_version() -> None:
     assert "camera:0" in run("--help").stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_signal_ends_cleanly_with_whole_lines_and_the_summary(bundle: Path, tmp_path: Path, number: int) -> None:
-    count = 3000  # more lines than a pipe holds: nobody reads on, so the run cannot have ended by itself
-    folder = many(tmp_path / "frames", count)
-    # Unbuffered: communicate() would not see what readline() had read ahead.
-    with spawn(bundle, folder, "--json", "-", bufsize=0) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        process.send_signal(number)
-        rest, log = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, log.decode()
-    lines = (first + rest).decode().splitlines(keepends=True)
-    assert all(line.endswith("\n") for line in lines)
-    indices = [int(Path(json.loads(line)["source"]).stem) for line in lines]
-    assert indices == list(range(len(lines)))
-    assert len(lines) < count
-    assert f"{len(lines)} frames: {len(lines)} clean" in log.decode()
-    assert "Traceback" not in log.decode()
-
-
-def test_reader_that_goes_ends_the_run_quietly(bundle: Path, tmp_path: Path) -> None:
-    folder = many(tmp_path / "frames", 3000)
-    for extra in ([], ["--json", "-"]):
-        with spawn(bundle, folder, *extra) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.readline()
-            process.stdout.close()
-            log = process.stderr.read().decode()
-            assert process.wait(timeout=120) == 141
-        assert "Traceback" not in log
-        assert "BrokenPipe" not in log
-        assert "clean" in log
-
-
-def test_progress_on_a_terminal_leaves_the_results_on_standard_output(bundle: Path, frames: Path) -> None:
-    parent, child = pty.openpty()
-    root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
-    process = subprocess.Popen(
-        [*COMMAND, str(bundle), str(frames), "--json", "-"], stdout=subprocess.PIPE, stderr=child, env=environment
-    )
-    os.close(child)
-    shown = b""
-    while True:
-        try:
-            part = os.read(parent, 4096)
-        except OSError:  # Linux: the other end of the terminal is closed
-            break
-        if not part:
-            break
-        shown += part
-    out, _ = process.communicate(timeout=120)
-    os.close(parent)
-    assert process.returncode == 1
-    assert len([json.loads(line) for line in out.splitlines()]) == 4
-    assert b"4/4" in shown
-    assert b"4 frames: 2 clean, 2 defective" in shown
-
-
 def test_defect_of_saae_itself_is_not_taken_for_a_defective_product(bundle: Path, clean: Path, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -494,21 +286,6 @@ def test_defect_of_saae_itself_is_not_taken_for_a_defective_product(bundle: Path
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("extra", [[], ["--json", "-"], ["--json", "/dev/full"]])
-def test_a_full_disk_under_the_results_is_an_error_with_a_cure(bundle: Path, clean: Path, extra: list[str]) -> None:
-    command = [*COMMAND, str(bundle), str(clean), "--backend", "onnxruntime:cpu", *extra]
-    root = str(Path(__file__).resolve().parents[3])
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=root)
-    assert done.returncode == 4
-    assert "disk is full" in done.stderr
-    assert "free space" in done.stderr
-    assert "2 verdicts could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
 
 
 def test_no_option_can_be_repeated() -> None:
@@ -536,31 +313,6 @@ def test_white_level_of_twelve_bit_files(bundle: Path, tmp_path: Path, watch: bo
     (line,) = (tmp_path / "r.jsonl").read_text().splitlines()
     with Engine(bundle, backend="onnxruntime:cpu") as engine:
         assert json.loads(line)["score"] == pytest.approx(engine(gray).score)
-
-
-def test_pictures_inside_a_source_pattern_are_refused(bundle: Path, frames: Path, tmp_path: Path) -> None:
-    save_png(frames / "night" / "e.png", gray_frame())
-    for pattern, out in (("**/*.png", "out"), ("*/*", "out"), ("*.png", "."), ("**/*.png", "deep/er")):
-        done = run(bundle, frames / pattern, frames / "a.png", "--out", frames / out)
-        assert done.exit_code == 2, (pattern, out)
-        assert "as if it were a frame" in " ".join(done.stderr.split())
-    for pattern, out in (("*.png", frames / "out"), ("**/?.png", frames / "out"), ("**/*.png", tmp_path / "out")):
-        assert run(bundle, frames / pattern, "--out", out, "--limit", 2).exit_code == 1
-
-
-@pytest.mark.parametrize("length", [230, 240, 250])
-def test_long_names_keep_their_pictures_and_the_frames_behind_them(bundle: Path, tmp_path: Path, length: int) -> None:
-    names = ["m" * length + end for end in ("a", "b")]
-    for name in (*names, "z"):
-        save_png(tmp_path / "f" / f"{name}.png", gray_frame())
-    out = tmp_path / "p"
-    done = run(bundle, tmp_path / "f", "--out", out, "--heatmaps", "--masks", "--json", "-")
-    assert done.exit_code == 0
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(records) == 3
-    written = {path for record in records for path in record["pictures"].values()}
-    assert written == {str(path) for path in out.iterdir()}
-    assert len(written) == 6
 
 
 def test_every_result_says_what_decided_and_where_it_ranks(bundle: Path, frames: Path, tmp_path: Path) -> None:

@@ -9,28 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import saae_run
 import tifffile
 from folders import leftovers
 from needs import need
 from PIL import Image
 from pycocotools.coco import COCO
-from tiny_bundle import CATEGORY, gray_frame, make_tiny_bundle
-from typer.testing import CliRunner
+from saae_run import SPOT
+from tiny_bundle import CATEGORY, gray_frame
 
 from saae_runtime import Engine, files
-from saae_runtime.cli.command import app
 from saae_runtime.cli.exports import ParquetFile
 from saae_runtime.images import read_image
 from saae_runtime.render import save_png
 
 pytestmark = pytest.mark.needs("onnxruntime")
-
-SPOT = (10, 20, 9, 14)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture
@@ -47,8 +40,7 @@ def frames(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object):
-    words = [str(argument) for argument in arguments]
-    return CliRunner().invoke(app, [*words, "--backend", "onnxruntime:cpu"])  # which `expected` compares with
+    return saae_run.run(*arguments, "--backend", "onnxruntime:cpu")  # which `expected` compares with
 
 
 def expected(bundle: Path, path: Path):

@@ -7,28 +7,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from tiny_bundle import gray_frame, make_tiny_bundle
-from typer.testing import CliRunner
+from saae_run import COMMAND, ENVIRONMENT, SPOT, run
+from tiny_bundle import gray_frame
 
 from saae_runtime.appending import Rotation
-from saae_runtime.cli import command as cli
 from saae_runtime.cli.log import JsonLines
 from saae_runtime.errors import ConfigError
 from saae_runtime.render import save_png
 from saae_runtime.sources.scored import Scored
-
-SPOT = (10, 20, 9, 14)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture
@@ -37,17 +27,6 @@ def frames(tmp_path: Path) -> Path:
     for name in ("a", "b", "c"):
         save_png(folder / f"{name}.png", gray_frame(spot=SPOT if name == "b" else None))
     return folder
-
-
-def run(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "saae_runtime.cli", *map(str, arguments)]
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "OMP_NUM_THREADS": "1"}
 
 
 def sources(log: Path) -> list[str]:
@@ -81,8 +60,8 @@ def test_what_was_scored_is_passed_over_when_asked(bundle: Path, frames: Path, t
 
 def watch(bundle: Path, folder: Path, log: Path, expected: int, *more: str) -> str:
     """Watches until the log has so many lines, and a moment longer; returns what was said."""
-    arguments = command(bundle, folder, "--watch", "--json", log, "--backend", "onnxruntime:cpu", *more)
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    arguments = map(str, (bundle, folder, "--watch", "--json", log, "--backend", "onnxruntime:cpu", *more))
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         end = time.monotonic() + 60
         while time.monotonic() < end and not (log.exists() and log.read_text().count("\n") >= expected):
             time.sleep(0.05)

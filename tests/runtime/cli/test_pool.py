@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bundle import gray_frame, make_tiny_bundle
+from saae_run import ENVIRONMENT, opener, run, told
+from tiny_bundle import gray_frame
 from typer.testing import CliRunner
 
 from saae_runtime import Engine
@@ -29,13 +29,6 @@ from saae_runtime.render import save_png
 from saae_runtime.sources.files import find_sources
 
 pytestmark = pytest.mark.needs("onnxruntime")
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +47,6 @@ def score_in_processes(open_engine, sources, processes: int, keep_images: bool =
     return score_in_pool(ProcessPool(open_engine, processes, keep_images), sources, stop)
 
 
-def opener(bundle: Path) -> partial[Engine]:
-    return partial(Engine, bundle, backend="onnxruntime:cpu", threads=1)
-
-
 class DeadlyEngine(Engine):
     """Takes its process with it on a frame whose first pixel is 13."""
 
@@ -71,19 +60,12 @@ def open_deadly(bundle: Path) -> Engine:
     return DeadlyEngine(bundle, backend="onnxruntime:cpu", threads=1)
 
 
-def told(text: str) -> list[dict]:
-    lines = [json.loads(line) for line in text.splitlines()]
-    for line in lines:
-        line.pop("ms", None)
-    return lines
-
-
 def test_the_same_verdicts_in_the_same_order(bundle: Path, frames: Path, tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):
         words = [bundle, frames, "--backend", "onnxruntime:cpu", "--processes", processes, "--json", "-"]
         pictures = ["--out", tmp_path / str(processes), "--heatmaps"]
-        done = CliRunner().invoke(app, [str(word) for word in (*words, *pictures)])
+        done = run(*words, *pictures)
         assert done.exit_code == 1, done.output
         found.append(told(done.stdout))
     for line in (*found[0], *found[1]):
@@ -181,8 +163,7 @@ def test_ctrl_c_ends_all_processes_in_order(bundle: Path, frames: Path, tmp_path
     for index in range(2000):
         os.link(frames / "001.png", many / f"{index:04d}.png")
     words = [sys.executable, "-m", "saae_runtime.cli", bundle, many, "--processes", "2", "--json", tmp_path / "r.jsonl"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
     log = tmp_path / "r.jsonl"
     end = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size):
@@ -211,8 +192,7 @@ def test_no_process_outlives_its_parent(bundle: Path, frames: Path, tmp_path: Pa
     for index in range(3000):
         os.link(frames / "001.png", many / f"x{index:04d}.png")
     words = [sys.executable, "-m", "saae_runtime.cli", bundle, many, "--processes", "2", "--json", tmp_path / "r.jsonl"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not ((tmp_path / "r.jsonl").exists() and (tmp_path / "r.jsonl").stat().st_size):
         assert time.monotonic() < end

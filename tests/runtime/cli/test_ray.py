@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from needs import need
-from tiny_bundle import gray_frame, make_tiny_bundle
+from saae_run import opener, told
+from tiny_bundle import gray_frame
 from typer.testing import CliRunner
 
-from saae_runtime import Engine
 from saae_runtime.cli.command import app
 from saae_runtime.cli.pool import score_in_pool
 from saae_runtime.cli.ray_pool import RayPool
@@ -26,28 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("ray", "onnxruntime")]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
     for index in range(24):
         save_png(folder / f"{index:03d}.png", gray_frame(spot=(index, 10, 9, 14) if index % 3 == 0 else None))
     (folder / "015.png").write_bytes(b"no image")
     return folder
-
-
-def opener(bundle: Path) -> partial[Engine]:
-    return partial(Engine, bundle, backend="onnxruntime:cpu", threads=1)
-
-
-def told(text: str) -> list[dict]:
-    lines = [json.loads(line) for line in text.splitlines()]
-    for line in lines:
-        line.pop("ms", None)
-    return lines
 
 
 def test_no_cluster_there(bundle: Path, frames: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from saae_runtime.errors import ConfigError
-from saae_runtime.line.handshake import Counts, Handshake, Phase, Reason, Reply, is_part_id
+from saae_runtime.line.handshake import Handshake, is_part_id
 from saae_runtime.line.part import Verdict
+from saae_runtime.line.view import Counts, Phase, Reason, Reply
 
 
 class Clock:

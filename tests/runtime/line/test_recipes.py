@@ -110,14 +110,14 @@ def test_masks_that_cannot_be(tiny: Path, engines: Engines, tmp_path: Path) -> N
     save_png(tmp_path / "m.png", np.full((30, 40, 3), 255, np.uint8))
     with pytest.raises(ImageError):
         Masks(recipe(tiny, roi="gone.png"), tmp_path)
-    with pytest.raises(FrameError, match="leave nothing"):
+    with pytest.raises(FrameError, match="exclude the whole frame"):
         Masks(recipe(tiny, ignore="m.png"), tmp_path)
     other = RecipeBook([recipe(tiny, roi="m.png")], tmp_path, engines).get("r")
     with pytest.raises(FrameError, match="40 x 30"):
         other.judge(good())
     assert other.judge(gray_frame((30, 40))).score == 0
     nothing = RecipeBook([recipe(tiny, roi=(box(500, 500, 600, 600),))], tmp_path, engines).get("r")
-    with pytest.raises(FrameError, match="leave nothing"):
+    with pytest.raises(FrameError, match="exclude the whole frame"):
         nothing.judge(good())
 
 

@@ -101,7 +101,7 @@ def test_a_stuck_engine_makes_the_station_unready_and_then_not_live(
     go = threading.Event()
     judge = Recipe.judge
     monkeypatch.setattr(Recipe, "judge", lambda self, frame: go.wait(60) and judge(self, frame))
-    monkeypatch.setattr("saae_runtime.line.service._STUCK", 0.05)
+    monkeypatch.setattr("saae_runtime.line.trouble._STUCK", 0.05)
     text = line_text(tiny, station="verdict_timeout = 0.05", more="[health]\nsilent_seconds = 0.2\n" + SINKS)
     with Line(config(tmp_path, text), cameras(one=ListCamera([good()], endless=True))) as line:
         assert is_ready(line.health())

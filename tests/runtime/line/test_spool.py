@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saae_runtime.errors import ConfigError
-from saae_runtime.line.spool import Reader, Spool
+from saae_runtime.line.spool import Spool
+from saae_runtime.line.spool_reader import Reader
 
 
 def payload(number: int, size: int = 0) -> bytes:

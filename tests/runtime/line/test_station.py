@@ -65,7 +65,7 @@ def test_each_frame_is_a_part_in_order(book: RecipeBook) -> None:
     assert parts[1].regions == ()
     assert parts[0].bundle == book.get("first").bundle
     assert len({part.key for part in parts}) == 20
-    assert made.reading().counts == {"OK": 13, "NG": 7, "timeout": 0, "error": 0, "dropped": 0}
+    assert made.reading().counts == {"OK": 13, "NG": 7, "timeout": 0, "error": 0, "missed": 0, "dropped": 0}
     assert all(part.latency_ms is not None and part.latency_ms > 0 for part in parts)
 
 

@@ -225,6 +225,6 @@ def test_what_is_no_file_is_an_error_of_its_frame(tmp_path: Path, name: str) -> 
     named = [str(tmp_path / name), str(tmp_path / "a.png")]
     pipe, good = read_frames(find_sources(named))
     assert isinstance(pipe.error, ImageError)
-    assert "no regular file" in pipe.error.what
+    assert "not a regular file" in pipe.error.what
     assert good.image is not None
     assert len(find_sources([f"{tmp_path}/*"])) == 2

@@ -309,7 +309,7 @@ def test_links_back_and_pipes_in_a_watched_folder(tmp_path: Path) -> None:
     assert names(look(watcher, LONG)) == ["a.png"]
     (frame,) = look(watcher, PATIENCE + 1)
     assert frame.error is not None
-    assert "no regular file" in frame.error.what
+    assert "not a regular file" in frame.error.what
 
 
 def test_notices_of_the_system_bring_what_is_written(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from repeated_options import repeatable
 from typer.testing import CliRunner
 
 from saae_runtime.errors import ConfigError
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.cli.options import make_config, parse_layers, parse_size
 from saae_train.data.demo import write_demo
 

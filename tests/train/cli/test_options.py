@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saae_runtime.errors import CheckpointError, ConfigError
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.cli.options import (
     FitOptions,
     make_config,

@@ -12,7 +12,7 @@ from tiny_bundle import make_tiny_bundle
 from typer.testing import CliRunner
 
 from saae_runtime.errors import ConfigError, DataError
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.data.demo import write_demo
 
 pytestmark = pytest.mark.needs("torch", "onnxruntime")

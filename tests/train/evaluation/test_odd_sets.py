@@ -13,7 +13,7 @@ from tiny_models import tiny_detector
 from tiny_sets import write_square_set
 from typer.testing import CliRunner
 
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.config import FitConfig
 from saae_train.model.checkpoint import Checkpoint, save_checkpoint
 from saae_train.record import FitRecord

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saae_train.model.memory import KERNEL, NEIGHBOURS, Memory
+from saae_train.model.memory import CANDIDATES, KERNEL, NEIGHBOURS, Memory
 
 
 @settings(max_examples=50, deadline=None)
@@ -33,6 +33,22 @@ def test_equals_a_search_through_all(entries: int, width: int, seed: int) -> Non
             far = np.linalg.norm(patch - kernel @ held[near])
             np.testing.assert_allclose(found.distance[image, position], far, rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(found.radius[image, position], kernel @ radius[near], rtol=1e-3)
+
+
+def test_leading_components_choose_candidates_and_all_components_measure() -> None:
+    generator = torch.Generator().manual_seed(5)
+    held = torch.randn(200, 12, generator=generator)
+    z = torch.randn(1, 7, 12, generator=generator)
+    memory = Memory(held, torch.rand(200, generator=generator) + 1, torch.ones(12), search=5)
+    candidates = (z[0, :, None, :5] - held[None, :, :5]).norm(dim=2).argsort(dim=1)[:, :CANDIDATES]
+    torch.testing.assert_close(memory.choose(z)[0], candidates)
+    found = memory(z)
+    for position, among in enumerate(candidates):
+        alone = Memory(held[among], memory.radius[among], memory.weight)(z[:, position : position + 1])
+        torch.testing.assert_close(found.distance[0, position], alone.distance[0, 0])
+        torch.testing.assert_close(found.radius[0, position], alone.radius[0, 0])
+    everything = Memory(held, memory.radius, memory.weight)(z)
+    assert not torch.equal(found.distance, everything.distance)
 
 
 def test_which_of_two_equally_near_entries_is_the_last_does_not_matter() -> None:

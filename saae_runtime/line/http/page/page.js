@@ -212,12 +212,12 @@ function showState() {
   const recipe = state.recipes[here.recipe];
   const facts = [];
   const fact = (kind, text) => { const item = make("li", text, kind); facts.push(item); };
-  fact(here.camera_connected ? "" : "bad", here.camera_connected ? "camera is there" : "camera is away");
+  fact(here.camera_connected ? "" : "bad", here.camera_connected ? "camera connected" : "camera disconnected");
   if (here.finished) fact("warn", "no more frames");
-  else fact(here.ready && here.live ? "" : "bad", here.ready && here.live ? "judging" : "verdicts are stuck");
+  else fact(here.ready && here.live ? "" : "bad", here.fault || (here.ready && here.live ? "judging" : "verdicts are overdue"));
   if (here.latency_ms.p50 !== undefined) fact("", `${number(here.latency_ms.p50)} ms, 99 % within ${number(here.latency_ms.p99)} ms`);
   const failed = here.counts.timeout + here.counts.error;
-  fact(failed ? "warn" : "", `${failed} not judged (NG), ${here.counts.dropped} dropped`);
+  fact(failed ? "warn" : "", `${failed} not judged (NG), ${here.counts.missed} of them not taken, ${here.counts.dropped} dropped`);
   for (const sink of state.sinks) fact(sink.working ? "" : "bad", `${sink.name}: ${sink.working ? "" : "fails, "}${sink.backlog} wait`);
   for (const item of state.drift) fact("bad", `drift, ${item.recipe}: ${item.words}`);
   if (recipe) fact("", `${recipe.backend}`);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_three_cameras_at_once_give_their_own_frames(producer: str) -> None:
             camera.close()
 
 
+def test_ctrl_c_still_goes_where_it_went(producer: str) -> None:
+    """harvesters would take it, and end the camera in place of the program."""
+    camera = open_camera(f"genicam:{producer}")
+    try:
+        assert camera.grab(20).frame.shape == (400, 400, 3)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        camera.close()
+
+
 def test_it_is_opened_again_after_it_was_closed_and_as_gray(producer: str) -> None:
     for pixel_format in (None, "Mono8"):
         camera = open_camera(f"genicam:{producer}", {} if pixel_format is None else {"pixel_format": pixel_format})
@@ -84,5 +95,5 @@ def test_no_producer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such GenTL producer"):
         open_camera(f"genicam:{tmp_path / 'gone.cti'}")
     (tmp_path / "bad.cti").write_bytes(b"no library")
-    with pytest.raises(ConfigError, match="no GenTL producer"):
+    with pytest.raises(ConfigError, match="not a GenTL producer"):
         open_camera(f"genicam:{tmp_path / 'bad.cti'}")

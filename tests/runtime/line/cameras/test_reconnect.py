@@ -104,7 +104,7 @@ def test_a_camera_that_goes_is_looked_for_and_counted() -> None:
     for round_ in range(1, 4):
         bench.there = False
         until(lambda: not camera.stats.connected)
-        with pytest.raises(NoFrameError, match="away"):
+        with pytest.raises(NoFrameError, match="disconnected"):
             camera.grab(0.01)
         with pytest.raises(DeviceError, match="not there"):
             camera.trigger()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from rtsp_process import rtsp_server
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.line.camera import NoFrameError
@@ -20,28 +19,6 @@ from saae_runtime.line.cameras.registry import open_camera
 from saae_runtime.line.cameras.rtsp import without_password
 
 pytestmark = pytest.mark.needs("av")
-
-SYSTEM_PYTHON = "/usr/bin/python3"
-
-
-@contextmanager
-def rtsp_server(repo_root: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The server's process and port."""
-    if not shutil.which(SYSTEM_PYTHON):
-        pytest.skip("needs the system's Python with GStreamer")
-    command = [SYSTEM_PYTHON, str(repo_root / "tests/support/rtsp_server.py"), str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert server.stdout is not None
-        said = server.stdout.readline().strip()
-        if not said.isdecimal():
-            pytest.skip(
-                "needs a GStreamer RTSP server: apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly"
-            )
-        yield server, int(said)
-    finally:
-        server.kill()
-        server.wait()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -63,7 +40,7 @@ def test_a_server_that_freezes_or_dies_is_given_up_and_found_again(repo_root: Pa
             until(lambda: not camera.stats.connected)
             with suppress(NoFrameError):
                 camera.grab(0.2)  # a frame that had come before may still be there
-            with pytest.raises(NoFrameError, match="away"):
+            with pytest.raises(NoFrameError, match="disconnected"):
                 camera.grab(0.2)
             server.send_signal(signal.SIGCONT)
             until(lambda: camera.stats.connected)

@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from line_parts import bad, good, line_text, wait_until
+from rtsp_process import rtsp_server
 from typer.testing import CliRunner, Result
 
 from saae_runtime.line.cli.command import app
@@ -34,9 +36,11 @@ def invoke(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def start(file: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def start(file: Path, *words: str, code: str = "", **environment: str) -> subprocess.Popen[str]:
+    """The command on a file; or code in its place, with the same words."""
+    program = ["-c", code] if code else ["-m", "saae_runtime.line.cli"]
     return subprocess.Popen(
-        [sys.executable, "-m", "saae_runtime.line.cli", "run", file, *words],
+        [sys.executable, *program, "run", file, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,8 +94,8 @@ def test_check_says_what_is_missing(tiny: Path, frames: Path, tmp_path: Path) ->
     assert "bad recipe bad: No bundle at" in text
     assert "good station one: 96 x 64 pixels; first: score 0, OK" in text
     assert "bad station two:" in text
-    assert "another table" in text
-    assert "3 of it cannot be used" in text
+    assert "a different table" in text
+    assert "3 cannot be used" in text
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,60 @@ def test_kills_lose_no_record_and_double_none(tiny: Path, tmp_path: Path, kills:
     assert {row[1] for row in rows if int(row[0]) % 7 == 0} == {"NG"}
     assert {row[1] for row in rows if int(row[0]) % 7} == {"OK"}
     assert len(list((tmp_path / "spool").iterdir())) <= 6
+
+
+def stream_text(tiny: Path, port: int) -> str:
+    """A line that looks at a stream, and waits a minute for one that says nothing."""
+    station = "camera_options = { timeout = 60.0 }"
+    return line_text(tiny, camera=f"rtsp://127.0.0.1:{port}/line", station=station, more=SINKS)
+
+
+@pytest.mark.needs("av")
+def test_a_stop_does_not_wait_for_a_server_that_says_nothing_at_the_start(tiny: Path, tmp_path: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        (tmp_path / "line.toml").write_text(stream_text(tiny, mute.getsockname()[1]))
+        with start(tmp_path / "line.toml") as process:
+            mute.accept()  # the line is opening its camera
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Stopped." in err
+
+
+@pytest.mark.needs("av")
+def test_a_stop_does_not_wait_for_a_frozen_camera(tiny: Path, tmp_path: Path, repo_root: Path) -> None:
+    with rtsp_server(repo_root) as (server, port):
+        (tmp_path / "line.toml").write_text(stream_text(tiny, port))
+        with start(tmp_path / "line.toml") as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            server.send_signal(signal.SIGSTOP)
+            time.sleep(1)  # the reading thread is in the library now
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert len(part_ids(tmp_path / "out.jsonl")) == 1 + len(out.splitlines())
+
+
+def test_a_second_stop_ends_the_line_at_once(tiny: Path, frames: Path, tmp_path: Path) -> None:
+    """The first one waits for a part that takes long; the same words and code as of every other command."""
+    station = "camera_options = { repeat = true }"
+    (tmp_path / "line.toml").write_text(line_text(tiny, station=station))
+    words = "import time\nfrom saae_runtime.line.service import Line\nLine.close = lambda self: time.sleep(60)\n"
+    words += "from saae_runtime.line.cli import main\nmain()\n"
+    with start(tmp_path / "line.toml", code=words) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while "stopping" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.endswith("Stopped.\n")
 
 
 def part_ids_so_far(file: Path) -> list[str]:

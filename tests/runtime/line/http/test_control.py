@@ -298,3 +298,32 @@ def test_a_frame_that_left_memory_comes_from_the_archive(
             np.testing.assert_array_equal(read_image(tmp_path / "http" / "pool" / made["picture"]), bad())
         else:
             assert (made["picture"], "JPEG" in made["why"]) == (None, True)
+
+
+def test_a_recipe_that_the_line_asks_for_is_in_the_audit_log(serving: Serving, tmp_path: Path) -> None:
+    with serving(tmp_path, more=JSONL) as stack:
+        audit, source = stack.http.context.control.audit, stack.line.stations["asked"].source
+        assert wait_until(lambda: source.view().ready)
+        source.select("other", who="opcua")
+        source.select("other", who="opcua")
+        for number in range(2):  # the same recipe again is no change
+            assert wait_until(lambda: source.view().ready)
+            source.trigger(f"part-{number}", "first", who="modbus")
+            assert wait_until(lambda: source.view().valid)
+            source.acknowledge(f"part-{number}")
+        assert stack.client.post("/v1/trigger", {"station": "asked", "part_id": "p", "recipe": "other"}).status == 200
+        assert wait_until(lambda: len(audit.latest(10)) == 3)
+        found = [(item["who"], item["role"], item["what"], item["data"]) for item in reversed(audit.latest(10))]
+    data = [{key: value for key, value in item[3].items() if key != "asked"} for item in found]
+    assert [item[:3] for item in found] == [
+        ("opcua", "plc", "recipe"),
+        ("modbus", "plc", "recipe"),
+        ("local", "engineer", "recipe"),
+    ]
+    assert data == [
+        {"station": "asked", "before": "first", "after": "other"},
+        {"station": "asked", "before": "other", "after": "first"},
+        {"station": "asked", "before": "first", "after": "other"},
+    ]
+    assert verify(tmp_path / "http" / "audit.jsonl").problems == ()
+    assert len(events(tmp_path, "audit")) == 3  # and from there to every sink

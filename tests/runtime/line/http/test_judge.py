@@ -17,6 +17,7 @@ from PIL import Image
 from tiny_bundle import gray_frame
 
 from saae_runtime.line.handshake import Handshake
+from saae_runtime.line.http.judging import Batcher, BusyError
 from saae_runtime.line.part import Verdict
 from saae_runtime.render import encode_png
 
@@ -109,6 +110,7 @@ def test_requests_together_are_computed_together_and_not_mixed(served: ExitStack
     threads = [threading.Thread(target=ask, args=(level,)) for level in levels]
     computing = served.http.context.batcher
     computing._busy = lambda: len(computing._tasks) < 6  # until several wait: as if the line computed meanwhile
+    computing._line_seen = float("-inf")  # and has had no part for a while
     try:
         for thread in threads:
             thread.start()
@@ -172,3 +174,64 @@ def test_judging_does_not_wait_for_ever(served: ExitStack) -> None:
         batcher._busy = lambda: False
         served.http.context.options.__dict__["timeout"] = real
     assert served.client.post("/v1/judge", encode_png(good())).json["verdict"] == Verdict.OK.value
+
+
+class Slow:
+    """In the place of a recipe: counts its calls, and is held up."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.go = threading.Event()
+
+    def judge_many(self, frames: list[np.ndarray]) -> list[object]:
+        self.calls.append(len(frames))
+        self.go.wait(60)
+        return [object() for _ in frames]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_while_the_line_has_parts_pictures_are_computed_one_by_one(active: bool) -> None:
+    batcher, recipe = Batcher(8, 8), Slow()
+    futures = [batcher.submit(good(), recipe)]  # type: ignore[arg-type]
+    assert wait_until(lambda: recipe.calls)
+    futures += [batcher.submit(good(), recipe) for _ in range(6)]  # type: ignore[arg-type]
+    if active:
+        batcher.part_came()
+    recipe.go.set()
+    assert len({id(future.result(60)) for future in futures}) == 7
+    batcher.close()
+    assert recipe.calls == ([1] * 7 if active else [1, 6])
+
+
+def test_posts_beyond_the_queue_are_refused_before_they_are_read() -> None:
+    batcher, recipe = Batcher(1, 2), Slow()
+    batcher.submit(good(), recipe)  # type: ignore[arg-type]
+    assert wait_until(lambda: recipe.calls)
+    batcher.admit()
+    waiting = [batcher.submit(good(), recipe) for _ in range(2)]  # type: ignore[arg-type]
+    with pytest.raises(BusyError, match="2 pictures are waiting"):
+        batcher.admit()
+    recipe.go.set()
+    for future in waiting:
+        future.result(60)
+    batcher.admit()
+    batcher.close()
+
+
+def test_a_refused_post_is_told_when_to_come_again(served: ExitStack, client: Client) -> None:
+    batcher = served.http.context.batcher
+    real, batcher._waiting = batcher._waiting, 0
+    try:
+        answer = client.post("/v1/judge", b"not even a picture")
+    finally:
+        batcher._waiting = real
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_parts_of_the_line_are_seen_and_posted_pictures_are_not(served: ExitStack, client: Client) -> None:
+    batcher = served.http.context.batcher
+    batcher._line_seen = float("-inf")
+    client.post("/v1/judge", encode_png(good()))
+    assert not batcher._line_is_active
+    client.post("/v1/trigger", {"station": "asked", "part_id": "seen"})
+    assert wait_until(lambda: batcher._line_is_active)

@@ -11,8 +11,8 @@ from plc_client import Plc
 
 from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.line.config import LineConfig, load_config
-from saae_runtime.line.handshake import Phase
 from saae_runtime.line.plc.trigger import PlcTrigger
+from saae_runtime.line.view import Phase
 from saae_runtime.line.wiring import SECTIONS, open_any_camera, open_trigger
 
 pytestmark = pytest.mark.needs("pymodbus")
@@ -86,10 +86,10 @@ def test_free_stations_have_none(tmp_path: Path) -> None:
     [
         ("profinet:1", "", "no trigger is named"),
         ("modbus:127.0.0.1:0,nothing", "", "no trigger is named"),
-        ("modbus:127.0.0.1:x", "", "no address"),
+        ("modbus:127.0.0.1:x", "", "not an address"),
         ("modbus:127.0.0.1:0", "[plc]\nrecipe_numbers = { nut = 1 }", "no recipe is named"),
         ("free", "[plc]\nrecipe_numbers = { gear = 0 }", "from 1 to 65535"),
-        ("free", "[plc]\nrecipe_numbers = { gear = 1, screw = 1 }", "used once"),
+        ("free", "[plc]\nrecipe_numbers = { gear = 1, screw = 1 }", "different numbers"),
         ("free", "[plc]\nresult_timeout = 0", "above 0"),
         ("free", "[plc]\nresult_timout = 1", "did you mean"),
     ],

@@ -148,12 +148,12 @@ def test_a_table_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     sink = delivery(spool, "csv", tmp_path)
     put(spool, range(3))
     assert wait_until(lambda: sink.state()["last_error"])
-    assert "another table" in sink.state()["last_error"]
+    assert "a different table" in sink.state()["last_error"]
     assert not sink.state()["working"]
     sink.finish(time.monotonic() + 5)
     spool.close()
     assert (tmp_path / "out.csv").read_text() == "a,b\n1,2\n"
-    with pytest.raises(ConfigError, match="another table"):
+    with pytest.raises(ConfigError, match="a different table"):
         make_sink(SinkConfig("csv", "csv", KINDS["csv"](path="out.csv")), tmp_path, "l").open()
 
 

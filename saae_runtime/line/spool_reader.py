@@ -1,0 +1,152 @@
+"""A sink's place in the spool: what it has taken, across kills and restarts."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import storage_error
+from .spool_records import Record, records_in
+
+if TYPE_CHECKING:
+    from .spool import Segment, Spool
+
+__all__ = ["Reader", "read_cursor"]
+
+_CURSOR = struct.Struct("<QQI")  # next number, records given up, crc32
+
+
+class Reader:
+    """One sink's place in the spool. Used by one thread; made by `Spool.reader`."""
+
+    def __init__(self, spool: Spool, name: str, path: Path) -> None:
+        self.name = name
+        self._spool = spool
+        self._path = path
+        self._lost = 0
+        self._file: int | None = None
+        self._open_segment: Path | None = None
+        self._offset = 0
+        try:
+            new = not path.exists()
+            self._cursor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        first = spool._segments[0].first
+        committed, self._lost = (spool.end, 0) if new else read_cursor(path)
+        if not new and committed == 0:
+            committed = first  # unreadable after a power cut: rather again than never
+        self.committed = min(max(committed, first), spool.end)
+        self._lost += max(first - committed, 0)
+        self._next = self.committed
+        self._save()
+
+    @property
+    def lost(self) -> int:
+        """Records that were given up before this reader had taken them: the spool was full."""
+        return self._lost
+
+    @property
+    def backlog(self) -> int:
+        """Records that wait for this reader."""
+        return max(self._spool.end - self.committed, 0)
+
+    def read(self, most: int, timeout: float) -> list[Record]:
+        """The next records, those that were read and not committed excluded.
+
+        Args:
+            most: so many at most.
+            timeout: seconds that it waits for the first one.
+        """
+        spool = self._spool
+        while True:
+            with spool._changed:
+                spool._changed.wait_for(lambda: spool._closed or spool.end > self._next, timeout)
+                if spool.end <= self._next:
+                    return []
+                segment = spool.segment_of(self._next)
+                size, behind = segment.size, segment.after
+                self._enter(segment)
+            found: list[Record] = []
+            if self._file is not None:
+                for record, end in records_in(self._file, self._offset, size, self._next):
+                    found.append(record)
+                    self._offset = end
+                    if len(found) >= most:
+                        break
+            with spool._changed:
+                if found:
+                    self._next = max(self._next, found[-1].number + 1)
+                    return found
+                if self._next < behind:  # damaged on the disk: on behind what this file holds by now
+                    spool._damaged += behind - self._next
+                    self._next, self._offset = behind, size
+
+    def _enter(self, segment: Segment) -> None:
+        """Opens a file of the spool at the next record; the lock is held."""
+        if segment.path == self._open_segment:
+            return
+        self._close_segment()
+        self._open_segment = segment.path
+        self._offset = 0
+        with suppress(OSError):
+            self._file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+            for record, end in records_in(self._file, 0, segment.size, segment.first):
+                if record.number >= self._next:
+                    break
+                self._offset = end
+
+    def commit(self, number: int) -> None:
+        """Everything up to this record has arrived: it is not read again, not even after a kill."""
+        with self._spool._changed:
+            self.committed = max(self.committed, number + 1)
+            self._save()
+            self._spool._shrink()
+
+    def rewind(self) -> None:
+        """Reads again what was not committed."""
+        with self._spool._changed:
+            self._next = self.committed
+            self._open_segment = None
+
+    def lose_before(self, number: int) -> None:
+        """The records before this one are removed; the spool's lock is held."""
+        if self.committed < number:
+            self._lost += number - self.committed
+            self.committed = number
+            self._save()
+        self._next = max(self._next, number)
+
+    def _save(self) -> None:
+        body = struct.pack("<QQ", self.committed, self._lost)
+        try:
+            os.pwrite(self._cursor, body + struct.pack("<I", zlib.crc32(body)), 0)
+        except OSError as error:  # it is in memory; after a kill some records come twice
+            self._spool.last_error = storage_error(self._path, error)
+
+    def _close_segment(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def close(self) -> None:
+        """Closes the files. May be called twice."""
+        self._close_segment()
+        if self._cursor >= 0:
+            os.close(self._cursor)
+            self._cursor = -1
+
+
+def read_cursor(path: Path) -> tuple[int, int]:
+    """Next number and records given up; zeros where it cannot be read."""
+    with suppress(OSError):
+        data = path.read_bytes()[: _CURSOR.size]
+        if len(data) == _CURSOR.size:
+            committed, lost, check = _CURSOR.unpack(data)
+            if zlib.crc32(data[:16]) == check:
+                return int(committed), int(lost)
+    return 0, 0
