@@ -12,7 +12,7 @@ from here_workers import Here
 from tiny_sets import TINY_CHANGES, write_square_set
 from typer.testing import CliRunner
 
-from saae_train.cli import app
+from saae_train.cli.command import app
 from saae_train.model.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.needs("timm")
