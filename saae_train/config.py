@@ -178,11 +178,11 @@ class FitConfig:
     loss: str = "cosine"
     score: str = "memory"
     smoothing: float = 0.5
-    steps: int | None = 400
+    steps: int | None = 260
     epochs: int | None = None
     batch: int = 8
-    learning_rate: float = 1e-3
-    warmup: int = 50
+    learning_rate: float = 5e-3
+    warmup: int = 40
     cosine_decay: bool = True
     clip: float | None = 1.0
     precision: str = "auto"
