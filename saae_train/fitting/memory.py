@@ -15,7 +15,7 @@ from ..data.bursts import sequence_reach
 from ..data.category import Sample, distinct_names
 from ..model.detector import FeatureSpace, Projected, anomaly_score, memory_score
 from ..model.left_out import LeftOut
-from ..model.memory import SEARCH, Memory, Nearest, compare
+from ..model.memory import CANDIDATES, SEARCH, Memory, Nearest, compare
 from ..model.saae import SAAE
 from .features import FeatureSet
 from .loop import Reporter
@@ -82,7 +82,7 @@ def build_memory(
         of the entries and of the radii, each float32 N x L.
 
     Raises:
-        FitError: fewer than two images that are no near-copies.
+        FitError: fewer than two images that are no near-copies, or all entries from one of them.
     """
     if images < 2 + reach:
         raise FitError(
@@ -99,11 +99,18 @@ def build_memory(
     chosen = _cover(pool @ sketch, min(entries, len(pool), max(_FEW, len(pool) // _SPARED)))
     held, held_image = pool[chosen], owner[chosen]
     provisional = Memory(held, torch.ones(len(held)), weight, search=search)
+    vouching = [int(((held_image - index).abs() > reach).sum()) for index in range(images)]
+    if (fewest := min(vouching)) == 0:
+        raise FitError(
+            f"A memory of {len(held)} normal patches holds those of one image, or of its near-copies, alone.",
+            "How far its patches lie from those of other images cannot be said.",
+            "--set memory=8192, or more normal images",
+        )
     distances, neighbours = [], []
     for index in range(images):
         progress(index, images, "images, memory")
         z = rows(index)[None] * weight
-        near = provisional.choose(z, (held_image - index).abs() <= reach)
+        near = provisional.choose(z, (held_image - index).abs() <= reach, min(CANDIDATES, fewest))
         distances.append(compare(z, held[near], torch.ones(near.shape)).distance[0])
         nearest = (held[near] - z.unsqueeze(2)).square().sum(dim=3).argsort(dim=2)
         neighbours.append(near.gather(2, nearest)[0])

@@ -130,4 +130,5 @@ def test_only_these_options_can_be_repeated() -> None:
         "evaluate": set(),
         "selftest": {"--normal"},
         "tables": {"--set"},
+        "fit-many": {"--set"},
     }

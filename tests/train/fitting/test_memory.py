@@ -69,6 +69,16 @@ def test_copies_alone_are_an_error(images: int, reach: int) -> None:
     assert "add normal images" in caught.value.cure
 
 
+def test_few_entries_of_some_images() -> None:
+    """An image that has most of the entries leaves fewer candidates than the others have."""
+    g = patches(4)
+    memory, left_out = build_memory(lambda i: g[i] * (10.0 if i == 0 else 1.0), 4, 18, 0)
+    assert len(memory) == 18
+    assert bool(torch.isfinite(left_out.distance).all())
+    with pytest.raises(FitError, match="one image"):
+        build_memory(lambda i: g[i] * (10.0 if i == 0 else 1e-3), 4, 1, 0)
+
+
 def test_entries_cover_the_points_nearly_as_well_as_one_by_one() -> None:
     points = torch.randn(3000, 8, generator=torch.Generator().manual_seed(3))
     found = _cover(points, 200)
