@@ -12,13 +12,13 @@ from saae_runtime.errors import ConfigError
 
 __all__ = [
     "HELD_OUT",
-    "LITE_LAYERS",
     "PACKAGED_NAME",
     "PAPER_BACKBONE",
     "PRECISIONS",
     "PRESETS",
     "TEXTURES",
     "VGG_BACKBONE",
+    "FEW_LAYERS",
     "FitConfig",
     "default_layers",
     "field_kind",
@@ -51,11 +51,14 @@ _MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
 PRECISIONS = ("auto", "bf16", "tf32", "fp32")
 """In which numbers a fit computes, see `FitConfig.precision`."""
 
-LITE_LAYERS: Mapping[str, int] = {
-    PAPER_BACKBONE: 4,  # paper section 4.4.1: 96.9 against 97.9
-    PACKAGED_NAME: 6,
+FEW_LAYERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
+    "lite": {
+        PAPER_BACKBONE: (4,),  # paper section 4.4.1: 96.9 against 97.9
+        PACKAGED_NAME: (6,),
+    },
+    "small": {PACKAGED_NAME: (3, 4, 5)},
 }
-"""The one layer that the preset `lite` takes of a backbone."""
+"""Presets that compute fewer blocks -> backbone -> the layers that they take."""
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -288,10 +291,13 @@ _PAPER = FitConfig(
 
 PRESETS: Mapping[str, FitConfig] = {
     "fast": FitConfig(),
-    # One layer: the blocks above it are not computed, and f is narrower.
-    # At 280 pixels there are half the positions.
+    # The blocks above the last layer are not computed; at 280 pixels there are 400 positions, at 224 there are
+    # 256, instead of 576.
     "lite": dataclasses.replace(
-        FitConfig(), preset="lite", layers=(LITE_LAYERS[PACKAGED_NAME],), input_size=(280, 280)
+        FitConfig(), preset="lite", layers=FEW_LAYERS["lite"][PACKAGED_NAME], input_size=(280, 280)
+    ),
+    "small": dataclasses.replace(
+        FitConfig(), preset="small", layers=FEW_LAYERS["small"][PACKAGED_NAME], input_size=(224, 224)
     ),
     # No autoencoder: ready as soon as the features are.
     "bank": dataclasses.replace(FitConfig(), preset="bank", steps=0),
@@ -302,8 +308,8 @@ PRESETS: Mapping[str, FitConfig] = {
     # The baseline of section 4.4.2: VGG19 f1:12 and the CAE.
     "dfr": dataclasses.replace(_PAPER, preset="dfr", backbone=VGG_BACKBONE, input_size=(256, 256), transformer=False),
 }
-"""`fast` was chosen by measuring; `lite` is the same on one layer and fewer pixels, `bank` its memory alone (after
-PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
+"""`fast` was chosen by measuring; `lite` and `small` are the same on fewer blocks and pixels, `bank` its memory
+alone (after PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
 
 
 def field_kind(name: str) -> str:

@@ -17,7 +17,7 @@ import typer
 
 from saae_runtime.errors import ConfigError
 
-from ..config import LITE_LAYERS, FitConfig, field_kind, preset
+from ..config import FEW_LAYERS, FitConfig, field_kind, preset
 
 __all__ = [
     "MODELS",
@@ -72,8 +72,8 @@ class FitOptions:
         str,
         _model(
             "--preset",
-            help="fast, lite (small, quick), bank (no autoencoder, fitted soonest), paper (700 epochs), or the paper's "
-            "cae, vgg19, dfr.",
+            help="fast, lite and small (for slower processors), bank (no autoencoder, fitted soonest), paper "
+            "(700 epochs), or the paper's cae, vgg19, dfr.",
         ),
     ] = "fast"
     model: Annotated[str | None, _model("--model", help="saae, or cae: without the transformer.")] = None
@@ -355,7 +355,7 @@ def make_config(
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     config = base.with_values(given)
     if "layers" not in given and base.layers is not None and _family(config.backbone) != _family(base.backbone):
-        config = dataclasses.replace(config, layers=_one_layer(config))
+        config = dataclasses.replace(config, layers=_few_layers(config))
     if "input_size" not in given and _family(config.backbone) != _family(base.backbone):
         from ..model.vit import choose_input_size  # needs torch and timm
 
@@ -363,15 +363,15 @@ def make_config(
     return config
 
 
-def _one_layer(config: FitConfig) -> tuple[int, ...]:
-    family = _family(config.backbone)
-    if family not in LITE_LAYERS:
+def _few_layers(config: FitConfig) -> tuple[int, ...]:
+    known, family = FEW_LAYERS[config.preset], _family(config.backbone)
+    if family not in known:
         raise ConfigError(
-            f"The preset {config.preset} knows no single layer of {config.backbone}.",
-            f"It has one for {', '.join(LITE_LAYERS)}.",
-            "name it: --layers 4 (about a third of the way up)",
+            f"The preset {config.preset} has no layers for {config.backbone}.",
+            f"It has layers for {', '.join(known)}.",
+            "name them: --layers 4 (about a third of the way up)",
         )
-    return (LITE_LAYERS[family],)
+    return known[family]
 
 
 def _family(backbone: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from saae_runtime.errors import ConfigError
-from saae_train.config import LITE_LAYERS, PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
+from saae_train.config import FEW_LAYERS, PAPER_BACKBONE, PRESETS, TEXTURES, FitConfig, default_layers, preset
 from saae_train.model.vgg import VGGFeatures
 from saae_train.model.vit import ViTFeatures
 from saae_train.model.weights import PACKAGED_NAME
@@ -72,13 +72,17 @@ def test_the_papers_ablations_change_what_they_name_and_nothing_else() -> None:
     assert (ViTFeatures.saae_patch, VGGFeatures.saae_patch) == (1, 8)
 
 
-def test_lite_is_the_default_on_one_layer() -> None:
-    lite = preset("lite")
-    assert lite.layers == (LITE_LAYERS[PACKAGED_NAME],)
-    assert dataclasses.replace(lite, preset="fast", layers=None, input_size=(336, 336)) == preset("fast")
-    assert LITE_LAYERS[PAPER_BACKBONE] == 4  # 4.4.1
-    # Fewer blocks are computed than for the default, or it would not be lighter.
-    assert lite.layers[0] < max(default_layers(PACKAGED_NAME, 12)[0])
+def test_the_lighter_presets_are_the_default_on_fewer_blocks_and_pixels() -> None:
+    fast, lite, small = preset("fast"), preset("lite"), preset("small")
+    for light in (lite, small):
+        assert light.layers == FEW_LAYERS[light.preset][PACKAGED_NAME]
+        assert dataclasses.replace(light, preset="fast", layers=None, input_size=(336, 336)) == fast
+    assert FEW_LAYERS["lite"][PAPER_BACKBONE] == (4,)  # 4.4.1
+    # Blocks that are computed and positions: each is lighter than the one before.
+    blocks = [max(default_layers(PACKAGED_NAME, 12)[0]), max(lite.layers), max(small.layers)]
+    pixels = [config.input_size[0] for config in (fast, lite, small)]
+    assert blocks == sorted(set(blocks), reverse=True)
+    assert pixels == sorted(set(pixels), reverse=True)
 
 
 def test_textures_are_the_papers_five_and_ours() -> None:

@@ -21,7 +21,7 @@ from saae_train.cli.options import (
     parse_share,
     parse_size,
 )
-from saae_train.config import LITE_LAYERS, PRESETS, FitConfig, field_kind
+from saae_train.config import FEW_LAYERS, PRESETS, FitConfig, field_kind
 from saae_train.data.demo import write_demo
 from saae_train.model import vit as backbone_module
 from saae_train.model.checkpoint import load_checkpoint
@@ -45,7 +45,7 @@ def test_a_presets_own_backbone_keeps_the_presets_size(name: str) -> None:
     own = PRESETS[name]
     assert make_config(name) == own
     assert make_config(name, backbone=own.backbone).input_size == own.input_size
-    if name != "lite":  # which is smaller on purpose
+    if name not in FEW_LAYERS:  # which are smaller on purpose
         assert choose_input_size(own.backbone) == own.input_size
 
 
@@ -62,13 +62,13 @@ def test_another_backbone_brings_its_own_size() -> None:
 
 
 def test_lite_takes_the_layer_of_the_backbone_it_is_given() -> None:
-    assert make_config("lite").layers == (LITE_LAYERS["vit_small_patch14_dinov2"],)
+    assert make_config("lite").layers == FEW_LAYERS["lite"]["vit_small_patch14_dinov2"]
     assert make_config("lite", backbone="vit_small_patch14_dinov2.lvd142m").layers == make_config("lite").layers
     config = make_config("lite", backbone="vit_base_patch16_384.augreg_in21k_ft_in1k")
     assert (config.layers, config.input_size) == ((4,), (384, 384))
     assert make_config("lite", backbone="vit_tiny_patch16_224", layers=(3,)).layers == (3,)
     for other in ("vit_tiny_patch16_224", "vgg19"):
-        with pytest.raises(ConfigError, match=f"no single layer of {other}") as caught:
+        with pytest.raises(ConfigError, match=f"no layers for {other}") as caught:
             make_config("lite", backbone=other)
         assert "--layers" in caught.value.cure
 
