@@ -62,7 +62,7 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
 
 
 def _mean(found: Sequence[Mapping[str, Any]], key: str) -> str:
-    return f"{np.mean([item[key] for item in found]):.3f}"
+    return f"{round(float(np.mean([item[key] for item in found])), 3) + 0.0:.3f}"  # no -0.000
 
 
 def _percent(found: Sequence[Mapping[str, Any]], key: str) -> str:

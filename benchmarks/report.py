@@ -229,6 +229,12 @@ def _memory(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     yield what, (["call", "resident, MiB"], [*rows, ("largest growth in between", f"{100 * data['growth']:.2f} %")])
 
 
+def _ladder(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks import ladder
+
+    yield "", (ladder.HEADINGS, ladder.table(list(data["rows"])))
+
+
 def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     """Any other benchmark: every plain value of a row, and the median and p95 of its timing."""
     keys = list(dict.fromkeys(k for row in data["rows"] for k, v in row.items() if not isinstance(v, (dict, list))))
