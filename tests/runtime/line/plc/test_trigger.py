@@ -99,10 +99,14 @@ def test_what_cannot_be(tmp_path: Path, trigger: str, more: str, message: str) -
         opened(tmp_path, trigger, more)
 
 
-def test_cameras_of_a_line(tmp_path: Path) -> None:
+@pytest.mark.needs("harvesters")
+def test_a_cameras_file_is_found_beside_the_lines(tmp_path: Path) -> None:
     line = config(tmp_path, camera="genicam:no/such.cti")
-    with pytest.raises(SaaeError, match=str(tmp_path)):  # relative to the file
+    with pytest.raises(SaaeError, match=str(tmp_path)):
         open_any_camera(line, line.stations[0])
+
+
+def test_a_folder_that_is_not_there_is_no_camera(tmp_path: Path) -> None:
     line = config(tmp_path, camera="folder")
     with pytest.raises(SaaeError):
         open_any_camera(line, line.stations[0])
