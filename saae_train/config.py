@@ -11,6 +11,7 @@ from typing import Any
 from saae_runtime.errors import ConfigError
 
 __all__ = [
+    "FEW_LAYERS",
     "HELD_OUT",
     "PACKAGED_NAME",
     "PAPER_BACKBONE",
@@ -18,7 +19,6 @@ __all__ = [
     "PRESETS",
     "TEXTURES",
     "VGG_BACKBONE",
-    "FEW_LAYERS",
     "FitConfig",
     "default_layers",
     "field_kind",

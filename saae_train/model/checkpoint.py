@@ -34,7 +34,7 @@ from .weights import WeightsInfo
 
 __all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
 
-SCHEMA = 3
+SCHEMA = 4
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _LEFT_OUT = "left_out.scores"
 

@@ -85,6 +85,24 @@ def test_round_trip_gives_identical_outputs(tmp_path: Path, variant: str) -> Non
         assert torch.equal(value, after.detector.state_dict()[key]), key
 
 
+def test_a_memory_is_searched_as_it_was_fitted(tmp_path: Path) -> None:
+    before = make(**VARIANTS["memory"])
+    assert before.detector.memory is not None
+    before.detector.memory.search = 7
+    folder = save_checkpoint(tmp_path / "c", before)
+    memory = load_checkpoint(folder).detector.memory
+    assert memory is not None
+    assert memory.search == 7
+    record = json.loads((folder / "config.json").read_text())
+    del record["memory"]["search"]  # as schema 3 has it
+    record["schema"] = 3
+    record["digest"] = module._digest(record)
+    (folder / "config.json").write_text(json.dumps(record))
+    memory = load_checkpoint(folder).detector.memory
+    assert memory is not None
+    assert memory.search == 24
+
+
 def test_needs_no_other_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_weights(*_: Any, **__: Any) -> None:
         raise AssertionError("a checkpoint holds its backbone")
