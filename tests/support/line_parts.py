@@ -17,6 +17,19 @@ from saae_runtime.line.part import Choice, Trigger, Verdict, now
 
 SPOT = (10, 20, 9, 14)
 
+SINKS = """
+[[sink]]
+kind = "jsonl"
+path = "out.jsonl"
+[[sink]]
+kind = "csv"
+path = "out.csv"
+[[sink]]
+kind = "sqlite"
+path = "out.sqlite"
+"""
+"""A sink of each kind that writes a file."""
+
 
 def good() -> np.ndarray:
     """Scores 0 with the tiny bundle."""

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from line_parts import ListCamera, good, line_text, wait_until
+from line_parts import SINKS, ListCamera, good, line_text, wait_until
 
 from saae_runtime.line.config import load_config
 from saae_runtime.line.handshake import _MOST_UNTOLD, Handshake
@@ -17,18 +17,6 @@ from saae_runtime.line.service import Line
 from saae_runtime.line.sinks import KINDS
 from saae_runtime.line.view import Phase, Reply
 from saae_runtime.line.wiring import SECTIONS, open_trigger
-
-SINKS = """
-[[sink]]
-kind = "jsonl"
-path = "records.jsonl"
-[[sink]]
-kind = "csv"
-path = "records.csv"
-[[sink]]
-kind = "sqlite"
-path = "records.sqlite"
-"""
 
 
 def test_each_missed_part_has_one_record_in_every_sink(tiny: Path, tmp_path: Path) -> None:
@@ -72,15 +60,15 @@ def test_each_missed_part_has_one_record_in_every_sink(tiny: Path, tmp_path: Pat
         handshake.trigger("at the end")
         line.stations["one"].stop()
         go.set()
-    records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]
+    records = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
     found = {record["part_id"]: (record["verdict"], record["reason"]) for record in records}
     assert len(records) == len(found) == 5
     assert found["late"] == ("NG", "timeout")
     assert found["gone"] == ("NG", "error: the station did not take the part: client lost")
     assert found["at the end"] == ("NG", "error: the station did not take the part: closed")
-    with (tmp_path / "records.csv").open(newline="") as stream:
+    with (tmp_path / "out.csv").open(newline="") as stream:
         assert sorted(row["part_id"] for row in csv.DictReader(stream)) == sorted(found)
-    with sqlite3.connect(tmp_path / "records.sqlite") as database:
+    with sqlite3.connect(tmp_path / "out.sqlite") as database:
         assert dict(database.execute("SELECT part_id, verdict FROM parts")) == {
             part_id: verdict for part_id, (verdict, _) in found.items()
         }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from line_parts import ListCamera, bad, good, line_text, wait_until
+from line_parts import SINKS, ListCamera, bad, good, line_text, wait_until
 
 from saae_runtime.errors import BundleError, ConfigError, SaaeError
 from saae_runtime.line.config import LineConfig, StationConfig, load_config
@@ -23,18 +23,6 @@ from saae_runtime.line.service import Line
 from saae_runtime.line.sinks import KINDS
 from saae_runtime.line.systemd import notify, watchdog_seconds
 from saae_runtime.render import save_png
-
-SINKS = """
-[[sink]]
-kind = "jsonl"
-path = "out.jsonl"
-[[sink]]
-kind = "csv"
-path = "out.csv"
-[[sink]]
-kind = "sqlite"
-path = "out.sqlite"
-"""
 
 
 def config(folder: Path, text: str) -> LineConfig:
