@@ -277,8 +277,9 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
             if key in fps:
                 row[name] = round(row["fps"] / fps[key], 3)
         if row["kind"] in _BASE:
-            own = means[row["backend"], row["precision"], base, row["batch"]]
-            row["share"] = round(own / row["timing"]["mean_ms"], 3)
+            own = means.get((row["backend"], row["precision"], base, row["batch"]))
+            if own is not None:  # that kind was timed, too
+                row["share"] = round(own / row["timing"]["mean_ms"], 3)
 
 
 def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
