@@ -295,7 +295,7 @@ def encode_png(picture: NDArray[Any]) -> bytes:
             "convert it first, for example with saae_runtime.render.heatmap",
         )
     buffer = io.BytesIO()
-    # Level 1: a quarter to a half of the default's time for at most half as many bytes more; a line writes many of these.
+    # Level 1: a quarter to a half of the default's time for at most half as many bytes more. A line writes many.
     Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
