@@ -79,7 +79,7 @@ MEMORY_FP16 = Bounds(map=6e-2, score=2e-2, dead_band=2e-2, pixels=_JUMPS)
 """Bounds of an FP16 graph with a memory: in a uniform region, where normal patches lie close together, FP16 features
 move the nearest entries' weights, and more patches jump. Measured on 46 cookies: map 0.046, score 0.008."""
 
-MEMORY_BF16 = Bounds(map=1.2e-1, score=6e-2, dead_band=3e-2, pixels=_JUMPS)
+MEMORY_BF16 = Bounds(map=1.5e-1, score=6e-2, dead_band=3e-2, pixels=_JUMPS)
 """Bounds in bf16 of a graph with a memory: rounding makes a patch lie farther from its neighbours, by the larger a
 share the nearer they are. Most of it is the same everywhere, and the thresholds of this precision have it, too.
 Measured on AMX units: map 0.088."""
