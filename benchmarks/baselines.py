@@ -21,6 +21,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Floats",
+    "Images",
+    "NearestNeighbour",
+    "Padim",
+    "PcaResidual",
+    "Standardised",
+    "baseline",
+    "k_centre",
+]
+
 Floats = NDArray[np.float32]
 Images = Sequence[Floats]
 

@@ -23,6 +23,21 @@ from saae_runtime.files import write_json
 from saae_train.experiments.timing import PeakMemory as PeakMemory
 from saae_train.experiments.timing import Timing as Timing
 
+__all__ = [
+    "RESULTS",
+    "ROOT",
+    "command",
+    "machine",
+    "print_machine",
+    "print_table",
+    "resident_mib",
+    "result",
+    "usable_cores",
+    "use_threads",
+    "versions",
+    "write_result",
+]
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -38,7 +38,10 @@ from benchmarks import common
 from saae_runtime.errors import DataError, SaaeError
 
 if TYPE_CHECKING:  # PyTorch comes late, for --help
+    import torch
+
     from saae_train.data.category import Sample
+    from saae_train.model.checkpoint import Checkpoint
 
 WAYS = ("saae", "plain", "plain, backbone")
 WARM_UP = 4
@@ -244,21 +247,27 @@ def measure(
     precision = {"saae": first.record.precision, "plain": reached(device, False)}
     precision = {name: precision.get(name, reached(device, True)) for name in WAYS}
     rows = [_row(name, precision[name], timings, config.batch, whole, once, loss, peak) for name in WAYS]
-    saae = first.detector.saae
-    model = {
+    return rows, _about(first, whole, device, peak["all"])
+
+
+def _about(checkpoint: Checkpoint, fit_steps: int, device: torch.device, peak: float | None) -> dict[str, Any]:
+    """What the fitted model is, for the result file."""
+    import torch
+
+    config, backbone, saae = checkpoint.config, checkpoint.detector.backbone, checkpoint.detector.saae
+    return {
         "backbone": config.backbone,
         "input_size": list(config.input_size),
         "layers": list(backbone.layers),
         "latent": saae.latent,
         "channels": saae.channels,
         "weights": backbone.weights.source,
-        "whole_fit_steps": whole,
+        "whole_fit_steps": fit_steps,
         "batch": config.batch,
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "captured": first.record.captured_steps > 0,
-        "peak_device_gib": peak["all"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "captured": checkpoint.record.captured_steps > 0,
+        "peak_device_gib": peak,
     }
-    return rows, model
 
 
 def _row(

@@ -106,38 +106,41 @@ def export_triton(
     for kind in kinds:
         _refuse_foreign(root / kind / model)
     check = _known_score(opened, artefact)
+    frame = opened.manifest.frame
     written: list[Exported] = []
     left: list[Left] = []
     for kind in kinds:
-        folder = root / kind / model
-        parameters: dict[str, str] = {}
-        served: dict[str, Any] = {"name": backend, "precision": artefact.precision, "max_batch": chosen.max_batch}
-        if chosen.threads is not None:
-            served["threads"] = chosen.threads
-            if kind == "onnx":
-                parameters["intra_op_thread_count"] = str(chosen.threads)
-        fill: Callable[[Path], None]
-        if kind == "python":
-            fill = _python_model(opened, artefact)
-            if environment is not None:
-                parameters["EXECUTION_ENV_PATH"] = environment
-        else:
-            found = _file(opened, artefact, kind, chosen, console, root / "onnx" / model)
-            if isinstance(found, Left):
-                left.append(found)
-                continue
-            fill = _one_file(*found)
+        fill = _content(opened, artefact, kind, chosen, console, root / "onnx" / model)
+        if isinstance(fill, Left):
+            left.append(fill)
+            continue
         about = _about(opened.manifest, artefact, kind, check)
         if kind == "python":
-            about["options"] = served
-        frame = opened.manifest.frame
+            about["options"] = _engine_options(backend, artefact, chosen)
+        parameters = _parameters(kind, chosen, environment)
         text = config_text(model, _BACKENDS[kind], (frame.height, frame.width), chosen, about, parameters)
+        folder = root / kind / model
         with atomic_directory(folder, last=_CONFIG) as temporary:
             (temporary / "1").mkdir()
             fill(temporary / "1")
             (temporary / _CONFIG).write_text(text, encoding="ascii")
         written.append(Exported(kind, folder, shell_line("tritonserver", f"--model-repository={(root / kind)}")))
     return written, left
+
+
+def _engine_options(backend: str, artefact: Artefact, options: ServerOptions) -> dict[str, Any]:
+    """How model.py opens its engine."""
+    opened = {"name": backend, "precision": artefact.precision, "max_batch": options.max_batch}
+    return opened if options.threads is None else {**opened, "threads": options.threads}
+
+
+def _parameters(kind: str, options: ServerOptions, environment: str | None) -> dict[str, str]:
+    """The `parameters` of Triton's own backend."""
+    if kind == "onnx" and options.threads is not None:
+        return {"intra_op_thread_count": str(options.threads)}
+    if kind == "python" and environment is not None:
+        return {"EXECUTION_ENV_PATH": environment}
+    return {}
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
@@ -200,12 +203,15 @@ def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str
     return {"schema": SCHEMA, "kind": kind, "manifest": slim.to_json(), "check": check}
 
 
-def _file(
+def _content(
     bundle: Bundle, artefact: Artefact, kind: str, options: ServerOptions, console: Console | None, beside: Path
-) -> tuple[str, bytes] | Left:
+) -> Callable[[Path], None] | Left:
+    """What fills the folder of a version, or why this kind is left out."""
+    if kind == "python":
+        return _python_model(bundle, artefact)
     graph = serving_graph(bundle.file(artefact.file))
     if kind == "onnx":
-        return "model.onnx", graph
+        return _one_file("model.onnx", graph)
     engines = bundle.artefacts(kind="engine", library="tensorrt", precision=artefact.precision)
     if not engines:
         return Left(
@@ -214,7 +220,7 @@ def _file(
             f"on the server's GPU: saae-export engine {bundle.path} --precision {artefact.precision}",
         )
     try:
-        return "model.plan", compile_plan(engines[0], graph, artefact.file, options.max_batch, console)
+        plan = compile_plan(engines[0], graph, artefact.file, options.max_batch, console)
     except BackendError as error:
         frame = bundle.manifest.frame
         shape = f"{frame.height}x{frame.width}x3"
@@ -225,6 +231,7 @@ def _file(
             + shell_line(f"--onnx={beside / '1' / 'model.onnx'}", "--saveEngine=model.plan")
             + f" --minShapes=frame:1x{shape} --optShapes=frame:1x{shape} --maxShapes=frame:{options.max_batch}x{shape}",
         )
+    return _one_file("model.plan", plan)
 
 
 def _one_file(name: str, data: bytes) -> Callable[[Path], None]:

@@ -11,19 +11,23 @@ __all__ = ["Counts", "Phase", "Reason", "Reply", "View"]
 
 
 class Phase(str, Enum):
-    """Where the handshake is. FAULT is not among them: see `View.fault`."""
+    """Where the handshake is. A fault is no phase: see `View.fault`.
+
+    Attributes:
+        OFFLINE: the station has not started, or has closed.
+        READY: waits for a trigger.
+        TRIGGERED: a part was asked for, and the station has not taken it yet.
+        BUSY: the station judges the part.
+        RESULT: the verdict stands until it is acknowledged.
+        CLEARING: there is nothing to show, and the station still works on a part that is no longer waited for.
+    """
 
     OFFLINE = "offline"
-    """No station has waited for a part yet, or it has closed."""
     READY = "ready"
     TRIGGERED = "triggered"
-    """A part is asked for, and the station has not taken it yet."""
     BUSY = "busy"
-    """The station judges the part."""
     RESULT = "result"
-    """The verdict stands until it is acknowledged."""
     CLEARING = "clearing"
-    """Nothing to show, and the station still has a part in hand that nobody waits for any more."""
 
 
 class Reason(IntEnum):

@@ -20,6 +20,8 @@ except ModuleNotFoundError as error:
     if _missing.startswith("saae"):
         raise
 
+__all__ = ["app", "main"]
+
 app = command_group("Fit models to images of good parts, evaluate them, and get or check images.")
 if not _missing:
     app.add_typer(cli_data.app)

@@ -22,6 +22,8 @@ from ..data.check import Report, check
 from ..data.demo import DEMO_CATEGORIES, write_demo
 from ..data.fetch import LICENCE, fetch_mvtec
 
+__all__ = ["app", "print_report"]
+
 app = typer.Typer(no_args_is_help=True, help="Get, draw and check images.")
 
 _err = Console(stderr=True)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..config import FitConfig
     from ..model.checkpoint import Checkpoint
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
 
 

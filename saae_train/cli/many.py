@@ -18,6 +18,8 @@ from ..experiments.many import CategoryFit, fit_many
 from .options import Cache, FitOptions, expand_options
 from .workers import Board, FitsAtOnce, OnRay, opened_workers
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Fit many categories.")
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..data.category import Category
     from ..data.split import Split
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Try a model without defect images.")
 
 

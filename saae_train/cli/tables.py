@@ -38,6 +38,8 @@ from ..experiments.tables import Table, csv_text, fps_table, make_tables, markdo
 from .options import make_config, parse_changes, parse_seeds
 from .workers import Board, FitsAtOnce, OnRay, opened_workers
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
 
 _FPS = "fps"

@@ -15,6 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from .pixel_pool import PixelPool
 
+__all__ = [
+    "PixelIntervals",
+    "multiplicities",
+    "pixel_intervals",
+    "ranked_intervals",
+    "score_intervals",
+    "share_interval",
+]
+
 Interval = tuple[float, float]
 Array = NDArray[np.float64]
 

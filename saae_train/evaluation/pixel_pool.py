@@ -22,6 +22,8 @@ from saae_runtime.errors import DataError
 
 from .ranking import Floats, Metric, Ranking, Rates, recall_at, require_finite
 
+__all__ = ["EXACT_PIXELS", "PROFILE_BINS", "PixelPool", "Profiles"]
+
 EXACT_PIXELS = 150_000_000  # about 1.2 GB at the peak with float32 maps
 PROFILE_BINS = 2048
 

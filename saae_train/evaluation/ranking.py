@@ -58,8 +58,8 @@ METRIC_NAMES = {
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
 
-#: Above this many samples the products behind ROC-AUC no longer fit an int64.
 _INT64_SAFE_SAMPLES = 2**31
+"""Above this many samples the products behind ROC-AUC no longer fit an int64."""
 
 
 @dataclass(frozen=True)

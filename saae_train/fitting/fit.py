@@ -68,33 +68,29 @@ def fit(
         DataError: an image cannot be read.
         StorageError: no room for cache or state.
     """
-    patch = (config.saae_patch or backbone.saae_patch) if config.transformer else 1
     _check(samples, config)
-    check_shape(config.latent, backbone.grid, patch)
+    is_texture = category in TEXTURES if texture is None else texture
+    config = _completed(config, backbone, is_texture)
+    check_shape(config.latent, backbone.grid, config.saae_patch or 1)
     watch = reporter or Reporter()
     place = pick_device(device)
     started = time.monotonic()
     features = extract(backbone, samples, cache, place, config.precision, watch.features)
     seconds_features = time.monotonic() - started
-    is_texture = category in TEXTURES if texture is None else texture
-    ratio = config.mlp_ratio or (1 if is_texture else 2)
     watch.say("principal components of the features")
     space, latent = principal_components(features, config)
-    config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
-    config = replace(config, saae_patch=patch, tiles=backbone.tiles.counts if len(backbone.tiles) > 1 else None)
-    state_key = sha256_bytes(
-        canonical_json({"features": features.key, "config": config.to_json(), "saae": saae_version()}).encode()
-    )
-    state = (cache or cache_root()) / "states" / state_key
+    config = replace(config, latent=latent)
+    state_key = {"features": features.key, "config": config.to_json(), "saae": saae_version()}
+    state = (cache or cache_root()) / "states" / sha256_bytes(canonical_json(state_key).encode())
     torch.manual_seed(config.seed)
     saae = SAAE(
         space.channels,
         latent,
         backbone.grid[0] * backbone.grid[1],
-        ratio * latent,
+        (config.mlp_ratio or 1) * latent,
         transformer=config.transformer,
         grid=backbone.grid,
-        patch=patch,
+        patch=config.saae_patch or 1,
     )
     loop = Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
@@ -119,6 +115,18 @@ def fit(
         tools={"saae": saae_version(), **library_versions(("torch", "timm", "numpy"))},
     )
     return Checkpoint(detector, config, category, record, state, left_out)
+
+
+def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfig:
+    """The configuration with what follows from the backbone and the product, as the checkpoint keeps it."""
+    return replace(
+        config,
+        layers=backbone.layers,
+        input_size=backbone.input_size,
+        mlp_ratio=config.mlp_ratio or (1 if texture else 2),
+        saae_patch=(config.saae_patch or backbone.saae_patch) if config.transformer else 1,
+        tiles=backbone.tiles.counts if len(backbone.tiles) > 1 else None,
+    )
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:

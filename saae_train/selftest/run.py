@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -90,16 +90,13 @@ def selftest(
         pool.add(found.anomaly_map, None, GOOD, name)
     defects: list[Defect] = []
     not_drawn: dict[str, int] = {}
-    for number, (kind, size, contrast) in enumerate(plan):
+    for number, recipe in enumerate(_recipes(plan, len(chosen), seed)):
         progress(len(untouched) + number, total)
-        # With few frames, spread over all images: not only onto those that are scored untouched.
-        index = number % len(chosen) if frames >= len(chosen) else number * len(chosen) // frames
-        recipe = (index, (index + 1) % len(chosen), kind, size, contrast, seed * 1_000_003 + number)
         drawn = _draw(read, recipe)
         if drawn is None:
-            not_drawn[kind] = not_drawn.get(kind, 0) + 1
+            not_drawn[recipe[2]] = not_drawn.get(recipe[2], 0) + 1
             continue
-        name = str(chosen[index].path)
+        name = str(chosen[recipe[0]].path)
         found = _score(scorer, drawn.frame, name)
         pool.add(found.anomaly_map, drawn.mask, _SIMULATED, name)
         defects.append(_judge(drawn, found, name, recipe, threshold, image_threshold))
@@ -123,6 +120,13 @@ def selftest(
         seed=seed,
         synthetic=synthetic,
     )
+
+
+def _recipes(plan: Sequence[tuple[str, str, str]], images: int, seed: int) -> Iterator[Recipe]:
+    """What to draw onto which image. Few defects are spread over all images, not drawn onto the first ones alone."""
+    for number, wanted in enumerate(plan):
+        index = number % images if len(plan) >= images else number * images // len(plan)
+        yield (index, (index + 1) % images, *wanted, seed * 1_000_003 + number)
 
 
 def require_detection(result: SelfTest, cure: str) -> None:

@@ -53,6 +53,7 @@ def router(context: Context) -> APIRouter:
     _add_health(routes, context)
     _add_sessions(routes, context)
     _add_parts(routes, context)
+    _add_events(routes, context)
     return routes
 
 
@@ -135,7 +136,6 @@ def _add_sessions(routes: APIRouter, context: Context) -> None:
 
 def _add_parts(routes: APIRouter, context: Context) -> None:
     recent = context.recent
-    streams = 0
     drawing = threading.Semaphore(_DRAWING)
     drawn: OrderedDict[tuple[int, Layer, int], bytes] = OrderedDict()
     lock = threading.Lock()
@@ -178,6 +178,11 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
                 while len(drawn) > _DRAWN:
                     drawn.popitem(last=False)
         return Response(data, media_type="image/jpeg")
+
+
+def _add_events(routes: APIRouter, context: Context) -> None:
+    recent = context.recent
+    streams = 0
 
     @routes.get("/v1/events", tags=["parts"], dependencies=[Depends(bearer)])
     async def events(who: Who = Depends(context.operator)) -> Response:
