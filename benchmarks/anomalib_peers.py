@@ -109,7 +109,7 @@ def local_weights(name: str, state: Mapping[str, Any]) -> Iterator[None]:
 
 
 def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: int) -> tuple[Path, Callable[[], Path]]:
-    """Fits a peer to the images of a folder by anomalib's engine; its graph, and what exports it.
+    """Fit a peer to the images of a folder by anomalib's engine; its graph, and what exports it.
 
     Args:
         name: key of `PEERS`.

@@ -74,7 +74,7 @@ _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP
 def run(
     bundle: Bundle, detector: Detector, settings: Settings, weights: str, same_weights: bool = True
 ) -> dict[str, Any]:
-    """Times everything and returns the result, ready to be written.
+    """Time everything and return the result, ready to be written.
 
     Args:
         bundle: what the backends run.
@@ -233,7 +233,7 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
+    """Add to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
 
     Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
     timed as a whole, so what slows it now and then must count on the other side too.
@@ -281,7 +281,7 @@ def _facts(variant: Variant) -> dict[str, Any]:
 
 
 def show(data: Mapping[str, Any], target: Path) -> None:
-    """Prints one table per kind and batch, and the missing variants."""
+    """Print one table per kind and batch, and the missing variants."""
     for batch in data["settings"]["batches"]:
         for kind in KINDS:
             rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]

@@ -115,7 +115,7 @@ def known_names() -> list[str]:
 
 
 def check_names(settings: Settings) -> None:
-    """Refuses unknown names before anything is built.
+    """Refuse unknown names before anything is built.
 
     Raises:
         ConfigError: an unknown backend or precision, with near names.
@@ -137,7 +137,7 @@ def check_names(settings: Settings) -> None:
 def open_variants(
     bundle: Bundle, detector: Detector, settings: Settings, same_weights: bool = True
 ) -> tuple[list[Variant], list[dict[str, str]]]:
-    """Opens everything that is to be timed; the reference, PyTorch eager FP32, comes first.
+    """Open everything that is to be timed; the reference, PyTorch eager FP32, comes first.
 
     Args:
         bundle: what the backends run.

@@ -314,7 +314,7 @@ def _noise(engine: Engine, count: int) -> list[np.ndarray[Any, Any]]:
 
 
 def show(part: str, data: Mapping[str, Any], target: Path) -> None:
-    """Prints a part as a table."""
+    """Print a part as a table."""
     rows = data["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if part == "split":

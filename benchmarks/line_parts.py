@@ -108,7 +108,7 @@ class Asker:
         return Trigger(f"part-{self._number}")
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Takes the verdict."""
+        """Take the verdict."""
         self._answered.set()
         return True
 
@@ -117,7 +117,7 @@ class Asker:
         raise NoFrameError(reason)
 
     def fault(self, reason: str) -> None:
-        """Ends the measurement."""
+        """End the measurement."""
         raise NoFrameError(reason)
 
     def recover(self) -> None:

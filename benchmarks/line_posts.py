@@ -59,7 +59,7 @@ def _parts(asker: Asker, count: int) -> list[float]:
 
 
 def _client(port: int, rate: int, picture: bytes) -> dict[str, int]:
-    """Posts so many a second until standard input ends."""
+    """Post so many a second until standard input ends."""
     counts: Counter[str] = Counter(sent=0, judged=0, refused=0, failed=0)
     os.nice(19)  # it stands for another machine
     lock, ended = threading.Lock(), threading.Event()

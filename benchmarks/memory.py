@@ -42,7 +42,7 @@ def watch(
     first: int = FIRST,
     also: Callable[[], dict[str, float]] = dict,
 ) -> list[dict[str, float]]:
-    """Calls so often and returns readings: {call, resident_mib, seconds}, the first after `first` calls.
+    """Call so often and return readings: {call, resident_mib, seconds}, the first after `first` calls.
 
     Args:
         call: what is done each time.
@@ -83,7 +83,7 @@ def growth(readings: list[dict[str, float]]) -> float:
 
 
 def export_random(folder: Path) -> None:
-    """Writes a bundle of a small ViT with random weights, 64 x 64 pixels."""
+    """Write a bundle of a small ViT with random weights, 64 x 64 pixels."""
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
 
     config = random_config(RANDOM, "fast", (1, 2), (64, 64), latent=24, components=32)

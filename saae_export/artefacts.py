@@ -110,7 +110,7 @@ def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
 
 
 def set_threshold(path: str | os.PathLike[str], threshold: float) -> None:
-    """Replaces the default threshold of an exported file (atomically); nothing else changes.
+    """Replace the default threshold of an exported file (atomically); nothing else changes.
 
     Raises:
         ConfigError: not a graph that `export_onnx` wrote.

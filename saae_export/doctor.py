@@ -142,7 +142,7 @@ Probe = Callable[[str, str], "tuple[bool, list[str]]"]
 def doctor(
     bundle: str | os.PathLike[str] | None = None, *, root: str | Path = "/", probe: Probe | None = None
 ) -> Diagnosis:
-    """Looks at this machine, and at a bundle if one is given; never raises for what it finds.
+    """Look at this machine, and at a bundle if one is given; never raises for what it finds.
 
     Args:
         bundle: the bundle's folder.
@@ -174,7 +174,7 @@ def doctor(
 
 
 def run_probe(name: str, code: str) -> tuple[bool, list[str]]:
-    """Runs Python in a process of its own; whether it ended well, and its output or the end of its complaint."""
+    """Run Python in a process of its own; whether it ended well, and its output or the end of its complaint."""
     # The process has to find the saae that this one runs, installed or not.
     paths = [str(Path(saae_runtime.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
@@ -197,7 +197,7 @@ def run_probe(name: str, code: str) -> tuple[bool, list[str]]:
 
 
 def print_diagnosis(found: Diagnosis, console: Console) -> None:
-    """Prints a diagnosis as tables."""
+    """Print a diagnosis as tables."""
     console.print(f"Python {found.system['python']} on {escape(found.system['platform'])}")
     if found.system["jetson"]:
         console.print(escape(found.system["jetson"]))

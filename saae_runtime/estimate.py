@@ -47,7 +47,7 @@ class ScoreModel:
 
     @classmethod
     def fit(cls, scores: Sequence[float]) -> ScoreModel:
-        """Raises CalibrationError: no scores, or one that is not finite, or negative."""
+        """Raise CalibrationError: no scores, or one that is not finite, or negative."""
         values = np.sort(np.asarray(scores, np.float64))
         if not values.size:
             raise CalibrationError("An image threshold needs at least one score.", "", "give more normal images")

@@ -74,7 +74,7 @@ def calibrate(
     progress: Progress = silent,
     estimate: bool = False,
 ) -> Calibration:
-    """Computes both threshold tables from the scores of the graph that will be deployed.
+    """Compute both threshold tables from the scores of the graph that will be deployed.
 
     Args:
         scorer: scores one frame.

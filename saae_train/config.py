@@ -92,7 +92,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check(name: str, annotation: str, value: Any) -> None:
-    """Raises ConfigError where a field of `FitConfig` cannot have this value."""
+    """Raise ConfigError where a field of `FitConfig` cannot have this value."""
     kind, _, nullable = annotation.partition(" | ")
     if value is None and nullable:
         return

@@ -40,7 +40,7 @@ def find_images(names: Sequence[str]) -> tuple[Sample, ...]:
 
 
 def check_images(category: str, samples: Sequence[Sample], progress: Progress = silent) -> tuple[str, ...]:
-    """Opens every image; returns what looks odd about them, one line each.
+    """Open every image; return what looks odd about them, one line each.
 
     Args:
         category: the product's name, for messages.

@@ -114,7 +114,7 @@ def recalibrate(
     dry_run: bool = False,
     console: Console | None = None,
 ) -> Recalibration:
-    """Computes both threshold tables of each precision anew and writes them into the bundle, whole or not at all.
+    """Compute both threshold tables of each precision anew and write them into the bundle, whole or not at all.
 
     All thresholds of a bundle come from the same images. So a precision that is not calibrated leaves it: kept with
     thresholds from before the drift, it would be taken on some other machine without a word and decide wrongly.

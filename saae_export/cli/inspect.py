@@ -23,7 +23,7 @@ _COUNTS = {"images": "test images", "defective": "of them defective"}
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
-    """Prints the manifest of an opened bundle."""
+    """Print the manifest of an opened bundle."""
     console.print(bundle_view(bundle))
 
 

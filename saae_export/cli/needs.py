@@ -8,7 +8,7 @@ __all__ = ["need_export"]
 
 
 def need_export() -> None:
-    """Says what to install, instead of a missing module's name, where only the runtime is installed.
+    """Say what to install, instead of a missing module's name, where only the runtime is installed.
 
     Raises:
         ConfigError: PyTorch, timm or a package of ONNX is missing.

@@ -33,7 +33,7 @@ _ROUNDING = 2.0**-11
 
 
 def require_blocks(backbone: str, layers: Sequence[int] | None) -> None:
-    """Says before a fit that a backbone has no weights of the kind that is stored in FP16.
+    """Say before a fit that a backbone has no weights of the kind that is stored in FP16.
 
     Args:
         backbone: its name.
@@ -52,7 +52,7 @@ def require_blocks(backbone: str, layers: Sequence[int] | None) -> None:
 
 
 def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Path:
-    """Rewrites an exported FP32 file with its large weights in FP16 (atomically), and checks it.
+    """Rewrite an exported FP32 file with its large weights in FP16 (atomically), and check it.
 
     Args:
         path: written by `saae_export.graph.onnx_file.export_onnx`.
@@ -77,7 +77,7 @@ def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Pat
 
 
 def halve_weights(model: onnx.ModelProto) -> int:
-    """Stores the large FP32 weights of a graph in FP16, each followed by a cast to FP32 under its old name.
+    """Store the large FP32 weights of a graph in FP16, each followed by a cast to FP32 under its old name.
 
     Returns:
         How many tensors were changed.

@@ -48,7 +48,7 @@ def export_onnx(
     threshold: float,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the graph as ONNX, opset 18, weights inside, batch dynamic.
+    """Write the graph as ONNX, opset 18, weights inside, batch dynamic.
 
     Input `threshold` is an initializer as well, so that callers of ONNX Runtime may leave it out.
 
@@ -84,7 +84,7 @@ def export_onnx(
 
 
 def check_onnx(data: bytes, frame_size: tuple[int, int]) -> None:
-    """Runs onnx.checker with shape inference, and ONNX Runtime once with two frames.
+    """Run onnx.checker with shape inference, and ONNX Runtime once with two frames.
 
     Raises:
         ConfigError: either refuses the model, or an output has a wrong shape or type.
@@ -127,7 +127,7 @@ def session(model: str | os.PathLike[str] | bytes, threads: int = 0, optimise: b
 
 
 def run_onnx(runner: Any, frames: np.ndarray, threshold: float | None = None) -> dict[str, np.ndarray]:
-    """Runs uint8 frames N x H x W x 3; `threshold` None takes the graph's own default."""
+    """Run uint8 frames N x H x W x 3; `threshold` None takes the graph's own default."""
     feed: dict[str, np.ndarray] = {"frame": frames}
     if threshold is not None:
         feed["threshold"] = np.array([threshold], np.float32)
@@ -187,7 +187,7 @@ def _export_failed(error: Exception) -> ConfigError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress notes and deprecation warnings off the person's screen."""
+    """Keep the exporter's progress notes and deprecation warnings off the person's screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

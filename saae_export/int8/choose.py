@@ -86,7 +86,7 @@ class Quantiser:
         return [product for product in self.products if product.error <= limit]
 
     def write(self, path: str | os.PathLike[str], products: Sequence[Product]) -> Path:
-        """Writes the graph with these products in INT8 (atomically), and checks it.
+        """Write the graph with these products in INT8 (atomically), and check it.
 
         Raises:
             ConfigError: ONNX Runtime refuses the graph.
@@ -105,7 +105,7 @@ class Quantiser:
 
 
 def require_frames(count: int) -> None:
-    """Raises CalibrationError for fewer than `MIN_FRAMES` images to take ranges from."""
+    """Raise CalibrationError for fewer than `MIN_FRAMES` images to take ranges from."""
     if count < MIN_FRAMES:
         raise CalibrationError(
             f"INT8 needs {MIN_FRAMES} normal images for its ranges; there are {count}.",
@@ -120,7 +120,7 @@ def _measured(
     frames: Sequence[NDArray[np.uint8]],
     progress: Progress,
 ) -> tuple[Product, ...]:
-    """Measures each product alone in INT8, with the full and with the clipped range, against the original graph."""
+    """Measure each product alone in INT8, with the full and with the clipped range, against the original graph."""
     reference = _maps(model, frames)
     products = weighted_products(model)
     sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}

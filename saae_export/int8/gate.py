@@ -82,7 +82,7 @@ def quality(
     held_out: Sequence[Sample],
     progress: Progress = silent,
 ) -> Quality:
-    """Measures an engine on the test set where it has defects with masks, else on simulated defects.
+    """Measure an engine on the test set where it has defects with masks, else on simulated defects.
 
     Args:
         engine: at its own thresholds.

@@ -79,7 +79,7 @@ def weighted_products(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 def run_frames(
     model: onnx.ModelProto, frames: Sequence[NDArray[np.uint8]], tensors: Collection[str] = ()
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Runs frames one by one on the CPU; gives the graph's outputs and the named tensors."""
+    """Run frames one by one on the CPU; give the graph's outputs and the named tensors."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     have = {item.name for item in watched.graph.output}

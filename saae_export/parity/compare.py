@@ -177,7 +177,7 @@ def compare(
     batches: Collection[int] = (1,),
     repeats: int = 1,
 ) -> ParityReport:
-    """Compares two scorers frame by frame, and in batches.
+    """Compare two scorers frame by frame, and in batches.
 
     Args:
         reference: the side that is right by definition.

@@ -45,7 +45,7 @@ class Divergence:
 def compare_nodes(
     onnx_fp32: str | os.PathLike[str], onnx_fp16: str | os.PathLike[str], frame: NDArray[np.uint8]
 ) -> list[Divergence]:
-    """Compares all computing nodes that both graphs have, on ONNX Runtime's CPU provider.
+    """Compare all computing nodes that both graphs have, on ONNX Runtime's CPU provider.
 
     Args:
         onnx_fp32: the reference graph.

@@ -53,7 +53,7 @@ def plain_name(text: str) -> str:
 
 
 def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str) -> None:
-    """Writes `samples/` and `reference/` into a bundle that is being filled; nothing for no frames.
+    """Write `samples/` and `reference/` into a bundle that is being filled; nothing for no frames.
 
     Args:
         folder: the bundle's folder.

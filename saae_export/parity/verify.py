@@ -98,7 +98,7 @@ def verify(
     most_images: int = _MOST_IMAGES,
     note: Note = lambda text: None,
 ) -> Verification:
-    """Checks the hashes of a bundle and compares its artefacts with their reference.
+    """Check the hashes of a bundle and compare its artefacts with their reference.
 
     An engine that was compiled elsewhere, so that its manifest says nothing of parity, gets it here: what was found is
     written into the manifest, where the bundle can be written to.
@@ -164,7 +164,7 @@ def verify(
 
 
 def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
-    """Writes the parity of artefacts, by file, into the manifest.
+    """Write the parity of artefacts, by file, into the manifest.
 
     Raises:
         StorageError: the bundle cannot be written to.
@@ -176,7 +176,7 @@ def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
 
 
 def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> ParityReport | Skipped:
-    """Compares one engine with the frames that the bundle carries, or says why it cannot be run here.
+    """Compare one engine with the frames that the bundle carries, or say why it cannot be run here.
 
     Raises:
         BackendError: it looked usable and gave values that are not finite.
@@ -196,7 +196,7 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
 
 
 def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityReport:
-    """Compares an opened artefact with a source, at the engine's thresholds.
+    """Compare an opened artefact with a source, at the engine's thresholds.
 
     Libraries have kernels of their own for each batch size, so every frame is scored alone and in the smallest, the
     usual and the largest batch. A compiled engine answers several times: the first launches of a size go another way

@@ -82,7 +82,7 @@ class BuildResult:
 
 
 def build(options: BuildOptions, console: Console) -> BuildResult:
-    """Builds a bundle and writes it in one piece at the end.
+    """Build a bundle and write it in one piece at the end.
 
     Raises:
         SaaeError: of the kind that the failing stage raises; ParityError where an artefact disagrees with PyTorch,
@@ -117,7 +117,7 @@ def _build_bundle(
     work: Path,
     stages: Stages,
 ) -> BuildResult:
-    """Runs all stages from the export on. The work folder is locked."""
+    """Run all stages from the export on. The work folder is locked."""
     split, asked = model.split, options.precisions
     frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
     detector = model.checkpoint.detector
@@ -224,7 +224,7 @@ def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) ->
 
 
 def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: Stages) -> None:
-    """Names the images that a person should look at: what they show is taken for normal."""
+    """Name the images that a person should look at: what they show is taken for normal."""
     new = [item for item in outliers if not any(fnmatch(item.name, pattern) for pattern in options.keep)]
     if not new:
         return
@@ -307,7 +307,7 @@ def _final_manifest(
 
 
 def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame]) -> Bundle:
-    """Writes the final bundle, whole or not at all."""
+    """Write the final bundle, whole or not at all."""
 
     def fill(folder: Path) -> None:
         for name in staged.manifest.files:

@@ -40,7 +40,7 @@ def write_graphs(
     progress: Progress = silent,
     half_weights: bool = False,
 ) -> dict[str, Path]:
-    """Writes one ONNX file per precision, with thresholds yet to come.
+    """Write one ONNX file per precision, with thresholds yet to come.
 
     `half_weights`: the FP32 graph's large weights are stored in FP16 (`half_weights.store_half`).
 

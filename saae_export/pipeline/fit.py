@@ -44,7 +44,7 @@ class FittedModel:
 
 
 def fit_model(request: FitRequest, category: Category, work: Path, stages: Stages) -> FittedModel:
-    """Loads the given model, reuses one of the same images and configuration, or fits one.
+    """Load the given model, reuse one of the same images and configuration, or fit one.
 
     Raises:
         CalibrationError: INT8 was asked for, and there are too few images for its ranges.
@@ -80,7 +80,7 @@ def fit_model(request: FitRequest, category: Category, work: Path, stages: Stage
 def model_key(
     config: FitConfig, category: Category, fitting: Sequence[Sample], weights: str | None, texture: bool | None
 ) -> str:
-    """Names a fitted model after everything that shaped it."""
+    """Name a fitted model after everything that shaped it."""
     shaped = {
         "saae": saae_version(),
         "config": config.to_json(),

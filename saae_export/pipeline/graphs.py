@@ -86,7 +86,7 @@ def export_graphs(
     half_weights: bool,
     synthetic: bool,
 ) -> Graphs:
-    """Writes the graphs of the precisions; bf16 comes along where it can be calibrated: it is the FP32 file again."""
+    """Write the graphs of the precisions; bf16 comes along where it can be calibrated: it is the FP32 file again."""
     with stages.stage("export ONNX") as stage:
         folder.mkdir(parents=True, exist_ok=True)
         written = [name for name in precisions if name != "bf16"]
@@ -108,7 +108,7 @@ def export_graphs(
 def calibrate_bundle(
     graphs: Graphs, calibrator: Calibrator, folder: Path, asked: Collection[str], stages: Stages
 ) -> Bundle:
-    """Writes a bundle with thresholds that were calibrated on its very files.
+    """Write a bundle with thresholds that were calibrated on its very files.
 
     Args:
         graphs: from `export_graphs`.
@@ -140,7 +140,7 @@ def calibrate_bundle(
 
 
 def compile_engines(bundle: Bundle, engines: Sequence[str], precision: str, stages: Stages) -> Bundle:
-    """Adds engines; a library that is not there is said where the choice is `auto`, else an error.
+    """Add engines; a library that is not there is said where the choice is `auto`, else an error.
 
     Args:
         bundle: a calibrated bundle.

@@ -49,7 +49,7 @@ class Request:
 
 
 def find_images(request: Request, demo_root: Path, progress: Progress = silent) -> tuple[Category, str]:
-    """Lists the images of a build, drawing the demo set where nothing else was named or found.
+    """List the images of a build, drawing the demo set where nothing else was named or found.
 
     The order: folders of one's own, `data`, the folder that SAAE_DATA names, ./data, the demo set.
 

@@ -48,7 +48,7 @@ class Int8Images:
 
 
 def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stages: Stages) -> Bundle:
-    """Adds `int8`, and where OpenVINO has bf16 `int8-bf16`, to a calibrated bundle, if they pass the gate.
+    """Add `int8`, and where OpenVINO has bf16 `int8-bf16`, to a calibrated bundle, if they pass the gate.
 
     Args:
         bundle: with its FP32 graph calibrated.

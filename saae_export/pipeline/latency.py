@@ -33,7 +33,7 @@ def measure(
     seconds: float = 8.0,
     skipped: Callable[[str], None] = lambda text: None,
 ) -> Iterator[LatencyRow]:
-    """Times every backend that `auto` considers and that works here, at every precision, one frame at a time.
+    """Time every backend that `auto` considers and that works here, at every precision, one frame at a time.
 
     Args:
         bundle: an opened bundle.

@@ -45,7 +45,7 @@ _CHANCE = 0.01
 
 
 def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
-    """Evaluates the bundle on the test set; None where there are no test images."""
+    """Evaluate the bundle on the test set; None where there are no test images."""
     with stages.stage("evaluate") as stage:
         if not category.test:
             stage.note("no test images, so no metrics")
@@ -73,7 +73,7 @@ def measure_detection(
     *,
     synthetic: bool,
 ) -> tuple[SelfTest | None, list[Example]]:
-    """Counts simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
+    """Count simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
 
     Args:
         bundle: calibrated.
@@ -189,7 +189,7 @@ def verdict_line(found: Decision) -> str:
 
 
 def choose_backend(bundle: Bundle, wanted: bool, stages: Stages) -> None:
-    """Times the ways to run the bundle that `auto` chooses of, so that the build judges with what the line will run.
+    """Time the ways to run the bundle that `auto` chooses of, so that the build judges with what the line will run.
 
     Args:
         bundle: calibrated and compared.
@@ -206,13 +206,13 @@ def choose_backend(bundle: Bundle, wanted: bool, stages: Stages) -> None:
 
 
 def keep_speeds(bundle: Bundle, wanted: bool) -> None:
-    """Keeps what `choose_backend` timed for the finished bundle, where `auto` finds it on this machine."""
+    """Keep what `choose_backend` timed for the finished bundle, where `auto` finds it on this machine."""
     if wanted:
         backends.measure(bundle)
 
 
 def measure_latency(bundle: Bundle, held_out: Sequence[Sample], wanted: bool, stages: Stages) -> list[LatencyRow]:
-    """Times the backends that are here on a few frames; nothing where it is not wanted."""
+    """Time the backends that are here on a few frames; nothing where it is not wanted."""
     with stages.stage("latency") as stage:
         if not wanted:
             stage.note("not measured")

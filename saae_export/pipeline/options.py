@@ -100,7 +100,7 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions) -> None:
-    """Says before the work what cannot work.
+    """Say before the work what cannot work.
 
     Raises:
         ConfigError: options that exclude each other, or that this machine cannot serve.

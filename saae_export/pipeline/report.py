@@ -87,7 +87,7 @@ def add_left_out(
 
 
 def write_heatmaps(folder: Path, examples: Iterable[Example]) -> list[str]:
-    """Writes one picture per example (frame, heatmap, overlay side by side); returns the file names."""
+    """Write one picture per example (frame, heatmap, overlay side by side); return the file names."""
     names = []
     folder.mkdir(exist_ok=True)
     for number, item in enumerate(examples):

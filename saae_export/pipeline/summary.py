@@ -22,7 +22,7 @@ __all__ = ["print_summary"]
 
 
 def print_summary(result: BuildResult, console: Console) -> None:
-    """Prints the summary of a build."""
+    """Print the summary of a build."""
     bundle, manifest = result.where, result.bundle.manifest
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     rows = Table.grid(padding=(0, 2))

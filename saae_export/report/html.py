@@ -65,7 +65,7 @@ _METRICS = (
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Writes the report atomically.
+    """Write the report atomically.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.

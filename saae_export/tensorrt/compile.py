@@ -144,7 +144,7 @@ def build_engine(
     device: int = 0,
     console: Console | None = None,
 ) -> BuiltEngine:
-    """Compiles a bundle's graph and puts the engine into the bundle, whole or not at all.
+    """Compile a bundle's graph and put the engine into the bundle, whole or not at all.
 
     An engine of the same library release, GPU and precision is replaced, whatever its batch sizes and options, so that
     there is one answer to which of them runs. Damaged engines are left out of the new bundle.
@@ -221,7 +221,7 @@ def compile_engine(
     tf32: bool = True,
     console: Console | None = None,
 ) -> CompiledEngine:
-    """Compiles a graph in memory.
+    """Compile a graph in memory.
 
     Args:
         library: the loaded flavour.
@@ -374,7 +374,7 @@ def _configure(
 
 
 def _load_cache(library: TrtLibrary, config: Any, data: bytes) -> Any:
-    """Puts a timing cache into the configuration; a cache of another GPU or release is discarded."""
+    """Put a timing cache into the configuration; a cache of another GPU or release is discarded."""
     if not library.has_timing_cache:
         return None
     cache = config.create_timing_cache(data)
@@ -394,7 +394,7 @@ def _build_failed(library: TrtLibrary, name: str) -> BackendError:
 
 
 def _add(bundle: Bundle, artefact: Artefact, files: dict[str, bytes], replaced: Sequence[Artefact]) -> Bundle:
-    """Writes the bundle with the engine in it and without those that it replaces."""
+    """Write the bundle with the engine in it and without those that it replaces."""
     manifest = bundle.manifest
     artefacts = (*(item for item in manifest.artefacts if item not in replaced), artefact)
     tools = {**manifest.tools, str(artefact.library): str(artefact.library_version)}

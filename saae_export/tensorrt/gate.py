@@ -15,7 +15,7 @@ __all__ = ["gate"]
 
 
 def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
-    """Compares a new engine with the reference if this machine can run it, and records the result in the manifest.
+    """Compare a new engine with the reference if this machine can run it, and record the result in the manifest.
 
     Args:
         built: from `build_engine`.

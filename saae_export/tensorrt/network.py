@@ -73,7 +73,7 @@ def onnx_for_tensorrt(path: str | os.PathLike[str]) -> bytes:
 
 
 def parse_network(library: TrtLibrary, builder: Any, model: bytes, name: str) -> tuple[Any, Any]:
-    """Parses a graph.
+    """Parse a graph.
 
     Args:
         library: the loaded flavour.

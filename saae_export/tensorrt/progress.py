@@ -55,7 +55,7 @@ class BuildProgress:
         self._bars.stop()
 
     def check(self) -> None:
-        """Raises what interrupted the build, if anything did."""
+        """Raise what interrupted the build, if anything did."""
         if self._interrupt is not None:
             raise self._interrupt
 
@@ -78,7 +78,7 @@ class BuildProgress:
             self._bars.remove_task(task)
 
     def guard(self, call: Any, *arguments: Any) -> Any:
-        """Runs a callback; an exception is kept for `check`, since the builder would print and drop it."""
+        """Run a callback; an exception is kept for `check`, since the builder would print and drop it."""
         try:
             return call(*arguments)
         except BaseException as error:

@@ -16,7 +16,7 @@ __all__ = ["compile_plan"]
 def compile_plan(
     engine: Artefact, graph: bytes, name: str, max_batch: int, console: Console | None = None, device: int = 0
 ) -> bytes:
-    """Compiles a graph on this machine's GPU, by the options of an engine and up to `max_batch` frames.
+    """Compile a graph on this machine's GPU, by the options of an engine and up to `max_batch` frames.
 
     The bundle's own engine has the threshold as an input, without which a Triton cannot form batches.
 

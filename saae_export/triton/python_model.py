@@ -19,7 +19,7 @@ class TritonPythonModel:
     """`frame` uint8 N x H x W x 3 -> `anomaly_map` float32 N x H x W, `score` float32 N."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the bundle; an exception keeps the model from being served, and its text is in the server's log."""
+        """Open the bundle; an exception keeps the model from being served, and its text is in the server's log."""
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
                 f"numpy {np.__version__} is installed in this model's Python environment, and Triton's Python backend "
@@ -39,7 +39,7 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"saae: {args['model_name']} runs on {self.backend.description}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Scores all that waited as one batch."""
+        """Score all that waited as one batch."""
         frames = [pb_utils.get_input_tensor_by_name(request, "frame").as_numpy() for request in requests]
         try:
             together = frames[0] if len(frames) == 1 else np.concatenate(frames)
@@ -69,7 +69,7 @@ class TritonPythonModel:
         return np.concatenate([part.anomaly_map for part in parts]), np.concatenate([part.score for part in parts])
 
     def finalize(self) -> None:
-        """Releases the backend, where it was opened."""
+        """Release the backend, where it was opened."""
         backend = getattr(self, "backend", None)
         if backend is not None:
             backend.close()

@@ -69,7 +69,7 @@ def export_triton(
     environment: str | None = None,
     console: Console | None = None,
 ) -> tuple[list[Exported], list[Left]]:
-    """Writes `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
+    """Write `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
 
     - `onnx`: the graph without threshold and mask, for a Triton with its onnxruntime backend.
     - `tensorrt`: the same graph as a plan, where the bundle holds a TensorRT engine and this machine can compile one.
@@ -256,7 +256,7 @@ def _python_model(bundle: Bundle, artefact: Artefact) -> Callable[[Path], None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuses to replace a folder that this command has not written."""
+    """Refuse to replace a folder that this command has not written."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     config = folder / _CONFIG

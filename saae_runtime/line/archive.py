@@ -99,7 +99,7 @@ class Archive:
         return f"{part.verdict.value}/{moment[:10]}/{name}.{self._config.format}"
 
     def put(self, name: str, frame: NDArray[np.uint8], result: Result | None) -> None:
-        """Hands over a picture under a name from `plan`; never waits.
+        """Hand over a picture under a name from `plan`; never waits.
 
         Args:
             name: from `plan`.
@@ -125,7 +125,7 @@ class Archive:
             }
 
     def finish(self, deadline: float) -> None:
-        """Writes what waits, until `deadline` (`time.monotonic`) at most, and ends."""
+        """Write what waits, until `deadline` (`time.monotonic`) at most, and end."""
         with self._changed:
             self._changed.wait_for(lambda: not self._work and not self._busy, max(deadline - time.monotonic(), 0))
             self._closed = True
@@ -135,7 +135,7 @@ class Archive:
         self._thread.join(max(deadline - time.monotonic(), 0) + 0.2)
 
     def sweep(self) -> None:
-        """Removes what is too old or too much now."""
+        """Remove what is too old or too much now."""
         kept = self._listed()
         self._size = sum(item.size for item in kept)
         moment = self._clock()
@@ -202,7 +202,7 @@ class Archive:
             self._written += 1
 
     def _make_room(self, size: int) -> None:
-        """Removes the oldest until so many bytes are free."""
+        """Remove the oldest until so many bytes are free."""
         kept = sorted(self._listed(), key=lambda item: (item.ng, item.time), reverse=True)
         while kept and self._free() < size:
             self._remove(kept.pop())

@@ -60,7 +60,7 @@ class AuditLog:
             raise
 
     def append(self, who: str, role: str, what: str, data: Mapping[str, Any]) -> str:
-        """Writes an entry.
+        """Write an entry.
 
         Args:
             who: a user's name.
@@ -109,7 +109,7 @@ class AuditLog:
         return found
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         with self._lock:
             self._closed = True
             self._file.close()
@@ -151,7 +151,7 @@ class Findings:
 
 
 def verify(path: Path, anchor: str | None = None) -> Findings:
-    """Reads a whole audit log and follows its chain.
+    """Read a whole audit log and follow its chain.
 
     A line that was changed, removed, added or put elsewhere breaks the chain behind it. Entries cut off at the end
     are seen by the head file beside it. Whoever can write both files can write a new chain; only a hash that was kept

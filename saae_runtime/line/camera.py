@@ -83,7 +83,7 @@ class Camera(Protocol):
         """What it has done so far."""
 
     def trigger(self) -> None:
-        """Takes one picture now, by software; nothing to do for a camera that runs freely.
+        """Take one picture now, by software; nothing to do for a camera that runs freely.
 
         Raises:
             DeviceError: it is not there.
@@ -99,4 +99,4 @@ class Camera(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of the camera; a `grab` under way ends. May be called twice."""
+        """Let go of the camera; a `grab` under way ends. May be called twice."""

@@ -45,7 +45,7 @@ class _Counting:
         return BadFrameError(error.what, error.why, error.cure, name)
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         self._closed.set()
 
 
@@ -144,14 +144,14 @@ class WatchCamera(_Counting):
         return Shot(frame.image, frame.name, moment, done=self._done(frame))
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
-        """Writes down that the file has its record."""
+        """Write down that the file has its record."""
         scored, path, facts = self._scored, frame.source.path, frame.facts
         if scored is None or path is None or facts is None:  # facts come with a file's last page
             return None
         return lambda: scored.add(str(path.absolute()), facts)
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         super().close()
         if self._scored is not None:
             self._scored.close()

@@ -243,7 +243,7 @@ class LineConfig:
 
 
 def load_config(path: Path, sinks: Mapping[str, type], sections: Mapping[str, type] | None = None) -> LineConfig:
-    """Reads a line.toml.
+    """Read a line.toml.
 
     Args:
         path: the file.

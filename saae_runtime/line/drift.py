@@ -149,7 +149,7 @@ class DriftMonitor:
         self._bundles: dict[tuple[str, str], tuple[str, bool]] = {}
 
     def take(self, part: Part, table: ThresholdTable) -> str | None:
-        """Takes a part in; parts without a score count for nothing.
+        """Take a part in; parts without a score count for nothing.
 
         Args:
             part: its record.

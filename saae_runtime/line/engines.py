@@ -82,7 +82,7 @@ class Engines:
         raise BundleError(f"{bundle} is being replaced repeatedly.", "", "try again when it is no longer being written")
 
     def close(self, timeout: float = 1.0) -> None:
-        """Closes all engines, as far as their calls end in time."""
+        """Close all engines, as far as their calls end in time."""
         with self._lock:
             places, self._places = list(self._places.values()), {}
         found = [place.shared() for place in places if place.shared is not None]
@@ -92,14 +92,14 @@ class Engines:
 
 
 def _close_later(engine: Engine) -> threading.Thread:
-    """Closes an engine on a thread of its own, since calls under way end first."""
+    """Close an engine on a thread of its own, since calls under way end first."""
     thread = threading.Thread(target=engine.close, name="close-engine", daemon=True)
     thread.start()
     return thread
 
 
 def _warm(engine: Engine) -> None:
-    """Judges a black frame: the first call is slow, and no part should wait for it."""
+    """Judge a black frame: the first call is slow, and no part should wait for it."""
     try:
         engine(np.zeros((*engine.backend.frame_size, 3), np.uint8))
     except BaseException:

@@ -61,7 +61,7 @@ class Feed(Protocol):
         """Where verdicts go; None where nobody asked."""
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
 
 
 class TriggeredFeed:
@@ -103,7 +103,7 @@ class TriggeredFeed:
         return Job(trigger, shot, recipe, problem, started, ended)
 
     def close(self) -> None:
-        """Ends waiting."""
+        """End waiting."""
         self._source.close()
 
 
@@ -145,13 +145,13 @@ class FreeFeed:
             return None
 
     def close(self) -> None:
-        """Takes no further frame; those that wait are still given."""
+        """Take no further frame; those that wait are still given."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def drop_waiting(self) -> None:
-        """Throws away and counts the frames that wait."""
+        """Throw away and count the waiting frames."""
         with self._changed:
             self._meter.count("dropped", len(self._jobs))
             self._jobs.clear()

@@ -131,7 +131,7 @@ class Handshake:
             return self._accept(parts=1)
 
     def acknowledge(self, part_id: str) -> Reply:
-        """Takes note of the verdict of this part, which is gone from then on."""
+        """Take note of the verdict of this part, which is gone from then on."""
         with self._changed:
             self._look()
             if self._outcome is None:
@@ -155,7 +155,7 @@ class Handshake:
             return self._accept()
 
     def reset(self) -> Reply:
-        """Drops the part in work or unacknowledged, and the fault; the station raises a lasting one again."""
+        """Drop the part in work or unacknowledged, and the fault; the station raises a lasting one again."""
         with self._changed:
             self._look()
             self._withdraw("reset")
@@ -163,7 +163,7 @@ class Handshake:
             return self._accept()
 
     def refuse(self, reply: Reply) -> Reply:
-        """Counts a command that the protocol in front refuses, and shows why."""
+        """Count a command that the protocol in front refuses, and show why."""
         with self._changed:
             self._look()
             return self._refuse(reply)
@@ -233,7 +233,7 @@ class Handshake:
                 self._heard = self._clock()
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives the verdict of the part that `wait` gave.
+        """Give the verdict of the part that `wait` gave.
 
         An OK without a finite score is no verdict, and the part NG.
 
@@ -271,7 +271,7 @@ class Handshake:
                 self._touch()
 
     def close(self) -> None:
-        """Ends waiting and withdraws everything; the line sees no station any more. May be called twice."""
+        """End waiting and withdraw everything; the line sees no station any more. May be called twice."""
         with self._changed:
             self._look()
             if not self._closed:
@@ -339,7 +339,7 @@ class Handshake:
         self._touch()
 
     def _look(self) -> float:
-        """Carries out what time has brought, and gives the time."""
+        """Carry out what time has brought, and give the time."""
         now = self._clock()
         if self._job is not None and now >= self._job.deadline:
             self._decide(Verdict.NG, math.nan, Reason.TIMEOUT, TIMEOUT)

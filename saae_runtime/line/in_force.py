@@ -55,7 +55,7 @@ class InForce:
         return found, problems
 
     def keep(self, config: RecipeConfig, who: str) -> None:
-        """Keeps how a recipe differs from line.toml.
+        """Keep how a recipe differs from line.toml.
 
         Args:
             config: as it is in force.

@@ -144,7 +144,7 @@ class Overrides:
         return made
 
     def undo(self, key: str, who: str) -> Override:
-        """Takes an override back, its picture included.
+        """Take an override back, its picture included.
 
         Raises:
             DataError: there is none of this key, or it was taken back already.
@@ -182,7 +182,7 @@ class Overrides:
         }
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         with self._lock:
             self._file.close()
 

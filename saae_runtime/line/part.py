@@ -78,7 +78,7 @@ class TriggerSource(Protocol):
         """The next part, or None when none has come within so many seconds."""
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives a verdict. False: timed out, the part is NG by timeout already, or it is not the one that waits."""
+        """Give a verdict. False: timed out, the part is NG by timeout already, or it is not the one that waits."""
 
     def fail(self, part_id: str, reason: str) -> None:
         """The part cannot be judged: it is NG, for this reason."""
@@ -96,7 +96,7 @@ class TriggerSource(Protocol):
         """Changes of the recipe that the line asks for, since the last call."""
 
     def close(self) -> None:
-        """Ends waiting; `wait` gives None from then on. May be called twice."""
+        """End waiting; `wait` gives None from then on. May be called twice."""
 
 
 @dataclass(frozen=True)

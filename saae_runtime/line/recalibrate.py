@@ -92,7 +92,7 @@ def recalibrate(
     dry_run: bool = False,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
 ) -> Recalibration:
-    """Has `saae-export calibrate` compute thresholds in a process of its own, at low priority.
+    """Have `saae-export calibrate` compute thresholds in a process of its own, at low priority.
 
     The bundle is not touched: the new version is a folder beside it, which appears whole or not at all.
 

@@ -132,7 +132,7 @@ class RecipeBook:
             return next((name for name in among if self._recipes[name].config.takes(part_id)), None)
 
     def change(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
-        """Puts a changed recipe in the place of one, for every part that begins from now on.
+        """Put a changed recipe in the place of one, for every part that begins from now on.
 
         Args:
             name: which.
@@ -181,7 +181,7 @@ class RecipeBook:
         }
 
     def close(self) -> None:
-        """Closes the engines, where they are its own."""
+        """Close the engines, where they are its own."""
         if self._owns_engines:
             self._engines.close()
 

@@ -113,7 +113,7 @@ class Line:
         )
 
     def start(self) -> None:
-        """Begins to take parts."""
+        """Begin to take parts."""
         for station in self.stations.values():
             station.start()
 
@@ -123,7 +123,7 @@ class Line:
         return all(station.finished.is_set() for station in self.stations.values())
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Has a function told about each part (record, frame, result), on the station's thread: it must not block.
+        """Have a function told about each part (record, frame, result), on the station's thread: it must not block.
 
         Returns:
             Ends it.
@@ -146,11 +146,11 @@ class Line:
         return any(station.computing for station in self.stations.values())
 
     def record(self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None) -> None:
-        """Keeps the record, and perhaps the picture, of a part that was judged elsewhere than at a station."""
+        """Keep the record, and perhaps the picture, of a part that was judged elsewhere than at a station."""
         self._judged(part, frame, result, recipe)
 
     def event(self, kind: str, station: str | None, data: Mapping[str, Any]) -> None:
-        """Writes down something that is no part, such as an alarm, for every sink.
+        """Write down something that is no part, such as an alarm, for every sink.
 
         Args:
             kind: what, such as `drift`.
@@ -229,7 +229,7 @@ class Line:
         }
 
     def close(self) -> None:
-        """Stops within about `STOP_SECONDS`: parts in work end, records and pictures are written. May be called twice.
+        """Stop within about `STOP_SECONDS`: parts in work end, records and pictures are written. May be called twice.
 
         Frames that wait and are not judged by then are counted as dropped; records that a remote sink does not take in
         time stay in the spool for the next start.

@@ -120,7 +120,7 @@ class Spool:
             return SpoolStats(self._records, size, len(self._waiting), self._lost, self._doubled, self._damaged)
 
     def append(self, key: str, payload: bytes) -> bool:
-        """Takes a record in. Never fails for want of disk, see the class.
+        """Take a record in. Never fails for want of disk, see the class.
 
         Args:
             key: of the record; one of the latest 20,000 is not taken twice.
@@ -162,7 +162,7 @@ class Spool:
         return reader
 
     def close(self) -> None:
-        """Writes everything to the disk and closes. May be called twice."""
+        """Write everything to the disk and close. May be called twice."""
         with self._changed:
             if self._closed:
                 return
@@ -230,7 +230,7 @@ class Spool:
         self._segments.append(Segment(path, number, 0, number))
 
     def _shrink(self) -> None:
-        """Removes files that everybody has read, and the oldest ones beyond the limit."""
+        """Remove files that everybody has read, and the oldest ones beyond the limit."""
         wanted = min((reader.committed for reader in self._readers.values()), default=self._segments[-1].after)
         total = sum(segment.size for segment in self._segments)
         while len(self._segments) > 1 and (self._segments[0].after <= wanted or total > self._limit):

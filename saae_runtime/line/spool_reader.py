@@ -87,7 +87,7 @@ class Reader:
                     self._next, self._offset = behind, size
 
     def _enter(self, segment: Segment) -> None:
-        """Opens a file of the spool at the next record; the lock is held."""
+        """Open a file of the spool at the next record; the lock is held."""
         if segment.path == self._open_segment:
             return
         self._close_segment()
@@ -108,7 +108,7 @@ class Reader:
             self._spool._shrink()
 
     def rewind(self) -> None:
-        """Reads again what was not committed."""
+        """Read again what was not committed."""
         with self._spool._changed:
             self._next = self.committed
             self._open_segment = None
@@ -134,7 +134,7 @@ class Reader:
             self._file = None
 
     def close(self) -> None:
-        """Closes the files. May be called twice."""
+        """Close the files. May be called twice."""
         self._close_segment()
         if self._cursor >= 0:
             os.close(self._cursor)

@@ -125,7 +125,7 @@ class Station:
         return self.meter.read()
 
     def start(self) -> None:
-        """Begins to work."""
+        """Begin to work."""
         if self._source is None:
             self._feed = FreeFeed(self._camera, self._bind, self.config.queue, self.config.queue_size, self.meter)
         else:
@@ -134,7 +134,7 @@ class Station:
         self._thread.start()
 
     def switch(self, recipe: str) -> Recipe:
-        """Puts another recipe in force: every part that comes after this call is judged by it, none before.
+        """Put another recipe in force: every part that comes after this call is judged by it, none before.
 
         Returns:
             The recipe, as it is now.
@@ -154,24 +154,24 @@ class Station:
         return found
 
     def stop(self) -> None:
-        """Takes no further part; returns at once. See `join`."""
+        """Take no further part; return at once. See `join`."""
         self._stop.set()
         if self._feed is not None:
             self._feed.close()
 
     def join(self, timeout: float) -> bool:
-        """Waits for the part in work, and those that wait; whether all of them are done."""
+        """Wait for the part in work, and those that wait; whether all of them are done."""
         if self._feed is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def drop_waiting(self) -> None:
-        """Gives up the frames that wait, which are counted as dropped."""
+        """Give up the frames that wait, which are counted as dropped."""
         if isinstance(self._feed, FreeFeed):
             self._feed.drop_waiting()
 
     def close(self) -> None:
-        """Stops and lets go of the camera. May be called twice."""
+        """Stop and let go of the camera. May be called twice."""
         self.stop()
         self._worker.stop()
         self._camera.close()
@@ -237,7 +237,7 @@ class Station:
             self._tell(part, Job(trigger, None, None, why), None)
 
     def _bind(self, trigger: Trigger) -> Recipe | str:
-        """Chooses the recipe of a part: the one asked for, the one its id names, or the one in force."""
+        """Choose the recipe of a part: the one asked for, the one its id names, or the one in force."""
         try:
             with self._lock:
                 name = trigger.recipe or self._book.named_by(trigger.part_id, self.config.recipes) or self._recipe
@@ -280,7 +280,7 @@ class Station:
         return part
 
     def _answer(self, job: Job, result: Result | None, reason: str) -> Part:
-        """Gives the verdict to whoever asked, and makes the record of what really came of it."""
+        """Give the verdict to whoever asked, and make the record of what really came of it."""
         part_id, source = job.trigger.part_id, self._feed.source if self._feed is not None else None
         verdict = Verdict.OK if result is not None and not result.is_anomalous else Verdict.NG
         score = None if result is None else result.score
@@ -303,7 +303,7 @@ class Station:
         )
 
     def _tell(self, part: Part, job: Job, result: Result | None) -> None:
-        """Completes the record and hands it on."""
+        """Complete the record and hand it on."""
         changes: dict[str, Any] = {}
         try:
             if job.recipe is not None:
@@ -361,7 +361,7 @@ class _Worker:
             raise
 
     def stop(self) -> None:
-        """Ends it behind what it computes."""
+        """End it behind what it computes."""
         self._tasks.put(None)
 
     def _work(self) -> None:

@@ -10,7 +10,7 @@ __all__ = ["notify", "watchdog_seconds"]
 
 
 def notify(state: str) -> bool:
-    """Sends a state such as `READY=1`, `WATCHDOG=1` or `STATUS=...` to the service manager.
+    """Send a state such as `READY=1`, `WATCHDOG=1` or `STATUS=...` to the service manager.
 
     Returns:
         Whether there is one and it was sent.

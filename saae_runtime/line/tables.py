@@ -36,14 +36,14 @@ class Problems:
         self._found: list[str] = []
 
     def add(self, where: str, what: str) -> None:
-        """Takes note of one problem; `where` is the table or key."""
+        """Take note of one problem; `where` is the table or key."""
         self._found.append(f"{where}: {what}" if where else what)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def raise_any(self) -> None:
-        """Raises ConfigError where there was a problem."""
+        """Raise ConfigError where there was a problem."""
         if not self._found:
             return
         count = len(self._found)

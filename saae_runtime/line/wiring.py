@@ -57,7 +57,7 @@ def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
 
 
 def check_http(config: LineConfig) -> str:
-    """Tries what the HTTP service needs, without serving; in words, what it will be.
+    """Try what the HTTP service needs, without serving; in words, what it will be.
 
     Raises:
         ConfigError: a missing library, token, certificate or key, or an address that cannot be had.

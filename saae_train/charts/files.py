@@ -174,7 +174,7 @@ def _write(page: Any, pen: Any, element: ElementTree.Element, place: tuple[float
 
 
 def write_chart(stem: Path, svg: str, heading: str = "") -> list[Path]:
-    """Writes a chart as `stem`.svg and `stem`.png, atomically; returns both.
+    """Write a chart as `stem`.svg and `stem`.png, atomically; return both.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.

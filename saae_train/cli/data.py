@@ -144,7 +144,7 @@ def check_command(
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints a validation report as a table; nothing but one line when all is well."""
+    """Print a validation report as a table; nothing but one line when all is well."""
     if report.problems or report.warnings:
         table = Table(
             "", "file", "what", title=escape(f"{report.category}: {report.images} images"), title_justify="left"

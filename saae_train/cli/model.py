@@ -70,7 +70,7 @@ def named_images(category: str | None, data: Path | None, normal: Sequence[Path]
 
 
 def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
-    """Opens a bundle, or loads a checkpoint; the stack closes it.
+    """Open a bundle, or load a checkpoint; the stack closes it.
 
     Raises:
         BundleError, BackendError: of a bundle.

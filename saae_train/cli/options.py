@@ -173,7 +173,7 @@ class FitOptions:
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a typer command of a function that takes dataclasses of options, such as `FitOptions`.
+    """Make a typer command of a function that takes dataclasses of options, such as `FitOptions`.
 
     Typer knows one parameter for each option alone: the fields of a dataclass take the place of its parameter, with
     their annotations and defaults.

@@ -99,7 +99,7 @@ def list_categories(root: str | os.PathLike[str]) -> list[str]:
 
 
 def find_category(root: str | os.PathLike[str], name: str) -> Category:
-    """Lists a category of a published data set, or of a tree like one.
+    """List a category of a published data set, or of a tree like one.
 
     The layouts are those of `saae_train.data.layouts.list_category`: MVTec AD (`<root>/<name>/train/good`,
     `test/<defect>`, `ground_truth/<defect>`), MVTec AD 2, MVTec LOCO AD, VisA, BTAD, KolektorSDD and KolektorSDD2. The
@@ -142,7 +142,7 @@ def from_folders(
     name: str | None = None,
     normal_test: Folders | None = None,
 ) -> Category:
-    """Lists images that lie in folders of one's own; each of these can be one folder or several.
+    """List images that lie in folders of one's own; each of these can be one folder or several.
 
     Args:
         normal: normal images to fit on, with those in the folders below.

@@ -68,7 +68,7 @@ class Report:
         return not self.problems
 
     def raise_if_bad(self, show: int = 20) -> None:
-        """Raises one DataError that lists the problems.
+        """Raise one DataError that lists the problems.
 
         Args:
             show: print at most so many; `DataError.problems` holds all of them.
@@ -103,7 +103,7 @@ class _Look:
 def check(
     category: Category, deep: bool = True, progress: Progress | None = None, workers: int | None = None
 ) -> Report:
-    """Looks at every image and mask of a category in one pass.
+    """Look at every image and mask of a category in one pass.
 
     Problems: unreadable, empty, truncated or not an image; several pages in one file; a mask that is missing, all
     black, of another size than its image, a photograph (the image itself, for one), or without an image; the same
@@ -190,7 +190,7 @@ class _Header:
 
 
 def _header(path: Path, warnings: list[Problem]) -> _Header:
-    """Reads the file's header only; what is odd about it goes to `warnings`.
+    """Read the file's header only; what is odd about it goes to `warnings`.
 
     Raises:
         ImageError: the file is missing, empty or no image.

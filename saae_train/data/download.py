@@ -43,7 +43,7 @@ def download(
     room: Callable[[int], None] | None = None,
     pause_s: float = 1.0,
 ) -> None:
-    """Downloads `url` to `target`.
+    """Download `url` to `target`.
 
     Bytes are gathered in `<target>.part`; an interrupted call, Ctrl-C included, leaves it there, and the next call
     asks for the rest with an HTTP range request. `<target>.part.json` remembers the version (ETag or date) and the

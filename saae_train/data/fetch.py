@@ -123,7 +123,7 @@ def fetch_mvtec(
     progress: Progress | None = None,
     source: Source = MVTEC_AD,
 ) -> tuple[Category, ...]:
-    """Puts a category of MVTec AD (or "all" of them) into `dest`.
+    """Put a category of MVTec AD (or "all" of them) into `dest`.
 
     A category that is there and complete is left alone, so the call may be repeated at will. An interrupted
     download goes on where it stopped. Each category's folder appears only when it is complete.
@@ -181,7 +181,7 @@ def fetch_mvtec(
 def unpack(
     file: Path, targets: Mapping[str, Path], progress: Progress | None = None, most_bytes: int | None = None
 ) -> None:
-    """Unpacks the folders named in `targets` out of a tar archive, believing nothing that the archive says.
+    """Unpack the folders named in `targets` out of a tar archive, believing nothing that the archive says.
 
     Only plain files and folders are written, with default rights. Absolute names, "..", links, devices, names that
     occur twice and archives that unpack to far more than their size refuse the whole archive, also where the bad

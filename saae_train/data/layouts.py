@@ -57,7 +57,7 @@ def is_category(folder: Path) -> bool:
 
 
 def list_category(folder: Path) -> Listing:
-    """Lists the images of a category's folder by the layout that it has.
+    """List the images of a category's folder by the layout that it has.
 
     MVTec AD (`train/good`, `test/<defect>`, `ground_truth/<defect>`), MVTec LOCO AD (several masks an image, in a
     folder of its name), MVTec AD 2 (`test_public`), BTAD (`ok` and `ko`), VisA (`Data/Images`, split by

@@ -129,7 +129,7 @@ def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 def split_held_out(
     samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Splits normal images into a part to fit on and a part to calibrate thresholds on.
+    """Split normal images into a part to fit on and a part to calibrate thresholds on.
 
     The split follows from what is in the files and from the seed, not from names, order or folder, so renaming or
     moving images changes nothing; copies of one image always fall on the same side. Both parts come back in an

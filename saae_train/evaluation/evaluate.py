@@ -41,7 +41,7 @@ def evaluate(
     exact_pixels: int = EXACT_PIXELS,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Scores the test images and measures everything (paper section 4.1.3 and more; see metrics.py).
+    """Score the test images and measure everything (paper section 4.1.3 and more; see metrics.py).
 
     Args:
         scorer: scores one frame.
@@ -96,7 +96,7 @@ class _ScoredImages:
     empty_mask: list[str] = field(default_factory=list)
 
     def add_pixels(self, full: NDArray[np.float32], sample: Sample, label: str) -> None:
-        """Takes in a map at its image's size; nothing of a defective image without a mask."""
+        """Take in a map at its image's size; nothing of a defective image without a mask."""
         if sample.is_anomalous and sample.mask is None:
             self.without_mask.append(str(sample.path))
             return

@@ -168,7 +168,7 @@ def tools() -> dict[str, str]:
 def fit_saae(
     experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
 ) -> FittedMethod:
-    """Fits SAAE."""
+    """Fit SAAE."""
     from ..fitting.features import pick_device
     from ..fitting.fit import fit
     from ..fitting.loop import Reporter
@@ -201,8 +201,8 @@ def _under(what: str, report: Report) -> Progress:
 def run_experiment(
     experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
 ) -> dict[str, Any]:
-    """Runs one experiment in this process: splits off the held-out normal images, fits on the others, calibrates T on
-    the held-out ones and evaluates on the test set at the images' own resolution.
+    """Run one experiment in this process: splits off the held-out normal images, fits on the others, calibrate T on
+    the held-out ones and evaluate on the test set at the images' own resolution.
 
     Returns:
         The row: the settings, the metrics (`overall`, `by_type`, `notes`), times and memory.

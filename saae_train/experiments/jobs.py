@@ -56,16 +56,16 @@ class Workers(Protocol):
     room: int
 
     def begin(self, job: Job, report: Report) -> Any:
-        """Begins a job; the value stands for it in the other calls. `report` may be called from `first`."""
+        """Begin a job; the value stands for it in the other calls. `report` may be called from `first`."""
 
     def first(self, begun: Sequence[Any]) -> Any:
-        """Waits until one of these has ended, and gives it."""
+        """Wait until one of these has ended, and give it."""
 
     def result(self, ended: Any) -> Mapping[str, Any]:
         """What its task gave. Raises WorkerDied, and SaaeError if the task failed."""
 
     def close(self) -> None:
-        """Ends what is in work, in order: a fit saves its state."""
+        """End what is in work, in order: a fit saves its state."""
 
 
 class Jobs:
@@ -101,11 +101,11 @@ class Jobs:
         return [key for _, key, *_ in self._flying]
 
     def begin(self, key: Any, job: Job, report: Report) -> None:
-        """Begins a job; `next` gives its key."""
+        """Begin a job; `next` gives its key."""
         self._flying.append((self._workers.begin(job, report), key, job, report, 1))
 
     def next(self) -> tuple[Any, Mapping[str, Any] | SaaeError]:
-        """Waits for a job to end, whichever is first: its key, and what its task gave or why it failed.
+        """Wait for a job to end, whichever is first: its key, and what its task gave or why it failed.
 
         A job whose process died (killed, out of memory, its machine gone) is begun again.
         """
@@ -144,7 +144,7 @@ class _Running:
         self.ended = False
 
     def read(self) -> None:
-        """Takes one message; at the last one waits for the process to end."""
+        """Take one message; at the last one wait for the process to end."""
         try:
             message = json.loads(self.receiver.recv_bytes())
         except (EOFError, OSError):
@@ -295,7 +295,7 @@ def _child(job: Job, sender: Connection, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Stops this process as Ctrl-C does where its parent is gone: nobody waits for what it finds."""
+    """Stop this process as Ctrl-C does where its parent is gone: nobody waits for what it finds."""
     while os.getppid() == parent:
         time.sleep(0.5)
     with suppress(ProcessLookupError):

@@ -65,7 +65,7 @@ def kept_fit(wanted: CategoryFit) -> dict[str, Any] | None:
 
 
 def fit_category(wanted: CategoryFit, report: Report) -> Mapping[str, Any]:
-    """Fits a category in this process and writes its checkpoint, then its record, which is returned.
+    """Fit a category in this process and write its checkpoint, then its record, which is returned.
 
     Raises:
         SaaeError: images, weights, configuration or fit are invalid, or there is no place for the checkpoint.
@@ -127,7 +127,7 @@ def fit_many(
     died: Callable[[Job, str], None] = lambda job, why: None,
     done: Callable[[str, Mapping[str, Any] | SaaeError, bool], None] = lambda category, outcome, fresh: None,
 ) -> dict[str, Mapping[str, Any] | SaaeError]:
-    """Fits the categories that have no checkpoint yet. One that fails does not stop the others.
+    """Fit the categories that have no checkpoint yet. One that fails does not stop the others.
 
     Args:
         fits: one for each category.

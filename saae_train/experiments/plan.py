@@ -127,7 +127,7 @@ class Plan:
         weights: str | None = None,
         device: str | None = None,
     ) -> Plan:
-        """Lists the experiments.
+        """List the experiments.
 
         Args:
             data: folder of categories.
@@ -241,7 +241,7 @@ class ResultFolder:
             return None
 
     def keep(self, experiment: Experiment, result: RunResult) -> None:
-        """Writes a result file."""
+        """Write a result file."""
         record = (
             {"row": result.row}
             if result.row is not None
@@ -279,7 +279,7 @@ def run_plan(
     done: Callable[[PlannedRun, RunResult, bool], None] = lambda planned, result, fresh: None,
     results: dict[tuple[str, str, int], RunResult] | None = None,
 ) -> dict[tuple[str, str, int], RunResult]:
-    """Runs the experiments that have no result yet. A failure is recorded with its reason; the others go on.
+    """Run the experiments that have no result yet. A failure is recorded with its reason; the others go on.
 
     An experiment whose V is another's waits for it. If a backbone's weights are missing, its experiments that have not
     begun get the same reason.
@@ -305,7 +305,7 @@ def run_plan(
         done(planned, result, fresh)
 
     def take(planned: PlannedRun, jobs: Jobs, pending: set[tuple[str, str, int]]) -> bool:
-        """Settles or begins a run; False if it has to wait."""
+        """Settle or begin a run; False if it has to wait."""
         if not jobs.has_room or _source(planned) in pending:
             return False
         experiment = resolved(planned, found)

@@ -167,7 +167,7 @@ def _marks(figure: Figure, notes: list[str]) -> str:
 
 
 def make_tables(plan: Plan, results: RunResults) -> list[Table]:
-    """Builds the tables of a plan.
+    """Build the tables of a plan.
 
     Means are over the paper's classes that were measured, with equal weights; the paper's mean is taken over the same
     classes. Other categories, and drawn ones, get rows but do not enter a mean.
@@ -371,7 +371,7 @@ def fps_table(measured: Mapping[str, Any]) -> Table:
 
 
 def measured_with(results: RunResults) -> list[tuple[dict[str, str], list[str]]]:
-    """Groups the experiments by the library versions that measured them, largest group first.
+    """Group the experiments by the library versions that measured them, largest group first.
 
     Results of earlier runs may have other versions; {} means that none were recorded.
     """

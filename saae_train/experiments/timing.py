@@ -54,7 +54,7 @@ class Timing:
 def timed_calls(
     call: Callable[[], object], seconds: float, *, warm_up: int = 1, fewest: int = 2, most: int | None = None
 ) -> list[float]:
-    """Times single calls for about `seconds`. A call that starts work on a device must wait for it.
+    """Time single calls for about `seconds`. A call that starts work on a device must wait for it.
 
     Args:
         call: what is timed.
@@ -84,7 +84,7 @@ def interleaved(
     length: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, list[float]]:
-    """Times several things in short turns, round after round, so that a drifting machine slows all alike.
+    """Time several things in short turns, round after round, so that a drifting machine slows all alike.
 
     A pause comes before each turn, so that the thread pool of the turn before has gone to sleep. An entry whose turns
     take too long skips rounds: it ends with the others, and its turns stay spread over the whole time. The garbage
@@ -163,7 +163,7 @@ def _high_water_kib() -> float:
 
 @contextmanager
 def stopwatch() -> Iterator[Callable[[], float]]:
-    """Yields a function that returns the seconds since the block began; after the block, its length."""
+    """Yield a function that returns the seconds since the block began; after the block, its length."""
     start = time.perf_counter()
     end: list[float] = []
     try:

@@ -21,7 +21,7 @@ def backbone_for(
     weights: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Features:
-    """Builds the frozen features of a fit.
+    """Build the frozen features of a fit.
 
     Args:
         config: names the backbone; layers that it leaves out are the backbone's own, and its input size takes the
@@ -67,7 +67,7 @@ def _geometry(
 def _say_geometry(
     config: FitConfig, shape: ImageShape, size: tuple[int, int], tiles: tuple[int, int], say: Callable[[str], None]
 ) -> None:
-    """Says what was chosen that a person may want to change."""
+    """Say what was chosen that a person may want to change."""
     text = f"{size[0]} x {size[1]}"
     if config.follow_shape and shape.mixed:
         say(

@@ -22,17 +22,17 @@ class Recorder(Protocol):
     """What records a step on a device and plays it back."""
 
     def warm_up(self, step: Step) -> Tensor:
-        """Runs the step, in the place where it will be recorded."""
+        """Run the step, in the place where it will be recorded."""
 
     def record(self, step: Step) -> Tensor:
-        """Notes the step's operations and executes none; gives the tensor that a replay leaves the result in.
+        """Note the step's operations and execute none; give the tensor that a replay leaves the result in.
 
         Raises:
             RuntimeError: it cannot be recorded.
         """
 
     def replay(self) -> None:
-        """Runs the operations again, on the very same tensors."""
+        """Run the operations again, on the very same tensors."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -99,7 +99,7 @@ class Captured:
         self.replayed = 0
 
     def __call__(self) -> Tensor:
-        """Runs or plays back one step; its result, a tensor of its own."""
+        """Run or replay one step; returns its result in a tensor of its own."""
         if self._recorder is not None and self._to_warm_up:
             self._to_warm_up -= 1
             return self._recorder.warm_up(self._step)

@@ -42,7 +42,7 @@ def fit(
     held_out: Sequence[Sample] = (),
     synthetic: bool | None = None,
 ) -> Checkpoint:
-    """Fits one category.
+    """Fit one category.
 
     The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
     order of images follows from the seed and the step, and a stopped run resumes from its last saved state. (On a GPU
@@ -130,7 +130,7 @@ def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfi
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:
-    """Finds before the first image is read what would only fail after the last step."""
+    """Find before the first image is read what would only fail after the last step."""
     if not samples:
         raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
     if config.loss not in LOSSES:

@@ -114,7 +114,7 @@ class Loop:
         self.picked.copy_(picked.pin_memory() if self.device.type == "cuda" else picked, non_blocking=True)
 
     def run(self, watch: Reporter) -> list[tuple[int, float]]:
-        """Trains to the end; returns (step, mean loss per position) pairs."""
+        """Train to the end; return (step, mean loss per position) pairs."""
         self._resume(watch)
         if self.recorder is not None and self.resident is None:
             watch.say("the features do not fit into the GPU's memory: they are read from disk, step by step")
@@ -180,7 +180,7 @@ class Loop:
         return value.detach() / batch.g.shape[1]
 
     def _read(self) -> None:
-        """Takes in the losses of the steps since the last time. Raises FitError where one is not finite."""
+        """Take in the losses of the steps since the last time. Raise FitError where one is not finite."""
         first = self.step - len(self.unread)
         numbers = torch.stack(self.unread).tolist()
         self.unread.clear()

@@ -62,7 +62,7 @@ def build_memory(
     search: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Memory, Nearest]:
-    """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
+    """Choose entries that cover the patches of all images, and measure how far normal patches lie from them.
 
     Entries by greedy k-centre on a random projection (PatchCore, Roth et al. 2022, algorithm 1). The radius of an
     entry is the root mean square of d over the normal patches that are nearest to it or to one of its neighbours,

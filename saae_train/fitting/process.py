@@ -52,7 +52,7 @@ def _malloc() -> ctypes.CDLL | None:
 
 @contextmanager
 def ctrl_c_after_the_step() -> Iterator[Callable[[], bool]]:
-    """Lets the step in hand end before a Ctrl-C counts, so that a whole state can be saved; a second one stops at once.
+    """Let the step in hand end before a Ctrl-C counts, so that a whole state can be saved; a second one stops at once.
 
     Gives a function that says whether to stop.
     """

@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Says before a fit, not after it, that a checkpoint has no place to go.
+    """Say before a fit, not after it, that a checkpoint has no place to go.
 
     Raises:
         StorageError: a file, or a folder with something else, is there.
@@ -86,13 +86,13 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def discard_state(checkpoint: Checkpoint) -> None:
-    """Deletes the resumable state of a fit, once its model is saved or not needed."""
+    """Delete the resumable state of a fit, once its model is saved or not needed."""
     if checkpoint.state is not None:
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
+    """Write a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
 
     Only when it is written, the state that the fit could be resumed from is removed.
 
@@ -119,7 +119,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint folder and checks its hash, its keys and that every weight is finite.
+    """Read a checkpoint folder and check its hash, its keys and that every weight is finite.
 
     Raises:
         CheckpointError: missing, damaged, of a newer version, or holding NaN.

@@ -144,7 +144,7 @@ def from_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def check_shape(latent: int | None, grid: Sequence[int] | None, patch: int, heads: int = HEADS) -> None:
-    """Checks the configuration of an SAAE before a fit.
+    """Check the configuration of an SAAE before a fit.
 
     Args:
         latent: V, or None where it is yet to be found.
@@ -222,7 +222,7 @@ class SAAE(nn.Module):
             nn.init.trunc_normal_(self.queries, std=0.02)
 
     def forward(self, f: Tensor) -> Tensor:
-        """Reconstructs the features.
+        """Reconstruct the features.
 
         Args:
             f: N x L x U.

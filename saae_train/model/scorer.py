@@ -47,7 +47,7 @@ class TorchScorer:
 
     @torch.no_grad()
     def __call__(self, frame: NDArray[np.uint8]) -> Scored:
-        """Scores one frame, uint8 H x W x 3. The score is the map's largest value at the graph's frame size."""
+        """Score one frame, uint8 H x W x 3. The score is the map's largest value at the graph's frame size."""
         own = (int(frame.shape[0]), int(frame.shape[1]))
         size = self.frame_size or own
         pixels = torch.tensor(resize_frames(frame, size)).permute(2, 0, 1)[None].to(self.device).float()

@@ -155,7 +155,7 @@ def build_vgg(
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> VGGFeatures:
-    """Builds the frozen extractor; see `saae_train.model.vit.build_backbone`.
+    """Build the frozen extractor; see `saae_train.model.vit.build_backbone`.
 
     Raises:
         ConfigError: an unknown pretrained tag or layer, or a size that its stride does not divide.

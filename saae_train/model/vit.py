@@ -209,7 +209,7 @@ def build_backbone(
     seed: int = 0,
     tiles: tuple[int, int] = (1, 1),
 ) -> Features:
-    """Builds the frozen feature extractor.
+    """Build the frozen feature extractor.
 
     Args:
         name: timm model name of a plain ViT, patch 14 or 16 (others work if they divide the input size), or vgg19.

@@ -53,7 +53,7 @@ class WeightsInfo:
 
 
 def refuse_random(source: str, name: str) -> None:
-    """Refuses a backbone of random weights where the result would claim quality.
+    """Refuse a backbone of random weights where the result would claim quality.
 
     Random weights have the right shapes and the usual speed, so speed is measured with them; a model fitted on them
     finds no defects. The tests of this project, which check code and not quality,
@@ -75,7 +75,7 @@ def refuse_random(source: str, name: str) -> None:
 
 
 def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) -> tuple[StateDict, WeightsInfo]:
-    """Loads the weights of timm model `name` with timm's keys.
+    """Load the weights of timm model `name` with timm's keys.
 
     Args:
         name: timm model name, with or without its pretrained tag.
@@ -125,7 +125,7 @@ def load_into(
     unused: tuple[str, ...] = (),
     part: tuple[str, ...] = (),
 ) -> None:
-    """Loads weights into a network and checks that they are its own and finite.
+    """Load weights into a network and check that they are its own and finite.
 
     Args:
         module: the network, with timm's keys.
@@ -281,7 +281,7 @@ def _from_package(name: str) -> tuple[StateDict, WeightsInfo]:
 
 
 def _dinov2_from_onnx(path: Path) -> StateDict:
-    """Maps the initializers of the packaged ONNX graph to timm's keys.
+    """Map the initializers of the packaged ONNX graph to timm's keys.
 
     Linear weights are anonymous there and stored transposed; each is found through the MatMul node that uses it.
     The position embedding is stored in two pieces, class token and 37 x 37 patches.

@@ -56,7 +56,7 @@ def _terms(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[n
 
 
 def find_ground(frame: NDArray[np.uint8]) -> Ground:
-    """Estimates product and background of one image; see the head of this file.
+    """Estimate product and background of one image; see the head of this file.
 
     Args:
         frame: uint8 H x W x 3.

@@ -48,7 +48,7 @@ def selftest(
     synthetic: bool = False,
     progress: Progress = silent,
 ) -> SelfTest:
-    """Draws defects onto held-out normal images and counts what a scorer finds.
+    """Draw defects onto held-out normal images and count what a scorer finds.
 
     Two scorers given the same samples, kinds, frames and seed see the same images, so their results can be compared
     one by one.
@@ -179,7 +179,7 @@ def draw_examples(
 
 
 def check_request(frames: int, kinds: Sequence[str]) -> None:
-    """Checks a request for a self-test before any slow work.
+    """Check a request for a self-test before any slow work.
 
     Raises:
         ConfigError: no frames, no kinds, or an unknown kind.

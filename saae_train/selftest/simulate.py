@@ -92,7 +92,7 @@ def simulate(
     seed: int = 0,
     donor: NDArray[np.uint8] | None = None,
 ) -> Simulated | None:
-    """Draws one defect onto a normal frame, on the product where a background can be told from it.
+    """Draw one defect onto a normal frame, on the product where a background can be told from it.
 
     Args:
         frame: uint8 H x W x 3.
@@ -167,7 +167,7 @@ def _cut(frame: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np
 
 
 def _composed(frame: NDArray[np.uint8], window: Window, kind: str, scale: float) -> Simulated | None:
-    """Paints, rounds, finds what really changed, takes back what did not, and measures; None if it cannot be seen."""
+    """Paint and round, find the pixels that changed, restore the others, and measure; None if nothing can be seen."""
     layer, cover = PAINTERS[kind](window)
     drawn = np.clip(np.rint(window.pixels + cover[:, :, None] * (layer - window.pixels)), 0, 255).astype(np.uint8)
     height, width = frame.shape[:2]

@@ -77,7 +77,7 @@ class _Producer:
             return cls._known[key]
 
     def acquirer(self, name: str, serial: str) -> Any:
-        """Connects to a camera, looked for again each time."""
+        """Connect to a camera, looked for again each time."""
         with self.lock:
             self._look()
             there = [str(info.property_dict.get("serial_number")) for info in self.harvester.device_info_list]
@@ -93,7 +93,7 @@ class _Producer:
             return found
 
     def release(self, acquirer: Any) -> None:
-        """Lets go of a camera, whatever state it is in."""
+        """Let go of a camera, whatever state it is in."""
         with self.lock:
             self._open -= 1
             try:
@@ -102,7 +102,7 @@ class _Producer:
                 acquirer.destroy()
 
     def _look(self) -> None:
-        """Looks which cameras there are. The library's own way to do so ends every camera of the producer."""
+        """Look which cameras there are. The library's own way to do so ends every camera of the producer."""
         if not self._open:
             self.harvester.update()
             return
@@ -170,7 +170,7 @@ class _GenicamDevice:
 
 @contextmanager
 def _keep_interrupt() -> Iterator[None]:
-    """Keeps the handler of Ctrl-C: a camera that harvesters opens in the main thread would take its place."""
+    """Keep the handler of Ctrl-C: a camera that harvesters opens in the main thread would take its place."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

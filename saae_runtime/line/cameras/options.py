@@ -15,7 +15,7 @@ __all__ = ["NodeOptions", "known_only", "number"]
 
 
 def known_only(options: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
-    """Makes sure that there is no other key.
+    """Make sure that there is no other key.
 
     Raises:
         ConfigError: there is, with near names.
@@ -99,7 +99,7 @@ class NodeOptions:
         )
 
     def apply(self, name: str, node: Callable[[str], Any], write: Callable[[Any, Any], None]) -> None:
-        """Sets the camera's nodes.
+        """Set the camera's nodes.
 
         Args:
             name: of the camera, in errors.

@@ -106,5 +106,5 @@ class RawFrames:
         raise EndOfFrames
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         self._closed = True

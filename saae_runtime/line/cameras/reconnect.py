@@ -53,13 +53,13 @@ class Device(Protocol):
         """
 
     def trigger(self) -> None:
-        """Takes one picture."""
+        """Take one picture."""
 
     def flush(self) -> None:
-        """Drops every frame that is under way, so that the next one was taken afterwards."""
+        """Drop every frame that is under way, so that the next one was taken afterwards."""
 
     def close(self) -> None:
-        """Lets go of it, whatever state it is in."""
+        """Let go of it, whatever state it is in."""
 
 
 class BackOff:
@@ -152,7 +152,7 @@ class LiveCamera:
             return self._stats
 
     def trigger(self) -> None:
-        """Takes one picture now. Of a camera that runs freely, only frames from now on count.
+        """Take one picture now. Of a camera that runs freely, only frames from now on count.
 
         Raises:
             DeviceError: it is not there, or does not take it.
@@ -243,7 +243,7 @@ class LiveCamera:
             self._disconnect(self._device)
 
     def _serve(self, device: Device) -> bool:
-        """Reads until the device fails or the camera is closed; whether it ever gave a frame."""
+        """Read until the device fails or the camera is closed; whether it ever gave a frame."""
         gave = False
         heard = time.monotonic()
         while True:

@@ -40,7 +40,7 @@ def is_camera(spec: str) -> bool:
 
 
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
-    """Opens a camera by its name.
+    """Open a camera by its name.
 
     Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live
     camera that is not there is looked for from then on; see its `stats`.

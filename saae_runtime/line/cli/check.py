@@ -38,7 +38,7 @@ def check_line(
     open_trigger: OpenTrigger | None = None,
     others: Mapping[str, Callable[[LineConfig], str]] | None = None,
 ) -> Iterator[Finding]:
-    """Tries each part of a line by itself, and gives what was found as it goes.
+    """Try each part of a line by itself, and give what was found as it goes.
 
     A frame of each camera is judged by each recipe of its station, so that masks and thresholds are tried, too.
     `others` tries further tables, where the file has them.

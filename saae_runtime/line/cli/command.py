@@ -157,14 +157,14 @@ class _Printer:
         self._thread.start()
 
     def say(self, part: Part) -> None:
-        """Takes a part in; without room its line is left out."""
+        """Take a part in; without room its line is left out."""
         score = "" if part.score is None else f" {part.score:.4g} (limit {part.threshold:.4g})"
         reason = "" if part.reason == "score" else f" {part.reason}"
         with suppress(queue.Full):
             self._lines.put_nowait(f"{part.verdict.value} {part.station} {part.part_id}{score}{reason}\n")
 
     def finish(self) -> None:
-        """Prints what waits, for a moment at most."""
+        """Print what waits, for a moment at most."""
         with suppress(queue.Full):
             self._lines.put_nowait(None)
         self._thread.join(0.3)
@@ -180,7 +180,7 @@ class _Printer:
 
 
 def _summarize(console: Console, health: dict[str, object]) -> int:
-    """Says what became of everything; returns the number of records that were lost."""
+    """Say what became of everything; return the number of records that were lost."""
     stations: list[dict[str, object]] = health["stations"]  # type: ignore[assignment]
     sinks: list[dict[str, object]] = health["sinks"]  # type: ignore[assignment]
     spool: dict[str, int] = health["spool"]  # type: ignore[assignment]

@@ -94,7 +94,7 @@ class Access:
         return found
 
     def login(self, token: str, address: str) -> str | None:
-        """Opens a session; its secret, for a cookie. None: a wrong token.
+        """Open a session; its secret, for a cookie. None: a wrong token.
 
         Raises:
             Throttled: see `by_token`.
@@ -118,7 +118,7 @@ class Access:
             return found[0]
 
     def logout(self, secret: str) -> None:
-        """Ends a session."""
+        """End a session."""
         with self._lock:
             self._sessions.pop(_digest(secret), None)
 

@@ -80,11 +80,11 @@ class Context:
             return self._health[1]
 
     async def operator(self, request: Request) -> Who:
-        """Lets in who may do what an operator may."""
+        """Let in who may do what an operator may."""
         return self._let_in(request, "operator")
 
     async def engineer(self, request: Request) -> Who:
-        """Lets in who may do what an engineer may."""
+        """Let in who may do what an engineer may."""
         return self._let_in(request, "engineer")
 
     def who(self, request: Request) -> Who | None:
@@ -110,7 +110,7 @@ class Context:
         return found
 
     def install(self, app: FastAPI) -> None:
-        """Has the app answer every error as JSON: what, why, cure."""
+        """Have the app answer every error as JSON: what, why, cure."""
         app.add_exception_handler(SaaeError, self._saae_error)
         app.add_exception_handler(HTTPException, self._http_error)
         app.add_exception_handler(RequestValidationError, self._not_valid)

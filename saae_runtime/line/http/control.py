@@ -81,7 +81,7 @@ class Control:
     # --- recipes ---
 
     def switch(self, who: Who, station: str, recipe: str) -> dict[str, Any]:
-        """Puts a recipe in force at a station, for every part that comes from now on.
+        """Put a recipe in force at a station, for every part that comes from now on.
 
         Raises:
             DataError: no such station. ConfigError: no such recipe there. StorageError: it could not be written down.
@@ -127,7 +127,7 @@ class Control:
     def set_threshold(
         self, who: Who, recipe: str, false_alarms: float | None, threshold: float | None, version: int | None
     ) -> dict[str, Any]:
-        """Changes a recipe's image threshold, by rate or by value.
+        """Change a recipe's image threshold, by rate or by value.
 
         Raises:
             ConfigError: no such recipe, not exactly one of rate and value, a value that cannot be, or `version` is not
@@ -161,7 +161,7 @@ class Control:
         return {"recipe": recipe, "bundle": bundle.name, "versions": [path.name for path in versions(bundle)]}
 
     def set_bundle(self, who: Who, recipe: str, bundle: str, version: int | None) -> dict[str, Any]:
-        """Puts another version of a recipe's bundle in force, without a stop.
+        """Put another version of a recipe's bundle in force, without a stop.
 
         Args:
             who: changes it.
@@ -228,7 +228,7 @@ class Control:
         return made
 
     def undo(self, who: Who, key: str) -> Override:
-        """Takes an override back.
+        """Take an override back.
 
         Raises:
             DataError: none stands for this part.
@@ -244,7 +244,7 @@ class Control:
     # --- recalibration ---
 
     def start_recalibration(self, who: Who, recipe: str, dry_run: bool, archive: bool) -> dict[str, Any]:
-        """Has thresholds computed from the pool, on a thread and in a process of their own; `job` says how it goes.
+        """Have thresholds computed from the pool, on a thread and in a process of their own; `job` says how it goes.
 
         Args:
             who: asks for it.
@@ -303,7 +303,7 @@ class Control:
                 process.kill()
 
     def close(self) -> None:
-        """Ends a recalibration and closes the files. May be called twice."""
+        """End a recalibration and close the files. May be called twice."""
         with self._job_lock:
             self._closed = True
             if self._process is not None:
@@ -379,7 +379,7 @@ class Control:
             return None, one_line(error)
 
     def _restore(self) -> None:
-        """Puts in force again what people changed; what cannot be is said and left out."""
+        """Put in force again what people changed; what cannot be is said and left out."""
         changes, problems = self._in_force.read()
         for name, change in changes.items():
             try:

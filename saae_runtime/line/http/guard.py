@@ -158,7 +158,7 @@ def _too_large(most: int) -> dict[str, str]:
 
 
 def _limited(receive: Receive, most: int, seconds: float) -> Receive:
-    """Counts a body as it comes, and ends it when it has taken too long; waiting for a disconnect behind it is free."""
+    """Count a body as it comes, and end it when it has taken too long; waiting for a disconnect behind it is free."""
     count, done, end = 0, False, time.monotonic() + seconds
 
     async def take() -> Message:
@@ -181,7 +181,7 @@ def _limited(receive: Receive, most: int, seconds: float) -> Receive:
 
 
 async def _drain(receive: Receive) -> None:
-    """Takes what is on the way of a body that is refused, within limits: a client that still writes reads no answer."""
+    """Take what is on the way of a body that is refused, within limits: a client that still writes reads no answer."""
     taken, end = 0, time.monotonic() + _DRAIN_SECONDS
     while taken < _DRAIN_BYTES:
         try:

@@ -92,7 +92,7 @@ class Batcher:
             )
 
     def submit(self, frame: NDArray[np.uint8], recipe: Recipe) -> Future[Judged]:
-        """Has a frame judged.
+        """Have a frame judged.
 
         Args:
             frame: uint8 H x W x 3, RGB.
@@ -110,7 +110,7 @@ class Batcher:
         return future
 
     def close(self, timeout: float = 0.5) -> None:
-        """Ends; what waits is refused. May be called twice."""
+        """End; what waits is refused. May be called twice."""
         with self._changed:
             self._closed = True
             tasks, self._tasks = list(self._tasks), deque()

@@ -89,7 +89,7 @@ class Recent:
         self._load()
 
     def take(self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None) -> None:
-        """Takes a part in; for `Line.listen`."""
+        """Take a part in; for `Line.listen`."""
         record = part.to_dict()
         record["regions"] = record["regions"][:_REGIONS]
         with self._lock:
@@ -104,7 +104,7 @@ class Recent:
             watcher()
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Has a function called after each part, on the station's thread: it must not block. Returns what ends it."""
+        """Have a function called after each part, on the station's thread: it must not block. Return what ends it."""
         with self._lock:
             self._watchers.append(watcher)
 
@@ -170,7 +170,7 @@ class Recent:
             return {"since": self._shift.isoformat(timespec="minutes"), "rows": [rows[key] for key in sorted(rows)]}
 
     def save(self, at_once: bool = False) -> None:
-        """Writes the counters down, every ten seconds at most; a full disk is no matter here."""
+        """Write the counters down, every ten seconds at most; a full disk is no matter here."""
         with self._lock:
             if self._file is None or (not at_once and time.monotonic() < self._saved + _SAVE):
                 return

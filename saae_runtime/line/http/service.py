@@ -91,14 +91,14 @@ class HttpService:
         return self._thread.alive
 
     def stop(self) -> None:
-        """Takes no further request; returns at once. See `close`."""
+        """Take no further request; return at once. See `close`."""
         self.context.stopping.set()
         self.context.batcher.close(timeout=0.0)
         if self._server is not None:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Ends answers under way within a second, writes everything. May be called twice."""
+        """End answers under way within a second, write everything. May be called twice."""
         self.stop()
         self._thread.close(_PATIENCE)
         self._let_go()

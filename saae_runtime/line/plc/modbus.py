@@ -85,7 +85,7 @@ class ModbusServer(PlcServer):
     async def _request(
         self, function: int, start: int, address: int, count: int, current: list[int], values: list[Any] | None
     ) -> Any:
-        """Serves one request; what is returned is the exception code, None: none."""
+        """Serve one request; what is returned is the exception code, None: none."""
         from pymodbus.constants import ExcCodes
 
         if function not in _READS + _WRITES or (values is not None and function not in _WRITES):

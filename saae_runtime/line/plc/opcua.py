@@ -117,7 +117,7 @@ class OpcuaServer(PlcServer):
             await server.stop()
 
     async def _show(self, before: View | None, view: View) -> None:
-        """Writes what has changed: a result that is gone is invalid first, and a new one is valid last."""
+        """Write what has changed: a result that is gone is invalid first, and a new one is valid last."""
         if before is not None and (before.part_id, before.valid, before.ok) != (view.part_id, view.valid, view.ok):
             for name in reversed(_RESULT_BITS):
                 await self._write(name, "Boolean", False)

@@ -90,7 +90,7 @@ class Registers:
         return None
 
     def write(self, address: int, values: Sequence[int], client: object = None) -> bool:
-        """Takes registers of the control block, then acts on its bits; False: an address outside of it, or no value."""
+        """Take registers of the control block, then act on its bits; False: an address outside of it, or no value."""
         start = address - CONTROL
         if start < 0 or not values or start + len(values) > CONTROL_SIZE:
             return False

@@ -75,14 +75,14 @@ class ServerThread:
         return self._thread.is_alive() and self._error is None
 
     def stop(self) -> None:
-        """Asks the server to end, and returns at once."""
+        """Ask the server to end, and return at once."""
         self._closed.set()
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             with suppress(RuntimeError):  # the loop has ended just now
                 self._loop.call_soon_threadsafe(self._stop.set)
 
     def close(self, timeout: float = _STOP) -> None:
-        """Ends the server and its connections, waiting at most so many seconds for it. May be called twice."""
+        """End the server and its connections, waiting at most so many seconds for it. May be called twice."""
         self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)

@@ -50,7 +50,7 @@ class PlcTrigger(Handshake):
     servers: tuple[PlcServer, ...] = ()
 
     def close(self) -> None:
-        """Withdraws everything and ends the servers. May be called twice."""
+        """Withdraw everything and end the servers. May be called twice."""
         super().close()
         for server in self.servers:
             server.stop()

@@ -26,14 +26,14 @@ class Sink(Protocol):
     refused: int
 
     def open(self) -> None:
-        """Gets ready; called again after an error of `write`, and may be called when it is ready.
+        """Get ready; called again after an error of `write`, and may be called when it is ready.
 
         Raises:
             SaaeError: it cannot be reached, or written to.
         """
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Takes records.
+        """Take records.
 
         Returns:
             How many of them, from the first on, are taken; the others are given again.
@@ -43,7 +43,7 @@ class Sink(Protocol):
         """
 
     def sync(self) -> None:
-        """Makes what was taken survive a power cut.
+        """Make what was taken survive a power cut.
 
         Raises:
             SaaeError: it cannot.
@@ -53,4 +53,4 @@ class Sink(Protocol):
         """What it says of itself, for health."""
 
     def close(self) -> None:
-        """Lets go. May be called twice."""
+        """Let go. May be called twice."""

@@ -65,7 +65,7 @@ class Delivery:
         }
 
     def finish(self, deadline: float) -> None:
-        """Delivers what there is, until `deadline` (`time.monotonic`) at most, and ends; what is left waits on disk."""
+        """Deliver what there is, until `deadline` (`time.monotonic`) at most, and end; what is left waits on disk."""
         self._deadline = deadline
         self._hurry.set()
         self._thread.join(max(deadline - time.monotonic(), 0.0) + 0.5)
@@ -97,7 +97,7 @@ class Delivery:
         self._sink.close()
 
     def _step(self) -> bool | None:
-        """Takes one batch over; None where there was none, False where the sink took nothing of it."""
+        """Take one batch over; None where there was none, False where the sink took nothing of it."""
         batch = self._reader.read(1 if self._tried[1] else self._sink.batch, 0 if self._hurry.is_set() else _WAIT)
         if not batch:
             if self._taken is not None and self._is_due():
@@ -135,7 +135,7 @@ class Delivery:
         self._synced_at = time.monotonic()
 
     def _break(self, record: Record) -> None:
-        """Takes note of a record, or batch, that the sink's code breaks at; gives it up after some tries."""
+        """Take note of a record, or batch, that the sink's code breaks at; give it up after some tries."""
         self._commit()  # what was taken before is not to come again for this
         number, times = self._tried
         self._tried = (record.number, times + 1 if number == record.number else 1)

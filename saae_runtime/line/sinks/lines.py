@@ -95,7 +95,7 @@ class _LinesSink(ABC):
         self._doubtful = 0  # so many of the next records may be there already
 
     def open(self) -> None:
-        """Opens the file and reads its end; see `Sink`."""
+        """Open the file and read its end; see `Sink`."""
         self.close()
         self._file = self._opened()
         self._has = set()
@@ -105,7 +105,7 @@ class _LinesSink(ABC):
                 self._has.add(self._key_of(line.decode("utf-8")))
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Appends what is new; see `Sink`."""
+        """Append what is new; see `Sink`."""
         assert self._file is not None
         for record in records:
             line = self._line(record)
@@ -119,7 +119,7 @@ class _LinesSink(ABC):
         return len(records)
 
     def sync(self) -> None:
-        """Has the disk write it; see `Sink`."""
+        """Have the disk write it; see `Sink`."""
         if self._file is not None:
             self._file.sync()
 
@@ -128,7 +128,7 @@ class _LinesSink(ABC):
         return {"path": str(self._path)}
 
     def close(self) -> None:
-        """Closes the file; see `Sink`."""
+        """Close the file; see `Sink`."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -80,14 +80,14 @@ class MqttSink:
         self._last = 0  # number of the last record in flight
 
     def open(self) -> None:
-        """Begins to connect and waits a while for it; the library goes on trying. See `Sink`."""
+        """Begin to connect and wait a while for it; the library goes on trying. See `Sink`."""
         if self._client is None:
             self._client = self._begin()
         if not self._connected.wait(_CONNECT):
             raise self._error(self._why or "no connection yet")
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Publishes and waits for the acknowledgements; see `Sink`."""
+        """Publish and wait for the acknowledgements; see `Sink`."""
         if not self._flying:
             if not self._connected.is_set():
                 raise self._error(self._why)
@@ -171,7 +171,7 @@ class MqttSink:
         return {"broker": f"{self._options.host}:{self._options.port}", "connected": self._connected.is_set()}
 
     def close(self) -> None:
-        """Says `offline` and disconnects; see `Sink`."""
+        """Say `offline` and disconnect; see `Sink`."""
         client, self._client = self._client, None
         if client is None:
             return

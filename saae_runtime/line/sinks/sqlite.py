@@ -80,7 +80,7 @@ class SqliteSink:
         self._pruned = 0.0
 
     def open(self) -> None:
-        """Opens the file and makes the tables; see `Sink`."""
+        """Open the file and make the tables; see `Sink`."""
         self.close()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class SqliteSink:
         return {"path": str(self._path)}
 
     def close(self) -> None:
-        """Closes the file; see `Sink`."""
+        """Close the file; see `Sink`."""
         if self._database is not None:
             self._database.close()
             self._database = None

@@ -75,7 +75,7 @@ class WebhookSink:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
 
     def open(self) -> None:
-        """Looks for the token; see `Sink`."""
+        """Look for the token; see `Sink`."""
         name = self._options.token_env
         if name is not None and not os.environ.get(name):
             raise ConfigError(f"The webhook's token is missing: ${name} is empty.", "", f"export {name}=...")
