@@ -110,7 +110,7 @@ class PixelPool:
         self._regions: dict[str, int] = {}
         self._edges: Floats | None = None
         self._profiles: list[tuple[str, NDArray[np.float64], int]] = []
-        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # one: a ranking can be large
+        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # only the last one: a ranking can be large
         self._last_profiles: Profiles | None = None
 
     @classmethod

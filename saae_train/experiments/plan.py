@@ -105,7 +105,7 @@ class Plan:
         columns: columns to run, by table.
         categories: names, in the order of the rows.
         seeds: every experiment runs once per seed.
-        runs: every experiment once; a run whose V another one needs comes before it.
+        runs: every experiment once, in an order in which a run comes before those that need its V.
     """
 
     tables: tuple[str, ...]
@@ -160,7 +160,7 @@ class Plan:
         single = [name for name in order if wants_v and name in _SINGLE and name != _V_FROM]
         if single and _V_FROM not in order:
             order.append(_V_FROM)
-        order.sort(key=lambda name: name != _V_FROM)  # first the one that others wait for
+        order.sort(key=lambda name: name != _V_FROM)  # first the one that others need
         kept = tuple(seeds) or (base.seed,)
         runs = []
         for category in categories:
@@ -281,8 +281,8 @@ def run_plan(
 ) -> dict[tuple[str, str, int], RunResult]:
     """Run the experiments that have no result yet. A failure is recorded with its reason; the others go on.
 
-    An experiment whose V is another's waits for it. If a backbone's weights are missing, its experiments that have not
-    begun get the same reason.
+    An experiment that needs another's V waits for it. If a backbone's weights are missing, its other experiments are
+    not started and get the same reason.
 
     Args:
         plan: the experiments.
@@ -290,7 +290,7 @@ def run_plan(
         run: runs one experiment.
         workers: where; None: one fresh process after another. Closed at the end.
         started, report, done: called for each experiment; `fresh` is True if it ran now.
-        died: called when an experiment is begun again because its process died.
+        died: called when an experiment is started again because its process died.
         results: filled as experiments finish, so that the caller keeps them if this is interrupted.
 
     Returns:
@@ -305,7 +305,7 @@ def run_plan(
         done(planned, result, fresh)
 
     def take(planned: PlannedRun, jobs: Jobs, pending: set[tuple[str, str, int]]) -> bool:
-        """Settle or begin a run; False if it has to wait."""
+        """Settle or start a run; False if it has to wait."""
         if not jobs.has_room or _source(planned) in pending:
             return False
         experiment = resolved(planned, found)
@@ -324,7 +324,7 @@ def run_plan(
             started(planned)
             try:
                 work = folder.work(experiment)
-            except DataError as error:  # without a list of images there is no key, so no file
+            except DataError as error:  # without a list of images there is no key and no result file
                 settle(planned, RunResult(reason=f"failed: {_sentence(error)}"), True)
                 return True
             in_work[planned] = experiment
@@ -365,7 +365,7 @@ def _place(planned: PlannedRun) -> tuple[str, str, int]:
 
 
 def _source(planned: PlannedRun) -> tuple[str, str | None, int]:
-    """The place of the run whose V it takes."""
+    """The key of the run whose V it uses."""
     return planned.experiment.category, planned.v_from, planned.experiment.config.seed
 
 
@@ -382,6 +382,6 @@ def _sentence(error: SaaeError) -> str:
 
 
 def known_categories(names: Iterable[str]) -> tuple[str, ...]:
-    """Categories in the paper's order, others behind them by name."""
+    """Categories in the paper's order, then others by name."""
     order = {name: index for index, name in enumerate(CLASSES)}
     return tuple(sorted(dict.fromkeys(names), key=lambda name: (order.get(name, len(order)), name)))

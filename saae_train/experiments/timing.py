@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ["PeakMemory", "Timing", "Turn", "interleaved", "stopwatch", "timed_calls"]
 
 Turn = Callable[[float], list[float]]
-"""Works for about so many seconds and returns timed seconds, at least one."""
+"""Works for about the given seconds and returns the timed seconds, at least one value."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -86,9 +86,8 @@ def interleaved(
 ) -> dict[Key, list[float]]:
     """Time several things in short turns, round after round, so that a drifting machine slows all alike.
 
-    A pause comes before each turn, so that the thread pool of the turn before has gone to sleep. An entry whose turns
-    take too long skips rounds: it ends with the others, and its turns stay spread over the whole time. The garbage
-    collector is off meanwhile.
+    A pause before each turn lets the thread pool of the previous turn go to sleep. An entry whose turns take too long
+    skips rounds, so that it ends with the others. The garbage collector is off during the turns.
 
     Args:
         turns: name -> turn, for example `partial(timed_calls, call)`.
@@ -111,7 +110,7 @@ def interleaved(
             for place, (name, turn) in enumerate(turns.items()):
                 if progress is not None:
                     progress(number * len(turns) + place, rounds * len(turns))
-                if used[name] > 1.5 * seconds * number / rounds:  # a turn also makes calls that it does not count
+                if used[name] > 1.5 * seconds * number / rounds:  # a turn also makes calls that are not counted
                     continue
                 time.sleep(PAUSE)
                 start = time.perf_counter()

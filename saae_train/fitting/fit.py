@@ -46,8 +46,7 @@ def fit(
 
     The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
     order of images follows from the seed and the step, and a stopped run resumes from its last saved state. (On a GPU
-    up to rounding, where sums have no fixed order.) The state stays until the checkpoint is saved (`save_checkpoint`)
-    or given up (`discard_state`).
+    up to rounding, because sums have no fixed order.) The state stays until `save_checkpoint` or `discard_state`.
 
     Args:
         backbone: frozen features; its layers and input size override the configuration's.
@@ -62,8 +61,7 @@ def fit(
         synthetic: whether the images were drawn; for the record.
 
     Raises:
-        ConfigError: an unknown loss or score, or one that needs components; a latent width or a patch that the
-            autoencoder cannot have.
+        ConfigError: an unknown loss or score, one that needs components, or an impossible latent width or patch.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
         StorageError: no room for cache or state.
@@ -118,7 +116,7 @@ def fit(
 
 
 def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfig:
-    """The configuration with what follows from the backbone and the product, as the checkpoint keeps it."""
+    """The configuration with the defaults that depend on backbone and product filled in."""
     return replace(
         config,
         layers=backbone.layers,
@@ -130,7 +128,7 @@ def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfi
 
 
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:
-    """Find before the first image is read what would only fail after the last step."""
+    """Check the configuration before the first image is read."""
     if not samples:
         raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
     if config.loss not in LOSSES:
@@ -140,7 +138,7 @@ def _check(samples: Sequence[Sample], config: FitConfig) -> None:
     if config.steps == 0 and config.memory is None:
         raise ConfigError(
             "An autoencoder cannot be fitted in 0 steps.",
-            "Without one, only a memory of normal patches can score.",
+            "Without an autoencoder, only a memory of normal patches can score.",
             "give --steps, or --preset bank",
         )
     if config.score == "joint" and config.components is None:

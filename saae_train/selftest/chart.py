@@ -1,4 +1,4 @@
-"""The self-test as a picture: the share of simulated defects found against size and contrast, a panel a kind."""
+"""The self-test as a chart: share of simulated defects found by size and contrast, one panel per kind."""
 
 from __future__ import annotations
 

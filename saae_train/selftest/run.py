@@ -1,4 +1,4 @@
-"""How many simulated defects a model finds, by kind, size and contrast: an estimate where no defect images exist.
+"""Counts how many simulated defects a model finds, by kind, size and contrast: an estimate without defect images.
 
 Simulated defects are drawn onto held-out normal images (simulate.py), scored, and counted: found when the image score
 is above the image threshold, marked when the map is above T somewhere inside the true mask. A model that misses large,
@@ -31,7 +31,7 @@ from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 __all__ = ["DEFAULT_FRAMES", "check_request", "draw_examples", "require_detection", "selftest"]
 
 DEFAULT_FRAMES = 60
-_EASY_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
+_EASY_SHARE = 0.2  # share of the frames that are planned large and strong, for the verdict
 _LOUD = ("scratch", "texture", "spot")  # kinds that reach any contrast on any product
 _SIMULATED = "simulated"
 
@@ -60,7 +60,7 @@ def selftest(
         image_threshold: image T.
         kinds: of `saae_train.selftest.simulate.KINDS`.
         frames: images with a defect; up to half as many untouched ones are scored beside them.
-        seed: of places, shapes and colours.
+        seed: decides places, shapes and colours.
         synthetic: whether the samples themselves were drawn; said in the result.
         progress: called with (done, total) frames.
 
@@ -105,7 +105,7 @@ def selftest(
         raise SimulationError(
             "No simulated defect could be made visible.",
             f"{len(plan)} were tried: {', '.join(dict.fromkeys(kinds))}.",
-            "give images that show something, or all kinds",
+            "give images with visible structure, or all kinds",
         )
     metrics = pool_metrics(pool)
     return SelfTest(
@@ -123,7 +123,7 @@ def selftest(
 
 
 def _recipes(plan: Sequence[tuple[str, str, str]], images: int, seed: int) -> Iterator[Recipe]:
-    """What to draw onto which image. Few defects are spread over all images, not drawn onto the first ones alone."""
+    """What to draw onto which image. A few defects are spread over all images."""
     for number, wanted in enumerate(plan):
         index = number % images if len(plan) >= images else number * images // len(plan)
         yield (index, (index + 1) % images, *wanted, seed * 1_000_003 + number)
@@ -149,7 +149,7 @@ def require_detection(result: SelfTest, cure: str) -> None:
 def draw_examples(
     scorer: Scorer, samples: Sequence[Sample], result: SelfTest, per_kind: int = 2
 ) -> list[tuple[Defect, SheetColumn]]:
-    """Of each kind the easiest miss, then what was found with a score around the middle; drawn and scored again.
+    """Examples of each kind: the easiest miss, then found ones with a middle score; drawn and scored again.
 
     Args:
         scorer, samples: those that `result` came from.
@@ -185,7 +185,7 @@ def check_request(frames: int, kinds: Sequence[str]) -> None:
         ConfigError: no frames, no kinds, or an unknown kind.
     """
     if frames < 1:
-        raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")
+        raise ConfigError(f"A self-test needs at least one frame, not {frames}.", "", "--frames 60")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigError(
@@ -196,7 +196,7 @@ def check_request(frames: int, kinds: Sequence[str]) -> None:
 
 
 def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, str]]:
-    """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
+    """What to draw: a fixed share large and strong, the rest all combinations in turn, shuffled by the seed."""
     check_request(frames, kinds)
     rng = np.random.default_rng([seed, 20])
     easy = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]
