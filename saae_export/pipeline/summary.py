@@ -39,7 +39,7 @@ def print_summary(result: BuildResult, console: Console) -> None:
         )
     title = f"{manifest.category}{' (SYNTHETIC demo images)' if manifest.synthetic else ''}"
     console.print(Panel(rows, title=escape(title), title_align="left", border_style="green"))
-    # Outside of the panel, whose border and line breaks would be pasted along.
+    # Outside the panel, so that it can be copied without borders.
     console.print(f"Next: {_next_command(result)}", soft_wrap=True, markup=False)
 
 

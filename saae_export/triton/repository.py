@@ -1,4 +1,4 @@
-"""A bundle written as model repositories: one for each kind of server, each model whole or not at all."""
+"""Writes a bundle as Triton model repositories, one for each kind of server, each model all or nothing."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from .plan import compile_plan
 __all__ = ["KINDS", "Exported", "Left", "export_triton"]
 
 KINDS = ("onnx", "tensorrt", "python")
-"""Kinds of models, and the folders of a repository each: they need different servers, and a server that cannot load
-one model does not start."""
+"""Kinds of models. Each has its own repository, because they need different servers, and a server that cannot load one
+model does not start."""
 
 _BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "python": "python"}
 _CONFIG = "config.pbtxt"
 _OURS = 'key: "saae"'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_SLACK = 10.0  # times a precision's bound on scores of real images: the known frame is no image of a part
+_SLACK = 10.0  # times a precision's bound for scores: the known frame is not an image of a part
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that was written: its kind, its folder, and the command that serves its repository."""
+    """A written model: its kind, its folder, and the command that serves its repository."""
 
     kind: str
     folder: Path
@@ -50,7 +50,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Left:
-    """A kind that was not written, why, and what to type instead."""
+    """A kind that was not written: why, and what to type instead."""
 
     kind: str
     why: str
@@ -72,14 +72,14 @@ def export_triton(
     """Write `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
 
     - `onnx`: the graph without threshold and mask, for a Triton with its onnxruntime backend.
-    - `tensorrt`: the same graph as a plan, where the bundle holds a TensorRT engine and this machine can compile one.
+    - `tensorrt`: the same graph as a plan, if the bundle holds a TensorRT engine and this machine can compile one.
     - `python`: the bundle itself and a model.py that runs it with saae's runtime, for any Triton with Python.
 
     A model of the same name that was written before is replaced.
 
     Args:
         bundle: the folder, or an opened bundle.
-        repository: the folder that holds one repository a kind.
+        repository: the folder that holds one repository per kind.
         name: the model's name; None: the bundle's category.
         kinds: some of `KINDS`.
         precision: of the graph that is served; None: the first of the bundle's graphs.
@@ -89,11 +89,11 @@ def export_triton(
         console: where the progress of a compilation is shown.
 
     Returns:
-        What was written, and what was left out, with the reason.
+        What was written, and what was left out and why.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
-        ConfigError: a name, kind, option or precision that cannot work, or a folder that holds something else.
+        ConfigError: an impossible name, kind, option or precision, or a folder that holds something else.
         BackendUnavailableError: the package onnx is not installed.
         StorageError: the disk is full, or the place may not be written to.
     """
@@ -157,7 +157,9 @@ def _model_name(name: str | None, category: str) -> str:
     model = re.sub(r"[^A-Za-z0-9_.-]", "_", category).lstrip(".-")[:100] or "saae" if name is None else name
     if not _NAME.fullmatch(model):
         raise ConfigError(
-            f"{model!r} is no name for a model.", "It becomes a folder and part of a URL.", "letters, digits, _ - and ."
+            f"{model!r} is not a name for a model.",
+            "It becomes a folder and part of a URL.",
+            "letters, digits, _ - and .",
         )
     return model
 
@@ -172,14 +174,14 @@ def _artefact(bundle: Bundle, precision: str | None, kinds: Sequence[str]) -> Ar
         asked = "no ONNX graph" if precision is None else f"no ONNX graph at {precision} for {', '.join(kinds)}"
         raise ConfigError(
             f"{bundle.path} has {asked}.",
-            f"It has: {have}." + (" bf16 is OpenVINO's alone." if precision in IN_BF16 else ""),
+            f"It has: {have}." + (" Only OpenVINO computes bf16." if precision in IN_BF16 else ""),
             "--kind python" if precision in IN_BF16 and graphs else "another --precision, or saae-export build",
         )
     return found[0]
 
 
 def _known_score(bundle: Bundle, artefact: Artefact) -> dict[str, float] | None:
-    """The known frame's score and how far a server's may lie from it; None where this machine cannot compute it."""
+    """The known frame's score and the tolerance of a server's; None if this machine cannot compute it."""
     frame = bundle.manifest.frame
     try:
         with open_artefact(bundle, artefact) as engine:
@@ -191,7 +193,7 @@ def _known_score(bundle: Bundle, artefact: Artefact) -> dict[str, float] | None:
 
 
 def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str, float] | None) -> dict[str, Any]:
-    """What a client is told: how frames are judged, without what only the bundle's owner needs."""
+    """What a client reads from the server: how frames are judged, without details of the build."""
     slim = dataclasses.replace(
         manifest,
         thresholds={artefact.precision: manifest.thresholds[artefact.precision]},
@@ -256,7 +258,7 @@ def _python_model(bundle: Bundle, artefact: Artefact) -> Callable[[Path], None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse to replace a folder that this command has not written."""
+    """Refuse to replace a folder that this command did not write."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     config = folder / _CONFIG
