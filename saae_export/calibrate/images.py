@@ -56,7 +56,7 @@ def check_images(category: str, samples: Sequence[Sample], progress: Progress = 
     different = len(set(content_hashes(samples)))
     if different < MIN_HELD_OUT:
         raise DataError(
-            f"{different} different image{'' if different == 1 else 's'} are too few for thresholds.",
+            f"Thresholds cannot be calibrated on {different} different image{'' if different == 1 else 's'}.",
             f"At least {MIN_HELD_OUT} are needed; 50 or more are advisable.",
             "give more images of good parts: --normal FOLDER",
         )

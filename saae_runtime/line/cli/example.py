@@ -1,4 +1,4 @@
-"""The line.toml that `saae-line init` writes: it runs as it is, and explains every key."""
+"""The line.toml that `saae-line init` writes, with comments on every key."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def example(bundle: str, camera: str, name: str = "line-1") -> str:
     """The text of the file.
 
     Args:
-        bundle: its folder, as it is written.
-        camera: what the station looks at.
-        name: of the line.
+        bundle: the bundle's folder, as written into the file.
+        camera: the station's camera.
+        name: the line's name.
     """
-    # A JSON string of these is a TOML string.
+    # a JSON string is a TOML string
     return _TEXT.format(bundle=json.dumps(bundle), camera=json.dumps(camera), name=json.dumps(name))
