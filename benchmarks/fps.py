@@ -1,4 +1,4 @@
-"""Time a bundle on every backend that is here, side by side with PyTorch, in one process.
+"""Time a bundle on every backend that works here, together with PyTorch, in one process.
 
     python benchmarks/fps.py BUNDLE [--checkpoint DIR]
     python benchmarks/fps.py --random [--model vit_base_patch16_384] [--components K] [--whole] [--dfr]
@@ -12,17 +12,17 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
   frame         camera frames to `Result`s by calling the Engine: host resize where the graph has another size,
                 inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
   stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
-  stream graph  the same over frames that have the graph's size already, to be held against compute.
+  stream graph  the same over frames of the graph's size, to compare with compute.
   trigger       `Engine.stream` over a source slower than the engine: time from a batch of camera frames given to its
                 results out.
-  device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
+  device        GPU only: a batch that is on the GPU already, outputs left there, synchronised.
 
 Where RAPL is readable (Linux, usually as root), compute also has the energy of the processor's packages per frame, idle
 power included.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
 device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
-every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
+every product: TF32, PyTorch's default for convolutions, is off. Variants are timed interleaved, in
 turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
 without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
 are compared first.
@@ -80,7 +80,7 @@ def run(
         bundle: what the backends run.
         detector: what PyTorch runs.
         settings: what is timed.
-        weights: origin of the weights, in words.
+        weights: description of the weights' origin.
         same_weights: whether bundle and detector hold the same model.
 
     Raises:
@@ -182,7 +182,7 @@ def _timed(
             turn(0.0)
             bar.advance(task)
         for turn in turns.values():
-            if isinstance(turn, Metered):  # what was made once is no frame's
+            if isinstance(turn, Metered):  # exclude what is done once
                 turn.joules, turn.calls = 0.0, 0
         bar.update(task, description=f"batch {batch}: turns")
         found = interleaved(
@@ -207,7 +207,7 @@ def _timed(
 
 
 def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
-    """A call that starts and ends on the GPU, or None where the backend has none."""
+    """A call that starts and ends on the GPU, or None if the backend has none."""
     import torch
 
     from benchmarks.torch_variants import TorchBackend
@@ -235,8 +235,8 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     """Add to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
 
-    Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
-    timed as a whole, so what slows it now and then must count on the other side too.
+    Ratios are of medians in the same run: how many times as many frames a second. A share is of means: a stream is
+    timed as a whole, so rare delays must count on the other side, too.
     """
     fps = {(row["backend"], row["precision"], row["kind"], row["batch"]): row["fps"] for row in rows}
     means = {(r["backend"], r["precision"], r["kind"], r["batch"]): r["timing"]["mean_ms"] for r in rows}
@@ -255,9 +255,9 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
-    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed.
+    """SAAE : DFR in the paper, and in PyTorch eager FP32 here; empty if DFR was not timed.
 
-    The paper's SAAE works in all U channels: where the model timed here has components, the whole one stands for it.
+    The paper's SAAE works in all U channels. If the timed model has components, the variant without them is used.
     """
     saae = "pytorch:whole" if any(row["backend"] == "pytorch:whole" for row in rows) else "pytorch"
     here = [
@@ -330,7 +330,7 @@ def show(data: Mapping[str, Any], target: Path) -> None:
 
 @contextmanager
 def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """(bundle, detector, weights in words, same weights) of a model with random weights; on a GPU with engines."""
+    """(bundle, detector, text on the weights, same weights) of a model with random weights; on a GPU with engines."""
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
@@ -386,7 +386,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """Names from "a,b"; None where nothing is given."""
+    """Names from "a,b"; None for an empty text."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -484,7 +484,7 @@ def _settings(
 
 
 def _graphs(settings: Settings) -> tuple[str, ...]:
-    """Precisions of a bundle of random weights: FP32 always, the others where they are wanted."""
+    """Precisions of a bundle of random weights: FP32 always, others if wanted."""
     return tuple(name for name in PRECISIONS if name == "fp32" or name in (settings.precisions or PRECISIONS))
 
 

@@ -1,4 +1,4 @@
-"""The ways to run one model that `fps.py` times: PyTorch's, and every backend and precision that is really here."""
+"""The variants that `fps.py` times: PyTorch's, and every backend and precision that works here."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Variant:
         memory_mib: growth of this process's resident memory by opening it and running it once.
         device_mib: memory taken on the GPU meanwhile; None without one.
         map_error: largest difference of its anomaly map from the reference's over the reference's largest value, on
-            one noise frame; None where they do not run the same weights.
+            one noise frame; None if they have different weights.
     """
 
     name: str

@@ -35,9 +35,7 @@ class ThresholdBody(BaseModel):
     recipe: Name
     false_alarms: Rate | None = Field(None, description="Acceptable share of good parts called NG.")
     threshold: Score | None = None
-    version: int | None = Field(
-        None, description="The version that was read; refused if it has changed."
-    )
+    version: int | None = Field(None, description="The version that was read; refused if it has changed.")
 
 
 class BundleBody(BaseModel):
