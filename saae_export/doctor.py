@@ -20,6 +20,7 @@ from rich.table import Table
 import saae_runtime
 from saae_runtime.backends.cuda.api import cuda_install_hint
 from saae_runtime.backends.cuda.jetson import Jetson, find_jetson
+from saae_runtime.backends.onnxruntime.backend import INSTALL
 from saae_runtime.backends.tensorrt.choose import engine_problem
 from saae_runtime.backends.tensorrt.library import (
     FLAVOURS,
@@ -42,7 +43,15 @@ _PROBES = {
     "tensorrt": "import tensorrt as t; print(t.__version__)",
     "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
     "tensorrt_lean": "import tensorrt_lean as t; print(t.__version__)",
-    "onnxruntime": "import onnxruntime as o; print(o.__version__); print(','.join(o.get_available_providers()))",
+    "onnxruntime": """
+import pathlib
+import onnxruntime as ort
+from saae_runtime.backends.onnxruntime.gpu import load_tensorrt
+providers = ort.get_available_providers()
+print(ort.__version__)
+print(",".join(providers))
+print(load_tensorrt(pathlib.Path(ort.__file__).parent) if "TensorrtExecutionProvider" in providers else "")
+""",
     "openvino": """
 import json
 from saae_runtime.backends.openvino.library import load_library
@@ -282,10 +291,11 @@ def _onnxruntime(probed: tuple[bool, list[str]], jetson: Jetson | None) -> list[
         ("CUDAExecutionProvider", "CUDA"),
         ("TensorrtExecutionProvider", "TensorRT"),
     ):
-        have = name in providers
-        findings.append(
-            Finding(f"onnxruntime {title}", have, "offered" if have else "not in this wheel", "" if have else gpu_cure)
-        )
+        words, cure = ("offered", "") if name in providers else ("not in this wheel", gpu_cure)
+        missing = said[2] if title == "TensorRT" and len(said) > 2 else ""
+        if missing:
+            words, cure = f"in this wheel, but {missing}", INSTALL["onnxruntime:tensorrt"]
+        findings.append(Finding(f"onnxruntime {title}", words == "offered", words, cure))
     return findings
 
 

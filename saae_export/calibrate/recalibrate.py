@@ -21,6 +21,7 @@ from saae_runtime.bundle import Bundle, open_bundle, refuse_foreign, update_bund
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.files import sha256_bytes
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thresholds
+from saae_runtime.reference import read_reference
 from saae_runtime.result import Scored
 from saae_runtime.terminal import Stage, Stages
 from saae_train.calibrate import calibrate
@@ -29,7 +30,6 @@ from saae_train.data.split import content_digest
 
 from ..artefacts import open_artefact, with_threshold
 from ..parity.compare import ParityReport, require
-from ..parity.reference import read_reference
 from ..parity.verify import compare_artefact, stored_source
 from .images import about_images, check_images
 

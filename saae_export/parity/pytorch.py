@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import CheckpointError
 from saae_runtime.geometry import resize_frames
+from saae_runtime.reference import ReferenceFrame
 from saae_train.model.detector import Detector
 from saae_train.model.scorer import TorchScorer
-
-from .reference import ReferenceFrame
 
 __all__ = ["TorchReference", "load_reference"]
 

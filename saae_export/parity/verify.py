@@ -22,11 +22,11 @@ from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Parity
+from saae_runtime.reference import read_reference
 from saae_runtime.result import Scored, Scorer
 from saae_runtime.sources.folders import images_below
 
 from .compare import ParityReport, bounds_of, compare
-from .reference import read_reference
 
 __all__ = [
     "Skipped",

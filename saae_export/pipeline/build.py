@@ -20,6 +20,7 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.locks import alone
 from saae_runtime.manifest import IN_BF16, Calibration, Manifest
+from saae_runtime.reference import ReferenceFrame, write_reference
 from saae_runtime.shell import shell_line
 from saae_runtime.terminal import Stages
 from saae_train.calibrate import OBJECT_FPR, calibrate, default_fpr
@@ -33,7 +34,6 @@ from saae_train.selftest.result import SelfTest
 from ..artefacts import CPU, OPENVINO
 from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
-from ..parity.reference import ReferenceFrame, write_reference
 from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model

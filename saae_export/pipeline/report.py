@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
+from saae_runtime.reference import plain_name
 from saae_runtime.render import save_png, sheet
 from saae_runtime.result import decision
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
-from ..parity.reference import plain_name
 from ..report.data import Example, Report, outline
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed

@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from saae_runtime.reference import SAMPLES
 from saae_runtime.shell import shell_line
 from saae_train.evaluation.ranking import METRIC_NAMES
 
-from ..parity.reference import SAMPLES
 from .measure import decision_of, verdict_line
 
 if TYPE_CHECKING:

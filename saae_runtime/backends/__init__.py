@@ -19,6 +19,7 @@ from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ConfigError, shown
 from ..manifest import PRECISIONS
 from ..version import saae_version
+from .answers import answer_check
 from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
 from .cache import cache_folder, user_cache
 from .machine import loaded_versions, machine_facts
@@ -203,7 +204,7 @@ def _ways(bundle: Bundle, name: str, device: int, precision: str | None) -> tupl
     for wanted in bundle.manifest.precisions() if precision is None else (precision,):
         for item in candidates(bundle, device, wanted):
             fits = item.artefact is not None and item.artefact.precision == wanted
-            if _considered(item, name) and item.why_not is None and fits and _disagrees(item) is None:
+            if _considered(item, name) and item.why_not is None and fits and not _disagrees(item):
                 found.append((wanted, item))
     exact = {item.name for wanted, item in found if wanted == "fp32"}
     # On a CPU an FP16 graph is computed in FP32 or emulated.
@@ -243,12 +244,16 @@ def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = F
         return None
     options = dataclasses.replace(asked.options, max_batch=1, warm_up=True)
 
+    wrong = answer_check(asked.bundle)
+
     def way(candidate: Candidate) -> Way:
-        precision = candidate.artefact.precision if candidate.artefact else None
+        artefact = candidate.artefact
+        assert artefact is not None  # `_ways` leaves out what has no file
         return Way(
             candidate.name,
-            str(precision),
-            lambda: _open(asked.bundle, candidate.name, asked.device, precision, options),
+            artefact.precision,
+            lambda: _open(asked.bundle, candidate.name, asked.device, artefact.precision, options),
+            lambda backend: wrong(backend, artefact),
         )
 
     place = user_cache() or asked.folder
@@ -283,7 +288,7 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
             continue
         if candidate.why_not is not None:
             reasons.append(f"{candidate.name}: {candidate.why_not}")
-        elif (disagrees := _disagrees(candidate)) is not None:
+        elif disagrees := _disagrees(candidate) or (figures.refused(candidate.name) if figures else ""):
             reasons.append(f"{candidate.name}: {disagrees}")
             warnings.warn(f"saae: {candidate.name} is passed over. {disagrees}", stacklevel=4)
         elif (backend := opened(candidate.name, precision)) is not None:
@@ -300,11 +305,11 @@ def _considered(candidate: Candidate, name: str) -> bool:
     return candidate.name in AUTO_ORDER and (name == "auto" or candidate.name.startswith(f"{name}:"))
 
 
-def _disagrees(candidate: Candidate) -> str | None:
-    """Why a file is not taken unasked: it was compared with its reference and failed."""
+def _disagrees(candidate: Candidate) -> str:
+    """Why a file is not taken unasked: it was compared with its reference and failed. Empty where it was not."""
     parity = candidate.artefact.parity if candidate.artefact else None
     if candidate.artefact is None or parity is None or parity.passed:
-        return None
+        return ""
     return (
         f"{candidate.artefact.file} disagreed with {parity.reference} when it was compared "
         f"(worst image: {parity.worst_image}); compile it again, or ask for it by name."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -25,6 +26,7 @@ BUDGET = 10.0
 """Seconds after which no further way is begun."""
 
 _EACH = 0.5  # seconds of inference for each way
+_WARM_UP = 0.1  # seconds before: a GPU's clocks rise, kernels and buffers are made
 _FEWEST, _MOST = 3, 20  # runs
 _HOPELESS = 2.0  # times the best so far: one run is enough to know
 _WAIT = 60.0  # seconds to wait for other processes that are timing
@@ -42,12 +44,14 @@ class Figure:
         backend, precision: what was timed.
         ms: the best time of one frame at the graph's size, host to host; None: it was not timed.
         why: why it was not.
+        refused: whether its answers are wrong here, so that it must not be taken.
     """
 
     backend: str
     precision: str
     ms: float | None
     why: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Figures:
         """The rows that were timed, the fastest first."""
         return sorted((row for row in self.rows if row.ms is not None), key=lambda row: row.ms or 0.0)
 
+    def refused(self, backend: str) -> str:
+        """Why none of a backend's precisions may be taken here; empty where one may, or was not timed."""
+        rows = [row for row in self.rows if row.backend == backend]
+        return rows[0].why if rows and all(row.refused for row in rows) else ""
+
     def of(self, backend: str) -> list[Figure]:
         """The rows of a backend, the fastest first."""
         return [row for row in self.fastest() if row.backend == backend]
@@ -75,11 +84,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Way:
-    """A backend at a precision, and how to open it for a test of its speed."""
+    """A backend at a precision, how to open it for a test of its speed, and what is wrong with its answers, if any."""
 
     backend: str
     precision: str
     open_it: Callable[[], Backend]
+    wrong: Callable[[Backend], str] = lambda backend: ""
 
 
 def find(key: Mapping[str, Any], folder: Path | None) -> Figures | None:
@@ -125,6 +135,9 @@ def take(
                 say(f"timing {len(ways)} ways to run this bundle, once on this machine: up to {BUDGET:.0f} s")
                 found = Figures(time_ways(ways, clock), datetime.now(timezone.utc).date().isoformat())
                 _known[canonical_json(key)] = found
+                for row in found.rows:
+                    if row.refused:
+                        say(f"{row.backend} {row.precision} is passed over: {row.why}")
                 found = keep(key, found, folder)  # before the lock is let go: who waits for it looks there
     return found if found is None else keep(key, found, folder)
 
@@ -135,7 +148,7 @@ def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figur
     if folder is None or figures.place is not None:
         return figures
     file = _file(folder, text)
-    rows = [{"backend": row.backend, "precision": row.precision, "ms": row.ms, "why": row.why} for row in figures.rows]
+    rows = [dataclasses.asdict(row) for row in figures.rows]
     try:
         write_json(file, {"key": key, "date": figures.date, "rows": rows})
     except StorageError:
@@ -154,39 +167,52 @@ def time_ways(ways: Sequence[Way], clock: Clock = time.perf_counter) -> tuple[Fi
             rows.append(Figure(way.backend, way.precision, None, "no time was left"))
             continue
         try:
-            seconds = _timed(way, best, clock)
+            seconds, wrong = _timed(way, best, clock)
         except BackendError as error:
             rows.append(Figure(way.backend, way.precision, None, f"{error.what} {error.why}".strip()))
+            continue
+        if wrong:
+            rows.append(Figure(way.backend, way.precision, None, wrong, refused=True))
             continue
         best = min(best, seconds)
         rows.append(Figure(way.backend, way.precision, round(1000 * seconds, 3)))
     return tuple(rows)
 
 
-def _timed(way: Way, best: float, clock: Clock) -> float:
-    """The best time of a frame in seconds: what else runs on the machine makes a time longer, never shorter."""
+def _timed(way: Way, best: float, clock: Clock) -> tuple[float, str]:
+    """The best time of a frame in seconds, and what is wrong with the answers.
+
+    The best one, since what else runs on the machine makes a time longer, never shorter.
+    """
     backend = way.open_it()
     try:
+        if wrong := way.wrong(backend):
+            return math.inf, wrong
         frames = np.random.default_rng(0).integers(0, 256, (1, *backend.frame_size, 3), np.uint8)
-        times: list[float] = []
-        began = clock()
-        while len(times) < _FEWEST or (len(times) < _MOST and clock() - began < _EACH):
-            start = clock()
-            _run(backend, frames)
-            times.append((clock() - start) / backend.slots)
-            if times[-1] > _HOPELESS * best:
+        begun = clock()
+        times = [_run(backend, frames, clock)]
+        if times[0] * backend.slots < _WARM_UP:
+            while clock() - begun < _WARM_UP:
+                _run(backend, frames, clock)
+            times.clear()
+            begun = clock()
+        while len(times) < _FEWEST or (len(times) < _MOST and clock() - begun < _EACH):
+            if times and times[-1] > _HOPELESS * best:
                 break
-        return min(times)
+            times.append(_run(backend, frames, clock))
+        return min(times), ""
     finally:
         backend.close()
 
 
-def _run(backend: Backend, frames: NDArray[np.uint8]) -> None:
-    """As many batches as the backend likes to have in flight; with the latency hint of a CPU one."""
+def _run(backend: Backend, frames: NDArray[np.uint8], clock: Clock) -> float:
+    """Seconds a frame, with as many batches as the backend likes to have in flight; on a CPU with the latency hint."""
     limit = float(np.finfo(np.float32).max)
+    start = clock()
     tickets = [backend.submit(frames, limit) for _ in range(backend.slots)]
     for ticket in tickets:
         backend.collect(ticket)
+    return (clock() - start) / backend.slots
 
 
 def _file(folder: Path, text: str) -> Path:
@@ -201,7 +227,8 @@ def _read(file: Path, key: Mapping[str, Any]) -> Figures | None:
         if data["key"] != json.loads(canonical_json(key)):
             return None
         rows = tuple(
-            Figure(str(row["backend"]), str(row["precision"]), _ms(row["ms"]), str(row["why"])) for row in data["rows"]
+            Figure(str(row["backend"]), str(row["precision"]), _ms(row["ms"]), str(row["why"]), row["refused"] is True)
+            for row in data["rows"]
         )
         return Figures(rows, str(data["date"])[:10], file) if rows else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from importlib.util import find_spec
+from pathlib import Path
 
 from ...bundle import Bundle
 from ...errors import BackendUnavailableError
 from ..base import BackendOptions, Candidate
 from ..pick import no_graph, pick_graph
 from .backend import INSTALL, PROVIDERS, OrtBackend
+from .gpu import load_tensorrt
 from .quiet import import_onnxruntime
 
 __all__ = ["candidates", "open_backend"]
@@ -67,6 +69,8 @@ def _missing(name: str) -> tuple[str, str]:
         return why, f"pip uninstall onnxruntime; {INSTALL[name]}"
     if name != "onnxruntime:cpu" and not _has_nvidia_driver():
         return "there is no NVIDIA driver (libcuda.so.1)", "install the driver; saae-export doctor shows what is there"
+    if name == "onnxruntime:tensorrt" and (why := load_tensorrt(Path(ort.__file__).parent)):
+        return why, INSTALL[name]
     return "", ""
 
 

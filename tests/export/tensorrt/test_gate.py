@@ -11,7 +11,6 @@ from fake_cuda import FakeCuda, expected_map, fake_tensorrt
 from tiny_bundle import tiny_manifest
 from typer.testing import CliRunner
 
-from saae_export.parity.reference import ReferenceFrame, write_reference
 from saae_export.parity.verify import Skipped, verify
 from saae_export.tensorrt.compile import BuiltEngine, CompiledEngine, EngineOptions, engine_file
 from saae_export.tensorrt.gate import gate
@@ -23,6 +22,7 @@ from saae_runtime.bundle import open_bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, BackendUnavailableError, DeviceError, ParityError, StorageError
 from saae_runtime.manifest import Artefact, Profile
+from saae_runtime.reference import ReferenceFrame, write_reference
 
 
 class Gpu:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.bundle import Bundle
-from saae_runtime.errors import BundleCorruptError, ImageError
-from saae_runtime.files import write_json
-from saae_runtime.images import open_image, read_image
+from .bundle import Bundle
+from .errors import BundleCorruptError, ImageError
+from .files import write_json
+from .images import open_image, read_image
 
 __all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "plain_name", "read_reference", "write_reference"]
 
