@@ -10,8 +10,8 @@ Three ways, with the same images in the same order, the same first weights, rate
   plain, backbone  the same, but runs the frozen backbone on every batch, as a simple script would.
 
 A step is everything from the choice of the batch to the new weights, synchronised on a GPU. `whole fit` adds what is
-done once: reading the images, the backbone and the principal components, and for saae on a GPU the capture of the step; it
-is for `--fit-steps` steps (default: the preset's). The plain loops get the feature space without its time. `loss` is
+done once: reading the images, the backbone and the principal components, and for saae on a GPU the capture of the step;
+it is for `--fit-steps` steps (default: the preset's). The plain loops get the feature space without its time. `loss` is
 the running mean of all after the same steps. `precision` is the arithmetic of the products: by default PyTorch takes
 TF32 for convolutions on a GPU, such as the backbone's patch projection. `peak_device_gib` is PyTorch's memory on the
 GPU: of saae alone, before the plain loops start, and of the whole process with all three.

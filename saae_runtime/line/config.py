@@ -186,7 +186,7 @@ class ArchiveConfig:
             _positive(getattr(self, name), name)
         _at_least(self.min_free_gb, 0, "min_free_gb")
         if self.ng_days < self.ok_days:
-            raise ValueError("`ng_days` is below `ok_days`; NG pictures must be kept at least as long")
+            raise ValueError("`ng_days` is below `ok_days`; NG images must be kept at least as long")
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Line:
 
     def _stopped(self) -> str:
         """What every station needs and has failed; empty for nothing. A full disk only costs images."""
-        return "" if self._archive is None or self._archive.alive else "the picture archive has stopped"
+        return "" if self._archive is None or self._archive.alive else "the image archive has stopped"
 
     def _judged(
         self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None

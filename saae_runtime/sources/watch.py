@@ -72,7 +72,7 @@ class _Root:
 
 
 class FolderWatch:
-    """Looks again and again for pictures in folders, those that are there at first included.
+    """Finds images in folders again and again, including those that exist at the start.
 
     Polling works on every file system, network shares among them; where watchdog is installed, the system's notices
     make it quicker. A file is a new picture when its name is new, or its size, time or inode changes. Names that start

@@ -19,7 +19,7 @@ sync_seconds = 1.0        # a power loss costs at most this much; 0: each record
 [[station]]
 name = "station-1"
 camera = {camera}
-# camera = "watch:FOLDER" # pictures that arrive in a folder; "camera:0" a webcam; a video file
+# camera = "watch:FOLDER" # images that arrive in a folder; "camera:0" a webcam; a video file
 # camera_options = {{ interval = 0.5, repeat = true }}   # replays files at the pace of a line
 trigger = "free"          # each frame is a part
 recipes = ["recipe-1"]    # the first one is active at the start
@@ -64,10 +64,10 @@ path = "records.sqlite"
 # token_env = "MES_TOKEN"
 # only_ng = true
 
-# Pictures. When space runs out, the oldest OK pictures are deleted first.
+# Images of parts. When space runs out, the oldest OK images are deleted first.
 [archive]
 folder = "pictures"
-ok_share = 0.01           # share of OK parts whose picture is kept; all NG pictures are kept
+ok_share = 0.01           # share of OK parts whose image is kept; all NG images are kept
 ok_days = 7
 ng_days = 90
 max_gb = 20

@@ -154,10 +154,10 @@ def router(context: Context) -> APIRouter:
 
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     words = {
-        404: "not there",
-        409: "not now",
+        404: "not found",
+        409: "not possible now",
         413: "too large",
-        422: "no such picture",
+        422: "not a valid image",
         503: "too busy",
         504: "not in time",
     }
