@@ -3,7 +3,7 @@
     python benchmarks/fps.py BUNDLE [--checkpoint DIR]
     python benchmarks/fps.py --random [--model vit_base_patch16_384] [--components K] [--whole] [--dfr]
         [--frame-size 1024x1024] [--bake] [--batch 1,8,32] [--backends ...] [--precisions fp32,bf16,...]
-        [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
+        [--kinds compute,frame,...] [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
 
 Kinds of timing, all from arrays in host memory to arrays in host memory unless said otherwise:
 
@@ -25,7 +25,8 @@ device, with the same threads, in the same rounds (streams: its frame or compute
 every product: TF32, PyTorch's default for convolutions, is off. Variants are timed interleaved, in
 turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
 without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
-are compared first.
+are compared first. The file is written anew after every batch size, so that a run that is cut short leaves the sizes
+that were done.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.
@@ -36,7 +37,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -72,7 +73,12 @@ _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP
 
 
 def run(
-    bundle: Bundle, detector: Detector, settings: Settings, weights: str, same_weights: bool = True
+    bundle: Bundle,
+    detector: Detector,
+    settings: Settings,
+    weights: str,
+    same_weights: bool = True,
+    keep: Callable[[dict[str, Any]], object] = lambda data: None,
 ) -> dict[str, Any]:
     """Time everything and return the result, ready to be written.
 
@@ -82,6 +88,7 @@ def run(
         settings: what is timed.
         weights: description of the weights' origin.
         same_weights: whether bundle and detector hold the same model.
+        keep: given the result of the batch sizes so far, after each.
 
     Raises:
         SaaeError: a requested backend is not available, or fails.
@@ -100,19 +107,41 @@ def run(
         variants, absent = open_variants(bundle, detector, settings, same_weights)
         for variant in variants:
             stack.callback(variant.close)
-        rows: list[dict[str, Any]] = []
-        for batch in settings.batches:
-            rows += _timed(variants, batch, settings, absent)
-        add_ratios(rows)
         facts = [_facts(variant) for variant in variants]
         rate = matmul_tflops() if settings.device == "cuda" else None
+        work = round(gflop(Deployed(detector, graph_size)), 2)
+        rows: list[dict[str, Any]] = []
+        data: dict[str, Any] = {}
+        for batch in settings.batches:
+            rows += _timed(variants, batch, settings, absent)
+            add_ratios(rows)
+            data = {
+                **_about(bundle, settings, rows, arithmetic, weights, work),
+                "variants": facts,
+                "not_here": absent,
+                "matmul_fp16_tflops": None if rate is None else round(rate, 1),
+            }
+            keep(data)
+    return {**data, "peak_memory_gib": round(memory.gib, 2)}
+
+
+def _about(
+    bundle: Bundle,
+    settings: Settings,
+    rows: list[dict[str, Any]],
+    arithmetic: str,
+    weights: str,
+    work: float,
+) -> dict[str, Any]:
+    import torch
+
     model = bundle.manifest.model
     return common.result(
         "fps",
         rows,
         settings={
             "frame_size": list(settings.frame_size),
-            "graph_size": list(graph_size),
+            "graph_size": [bundle.manifest.frame.height, bundle.manifest.frame.width],
             "batches": list(settings.batches),
             "seconds": settings.seconds,
             "threads": settings.threads,
@@ -131,15 +160,11 @@ def run(
             "components": model.components,
             "preset": model.preset,
             "weights": weights,
-            "gflop_per_frame": round(gflop(Deployed(detector, graph_size)), 2),
+            "gflop_per_frame": work,
         },
         inside=INSIDE,
         reference="pytorch fp32",
-        variants=facts,
-        not_here=absent,
         saae_to_dfr=saae_to_dfr(rows, bundle.manifest.backbone.name),
-        matmul_fp16_tflops=None if rate is None else round(rate, 1),
-        peak_memory_gib=round(memory.gib, 2),
     )
 
 
@@ -165,6 +190,7 @@ def _timed(
             usable.append(variant)
     turns: dict[tuple[str, Any], Turn] = {}
     meter = find_rapl()
+    kinds = settings.kinds or KINDS
     for variant in usable:
         frames = rng.integers(0, 256, (batch, *variant.backend.frame_size, 3), np.uint8)
         compute = partial(timed_calls, partial(variant.infer, frames))
@@ -176,6 +202,7 @@ def _timed(
             turns["trigger", variant.key] = trigger(variant.engine, camera, batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
             turns["device", variant.key] = partial(timed_calls, call)
+    turns = {key: turn for key, turn in turns.items() if key[0] in kinds}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"batch {batch}: warm-up", total=len(turns))
         for turn in turns.values():  # buffers, kernels and plans of this batch size are made here
@@ -250,8 +277,9 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
             if key in fps:
                 row[name] = round(row["fps"] / fps[key], 3)
         if row["kind"] in _BASE:
-            own = means[row["backend"], row["precision"], base, row["batch"]]
-            row["share"] = round(own / row["timing"]["mean_ms"], 3)
+            own = means.get((row["backend"], row["precision"], base, row["batch"]))
+            if own is not None:  # that kind was timed, too
+                row["share"] = round(own / row["timing"]["mean_ms"], 3)
 
 
 def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
@@ -406,6 +434,7 @@ def main(
     batch: Annotated[str | None, typer.Option(help="batch sizes; default 1, on a GPU 1,8,32")] = None,
     backends: Annotated[str | None, typer.Option(help="names, comma-separated; default: all that work here")] = None,
     precisions: Annotated[str | None, typer.Option(help="fp32,fp16,bf16,int8,int8-bf16; default: all")] = None,
+    kinds: Annotated[str | None, typer.Option(help=f"of {', '.join(KINDS)}; default: all")] = None,
     seconds: Annotated[float, typer.Option(help="for each timing of each variant")] = 10.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: every usable core")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -424,7 +453,7 @@ def main(
             raise ConfigError("--seconds or --device is not possible.", "", "--seconds 10 --device auto")
         common.use_threads(threads or common.usable_cores())
         settings = _settings(frame_size, batch, names(backends), names(precisions), seconds, threads, device, hint, dfr)
-        settings = replace(settings, whole=whole)
+        settings = replace(settings, whole=whole, kinds=_kinds(kinds))
         options = {
             "model": {
                 "backbone": model,
@@ -440,11 +469,23 @@ def main(
         common.print_machine()
         source = _random(options, settings, _graphs(settings)) if bundle is None else _given(bundle, checkpoint)
         with source as (opened, detector, weights, same):
-            data = run(opened, detector, settings, weights, same)
+            data = run(opened, detector, settings, weights, same, lambda data: common.write_result(data, out))
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     show(data, common.write_result(data, out))
+
+
+def _kinds(text: str | None) -> tuple[str, ...] | None:
+    """Kinds of timing from "compute,device".
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    wanted = names(text)
+    if wanted is not None and (not wanted or set(wanted) - set(KINDS)):
+        raise ConfigError(f"--kinds {text} is not possible.", f"Known are: {', '.join(KINDS)}.", "--kinds compute")
+    return wanted
 
 
 def _settings(

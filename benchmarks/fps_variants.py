@@ -54,6 +54,7 @@ class Settings:
         hint: `latency` or `throughput`, for OpenVINO.
         dfr: whether DFR is timed too.
         whole: whether the model without components is timed too.
+        kinds: of timing; None for all.
     """
 
     frame_size: tuple[int, int] = (1024, 1024)
@@ -66,6 +67,7 @@ class Settings:
     hint: str = "latency"
     dfr: bool = False
     whole: bool = False
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass

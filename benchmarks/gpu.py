@@ -1,13 +1,15 @@
 """All measurements that need an NVIDIA GPU, part by part; ends with a message if there is no GPU.
 
     python benchmarks/gpu.py BUNDLE [--parts engine,parity,fps,split,soak,threads,fit] [--backend auto] [--batch 1,8,32]
-                             [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 10] [--out FOLDER]
+                             [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 2] [--kinds compute,device]
+                             [--out FOLDER]
 
   engine    compiles the bundle's FP16 graph with each TensorRT that is installed, and records what each says of this
             GPU; the engine stays in the bundle
   parity    every artefact that runs here against its reference, on --data or on the bundle's own frames
-  fps       benchmarks/fps.py on this GPU at each batch size, and from its rows what share of the FP16 matrix rate the
-            graph reaches (a plain large matmul in the same run is the reference)
+  fps       benchmarks/fps.py on this GPU at each batch size for PyTorch, PyTorch in a CUDA graph and every backend
+            that runs on the GPU, and from its rows what share of the FP16 matrix rate the graph reaches (a plain large
+            matmul in the same run is the reference)
   split     where a batch's time goes by CUDA events, one batch at a time (TensorRT only): copy in, compute, copy out
   soak      many frames through one engine: memory of the host and of the GPU, read twenty times
   threads   four threads on one engine: every result is compared with that of a single thread, bit for bit
@@ -37,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, memory
 from benchmarks.gpu_split import PARTS as SPLIT
 from benchmarks.gpu_split import TimedCuda, split
+from saae_runtime.backends import AUTO_ORDER, ON_CPU, candidates
 from saae_runtime.backends.base import BackendOptions
 from saae_runtime.backends.cuda.api import CudaApi, GpuInfo
 from saae_runtime.bundle import open_bundle
@@ -50,6 +53,8 @@ DEVICE_GROWTH = 8.0
 """Flat: memory taken on the GPU grows by no more than this many MiB."""
 AIM = 0.6
 """Share of the matrix rate that the graph should reach at batch 32."""
+KINDS = "compute,device"
+"""Of fps.py: the others resize camera frames on the CPU, for minutes at a batch of 32."""
 THREADS = 4
 FITS = {"fast": ("--images", "64"), "paper": ("--images", "204", "--latent", "300")}
 """204 of 240 images remain for fitting; V on real images is about 300."""
@@ -226,9 +231,12 @@ def _parity(bundle: Path, data: Path | None, checkpoint: Path | None) -> Found:
     )
 
 
-def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path | None, out: Path) -> Found:
+def _fps(bundle: Path, batches: Sequence[int], seconds: float, kinds: str, checkpoint: Path | None, out: Path) -> Found:
+    usable = [item.name for item in candidates(open_bundle(bundle)) if item.why_not is None]
+    names = ["pytorch", "pytorch:cudagraph", *(name for name in usable if name in AUTO_ORDER and name not in ON_CPU)]
     command = [sys.executable, str(Path(__file__).with_name("fps.py")), str(bundle), "--device", "cuda"]
-    command += ["--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--out", str(out / "gpu-fps.json")]
+    command += ["--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--kinds", kinds]
+    command += ["--backends", ",".join(names), "--out", str(out / "gpu-fps.json")]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
     _run(command)
@@ -238,7 +246,6 @@ def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path 
 
 
 def _split(bundle: Path, backend: str, batches: Sequence[int], runs: int) -> Found:
-    from saae_runtime.backends import candidates
     from saae_runtime.backends.tensorrt import choose as trt
 
     opened = open_bundle(bundle)
@@ -331,7 +338,8 @@ def main(
     batch: Annotated[str, typer.Option(help="batch sizes for fps and split")] = "1,8,32",
     frames: Annotated[int, typer.Option(min=100, help="frames of the soak")] = 20000,
     runs: Annotated[int, typer.Option(min=1, help="timed batches of the split")] = 200,
-    seconds: Annotated[float, typer.Option(help="for each timing of fps")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="for each timing of fps")] = 2.0,
+    kinds: Annotated[str, typer.Option(help="of timing, for fps; see fps.py")] = KINDS,
     fit_steps: Annotated[int, typer.Option(min=8, help="steps of each way of fitting")] = 40,
     data: Annotated[Path | None, typer.Option(help="real images for parity")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="the fitted model, for parity and PyTorch's side")] = None,
@@ -348,7 +356,7 @@ def main(
         jobs: dict[str, Callable[[], Found]] = {
             "engine": lambda: _engine(bundle, max(batches)),
             "parity": lambda: _parity(bundle, data, checkpoint),
-            "fps": lambda: _fps(bundle, batches, seconds, checkpoint, out),
+            "fps": lambda: _fps(bundle, batches, seconds, kinds, checkpoint, out),
             "split": lambda: _split(bundle, backend, batches, runs),
             "soak": lambda: _soak(bundle, backend, frames),
             "threads": lambda: _threads(bundle, backend, 50),

@@ -41,11 +41,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest map and score errors of a precision, and the dead band around a threshold, all relative."""
+    """Bounds of a precision, all relative.
+
+    Attributes:
+        map, score: largest errors of map and score.
+        dead_band: band around a threshold within which decisions may differ.
+        pixels: share of an image's pixels that may lie on different sides of T outside the dead band.
+    """
 
     map: float
     score: float
     dead_band: float
+    pixels: float = 0.0
 
 
 BOUNDS = {
@@ -62,15 +69,22 @@ HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 """Bounds of an FP32 graph whose weights are stored in FP16: only the weights are rounded."""
 
 
-MEMORY_FP16 = Bounds(map=6e-2, score=1e-2, dead_band=1e-2)
+_JUMPS = 1e-4
+
+MEMORY_FP32 = Bounds(map=1e-2, score=2e-3, dead_band=2e-4, pixels=_JUMPS)
+"""Bounds of an FP32 graph with a memory. A patch equally far from two entries gets the radius of one of them, depending
+on the order of summation. There the map jumps, over the pixels of the patch."""
+
+MEMORY_FP16 = Bounds(map=6e-2, score=2e-2, dead_band=2e-2, pixels=_JUMPS)
 """Bounds of an FP16 graph with a memory: where normal patches lie close together (uniform regions), FP16 features
-change the weights of the nearest entries and low values of the map. Bounds of scores and decisions are the same."""
+change the weights of the nearest entries, and more patches jump. Measured on 46 cookies: map 0.046, score 0.008."""
 
-MEMORY_BF16 = Bounds(map=8e-2, score=6e-2, dead_band=3e-2)
+MEMORY_BF16 = Bounds(map=1.2e-1, score=6e-2, dead_band=3e-2, pixels=_JUMPS)
 """Bounds in bf16 of a graph with a memory: rounding increases the distance of a patch to its neighbours, small ones
-most. Most of the increase is the same everywhere, and in the thresholds of this precision, too."""
+most. Most of the increase is the same everywhere, and in the thresholds of this precision, too. Measured on AMX units:
+map 0.088."""
 
-_MEMORY = {"fp16": MEMORY_FP16, "bf16": MEMORY_BF16}
+_MEMORY = {"fp32": MEMORY_FP32, "fp16": MEMORY_FP16, "bf16": MEMORY_BF16}
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class ImageParity:
         name: file name.
         map_error, score_error: relative, see the module's docstring.
         pixel_flips: pixels outside the dead band on different sides of T.
+        pixels_allowed: how many of them are within the bounds.
         image_flip: the image's decision differs, outside the dead band.
         worst_pixel: (row, column) of the largest map difference.
         reference, found: the two values there.
@@ -98,10 +113,11 @@ class ImageParity:
     found: float
     batch: int = 1
     steady: bool = True
+    pixels_allowed: int = 0
 
     @property
     def flips(self) -> bool:
-        return self.image_flip or self.pixel_flips > 0
+        return self.image_flip or self.pixel_flips > self.pixels_allowed
 
     @property
     def words(self) -> str:
@@ -247,10 +263,10 @@ def _other_shape(name: str, expected: Scored, found: Scored) -> ConfigError:
 
 def bounds_of(manifest: Manifest, precision: str) -> Bounds:
     """The bounds for a bundle's artefacts of a precision, engines compiled from its graph included."""
-    half = any(stores_half(item) for item in manifest.artefacts if item.precision == precision)
+    half = precision == "fp32" and any(stores_half(item) for item in manifest.artefacts if item.precision == precision)
     if manifest.model.score == "memory" and precision in _MEMORY:
-        return _MEMORY[precision]
-    return HALF_WEIGHTS if half and precision == "fp32" else BOUNDS[precision]
+        return _MEMORY["fp16" if half else precision]
+    return HALF_WEIGHTS if half else BOUNDS[precision]
 
 
 def require(reports: Iterable[ParityReport], cure: str = "") -> None:
@@ -338,6 +354,7 @@ def _compare_one(
         worst_pixel=(row, column),
         reference=float(a[row, column]),
         found=float(b[row, column]),
+        pixels_allowed=int(bounds.pixels * a.size),
     )
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Backend",
     "BackendOptions",
     "Candidate",
+    "ON_CPU",
     "RawOutputs",
     "Ticket",
     "candidates",
@@ -61,7 +62,9 @@ AUTO_ORDER: tuple[str, ...] = (
 """The backends that `auto` chooses from, in its order without timings. `onnxruntime:tensorrt` is not among them,
 because its first start compiles for minutes."""
 
-_ON_CPU = {"openvino", "onnxruntime:cpu"}
+ON_CPU = frozenset({"openvino", "onnxruntime:cpu"})
+"""Those of `AUTO_ORDER` that need no GPU."""
+
 _QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # timed first, in case time runs out
 _log = logging.getLogger("saae_runtime")
 _clock = time.perf_counter
@@ -208,7 +211,7 @@ def _ways(bundle: Bundle, name: str, device: int, precision: str | None) -> tupl
                 found.append((wanted, item))
     exact = {item.name for wanted, item in found if wanted == "fp32"}
     # On a CPU an FP16 graph is computed in FP32 or emulated.
-    found = [(wanted, item) for wanted, item in found if not (wanted == "fp16" and item.name in _ON_CPU & exact)]
+    found = [(wanted, item) for wanted, item in found if not (wanted == "fp16" and item.name in ON_CPU & exact)]
     found.sort(key=lambda pair: (_QUICKEST.index(pair[0]), AUTO_ORDER.index(pair[1].name)))
     return tuple(item for _, item in found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -74,6 +75,31 @@ def test_everything_is_timed_within_full_products(
     fps.run(bundle, checkpoint.detector, chosen, "random")
     assert inside == [["fp32"]]
     assert asked == []
+
+
+def test_kinds_can_be_chosen_and_every_batch_size_is_kept(
+    bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings
+) -> None:
+    kept: list[dict[str, Any]] = []
+    chosen = dataclasses.replace(
+        settings, backends=("pytorch", "onnxruntime:cpu"), precisions=("fp32",), kinds=("compute", "stream")
+    )
+    data = fps.run(bundle, checkpoint.detector, chosen, "random", keep=lambda part: kept.append(copy.deepcopy(part)))
+    assert {(row["backend"], row["kind"]) for row in data["rows"]} == {
+        ("pytorch", "compute"),
+        ("onnxruntime:cpu", "compute"),
+        ("onnxruntime:cpu", "stream"),
+    }
+    assert [{row["batch"] for row in part["rows"]} for part in kept] == [{1}, {1, 2}]
+    assert kept[0]["rows"] == [row for row in data["rows"] if row["batch"] == 1]
+    assert set(data) - set(kept[0]) == {"peak_memory_gib"}
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--kinds frames"):
+        fps._kinds("frames")
+    assert fps._kinds("compute,stream graph") == ("compute", "stream graph")
+    assert fps._kinds(None) is None
 
 
 def test_int8_and_the_whole_model(checkpoint: Checkpoint, settings: fps_variants.Settings, tmp_path: Path) -> None:

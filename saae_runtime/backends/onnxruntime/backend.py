@@ -22,7 +22,7 @@ from ..base import Backend, BackendOptions, RawOutputs, Ticket
 from ..cache import cache_folder
 from ..graph import without_default
 from .binding import BindingPool
-from .gpu import gpu_providers, sum_in_fp32
+from .gpu import gpu_providers
 from .quiet import import_onnxruntime, stdout_kept
 
 __all__ = ["INSTALL", "PROVIDERS", "OrtBackend"]
@@ -137,7 +137,6 @@ class OrtBackend(Backend):
         return self._session_of(settings, str(self._file), "CPU", ["CPUExecutionProvider"]), f"CPU, {threads}"
 
     def _open_gpu(self, bundle: Bundle, device: int, options: BackendOptions) -> tuple[Any, str]:
-        sum_in_fp32()
         if hasattr(self._ort, "preload_dlls"):  # finds CUDA and cuDNN where pip put them
             with stdout_kept():
                 self._ort.preload_dlls()

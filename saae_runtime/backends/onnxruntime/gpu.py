@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["gpu_providers", "load_tensorrt", "sum_in_fp32"]
+__all__ = ["gpu_providers", "load_tensorrt"]
 
-_GEMM_OPTIONS = "ORT_CUDA_GEMM_OPTIONS"
-_NO_REDUCED_SUMS = "2"
 _SONAME = re.compile(rb"libnvinfer\.so\.\d+")
-
-
-def sum_in_fp32() -> None:
-    """Ask the CUDA provider for sums of FP16 products in FP32, before its first session; a user's own choice stays.
-
-    cuBLAS may otherwise add parts of a sum in FP16. On an H200, scores of an FP16 graph were off by 1 %, ten times as
-    much as FP16 products with FP32 sums give.
-    """
-    os.environ.setdefault(_GEMM_OPTIONS, _NO_REDUCED_SUMS)
 
 
 @lru_cache(maxsize=1)

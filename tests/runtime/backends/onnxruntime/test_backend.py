@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -271,15 +270,6 @@ def test_tensorrt_is_looked_for_by_the_name_that_the_provider_needs(
     assert gpu.load_tensorrt.__wrapped__(folder) == ""
     assert gpu.load_tensorrt.__wrapped__(provider(tmp_path / "other", b"nothing")) == ""
     assert "cannot be read" in gpu.load_tensorrt.__wrapped__(tmp_path / "none")
-
-
-def test_a_choice_of_sums_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "1")
-    gpu.sum_in_fp32()
-    assert os.environ["ORT_CUDA_GEMM_OPTIONS"] == "1"
-    monkeypatch.delenv("ORT_CUDA_GEMM_OPTIONS")
-    gpu.sum_in_fp32()
-    assert os.environ["ORT_CUDA_GEMM_OPTIONS"] == "2"
 
 
 def test_options_of_the_gpu_providers(tmp_path: Path) -> None:
