@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -20,6 +19,7 @@ from . import backends, geometry
 from .backends.base import Backend, RawOutputs
 from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
+from .call_thresholds import CallThresholds, check_request
 from .ending import native_call
 from .errors import BackendError, BundleError, ConfigError, FrameError, shown
 from .frames import Resize, as_frames, enough_memory, to_batch
@@ -33,17 +33,10 @@ from .stream import Pipeline
 __all__ = ["Engine"]
 
 _RESIZE_THREADS = 4
-_LARGEST = float(np.finfo(np.float32).max)
 _MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 _Scored = TypeVar("_Scored")
-
-
-@dataclass(frozen=True)
-class _Limits:
-    pixel: float
-    image: float
 
 
 class Engine:
@@ -117,7 +110,7 @@ class Engine:
 
     @staticmethod
     def _check_options(white_level: int | None, **limits: float | None) -> None:
-        _check_limits(**limits)
+        check_request(**limits)
         check_white_level(white_level)
 
     def _begin(
@@ -141,7 +134,7 @@ class Engine:
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = self._choose(**limits, default=None)
+            self._limits = CallThresholds.choose(self._tables, **limits)
         except BaseException:
             self.close()
             raise
@@ -240,7 +233,7 @@ class Engine:
             ConfigError: `fpr` and `threshold` both given, a rate outside 0..1, or the engine is closed.
             BackendError: the inference failed, or gave values that are not finite.
         """
-        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, fpr, threshold, image_fpr, image_threshold, self._limits)
         on_device = is_device_array(frames)
         if on_device:
             single = device_rank(frames) == 3
@@ -299,7 +292,7 @@ class Engine:
         Raises:
             As `__call__`.
         """
-        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, fpr, threshold, image_fpr, image_threshold, self._limits)
         most = self._backend.max_batch
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MOST_BATCH:
             raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")
@@ -312,7 +305,7 @@ class Engine:
         pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
         return self._results(pipeline, limits)
 
-    def _results(self, pipeline: Pipeline[_Size], limits: _Limits) -> Iterator[Result]:
+    def _results(self, pipeline: Pipeline[_Size], limits: CallThresholds) -> Iterator[Result]:
         with self._idle:  # close() ends every stream in this set
             self._check_open()
             self._streams.add(pipeline)
@@ -368,7 +361,7 @@ class Engine:
         state = "closed" if self._closed else self._backend.description
         return f"Engine({self.manifest.category}: {state})"
 
-    def _score(self, frames: Sequence[NDArray[np.uint8]], limits: _Limits) -> list[Result]:
+    def _score(self, frames: Sequence[NDArray[np.uint8]], limits: CallThresholds) -> list[Result]:
         results: list[Result] = []
         step = self._backend.max_batch or _BATCH
         for start in range(0, len(frames), step):
@@ -378,7 +371,7 @@ class Engine:
                 results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
-    def _score_on_device(self, frames: Any, limits: _Limits) -> list[Result]:
+    def _score_on_device(self, frames: Any, limits: CallThresholds) -> list[Result]:
         if not self._backend.takes_device_arrays:
             raise FrameError(
                 f"The frames lie on a GPU; {self._backend.name} takes frames on the host.",
@@ -388,7 +381,7 @@ class Engine:
         outputs = self._backend.infer(frames, limits.pixel)
         return list(self._finish([self._backend.frame_size] * len(outputs.score), outputs, limits))
 
-    def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
+    def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: CallThresholds) -> Iterator[Result]:
         for size, score, anomaly_map in zip(sizes, outputs.score, outputs.anomaly_map, strict=True):
             # NaN exceeds no threshold: without this check a damaged model would call every frame good.
             if not math.isfinite(score) or not math.isfinite(float(anomaly_map.sum())):
@@ -404,29 +397,6 @@ class Engine:
             mask.setflags(write=False)
             rank = self._tables.image.share_below(float(score))
             yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image, rank)
-
-    def _choose(
-        self,
-        fpr: float | None,
-        threshold: float | None,
-        image_fpr: float | None,
-        image_threshold: float | None,
-        default: _Limits | None,
-    ) -> _Limits:
-        _check_limits(fpr, threshold, image_fpr, image_threshold)
-        if threshold is not None:
-            pixel = float(threshold)
-        elif fpr is not None or default is None:
-            pixel = self._tables.pixel.at(fpr)
-        else:
-            pixel = default.pixel
-        if image_threshold is not None:
-            image = float(image_threshold)
-        elif image_fpr is not None or default is None:
-            image = self._tables.image.at(image_fpr)
-        else:
-            image = default.image
-        return _Limits(pixel, image)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -504,25 +474,3 @@ def _size(frame: NDArray[np.uint8]) -> _Size:
 
 def _closed_error() -> ConfigError:
     return ConfigError("This engine is closed.", "close() was called, or its `with` block has ended.", "open a new one")
-
-
-def _check_limits(
-    fpr: float | None, threshold: float | None, image_fpr: float | None, image_threshold: float | None
-) -> None:
-    for rate, limit, prefix in ((fpr, threshold, ""), (image_fpr, image_threshold, "image_")):
-        if rate is not None and limit is not None:
-            raise ConfigError(
-                f"{prefix}fpr and {prefix}threshold are both given.",
-                "Each of them alone decides the threshold.",
-                f"give {prefix}fpr (a rate, looked up in the bundle's table) or {prefix}threshold (the value itself)",
-            )
-        if limit is not None and not _is_finite(limit):
-            raise ConfigError(f"{prefix}threshold={shown(limit)} is not possible.", "", "give a finite number")
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is a real number in the range of float32, the type of maps."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    exact = value if isinstance(value, int) else float(value)  # an int may have any length
-    return abs(exact) <= _LARGEST  # false for NaN

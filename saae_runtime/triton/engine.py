@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..call_thresholds import CallThresholds
 from ..engine import Engine
 from ..errors import BackendError, ConfigError, shown
 from ..frames import as_frames, enough_memory, to_batch
@@ -141,7 +142,7 @@ class TritonEngine(Engine):
         Raises:
             As a call of the engine.
         """
-        limit = self._choose(None, None, image_fpr, image_threshold, self._limits).image
+        limit = CallThresholds.choose(self._tables, None, None, image_fpr, image_threshold, self._limits).image
         checked = as_frames(frames, self._white_level)
         scores = self._metered(lambda: self._scores(checked.items))
         table = self._tables.image
