@@ -27,19 +27,19 @@ class CallThresholds:
     def choose(
         cls,
         tables: Thresholds,
+        default: CallThresholds | None,
         fpr: float | None,
         threshold: float | None,
         image_fpr: float | None,
         image_threshold: float | None,
-        default: CallThresholds | None = None,
     ) -> CallThresholds:
         """The requested thresholds; for what is not requested `default`'s, or those of the tables' default rates.
 
         Args:
             tables: of the precision in use.
+            default: the engine's thresholds, if it has them already.
             fpr, image_fpr: acceptable false-positive rates, 0..1.
             threshold, image_threshold: the values themselves, instead of the rates.
-            default: the engine's thresholds.
 
         Raises:
             ConfigError: a rate and a threshold together, a rate outside 0..1, or a threshold that is not finite.

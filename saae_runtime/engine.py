@@ -134,7 +134,7 @@ class Engine:
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = CallThresholds.choose(self._tables, **limits)
+            self._limits = CallThresholds.choose(self._tables, None, **limits)
         except BaseException:
             self.close()
             raise
@@ -233,7 +233,7 @@ class Engine:
             ConfigError: `fpr` and `threshold` both given, a rate outside 0..1, or the engine is closed.
             BackendError: the inference failed, or gave values that are not finite.
         """
-        limits = CallThresholds.choose(self._tables, fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, self._limits, fpr, threshold, image_fpr, image_threshold)
         on_device = is_device_array(frames)
         if on_device:
             single = device_rank(frames) == 3
@@ -292,7 +292,7 @@ class Engine:
         Raises:
             As `__call__`.
         """
-        limits = CallThresholds.choose(self._tables, fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, self._limits, fpr, threshold, image_fpr, image_threshold)
         most = self._backend.max_batch
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MOST_BATCH:
             raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")

@@ -41,7 +41,7 @@ def serving_graph(path: str | os.PathLike[str]) -> bytes:
     kept = [item for item in graph.output if item.name in OUTPUTS]
     if {item.name for item in kept} != set(OUTPUTS) or "frame" not in {item.name for item in graph.input}:
         raise ConfigError(
-            f"{path} is no graph of saae.",
+            f"{path} is not a graph of saae.",
             f"It has no input `frame`, or lacks an output of {', '.join(OUTPUTS)}.",
             "give a bundle that `saae-export build` wrote",
         )

@@ -1,4 +1,4 @@
-"""Keeps images of parts on disk, OK and NG apart. A full disk costs images, never a verdict."""
+"""Keeps images of parts on disk, OK and NG apart. A full disk loses images, but no verdict."""
 
 from __future__ import annotations
 

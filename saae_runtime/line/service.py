@@ -169,7 +169,7 @@ class Line:
             self.event("recipe", station.name, data)
 
     def _stopped(self) -> str:
-        """What every station needs and has failed; empty for nothing. A full disk only costs images."""
+        """Shared parts that have failed; empty if none has. A full disk is not a failure: only images are lost."""
         return "" if self._archive is None or self._archive.alive else "the image archive has stopped"
 
     def _judged(

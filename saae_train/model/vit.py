@@ -226,7 +226,7 @@ def build_backbone(
     if is_vgg(name):
         if tiles != (1, 1):
             raise ConfigError(
-                "vgg19 takes no tiles.",
+                "vgg19 does not support tiles.",
                 "Tiles are windows of a ViT.",
                 "leave --tiles out, or give a larger --input-size",
             )
