@@ -1,4 +1,4 @@
-"""Time a bundle on every backend that is here, side by side with PyTorch, in one process.
+"""Time a bundle on every backend that works here, together with PyTorch, in one process.
 
     python benchmarks/fps.py BUNDLE [--checkpoint DIR]
     python benchmarks/fps.py --random [--model vit_base_patch16_384] [--components K] [--whole] [--dfr]
@@ -12,17 +12,17 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
   frame         camera frames to `Result`s by calling the Engine: host resize where the graph has another size,
                 inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
   stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
-  stream graph  the same over frames that have the graph's size already, to be held against compute.
+  stream graph  the same over frames of the graph's size, to compare with compute.
   trigger       `Engine.stream` over a source slower than the engine: time from a batch of camera frames given to its
                 results out.
-  device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
+  device        GPU only: a batch that is on the GPU already, outputs left there, synchronised.
 
 Where RAPL is readable (Linux, usually as root), compute also has the energy of the processor's packages per frame, idle
 power included.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
 device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
-every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
+every product: TF32, PyTorch's default for convolutions, is off. Variants are timed interleaved, in
 turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
 without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
 are compared first. The file is written anew after every batch size, so that a run that is cut short leaves the sizes
@@ -50,6 +50,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from benchmarks.fps_table import INSIDE, KINDS, add_ratios, saae_to_dfr, show
 from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.errors import BackendError, ConfigError, SaaeError
 from saae_runtime.manifest import PRECISIONS
@@ -58,17 +59,6 @@ if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
     from saae_train.model.detector import Detector
 
-KINDS = ("compute", "frame", "stream", "stream graph", "trigger", "device")
-INSIDE = {
-    "compute": "a batch at the graph's size, host to host, through backend.infer: map, score, mask",
-    "frame": "camera frames in host memory to Results: host resize, inference, map at the frame's size, mask, decision",
-    "stream": "Engine.stream over camera frames, per batch, pipeline full; ratio to PyTorch's frame timing",
-    "stream graph": "Engine.stream over frames of the graph's size; ratio to PyTorch's compute timing",
-    "trigger": "Engine.stream over a source slower than the engine: camera frames given to results out",
-    "device": "a batch that lies on the GPU, outputs left there, waited for",
-}
-PAPER = {"saae_fps": 86, "dfr_fps": 31, "ratio": 2.77}
-_BASE = {"stream": "frame", "stream graph": "compute", "trigger": "frame"}
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")
 
 
@@ -80,13 +70,13 @@ def run(
     same_weights: bool = True,
     keep: Callable[[dict[str, Any]], object] = lambda data: None,
 ) -> dict[str, Any]:
-    """Times everything and returns the result, ready to be written.
+    """Time everything and return the result, ready to be written.
 
     Args:
         bundle: what the backends run.
         detector: what PyTorch runs.
         settings: what is timed.
-        weights: origin of the weights, in words.
+        weights: description of the weights' origin.
         same_weights: whether bundle and detector hold the same model.
         keep: given the result of the batch sizes so far, after each.
 
@@ -209,7 +199,7 @@ def _timed(
             turn(0.0)
             bar.advance(task)
         for turn in turns.values():
-            if isinstance(turn, Metered):  # what was made once is no frame's
+            if isinstance(turn, Metered):  # exclude what is done once
                 turn.joules, turn.calls = 0.0, 0
         bar.update(task, description=f"batch {batch}: turns")
         found = interleaved(
@@ -234,7 +224,7 @@ def _timed(
 
 
 def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
-    """A call that starts and ends on the GPU, or None where the backend has none."""
+    """A call that starts and ends on the GPU, or None if the backend has none."""
     import torch
 
     from benchmarks.torch_variants import TorchBackend
@@ -259,43 +249,6 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
     return call_backend
 
 
-def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
-
-    Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
-    timed as a whole, so what slows it now and then must count on the other side too.
-    """
-    fps = {(row["backend"], row["precision"], row["kind"], row["batch"]): row["fps"] for row in rows}
-    means = {(r["backend"], r["precision"], r["kind"], r["batch"]): r["timing"]["mean_ms"] for r in rows}
-    for row in rows:
-        base = _BASE.get(row["kind"], row["kind"])
-        for name, key in (
-            ("ratio", ("pytorch", "fp32", base, row["batch"])),
-            ("ratio_dfr", ("dfr", "fp32", base, row["batch"])),
-            ("ratio_whole", ("pytorch:whole", "fp32", base, row["batch"])),
-        ):
-            if key in fps:
-                row[name] = round(row["fps"] / fps[key], 3)
-        if row["kind"] in _BASE:
-            own = means.get((row["backend"], row["precision"], base, row["batch"]))
-            if own is not None:  # that kind was timed, too
-                row["share"] = round(own / row["timing"]["mean_ms"], 3)
-
-
-def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
-    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed.
-
-    The paper's SAAE works in all U channels: where the model timed here has components, the whole one stands for it.
-    """
-    saae = "pytorch:whole" if any(row["backend"] == "pytorch:whole" for row in rows) else "pytorch"
-    here = [
-        {"where": f"here, {backbone}, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
-        for row in rows
-        if (row["backend"], row["precision"]) == (saae, "fp32") and "ratio_dfr" in row
-    ]
-    return [{"where": "the paper, ViT-B/16 at 384", **PAPER}, *here] if here else []
-
-
 def _facts(variant: Variant) -> dict[str, Any]:
     return {
         "backend": variant.name,
@@ -308,57 +261,9 @@ def _facts(variant: Variant) -> dict[str, Any]:
     }
 
 
-def show(data: Mapping[str, Any], target: Path) -> None:
-    """Prints one table per kind and batch, and the missing variants."""
-    for batch in data["settings"]["batches"]:
-        for kind in KINDS:
-            rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]
-            if not rows:
-                continue
-            columns = [
-                ("median", [row["timing"]["median_ms"] for row in rows]),
-                ("p95", [row["timing"]["p95_ms"] for row in rows]),
-                ("p99", [row["timing"]["p99_ms"] for row in rows]),
-                ("frames/s", [row["fps"] for row in rows]),
-                ("ratio", [row.get("ratio") for row in rows]),
-                ("to whole", [row.get("ratio_whole") for row in rows]),
-                ("to DFR", [row.get("ratio_dfr") for row in rows]),
-                ("share", [row.get("share") for row in rows]),
-                ("J a frame", [row.get("joules") for row in rows]),
-                ("runs", [row["timing"]["runs"] for row in rows]),
-            ]
-            columns = [(name, values) for name, values in columns if any(value is not None for value in values)]
-            common.print_table(
-                f"{kind}, batch {batch}: milliseconds; ratio to {data['reference']}",
-                ["backend", *(name for name, _ in columns)],
-                [
-                    (f"{row['backend']} {row['precision']}", *(values[i] for _, values in columns))
-                    for i, row in enumerate(rows)
-                ],
-                [data["inside"][kind]],
-            )
-    common.print_table(
-        "Variants",
-        ["backend", "memory MiB", "GPU MiB", "map error"],
-        [
-            (f"{v['backend']} {v['precision']}", v["memory_mib"], v["device_mib"], v["map_error"])
-            for v in data["variants"]
-        ],
-        [
-            *(f"{v['backend']} {v['precision']}: {v['description']}" for v in data["variants"]),
-            *(f"Not timed: {item['backend']} {item['precision']}: {item['why']}" for item in data["not_here"]),
-            f"Products of PyTorch's FP32: {data['settings']['torch_fp32_products']}.",
-            f"Weights: {data['model']['weights']}. {data['model']['gflop_per_frame']} GFLOP a frame, "
-            f"{data['settings']['threads']} threads, peak memory of the process {data['peak_memory_gib']} GiB.",
-            *(f"SAAE : DFR, {item['where']}: {item['ratio']}" for item in data["saae_to_dfr"]),
-            f"Written to {target}",
-        ],
-    )
-
-
 @contextmanager
 def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """(bundle, detector, weights in words, same weights) of a model with random weights; on a GPU with engines."""
+    """(bundle, detector, text on the weights, same weights) of a model with random weights; on a GPU with engines."""
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
@@ -414,7 +319,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """Names from "a,b"; None where nothing is given."""
+    """Names from "a,b"; None for an empty text."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -525,7 +430,7 @@ def _settings(
 
 
 def _graphs(settings: Settings) -> tuple[str, ...]:
-    """Precisions of a bundle of random weights: FP32 always, the others where they are wanted."""
+    """Precisions of a bundle of random weights: FP32 always, others if wanted."""
     return tuple(name for name in PRECISIONS if name == "fp32" or name in (settings.precisions or PRECISIONS))
 
 

@@ -11,8 +11,8 @@
             that runs on the GPU, and from its rows what share of the FP16 matrix rate the graph reaches (a plain large
             matmul in the same run is the reference)
   split     where a batch's time goes by CUDA events, one batch at a time (TensorRT only): copy in, compute, copy out
-  soak      so many frames through one engine: memory of the host and of the GPU, read twenty times
-  threads   four threads on one engine: every answer is compared with the answer of one thread alone, bit for bit
+  soak      many frames through one engine: memory of the host and of the GPU, read twenty times
+  threads   four threads on one engine: every result is compared with that of a single thread, bit for bit
   fit       benchmarks/fit.py on this GPU for the presets fast and paper with random weights and drawn images, which the
             bundle has no part in (gpu-fit-fast.json, gpu-fit-paper.json; gpu-fit.json has what matters of both)
 
@@ -50,7 +50,7 @@ PARTS = ("engine", "parity", "fps", "split", "soak", "threads", "fit")
 HOST_GROWTH = 0.02
 """Flat: resident memory after the first reading grows by no more than this share."""
 DEVICE_GROWTH = 8.0
-"""Flat: memory taken on the GPU grows by no more than so many MiB."""
+"""Flat: memory taken on the GPU grows by no more than this many MiB."""
 AIM = 0.6
 """Share of the matrix rate that the graph should reach at batch 32."""
 KINDS = "compute,device"
@@ -105,7 +105,7 @@ def flat(readings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def matrix_share(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What share of the FP16 matrix rate each FP16 row of an fps result reaches; empty where the rate is not there."""
+    """Share of the FP16 matrix rate that each FP16 row of an fps result reaches; empty without a rate."""
     rate, work = data.get("matmul_fp16_tflops"), data["model"]["gflop_per_frame"]
     if not rate:
         return []
@@ -124,7 +124,7 @@ def matrix_share(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def fit_rows(preset: str, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What matters of a result of benchmarks/fit.py."""
+    """The main figures of a result of benchmarks/fit.py."""
     names = ("way", "precision", "images_per_second", "ratio", "once_s", "whole_fit_s", "loss", "peak_device_gib")
     return [
         {"preset": preset, **{name: row[name] for name in names}, "step_ms": row["timing"]["median_ms"]}
@@ -133,7 +133,7 @@ def fit_rows(preset: str, data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def fit_is_well(data: Mapping[str, Any]) -> bool:
-    """Whether a fit was recorded and came to the loss of the plain loop."""
+    """Whether a fit was captured and reached the loss of the plain loop."""
     loss = {row["way"]: row["loss"] for row in data["rows"]}
     return bool(data["model"]["captured"] and abs(loss["saae"] / loss["plain"] - 1) <= LOSS)
 
@@ -141,7 +141,7 @@ def fit_is_well(data: Mapping[str, Any]) -> bool:
 def in_threads(
     score: Callable[[Any], Answer], frames: Sequence[Any], expected: Sequence[Answer], rounds: int
 ) -> dict[str, int]:
-    """Four threads score all frames so often, each beginning elsewhere; counts answers that are not the expected ones.
+    """Score all frames `rounds` times on four threads, each with another start; count unexpected results.
 
     Raises:
         The exception that a thread raised.
@@ -277,7 +277,7 @@ def _soak(bundle: Path, backend: str, frames: int) -> Found:
         stream = engine.stream(given[number % len(given)] for number in range(frames))
         readings = memory.watch(lambda: next(stream), frames, first=min(memory.FIRST, frames // 4), also=device)
         found = flat(readings)
-        inside = "Engine.stream, batch 1; device_mib is all that is taken on the GPU, by whomever"
+        inside = "Engine.stream, batch 1; device_mib is all memory in use on the GPU, by any process"
         return readings, {"backend": engine.backend.description, **found, "inside": inside}, bool(found["flat"])
 
 
@@ -310,7 +310,7 @@ def _fit(steps: int, out: Path) -> Found:
 
 
 def _run(command: Sequence[str]) -> None:
-    """In a process of its own, so that the other parts do not load torch."""
+    """Run in a separate process, so that the other parts do not load torch."""
     if subprocess.run(command, check=False).returncode != 0:
         raise ConfigError(f"benchmarks/{Path(command[1]).name} ended with an error.", "It is printed above.", "")
 
@@ -321,7 +321,7 @@ def _noise(engine: Engine, count: int) -> list[np.ndarray[Any, Any]]:
 
 
 def show(part: str, data: Mapping[str, Any], target: Path) -> None:
-    """Prints a part as a table."""
+    """Print a part as a table."""
     rows = data["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if part == "split":

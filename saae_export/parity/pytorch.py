@@ -1,4 +1,4 @@
-"""The PyTorch side of parity: the fitted Detector as it was trained, nothing folded, in FP32."""
+"""The PyTorch side of parity: the fitted Detector in FP32, without folding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TorchReference(TorchScorer):
         super().__init__(detector, frame_size)
 
     def stored(self, name: str, frame: NDArray[np.uint8]) -> ReferenceFrame:
-        """A frame at the graph's size with this reference's answers, to be kept in a bundle."""
+        """A frame at the graph's size with this reference's results, to store in a bundle."""
         resized = resize_frames(frame, self.frame_size)
         found = self(resized)
         return ReferenceFrame(name, resized, found.anomaly_map, found.score)

@@ -1,4 +1,4 @@
-"""The ways to run a bundle: their names, which of them work here, and opening one."""
+"""The backends: their names, which of them work here, and opening one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime:cpu": "onnxruntime",
     "openvino": "openvino",
 }
-"""Backend names and the module of this package that has each."""
+"""Backend name -> its module in this package."""
 
 AUTO_ORDER: tuple[str, ...] = (
     "tensorrt",
@@ -59,19 +59,19 @@ AUTO_ORDER: tuple[str, ...] = (
     "openvino",
     "onnxruntime:cpu",
 )
-"""What `auto` chooses of; its order where nothing is timed. `onnxruntime:tensorrt` is left out: its first start
-compiles for minutes, so only on request."""
+"""The backends that `auto` chooses from, in its order without timings. `onnxruntime:tensorrt` is not among them,
+because its first start compiles for minutes."""
 
 ON_CPU = frozenset({"openvino", "onnxruntime:cpu"})
 """Those of `AUTO_ORDER` that need no GPU."""
 
-_QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # what is timed first, should time run out
+_QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # timed first, in case time runs out
 _log = logging.getLogger("saae_runtime")
 _clock = time.perf_counter
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """Every way to run a bundle on this machine, in `auto`'s fixed order; what is missing says why and what to install.
+    """Every backend for a bundle, in `auto`'s fixed order; for missing ones, why and what to install.
 
     Args:
         bundle: an opened bundle.
@@ -98,8 +98,8 @@ def open_backend(
     Args:
         bundle: an opened bundle.
         name: one of `BACKENDS`; `onnxruntime` for the fastest of its providers; `auto` for the fastest of all. Only
-            these two choose, by what was timed on this machine, see `BackendOptions.measure`; a name asked for is
-            opened or is an error.
+            these two choose, by timings on this machine, see `BackendOptions.measure`; any other name is opened or
+            is an error.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's own choice.
         options: see `BackendOptions`.
@@ -107,7 +107,7 @@ def open_backend(
     Raises:
         ConfigError: an unknown name, precision or option.
         BackendUnavailableError: not installed or not usable here; says what to install.
-        BackendError: there, but it cannot load the bundle's file.
+        BackendError: it cannot load the bundle's file.
     """
     chosen = BackendOptions.from_mapping(options)
     _check(name, device, precision)
@@ -119,10 +119,10 @@ def open_backend(
 def measure(
     bundle: Bundle, name: str = "auto", device: int = 0, precision: str | None = None, **options: Any
 ) -> Figures | None:
-    """The speed of every way that `auto` may choose here, timed now where it is not known; None where nothing is timed.
+    """The speed of every backend that `auto` may choose here, timed now if unknown; None if nothing is timed.
 
-    What was timed is kept in the cache folder of the bundle, where `options` allow one, and in this process in any
-    case, for every bundle of the same files. Arguments are those of `open_backend`.
+    Timings are kept in the bundle's cache folder, if `options` allow one, and in this process, for every bundle of the
+    same files. Arguments are those of `open_backend`.
     """
     chosen = BackendOptions.from_mapping(options)
     _check(name, device, precision)
@@ -130,12 +130,12 @@ def measure(
 
 
 def explain(bundle: Bundle, backend: Backend, device: int = 0, precision: str | None = None, **options: Any) -> str:
-    """The ways to run a bundle as text, one line each: which is in use, what each takes, and why others are not here.
+    """The backends for a bundle as text, one line each: which is in use, the time of each, and why others are missing.
 
     Args:
-        bundle: what `backend` was opened on.
-        backend: in use.
-        device, precision, options: as it was opened with.
+        bundle: the bundle.
+        backend: the backend in use.
+        device, precision, options: those that it was opened with.
     """
     asked = _asked(bundle, "auto", device, precision, BackendOptions.from_mapping(options))
     figures = None if asked.why_not else find(asked.key, asked.folder)
@@ -168,13 +168,13 @@ def _about(figures: Figures | None, asked: _Asked) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `auto` was asked for: the ways that it may choose of, and where their figures are kept.
+    """The candidates of `auto`, and where their timings are kept.
 
     Attributes:
-        ways: usable ones that did not fail their comparison, the likely fastest first.
+        ways: usable backends and precisions that did not fail their comparison, the probably fastest first.
         key: everything that their speed depends on.
-        folder: where figures are kept; None: nowhere.
-        why_not: why they are not timed; empty where they are.
+        folder: where timings are kept; None: nowhere.
+        why_not: why they are not timed; empty if they are.
     """
 
     bundle: Bundle
@@ -231,12 +231,12 @@ def _key(bundle: Bundle, ways: Sequence[Candidate], device: int, options: Backen
 
 
 def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = False) -> Figures | None:
-    """The figures, timed now where they are not known; None where they are not to be timed.
+    """The timings, measured now if unknown; None if nothing is to be timed.
 
     Args:
-        asked: see there.
-        say: told before they are timed.
-        without_cache: whether to time them although they cannot be kept beyond this process.
+        asked: the candidates.
+        say: called before they are timed.
+        without_cache: whether to time them even if the timings cannot be stored.
     """
     if asked.why_not:
         return None
@@ -251,7 +251,7 @@ def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = F
 
     def way(candidate: Candidate) -> Way:
         artefact = candidate.artefact
-        assert artefact is not None  # `_ways` leaves out what has no file
+        assert artefact is not None  # `_ways` leaves out candidates without a file
         return Way(
             candidate.name,
             artefact.precision,
@@ -276,7 +276,7 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
         try:
             return _open(bundle, candidate, device, precision, options)
         except BackendError as error:
-            # It looked usable and is not: the next one is taken, but never without a word.
+            # It looked usable but is not: take the next one, with a warning.
             reasons.append(f"{candidate}: {error.what} {error.why}".strip())
             warnings.warn(f"saae: {candidate} is passed over. {error.what} {error.why}", stacklevel=5)
             return None
@@ -309,7 +309,7 @@ def _considered(candidate: Candidate, name: str) -> bool:
 
 
 def _disagrees(candidate: Candidate) -> str:
-    """Why a file is not taken unasked: it was compared with its reference and failed. Empty where it was not."""
+    """Why a file is not chosen automatically: its comparison with the reference failed. Empty if it did not fail."""
     parity = candidate.artefact.parity if candidate.artefact else None
     if candidate.artefact is None or parity is None or parity.passed:
         return ""

@@ -1,4 +1,4 @@
-"""Compares a backend's answers with those in the bundle, so that `auto` never takes a way that is wrong here."""
+"""Compares a backend's results with those in the bundle, so that `auto` never chooses a backend that is wrong here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast each way to run a bundle is on this machine: timed once, kept, and found again."""
+"""Times each backend and precision of a bundle on this machine once, and keeps the timings."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .base import Backend
 __all__ = ["BUDGET", "Figure", "Figures", "find", "keep", "take", "time_ways"]
 
 BUDGET = 10.0
-"""Seconds after which no further way is begun."""
+"""Seconds after which no further timing is started."""
 
-_EACH = 0.5  # seconds of inference for each way
-_WARM_UP = 0.1  # seconds before: a GPU's clocks rise, kernels and buffers are made
+_EACH = 0.5  # seconds of inference for each
+_WARM_UP = 0.1  # seconds of warm-up: clocks of a GPU rise, kernels and buffers are made
 _FEWEST, _MOST = 3, 20  # runs
-_HOPELESS = 2.0  # times the best so far: one run is enough to know
+_HOPELESS = 2.0  # times the best so far: then one run is enough
 _WAIT = 60.0  # seconds to wait for other processes that are timing
-_LIMIT = 1 << 20  # bytes of a file of figures
+_LIMIT = 1 << 20  # bytes of a file of timings
 _known: dict[str, Figures] = {}  # of this process
 
 Clock = Callable[[], float]
@@ -38,12 +38,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Figure:
-    """One way to run the bundle.
+    """Timing of a backend at a precision.
 
     Attributes:
         backend, precision: what was timed.
-        ms: the best time of one frame at the graph's size, host to host; None: it was not timed.
-        why: why it was not.
+        ms: the best time of one frame at the graph's size, host to host; None: not timed.
+        why: why it was not timed.
         refused: whether its answers are wrong here, so that it must not be taken.
     """
 
@@ -56,12 +56,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was timed of one bundle on one machine.
+    """Timings of one bundle on one machine.
 
     Attributes:
         rows: in the order in which they were timed.
         date: UTC, such as 2026-11-26.
-        place: the file that holds them; None where they are this process's alone.
+        place: the file that holds them; None if only this process has them.
     """
 
     rows: tuple[Figure, ...]
@@ -93,11 +93,11 @@ class Way:
 
 
 def find(key: Mapping[str, Any], folder: Path | None) -> Figures | None:
-    """The figures for exactly this key, from this process or from a folder; None where there are none.
+    """The timings for exactly this key, from this process or from a folder; None without any.
 
     Args:
-        key: everything that speed depends on, plain JSON.
-        folder: where `take` keeps figures, or None.
+        key: everything that speed depends on, as JSON values.
+        folder: where `take` keeps timings, or None.
     """
     text = canonical_json(key)
     known = _known.get(text)
@@ -114,17 +114,17 @@ def take(
     say: Callable[[str], None],
     clock: Clock = time.perf_counter,
 ) -> Figures | None:
-    """The figures for a key, timed now where they are not known; None where other processes are still timing theirs.
+    """The timings for a key, measured now if unknown; None if other processes are still timing.
 
-    Of several processes one times at a time, since two at once would time each other; those that wait for it find its
-    figures where they are of the same bundle.
+    Only one process times at once, because two would disturb each other. Waiting processes use its timings if they have
+    the same bundle.
 
     Args:
         key: see `find`.
-        folder: where to keep them; None: in this process alone.
-        lock: a file that is held meanwhile, the same for all bundles of a user; None: none can be made.
-        ways: what to time, the likely fastest first.
-        say: told before it begins.
+        folder: where to keep them; None: only in this process.
+        lock: a lock file for all bundles of a user; None: not possible.
+        ways: what to time, the probably fastest first.
+        say: called before it starts.
         clock: seconds.
     """
     found = find(key, folder)
@@ -138,12 +138,12 @@ def take(
                 for row in found.rows:
                     if row.refused:
                         say(f"{row.backend} {row.precision} is passed over: {row.why}")
-                found = keep(key, found, folder)  # before the lock is let go: who waits for it looks there
+                found = keep(key, found, folder)  # before the lock is released, for waiting processes
     return found if found is None else keep(key, found, folder)
 
 
 def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figures:
-    """Write figures into a folder, if they are not there; what cannot be written stays in this process."""
+    """Write timings into a folder, if they are missing there; if that fails, they stay in this process."""
     text = canonical_json(key)
     if folder is None or figures.place is not None:
         return figures
@@ -158,7 +158,7 @@ def keep(key: Mapping[str, Any], figures: Figures, folder: Path | None) -> Figur
 
 
 def time_ways(ways: Sequence[Way], clock: Clock = time.perf_counter) -> tuple[Figure, ...]:
-    """Time each way, one after another; one that fails says why, and none is begun when the time is up."""
+    """Time each one after another; record why one fails; start none after the time limit."""
     rows: list[Figure] = []
     best = math.inf
     end = clock() + BUDGET
@@ -182,7 +182,7 @@ def time_ways(ways: Sequence[Way], clock: Clock = time.perf_counter) -> tuple[Fi
 def _timed(way: Way, best: float, clock: Clock) -> tuple[float, str]:
     """The best time of a frame in seconds, and what is wrong with the answers.
 
-    The best one, since what else runs on the machine makes a time longer, never shorter.
+    The best one, because other work on the machine only makes times longer.
     """
     backend = way.open_it()
     try:
@@ -216,12 +216,12 @@ def _run(backend: Backend, frames: NDArray[np.uint8], clock: Clock) -> float:
 
 
 def _file(folder: Path, text: str) -> Path:
-    # Figures of several machines and options lie side by side: a bundle may be on a disk that machines share.
+    # One file per machine and options, because a bundle may be on a shared disk.
     return folder / f"speed-{sha256_bytes(text.encode())[:16]}.json"
 
 
 def _read(file: Path, key: Mapping[str, Any]) -> Figures | None:
-    """The figures in a file; None where it is missing, damaged, or of another key."""
+    """The timings in a file; None if it is missing, damaged, or of another key."""
     try:
         data: Any = json.loads(read_regular(file, _LIMIT))
         if data["key"] != json.loads(canonical_json(key)):
@@ -239,5 +239,5 @@ def _ms(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError("a time that is none")
+        raise ValueError("not a time")
     return float(value)

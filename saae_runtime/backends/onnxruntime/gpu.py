@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA and TensorRT execution providers: their options, and whether TensorRT's libraries are here."""
+"""Options of ONNX Runtime's CUDA and TensorRT providers, and a check for TensorRT's libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SONAME = re.compile(rb"libnvinfer\.so\.\d+")
 def load_tensorrt(package: Path) -> str:
     """Load the TensorRT that ONNX Runtime's provider was linked with, from the system or from its PyPI package.
 
-    The provider's own load finds only what is on the system's path or loaded already.
+    The provider itself only finds libraries that are on the system's path or loaded already.
 
     Args:
         package: ONNX Runtime's folder.
@@ -31,7 +31,7 @@ def load_tensorrt(package: Path) -> str:
     except OSError as error:
         return f"its TensorRT provider cannot be read ({error})"
     if named is None:
-        return ""  # another system's way to name a library: opening it tells
+        return ""  # another system's name of a library: try to open it
     soname = named.group().decode()
     spec = find_spec("tensorrt_libs")
     folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -50,7 +50,7 @@ def gpu_providers(
     """Providers in order of preference, with their options.
 
     Args:
-        tensorrt: TensorRT first, CUDA for what it does not take; else CUDA alone.
+        tensorrt: TensorRT first, CUDA for the rest; False: only CUDA.
         device: GPU number.
         size: (height, width) of the graph's frame.
         max_batch: largest batch.
@@ -62,7 +62,7 @@ def gpu_providers(
         **place,
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
-        # TF32 would round an FP32 graph to 10 bits, away from what its thresholds were calibrated with.
+        # TF32 would round products of an FP32 graph to 10 bits, which its thresholds were not calibrated with.
         "use_tf32": "0",
     }
     providers: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", cuda)]
@@ -74,7 +74,7 @@ def gpu_providers(
 
         engine: dict[str, Any] = {
             **place,
-            # Without a range it would compile anew for every batch size that comes along.
+            # Without a range it would compile again for every batch size.
             "trt_profile_min_shapes": shape(1),
             "trt_profile_opt_shapes": shape(1),
             "trt_profile_max_shapes": shape(max_batch),

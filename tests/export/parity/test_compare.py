@@ -162,7 +162,7 @@ def test_repeats_have_to_be_equal_to_the_bit() -> None:
     assert report.map_error < BOUNDS["fp32"].map
     assert not report.passed
     assert not report.summary().passed
-    with pytest.raises(ParityError, match=r"another map each time: 0\.png in a batch of 5"):
+    with pytest.raises(ParityError, match=r"a different map each time: 0\.png in a batch of 5"):
         require([report])
 
 

@@ -123,7 +123,7 @@ def test_an_engine_that_is_wrong_at_one_batch_size_is_not_kept(bundle, gpu, size
 
     gpu.compute = compute
     made = built(bundle, dataclasses.replace(artefact(), profile=Profile(1, 2, 5)))
-    with pytest.raises(ParityError, match="another map each time" if fault == "unsteady" else "disagrees"):
+    with pytest.raises(ParityError, match="a different map each time" if fault == "unsteady" else "disagrees"):
         gate(made)
     assert open_bundle(bundle.path).manifest.artefacts == ()
 
