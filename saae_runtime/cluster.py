@@ -57,7 +57,7 @@ def connected(address: str) -> Iterator[None]:
 
 
 def check_room(workers: int, cpus: int, gpus: int) -> None:
-    """Refuses more workers than the cluster has room for; each takes so many CPUs and GPUs. Raises ConfigError."""
+    """Refuse more workers than the cluster has room for; each takes so many CPUs and GPUs. Raise ConfigError."""
     have = library().cluster_resources()
     for name, each in (("CPU", cpus), ("GPU", gpus)):
         if have.get(name, 0) < each * workers:

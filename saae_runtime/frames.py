@@ -1,4 +1,4 @@
-"""Checks the frames that callers give and brings them to uint8 H x W x 3."""
+"""Checks frames from callers and converts them to uint8 H x W x 3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_PIXELS = 1 << 30
 """Pixels of the largest frame: its map alone takes 4 GiB."""
 
 MOST_ASPECT = 1024
-"""How many times as long as wide a frame may be: resized to the graph's input, a narrower one is a smear."""
+"""Largest aspect ratio of a frame; a narrower one is unrecognisable after the resize."""
 
 Frame = NDArray[np.uint8]
 Resize = Callable[[Frame, tuple[int, int]], Frame]
@@ -35,7 +35,7 @@ _DTYPE_CURES = {
 
 @dataclass(frozen=True)
 class Frames:
-    """Checked frames: `items` are uint8 H x W x 3 each; `single`: the caller gave one frame, not a batch."""
+    """Checked frames: `items` are uint8 H x W x 3 each; `single`: whether the caller gave one frame, not a batch."""
 
     items: tuple[Frame, ...]
     single: bool
@@ -46,9 +46,9 @@ def as_frames(value: Any, white_level: int | None = None) -> Frames:
 
     Args:
         value: uint8 H x W, H x W x 1 or H x W x 3 (RGB): one frame; N x H x W x 1 or N x H x W x 3: a batch; a list or
-            tuple of single frames, sizes may differ. Arrays need not be contiguous. Anything else that numpy reads
-            without guessing (`__array_interface__`, `__array__`) counts as an array.
-        white_level: with it, uint16 frames are taken as well and scaled by `images.to_eight_bits`.
+            tuple of single frames, sizes may differ. Arrays need not be contiguous. Other values that numpy can
+            read (`__array_interface__`, `__array__`) count as arrays.
+        white_level: with it, uint16 frames are accepted as well and scaled by `images.to_eight_bits`.
 
     Raises:
         FrameError: another dtype or shape; the message names both and says how to convert.
@@ -69,10 +69,10 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = ge
     Args:
         frames: uint8 H x W x 3 each.
         size: (height, width) of the graph's input.
-        resize: `geometry.resize_frames`, or that with its options chosen.
+        resize: `geometry.resize_frames`, perhaps with options.
 
     Returns:
-        uint8 N x height x width x 3, C-contiguous; the frame's own memory where N is 1 and nothing has to change.
+        uint8 N x height x width x 3, C-contiguous; the frame's own memory if N is 1 and nothing has to change.
     """
     height, width = size
     if len(frames) == 1:
@@ -85,7 +85,7 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = ge
 
 @contextmanager
 def enough_memory(frames: Sequence[Frame] | Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Within the block, a lack of memory is an error of these frames, given as arrays or as their (height, width).
+    """Within the block, turn a MemoryError into an error of these frames, given as arrays or as their (height, width).
 
     Raises:
         FrameError: in place of a MemoryError.
@@ -108,7 +108,7 @@ def _array(value: Any, name: str) -> NDArray[Any]:
         array = _read(value, name)
     except (FrameError, MemoryError):
         raise
-    except Exception as error:  # the value's own code runs here, and may raise whatever it likes
+    except Exception as error:  # the value's own code runs here and may raise anything
         raise FrameError(
             f"{name} ({type(value).__name__}) cannot be read as an array.",
             f"{type(error).__name__}: {error}",
@@ -140,7 +140,7 @@ def _read(value: Any, name: str) -> NDArray[Any]:
 
 
 def _unmasked(array: Any, name: str) -> NDArray[Any]:
-    """The pixels of a masked array that masks none: what lies under a mask is not meant to be judged."""
+    """The pixels of a masked array without masked values; others are refused, because masked pixels would be judged."""
     masked = int(np.ma.getmaskarray(array).sum())
     if masked:
         raise FrameError(

@@ -22,6 +22,8 @@ from saae_runtime.errors import DataError
 
 from .ranking import Floats, Metric, Ranking, Rates, recall_at, require_finite
 
+__all__ = ["EXACT_PIXELS", "PROFILE_BINS", "PixelPool", "Profiles"]
+
 EXACT_PIXELS = 150_000_000  # about 1.2 GB at the peak with float32 maps
 PROFILE_BINS = 2048
 
@@ -108,7 +110,7 @@ class PixelPool:
         self._regions: dict[str, int] = {}
         self._edges: Floats | None = None
         self._profiles: list[tuple[str, NDArray[np.float64], int]] = []
-        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # one: a ranking can be large
+        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # only the last one: a ranking can be large
         self._last_profiles: Profiles | None = None
 
     @classmethod

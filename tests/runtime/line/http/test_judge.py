@@ -209,7 +209,7 @@ def test_posts_beyond_the_queue_are_refused_before_they_are_read() -> None:
     assert wait_until(lambda: recipe.calls)
     batcher.admit()
     waiting = [batcher.submit(good(), recipe) for _ in range(2)]  # type: ignore[arg-type]
-    with pytest.raises(BusyError, match="2 pictures are waiting"):
+    with pytest.raises(BusyError, match="2 images are waiting"):
         batcher.admit()
     recipe.go.set()
     for future in waiting:
