@@ -142,7 +142,7 @@ def test_wrong_hash(published: Published) -> None:
     whole = bytearray(published.server.files["/all.tar.xz"])
     whole[len(whole) // 2] ^= 1
     published.server.files["/all.tar.xz"] = bytes(whole)
-    with pytest.raises(FetchError, match="not what its publisher offered") as caught:
+    with pytest.raises(FetchError, match="not the file that its publisher offers") as caught:
         fetch_mvtec("all", published.dest, True, source=published.source)
     assert published.source.whole.sha256 in caught.value.why
     assert not list(published.dest.rglob("*.tar.xz*"))
