@@ -64,7 +64,7 @@ def as_frames(value: Any, white_level: int | None = None) -> Frames:
 
 
 def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = geometry.resize_frames) -> Frame:
-    """One contiguous batch at the graph's size; frames of another size are resized.
+    """One contiguous batch at the graph's size; frames of a different size are resized.
 
     Args:
         frames: uint8 H x W x 3 each.

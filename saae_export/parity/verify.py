@@ -207,7 +207,7 @@ def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityRe
         name: in the report; by default the artefact's file.
 
     Raises:
-        ConfigError: no frames, or maps of another shape.
+        ConfigError: no frames, or maps of a different shape.
         BackendError: the inference failed, or gave values that are not finite.
     """
     (artefact,) = engine.manifest.artefacts

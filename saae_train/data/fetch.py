@@ -39,7 +39,7 @@ _MARGIN = 1.1
 
 _MOST_FILES = 50_000
 _UNPACKED_AT_MOST = 8
-"""An archive that grows by more than this factor is no image archive but a bomb."""
+"""An archive that grows by more than this factor is not an image archive but a bomb."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def unpack(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stream = tar.extractfile(member)
                 if stream is None:
-                    raise _unsafe(file, member.name, "it is no plain file")
+                    raise _unsafe(file, member.name, "it is not a regular file")
                 with stream, target.open("xb") as out:
                     shutil.copyfileobj(stream, out, 1 << 20)
                 if progress is not None:

@@ -86,7 +86,7 @@ def build_memory(
     """
     if images < 2 + reach:
         raise FitError(
-            "A memory of normal patches needs two images or more that are no copies of each other.",
+            "A memory of normal patches needs two images or more that are not copies of each other.",
             "The distances of normal patches are measured between different images.",
             "add normal images",
         )
