@@ -295,8 +295,8 @@ def encode_png(picture: NDArray[Any]) -> bytes:
             "convert it first, for example with saae_runtime.render.heatmap",
         )
     buffer = io.BytesIO()
-    # Level 3: a third of the time of the default for a few percent of size; a line writes many of these.
-    Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG", compress_level=3)
+    # Level 1: a quarter to a half of the default's time for at most half as many bytes more. A line writes many.
+    Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

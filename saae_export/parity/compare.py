@@ -79,7 +79,7 @@ MEMORY_FP16 = Bounds(map=6e-2, score=2e-2, dead_band=2e-2, pixels=_JUMPS)
 """Bounds of an FP16 graph with a memory: where normal patches lie close together (uniform regions), FP16 features
 change the weights of the nearest entries, and more patches jump. Measured on 46 cookies: map 0.046, score 0.008."""
 
-MEMORY_BF16 = Bounds(map=1.2e-1, score=6e-2, dead_band=3e-2, pixels=_JUMPS)
+MEMORY_BF16 = Bounds(map=1.5e-1, score=6e-2, dead_band=3e-2, pixels=_JUMPS)
 """Bounds in bf16 of a graph with a memory: rounding increases the distance of a patch to its neighbours, small ones
 most. Most of the increase is the same everywhere, and in the thresholds of this precision, too. Measured on AMX units:
 map 0.088."""

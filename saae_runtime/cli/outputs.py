@@ -9,6 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -146,6 +147,8 @@ class Pictures:
         self._folder = folder
         self._kinds = kinds
         self._defects_only = defects_only
+        # Most of the time of a picture goes into its compression, which needs no interpreter.
+        self._writers = ThreadPoolExecutor(len(kinds), "saae-picture")
 
     def plan(self, outcome: Outcome) -> dict[str, str]:
         """Kind to path of the pictures that `write` will write for this outcome; empty if there is nothing to draw.
@@ -168,8 +171,12 @@ class Pictures:
             StorageError: the disk is full, or the folder cannot be written to.
         """
         written = self.plan(outcome)
-        for kind, path in written.items():
-            render.save_png(path, self._draw(kind, outcome))
+        saving = [
+            self._writers.submit(render.save_png, path, self._draw(kind, outcome)) for kind, path in written.items()
+        ]
+        wait(saving)
+        for done in saving:
+            done.result()
         return written
 
     def _draw(self, kind: str, outcome: Outcome) -> NDArray[Any]:

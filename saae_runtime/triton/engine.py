@@ -142,7 +142,7 @@ class TritonEngine(Engine):
         Raises:
             As a call of the engine.
         """
-        limit = CallThresholds.choose(self._tables, None, None, image_fpr, image_threshold, self._limits).image
+        limit = CallThresholds.choose(self._tables, self._limits, None, None, image_fpr, image_threshold).image
         checked = as_frames(frames, self._white_level)
         scores = self._metered(lambda: self._scores(checked.items))
         table = self._tables.image
