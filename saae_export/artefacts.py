@@ -98,7 +98,7 @@ def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
 
 
 def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
-    """An exported file with another default threshold; nothing else changes.
+    """An exported file with another default threshold; nothing else is changed.
 
     Raises:
         ConfigError: not a graph that `export_onnx` wrote.
@@ -110,7 +110,7 @@ def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
 
 
 def set_threshold(path: str | os.PathLike[str], threshold: float) -> None:
-    """Replace the default threshold of an exported file (atomically); nothing else changes.
+    """Replace the default threshold of an exported file (atomically); nothing else is changed.
 
     Raises:
         ConfigError: not a graph that `export_onnx` wrote.

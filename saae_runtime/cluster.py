@@ -19,7 +19,7 @@ class WorkerDied(Exception):
 
 def library() -> Any:
     """The module `ray`. Raises BackendUnavailableError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a line's machine tells nobody that it runs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report no usage of a production machine
     try:
         return importlib.import_module("ray")
     except ImportError as error:

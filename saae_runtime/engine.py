@@ -220,8 +220,8 @@ class Engine:
 
         Args:
             frames: uint8 H x W x 3 (RGB), H x W x 1 or H x W: one frame; N x H x W x 3 (or x 1): a batch; a list of
-                frames, sizes may differ. Any size: frames of another size than the graph's are resized, and the map is
-                resized back to the frame's size. With TensorRT also a GPU array (CUDA array interface or
+                frames, sizes may differ. Frames that do not have the graph's size are resized, and the map is resized
+                back to theirs. With TensorRT also a GPU array (CUDA array interface or
                 DLPack), H x W x 3 or N x H x W x 3 at the graph's size, which is taken without a host copy.
             fpr, threshold, image_fpr, image_threshold: for this call, instead of the engine's; see the class.
 

@@ -96,7 +96,7 @@ class WeightsError(SaaeError):
 
 
 class CheckpointError(SaaeError):
-    """A fitted model on disk that is missing, damaged or of another version."""
+    """A fitted model on disk that is missing, damaged or of a different version."""
 
 
 class FitError(SaaeError):

@@ -64,7 +64,7 @@ def as_frames(value: Any, white_level: int | None = None) -> Frames:
 
 
 def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = geometry.resize_frames) -> Frame:
-    """One contiguous batch at the graph's size; frames of another size are resized.
+    """One contiguous batch at the graph's size; frames of a different size are resized.
 
     Args:
         frames: uint8 H x W x 3 each.
@@ -145,7 +145,7 @@ def _unmasked(array: Any, name: str) -> NDArray[Any]:
     if masked:
         raise FrameError(
             f"{name} is a masked array, with {masked} of {array.size} values masked.",
-            "What lies under the mask would be judged like the rest.",
+            "Masked pixels would be judged like the rest.",
             "fill it with what the good images have there: frame.filled(value)",
         )
     return np.asarray(array.data)
@@ -180,13 +180,13 @@ def _check(array: NDArray[Any], name: str, channels: int, size: tuple[int, ...])
     if size[0] * size[1] > MOST_PIXELS:
         raise FrameError(
             f"{name} has {size[0] * size[1]} pixels (shape {array.shape}); a frame has at most {MOST_PIXELS}.",
-            "All of it is resized to the graph's input, so that small defects are lost long before that.",
+            "All of it is resized to the graph's input, so that small defects would be lost.",
             "cut it into parts and score each as a frame",
         )
     if max(size) > MOST_ASPECT * min(size):
         raise FrameError(
             f"{name} is {size[0]} x {size[1]} pixels; one side is more than {MOST_ASPECT} times the other.",
-            "It would be squeezed into the graph's input, where nothing of it can be recognised.",
+            "It would be squeezed into the graph's input, where nothing could be recognised.",
             "cut it into parts of the training images' proportions, or collect more lines of the camera in a frame",
         )
 

@@ -163,7 +163,7 @@ def read_image_bytes(
         width, height = image.size
         if pixels is not None and width * height > pixels:
             raise ImageError(
-                f"{name}: {width} x {height} pixels are more than are taken here ({pixels:,}).",
+                f"{name}: {width} x {height} pixels are above the limit here ({pixels:,}).",
                 "",
                 "send it smaller, or have the limit raised",
             )
@@ -354,7 +354,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Any]:
     except LargeFileError as error:
         pixels = error.size // _BYTES_PER_PIXEL + 1
         raise ImageError(
-            f"{file}: {error.size:,} bytes are more than are read ({limit:,}).",
+            f"{file}: {error.size:,} bytes are above the limit ({limit:,}).",
             "The limit follows from the largest number of pixels.",
             _raise_it(pixels),
         ) from None
@@ -413,7 +413,7 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
     limit = most_pixels()
     if width * height > limit:
         raise ImageError(
-            f"{name}: {width} x {height} pixels are more than are read ({limit:,}).",
+            f"{name}: {width} x {height} pixels are above the limit ({limit:,}).",
             "The limit keeps a small damaged or hostile file from filling the memory.",
             _raise_it(width * height),
         )
@@ -442,7 +442,7 @@ def _explained(name: str | Path) -> Iterator[None]:
 def _irregular(file: Path) -> ImageError:
     return ImageError(
         f"{file}: cannot be read: it is not a regular file.",
-        "It is a folder, a pipe, a device or a socket: reading it could wait for ever or never end.",
+        "It is a folder, a pipe, a device or a socket: reading it could block for ever or never end.",
         "remove it, or copy the image's content into a file",
     )
 

@@ -47,7 +47,7 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{what} is going on already.", f"It holds {lock}; both would write the same files.", cure
+                f"{what} is already running.", f"It holds {lock}; both would write the same files.", cure
             ) from None
         except OSError:
             pass

@@ -170,7 +170,7 @@ def overlay(
         uint8 array of shape H x W x 3, RGB.
 
     Raises:
-        FrameError: sizes differ or the frame is no picture.
+        FrameError: sizes differ or the frame is not a picture.
     """
     picture = _checked_frame(frame)
     values = _checked_map(anomaly_map)
@@ -233,7 +233,7 @@ def sheet(
         uint8 RGB array; panels keep the frame's proportions and are about 240 to 512 pixels high.
 
     Raises:
-        FrameError: sizes differ or the frame is no picture.
+        FrameError: sizes differ or the frame is not a picture.
     """
     from PIL import Image, ImageDraw
 

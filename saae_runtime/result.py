@@ -85,7 +85,7 @@ class Result(Scored):
             frame: the frame that was scored, uint8 H x W x 3 or H x W.
 
         Raises:
-            FrameError: a frame of another size.
+            FrameError: a frame of a different size.
         """
         from . import render
 
@@ -145,7 +145,7 @@ class Result(Scored):
 def decision(score: float, image_threshold: float) -> str:
     """One sentence: the verdict by the image score and the image threshold.
 
-    The numbers have four digits, or more if needed to tell them apart.
+    The numbers have four digits, or more if needed to distinguish them.
     """
     shown = f"{score!r}", f"{image_threshold!r}"
     for digits in range(4, 17):

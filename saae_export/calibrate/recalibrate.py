@@ -319,7 +319,7 @@ def _report(bundle: Bundle) -> bytes | None:
 def _compared(bundle: Bundle, manifest: Manifest, stage: Stage) -> tuple[Manifest, tuple[ParityReport, ...]]:
     """The manifest with parity at the new T, for what runs here, if the bundle has reference frames.
 
-    An artefact that failed before keeps its verdict if it does not run here, and is no error if it fails again.
+    An artefact that failed before keeps its verdict if it does not run here, and is not an error if it fails again.
     """
     anew = dataclasses.replace(bundle, manifest=manifest)
     frames = bool(read_reference(bundle)[0])

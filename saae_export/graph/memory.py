@@ -17,8 +17,8 @@ class GraphMemory(nn.Module):
     """g, N x L x k of the graph's type -> distance and radius, FP32 N x L; see `saae_train.model.memory.Memory`.
 
     The product with all entries is FP32 in an FP16 graph, too: distances are small differences of large numbers, and
-    FP16 could not tell neighbours in a uniform region apart. It proposes a few candidates more than are used, so that a
-    library that computes it less exactly still finds the nearest ones.
+    FP16 could not distinguish neighbours in a uniform region. It proposes a few more candidates than are used, so that
+    a library that computes it less exactly still finds the nearest ones.
     """
 
     def __init__(self, memory: Memory) -> None:

@@ -185,7 +185,7 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
     if found.why_not is not None:
         return Skipped(artefact.file, found.why_not)
     if not read_reference(bundle)[0]:
-        return Skipped(artefact.file, "the bundle carries no reference frames; saae-export verify --data FOLDER")
+        return Skipped(artefact.file, "the bundle has no reference frames; saae-export verify --data FOLDER")
     try:
         engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
     except BackendError as error:
@@ -207,7 +207,7 @@ def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityRe
         name: in the report; by default the artefact's file.
 
     Raises:
-        ConfigError: no frames, or maps of another shape.
+        ConfigError: no frames, or maps of a different shape.
         BackendError: the inference failed, or gave values that are not finite.
     """
     (artefact,) = engine.manifest.artefacts
@@ -243,7 +243,7 @@ def stored_source(bundle: Bundle, checkpoint: str | os.PathLike[str] | None = No
     stored, against = read_reference(bundle)
     if not stored:
         raise ConfigError(
-            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
+            f"{bundle.path} has no reference frames.", "It was built without them.", "give images: --data FOLDER"
         )
     pairs = [(item.name, item.frame) for item in stored]
     if checkpoint is not None:

@@ -79,7 +79,7 @@ def _self_test(result: BuildResult) -> str:
     words = "BLIND, " if found.misses_easy else ""
     return (
         f"{words}SIMULATED defects found: {found.easy} large and strong, {found.balanced_text()} "
-        "with every kind, size and contrast weighted alike"
+        "with every kind, size and contrast weighted equally"
     )
 
 

@@ -83,7 +83,7 @@ def _missed(scores: NDArray[np.float64], limit: float) -> str:
 
 
 def _simulated_missed(report: Report, limit: float) -> float | None:
-    """Share of the simulated defects at or below a threshold, every kind, size and contrast weighted alike."""
+    """Share of the simulated defects at or below a threshold, every kind, size and contrast weighted equally."""
     groups: dict[tuple[str, str, str], list[bool]] = {}
     for defect in () if report.self_test is None else report.self_test.defects:
         groups.setdefault((defect.kind, defect.size, defect.contrast), []).append(defect.score <= limit)

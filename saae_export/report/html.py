@@ -256,7 +256,7 @@ def _self_test(result: SelfTest) -> dict[str, Any]:
         "banner": f"Defects were drawn by a program onto normal images: {result.easy} large, strong ones were found. "
         "See the self-test below; nothing else in this report is simulated.",
         "summary": f"Large and strong: {result.easy} found. "
-        f"All and marked weight every kind, size and contrast alike: {result.balanced_text()} found. "
+        f"All and marked weight every kind, size and contrast equally: {result.balanced_text()} found. "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         "notes": result.notes(),
     }

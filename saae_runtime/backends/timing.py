@@ -221,7 +221,7 @@ def _file(folder: Path, text: str) -> Path:
 
 
 def _read(file: Path, key: Mapping[str, Any]) -> Figures | None:
-    """The timings in a file; None if it is missing, damaged, or of another key."""
+    """The timings in a file; None if it is missing, damaged, or of a different key."""
     try:
         data: Any = json.loads(read_regular(file, _LIMIT))
         if data["key"] != json.loads(canonical_json(key)):

@@ -126,7 +126,7 @@ def within(result: Result, allowed: Allowed | None, table: ThresholdTable | None
         table: threshold table of image scores, for the rank.
 
     Raises:
-        ConfigError: `allowed` is of another size.
+        ConfigError: `allowed` is of a different size.
     """
     if allowed is None:
         return result

@@ -101,7 +101,7 @@ class TriggerSource(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """The record of a part: written once, never changed. `key` tells parts apart, in every sink.
+    """The record of a part: written once, never changed. `key` identifies the part, in every sink.
 
     Attributes:
         part_id, station, time: which part; the time is that of its trigger, UTC.

@@ -330,7 +330,7 @@ class FolderWatch:
 
 def _gone_error(path: str) -> DataError:
     return DataError(
-        f"{path}: gone before it was whole.",
+        f"{path}: removed before it was complete.",
         "It was removed, moved or renamed just after it had appeared, so it was not scored.",
         "move images away only after they were scored; write them under a name that starts with a dot, then rename",
     )

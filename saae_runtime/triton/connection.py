@@ -41,7 +41,7 @@ def parse_url(url: str) -> tuple[str, str, bool]:
         parts = urlsplit("")
     if parts.scheme not in _SCHEMES or not host or parts.path.strip("/") or parts.query:
         raise ConfigError(
-            f"{shown(url, 200)} is no address of a Triton server.", "", "grpc://host:8001, or http://host:8000"
+            f"{shown(url, 200)} is not the address of a Triton server.", "", "grpc://host:8001, or http://host:8000"
         )
     protocol, secure = _SCHEMES[parts.scheme]
     named = f"[{host}]" if ":" in host else host
@@ -146,7 +146,7 @@ class Connection:
             raise ConfigError(
                 f"The model {model!r} at {self.url} was not written by saae.",
                 f"Its configuration says nothing about thresholds ({type(error).__name__}: {error}).",
-                "write it by: saae-export triton BUNDLE --repository DIR",
+                "write it: saae-export triton BUNDLE --repository DIR",
             ) from error
         if schema > SCHEMA:
             raise BundleVersionError(

@@ -115,7 +115,7 @@ def _split(model: OpenModel, found: Category) -> Split:
         return split_of(model.checkpoint.record, model.checkpoint.config, found)
     assert model.engine is not None
     manifest = model.engine.manifest
-    with suppress(ConfigError, DataError):  # a bundle of another version, or a few other images
+    with suppress(ConfigError, DataError):  # a bundle of a different version, or a few other images
         split = split_for(FitConfig.from_json(manifest.model.config), found)
         if content_digest(split.normal) == manifest.calibration.digest:
             return replace(split, unseen=manifest.calibration.held_out is True)

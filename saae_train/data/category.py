@@ -282,4 +282,4 @@ def _no_category(root: Path, name: str, there: list[str]) -> DataError:
         place = root / (name or "NAME") / "train" / GOOD
         cure = f"put the images into {place}, or run `saae-train demo` or `saae-train fetch`"
     listed = ", ".join(there) if there else "no category (no folder in a known layout)"
-    return DataError(f"There is no category {name!r} in {root}.", f"What is there: {listed}.", cure)
+    return DataError(f"There is no category {name!r} in {root}.", f"It has: {listed}.", cure)

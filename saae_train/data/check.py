@@ -106,7 +106,7 @@ def check(
     """Look at every image and mask of a category in one pass.
 
     Problems: unreadable, empty, truncated or not an image; several pages in one file; a mask that is missing, all
-    black, of another size than its image, a photograph (the image itself, for one), or without an image; the same
+    black, of a different size than its image, a photograph (the image itself, for one), or without an image; the same
     image (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
     Warnings: copies within training or within one test label, one colour throughout, very small images,
     transparency, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy formats, with
@@ -150,7 +150,7 @@ def check(
     if category.ignored:
         endings = ", ".join(sorted({path.suffix or path.name for path in category.ignored}))
         count = len(category.ignored)
-        noun = "file that is no image is" if count == 1 else "files that are no images are"
+        noun = "file that is not an image is" if count == 1 else "files that are not images are"
         warnings.append(Problem(category.root, f"{count} {noun} ignored ({endings})"))
     if any(s.is_anomalous for s in category.test) and not category.has_masks:
         warnings.append(Problem(category.root, "has no ground-truth masks: only image-level metrics can be computed"))

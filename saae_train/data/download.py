@@ -118,7 +118,7 @@ def _continue(url: str, part: Path, scheme: str, progress: Progress | None, room
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # the part is longer than the file: it is of another version
+        if error.code == 416 and have:  # the part is longer than the file: it is of a different version
             error.close()
             part.unlink(missing_ok=True)
             raise _Interrupted("the server has no more bytes than are here; starting again") from error

@@ -39,7 +39,7 @@ _MARGIN = 1.1
 
 _MOST_FILES = 50_000
 _UNPACKED_AT_MOST = 8
-"""An archive that grows by more than this factor is no image archive but a bomb."""
+"""An archive that grows by more than this factor is not an image archive but a bomb."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def unpack(
         most_bytes: limit of the unpacked bytes; by default eight times the archive's size, at least 64 MiB.
 
     Raises:
-        FetchError: unsafe, damaged or no archive.
+        FetchError: unsafe, damaged or not an archive.
         OSError: writing failed.
     """
     size = file.stat().st_size
@@ -218,7 +218,7 @@ def unpack(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stream = tar.extractfile(member)
                 if stream is None:
-                    raise _unsafe(file, member.name, "it is no plain file")
+                    raise _unsafe(file, member.name, "it is not a regular file")
                 with stream, target.open("xb") as out:
                     shutil.copyfileobj(stream, out, 1 << 20)
                 if progress is not None:
@@ -231,7 +231,7 @@ def unpack(
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise FetchError(
             f"{file} cannot be unpacked.",
-            f"It is damaged, incomplete or no archive ({type(error).__name__}: {error}).",
+            f"It is damaged, incomplete or not an archive ({type(error).__name__}: {error}).",
             f"delete {file} and fetch it again",
         ) from error
 
@@ -333,7 +333,7 @@ def _check_hash(file: Path, expected: str | None, progress: Progress | None, rem
         if remove:
             file.unlink()
         raise FetchError(
-            f"{file.name} is not what its publisher offered.",
+            f"{file.name} is not the file that its publisher offers.",
             f"sha256 {found}, expected {expected}." + (" The file was removed." if remove else ""),
             "fetch it again; if the publisher has issued a new version, give its hash with --sha256",
         )

@@ -119,8 +119,8 @@ def share_interval(
 ) -> Interval | None:
     """Interval of sum(hits) / sum(totals) over images, such as a rate at T.
 
-    hits, totals: n counts, one per image. strata: n flags, whether it is defective; drawn apart. None if fewer than
-    two images have a total above 0.
+    hits, totals: n counts, one per image. strata: n flags, whether it is defective; drawn separately. None if fewer
+    than two images have a total above 0.
     """
     h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     kept = t > 0

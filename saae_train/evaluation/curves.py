@@ -1,7 +1,7 @@
 """Curves of an evaluation, ready to be drawn.
 
 A curve over millions of pixels has millions of corners. `decimate` keeps points
-at even distances along the curve, so that steep and flat parts are drawn alike, and states how far any
+at even distances along the curve, so that steep and flat parts are drawn equally well, and states how far any
 dropped point can lie from the drawn line.
 """
 

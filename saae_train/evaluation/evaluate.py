@@ -1,6 +1,6 @@
 """Scores a category's test images and measures the result, overall and by defect type.
 
-Everything is measured at the images' own resolution. A map of another size is first resized to its image's, by the
+Everything is measured at the images' own resolution. A map of a different size is first resized to its image's, by the
 runtime's upsampling. Images are read, scored and pooled one by one, so memory holds the pool (4 bytes a pixel,
 bounded; see pixel_pool.py) and never a list of maps. A metric that cannot be measured has a reason.
 """
@@ -53,7 +53,7 @@ def evaluate(
         progress: called with (done, total).
 
     Raises:
-        DataError: no test image; a mask of another size; a score or map that is not finite (the image is named).
+        DataError: no test image; a mask of a different size; a score or map that is not finite (the image is named).
     """
     if not category.test:
         raise DataError(

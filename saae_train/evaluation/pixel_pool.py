@@ -1,6 +1,6 @@
 """Collect anomaly maps and masks image by image, and rank all their pixels exactly.
 
-Pixels of defect-free and of defective regions are kept apart: ranking then needs one plain sort of
+Pixels of defect-free and of defective regions are kept separate: ranking then needs one plain sort of
 the former (no index sort over all pixels) and a small one of the latter. Up to `exact_pixels` every
 value is kept (4 bytes a float32 pixel, about as much again while ranking) and all results are exact.
 Beyond that, values are counted in bins of 15 mantissa bits (relative width 2**-15 or finer): memory

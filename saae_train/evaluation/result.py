@@ -33,7 +33,7 @@ class Subset:
 
     Keys of `metrics`: pixel_roc_auc, pro_auc, pixel_average_precision, pixel_best_f1, image_roc_auc,
     image_average_precision, image_best_f1; with thresholds also pixel_fpr, pixel_tpr, image_fpr, image_tpr, and
-    pixel_fpr split in two: pixel_fpr_good, of the good images, which is what T promises, and pixel_fpr_halo, of the
+    pixel_fpr split in two: pixel_fpr_good, of the good images, which is what T is set for, and pixel_fpr_halo, of the
     pixels around the defects, where a map is never as sharp as a mask.
     """
 
@@ -131,7 +131,7 @@ class Evaluation:
         if self.threshold is not None:
             good, halo = (self.overall.metrics[name] for name in ("pixel_fpr_good", "pixel_fpr_halo"))
             lines.append(
-                f"pixels above T = {self.threshold:.4g}: {good} of good images (what T promises), "
+                f"pixels above T = {self.threshold:.4g}: {good} of good images (what T is set for), "
                 f"{halo} around the defects of defective ones (in percent)"
             )
         if self.image_threshold is not None:

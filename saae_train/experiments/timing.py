@@ -84,7 +84,7 @@ def interleaved(
     length: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, list[float]]:
-    """Time several things in short turns, round after round, so that a drifting machine slows all alike.
+    """Time several things in short turns, round after round, so that a drifting machine slows all of them equally.
 
     A pause before each turn lets the thread pool of the previous turn go to sleep. An entry whose turns take too long
     skips rounds, so that it ends with the others. The garbage collector is off during the turns.

@@ -86,7 +86,7 @@ def build_memory(
     """
     if images < 2 + reach:
         raise FitError(
-            "A memory of normal patches needs two images or more that are no copies of each other.",
+            "A memory of normal patches needs two images or more that are not copies of each other.",
             "The distances of normal patches are measured between different images.",
             "add normal images",
         )
@@ -102,7 +102,7 @@ def build_memory(
     vouching = [int(((held_image - index).abs() > reach).sum()) for index in range(images)]
     if (fewest := min(vouching)) == 0:
         raise FitError(
-            f"A memory of {len(held)} normal patches holds those of one image, or of its near-copies, alone.",
+            f"All {len(held)} normal patches of the memory come from one image or its near-copies.",
             "Distances to patches of other images are unknown.",
             "--set memory=8192, or more normal images",
         )

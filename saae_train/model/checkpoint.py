@@ -68,10 +68,10 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another with --out")
+        raise StorageError(f"{folder} is a file.", "A folder must be written there.", "choose another with --out")
     if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
         raise StorageError(
-            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another with --out"
+            f"{folder} holds something that is not a checkpoint.", "It would be replaced.", "choose another with --out"
         )
     return folder
 

@@ -135,7 +135,7 @@ def load_into(
         part: prefixes of keys that must be known, because they would change the features.
 
     Raises:
-        WeightsError: a key is missing, foreign or of another shape, or a value is not finite.
+        WeightsError: a key is missing, foreign or of a different shape, or a value is not finite.
     """
     cure = "check that file and --backbone belong together"
     try:

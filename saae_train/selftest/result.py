@@ -245,7 +245,7 @@ class SelfTest:
             last = (self.balanced_text(kind), self.balanced_text(kind, marked=True))
             table.add_row(kind or "all", *(f"{s.found}/{s.count}" if s.count else "-" for s in cells), *last)
         lines = [
-            f"large and strong: {_with_interval(self.easy)}; all and marked weight every size and contrast alike",
+            f"large and strong: {_with_interval(self.easy)}; all and marked weight every size and contrast equally",
             f"simulated pixel ROC-AUC {self.pixel_roc_auc.percent}, PRO-AUC {self.pro_auc.percent}",
             *self.notes(),
         ]

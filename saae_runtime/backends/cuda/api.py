@@ -368,7 +368,7 @@ class CudaApi:
         raise CudaFailure(
             "A call to CUDA failed.",
             reason,
-            "if this repeats, close the engine and start the process anew: after some errors a GPU context is lost",
+            "if this repeats, close the engine and restart the process: after some errors a GPU context is lost",
             code,
         )
 

@@ -177,7 +177,7 @@ class OrtBackend(Backend):
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} ({label}) cannot load {self._file}.",
                 _first_line(error),
-                "pip install --upgrade onnxruntime; if that is no help: saae-export verify the bundle",
+                "pip install --upgrade onnxruntime; if that does not help: saae-export verify the bundle",
             ) from error
         wanted = PROVIDERS[self.name]
         if wanted not in session.get_providers():

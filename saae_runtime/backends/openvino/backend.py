@@ -191,7 +191,7 @@ class OpenVinoBackend(Backend):
         return BackendError(
             f"OpenVINO {self._library.version} ({self._kind}) cannot load {self._file}.",
             _last_line(error),
-            "pip install --upgrade openvino; if that is no help: saae-export verify the bundle",
+            "pip install --upgrade openvino; if that does not help: saae-export verify the bundle",
         )
 
     def _unreadable(self, error: Exception) -> BundleCorruptError:

@@ -483,7 +483,7 @@ class TensorRTBackend(Backend):
         return DeviceError(
             f"{self._label} failed on GPU {self._gpu.index}. {what}",
             f"{self._library.title} said: {said}" if said else "",
-            "if this repeats, close the engine and start the process anew: after some errors a GPU context is lost",
+            "if this repeats, close the engine and restart the process: after some errors a GPU context is lost",
         )
 
 

@@ -23,8 +23,8 @@ def kernel_file(engine_file: str, gpu_name: str) -> str:
 class KernelCache:
     """The compiled kernels of one engine. If the library compiles none, this does nothing.
 
-    The library refuses kernels of another release, driver or GPU; such a file is rewritten. A file that cannot be read
-    or written only costs time, so it is no error.
+    The library refuses kernels of a different release, driver or GPU; such a file is rewritten. A file that cannot be
+    read or written only costs time, so it is not an error.
 
     Args:
         library: the loaded flavour.

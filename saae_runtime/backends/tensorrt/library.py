@@ -64,7 +64,7 @@ def library_name(name: str) -> str:
     """
     plain = name.strip().lower().replace("-", "_")
     if plain not in FLAVOURS:
-        raise ConfigError(f"{name!r} is no TensorRT library.", "", f"one of: {', '.join(FLAVOURS)}")
+        raise ConfigError(f"{name!r} is not a TensorRT library.", "", f"one of: {', '.join(FLAVOURS)}")
     return plain
 
 
@@ -286,7 +286,7 @@ class TrtLibrary:
             context = engine.create_execution_context(strategy)
         if context is None:
             raise DeviceError(
-                f"{self.title} made no execution context.",
+                f"{self.title} could not create an execution context.",
                 "; ".join(self.take_messages()) or "The GPU may be out of memory.",
                 "free GPU memory (nvidia-smi shows who holds it), or build the engine with a smaller --max-batch",
             )

@@ -47,7 +47,7 @@ def to_rgb(
 
     Raises:
         ConfigError: an unsupported format.
-        BadFrameError: a buffer of another length.
+        BadFrameError: a buffer of a different length.
     """
     height, width = size
     if pixel_format in _GRAY:

@@ -79,7 +79,7 @@ class _Stream:
 
     def trigger(self) -> None:
         """Refuse: it is free-running."""
-        raise DeviceError(f"{self._name} takes no trigger.", "It is free-running.", "a part uses its next frame")
+        raise DeviceError(f"{self._name} cannot be triggered.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
         """Do nothing: there are no pending frames."""

@@ -54,7 +54,7 @@ class _Webcam:
 
     def trigger(self) -> None:
         """Refuse: it is free-running."""
-        raise DeviceError("A webcam takes no trigger.", "It is free-running.", "a part uses its next frame")
+        raise DeviceError("A webcam cannot be triggered.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
         """Do nothing: there are no pending frames."""

@@ -297,7 +297,7 @@ def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     if not isinstance(source, Handshake):
         raise refuse(
             409,
-            f"Station {name} takes no triggers.",
+            f"Station {name} cannot be triggered.",
             "Each frame of its camera is a part.",
             'trigger = "http" in line.toml',
         )

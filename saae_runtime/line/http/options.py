@@ -156,7 +156,7 @@ def users_of(options: HttpOptions) -> tuple[User, ...]:
     if len({user.token for user in found}) != len(found):
         raise ConfigError(
             "Two users of [http] have the same token.",
-            "The audit log could not tell them apart.",
+            "The audit log could not distinguish them.",
             "give each user a token",
         )
     return tuple(found)

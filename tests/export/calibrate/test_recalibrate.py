@@ -1,4 +1,4 @@
-"""A finished bundle calibrated again: T follows the pictures, what rests on T follows T, and nothing else changes."""
+"""A finished bundle calibrated again: T and what depends on it are computed anew, nothing else is changed."""
 
 from __future__ import annotations
 

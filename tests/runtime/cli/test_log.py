@@ -107,7 +107,7 @@ def test_two_runs_on_one_log_do_not_mix(bundle: Path, frames: Path, tmp_path: Pa
     lines.write({"source": "x"})
     done = run(bundle, frames, "--json", log)
     assert done.exit_code == 2
-    assert "going on already" in done.stderr
+    assert "already running" in done.stderr
     assert str(log) in done.stderr
     lines.close()
     assert log.read_text() == '{"source": "x"}\n'

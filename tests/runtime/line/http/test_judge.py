@@ -1,4 +1,4 @@
-"""Judging over HTTP: what comes back is what the engine says; what is no picture, too large or too late is said so."""
+"""Judging over HTTP: the answer is the engine's; files that are not images, too large or too late are refused."""
 
 from __future__ import annotations
 
