@@ -1,6 +1,6 @@
 """Does `--select` take the configuration that finds most of the real defects? Both sides, on real categories.
 
-    python benchmarks/select.py --data DATA [--categories cookie,screw] [--select auto] [--weights packaged]
+    python benchmarks/choices.py --data DATA [--categories cookie,screw] [--select auto] [--weights packaged]
                                 [--frames 60] [--cache DIR] [--work DIR] [--out FILE]
 
 For each configuration of a category: what the choice sees (simulated defects and good images only: image ROC-AUC with
@@ -129,14 +129,14 @@ def main(
 
     common.print_machine()
     rows: list[dict[str, Any]] = []
-    target = out or common.RESULTS / "select.json"
+    target = out or common.RESULTS / "choices.json"
     try:
         for name in [n for n in categories.split(",") if n] or list_categories(data):
             rows += measure(data, name, select, weights, frames, cache, work)
             common.write_result(
-                common.result("select", rows, inside="simulated: what the choice sees; the rest: the test set"), target
+                common.result("choices", rows, inside="simulated: what the choice sees; the rest: the test set"), target
             )
-            common.print_table("select", HEADINGS, table_rows(rows), [f"Written to {target}"])
+            common.print_table("choices", HEADINGS, table_rows(rows), [f"Written to {target}"])
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
