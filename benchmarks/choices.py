@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from saae_runtime.errors import SaaeError
 from saae_runtime.terminal import Stages
+from saae_train.config import FitConfig, preset
 
 HEADINGS = (
     "category",
@@ -36,9 +37,16 @@ HEADINGS = (
 
 
 def measure(
-    data: Path, name: str, select: str, weights: str | None, frames: int, cache: Path | None, work: Path
+    data: Path,
+    name: str,
+    config: FitConfig,
+    select: str,
+    weights: str | None,
+    frames: int,
+    cache: Path | None,
+    work: Path,
 ) -> list[dict[str, Any]]:
-    """The rows of one category.
+    """The rows of one category; `config` is the configuration whose changes are tried.
 
     Raises:
         SaaeError: of the kind that a fit, the self-test or the evaluation raises.
@@ -53,7 +61,7 @@ def measure(
     from saae_train.evaluation.evaluate import evaluate
     from saae_train.selftest.choose import Tried, choose
 
-    options = BuildOptions(request=Request(name, data), weights=weights, cache=cache)
+    options = BuildOptions(request=Request(name, data), config=config, weights=weights, cache=cache)
     category = find_category(data, name)
     names = choices_of(select)
     stages = Stages(log(), 3 * len(names))
@@ -87,12 +95,12 @@ def measure(
         )
     choice = choose(tried)
     for row in rows:
-        config = row["configuration"]
+        label = str(row["configuration"])
         row |= {
-            "simulated_image_roc_auc": choice.separation[config],
-            "ahead": choice.ahead[config],
-            "simulated_found": choice.found[config],
-            "taken": config == choice.name,
+            "simulated_image_roc_auc": choice.separation[label],
+            "ahead": choice.ahead[label],
+            "simulated_found": choice.found[label],
+            "taken": label == choice.name,
         }
     return rows
 
@@ -132,7 +140,7 @@ def main(
     target = out or common.RESULTS / "choices.json"
     try:
         for name in [n for n in categories.split(",") if n] or list_categories(data):
-            rows += measure(data, name, select, weights, frames, cache, work)
+            rows += measure(data, name, preset("fast"), select, weights, frames, cache, work)
             common.write_result(
                 common.result("choices", rows, inside="simulated: what the choice sees; the rest: the test set"), target
             )
