@@ -12,7 +12,7 @@ __all__ = ["CANDIDATES", "KERNEL", "NEIGHBOURS", "SEARCH", "Memory", "Nearest", 
 NEIGHBOURS = 8
 """Entries that a patch is compared with; the last one only says where the weights end."""
 
-SEARCH = 128
+SEARCH = 96
 """Leading components by which candidates are chosen among all entries; all components choose among the candidates."""
 
 CANDIDATES = 16
