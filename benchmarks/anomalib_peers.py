@@ -1,7 +1,7 @@
-"""anomalib's models, fitted by its own engine on the backbone weights that are here, as ONNX graphs to score with.
+"""Fits anomalib's models by its own engine on local backbone weights, and scores with their ONNX graphs.
 
 Only `fit_peer` imports anomalib. Its models ask timm for pretrained weights by name; `local_weights` answers with the
-weights that saae itself uses, so that all methods see the same backbone and nothing is fetched.
+weights that saae uses, so that all methods have the same backbone and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["NOT_RUN", "PEERS", "GraphScorer", "Peer", "anomalib_version", "fit_p
 ANOMALIB = "2.7.0"
 BACKBONE = "vit_small_patch14_dinov2"
 LAYERS = ("blocks.4", "blocks.5", "blocks.6", "blocks.7")
-"""Of the peers that take any backbone: those of the default preset."""
+"""Backbone of the peers that take any: that of the default preset."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Peer:
         options: of the class.
         size: side of its square input, a multiple of the backbone's patch.
         note: how it differs from anomalib's own default.
-        one_at_a_time: its graph takes one frame; with batches of any size its search does not export.
+        one_at_a_time: its graph takes one frame; its search cannot be exported with a dynamic batch.
     """
 
     model: str
@@ -63,7 +63,7 @@ NOT_RUN: Mapping[str, str] = {
     "EfficientAD": "needs its own teacher's weights and Imagenette, which only the Internet has",
     "Dinomaly": "trains for 5,000 steps at 392 pixels, which is hours without a GPU",
 }
-"""Peers that weights or time keep out, each with its reason."""
+"""Peers that are not run, with the reason."""
 
 
 def anomalib_version() -> str:
@@ -82,7 +82,7 @@ def anomalib_version() -> str:
 
 @contextmanager
 def local_weights(name: str, state: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block timm gives these weights as the pretrained ones of a model, and no others.
+    """Within the block, timm returns these weights as the pretrained ones of a model, and no others.
 
     Args:
         name: timm's name of the model.
@@ -109,14 +109,14 @@ def local_weights(name: str, state: Mapping[str, Any]) -> Iterator[None]:
 
 
 def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: int) -> tuple[Path, Callable[[], Path]]:
-    """Fits a peer to the images of a folder by anomalib's engine; its graph, and what exports it.
+    """Fit a peer to the images of a folder by anomalib's engine; its graph, and what exports it.
 
     Args:
         name: key of `PEERS`.
         good: folder of normal images.
         out: an empty folder.
         state: weights of `BACKBONE`.
-        seed: of everything random.
+        seed: of the random numbers.
 
     Returns:
         Where the ONNX graph will be, and a function that writes it. (The fit is over when this returns.)
@@ -133,7 +133,7 @@ def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: i
     kind = getattr(anomalib.models, peer.model, None) or getattr(anomalib.models.image, peer.model)
     pre = kind.configure_pre_processor(image_size=(peer.size, peer.size))
     with local_weights(BACKBONE, state):
-        # Without its post-processor, whose normalisation would clip the maps that the areas are computed from.
+        # Without its post-processor, whose normalisation would clip the maps.
         model = kind(**peer.options, pre_processor=pre, post_processor=False, evaluator=False, visualizer=False)
     images = Folder(
         name="images",
@@ -150,7 +150,7 @@ def fit_peer(name: str, good: Path, out: Path, state: Mapping[str, Any], seed: i
         accelerator="cpu",
         devices=1,
         logger=False,
-        limit_val_batches=0,  # only a threshold would come from it, of images with defects
+        limit_val_batches=0,  # validation would only set a threshold, from images with defects
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -169,7 +169,7 @@ class GraphScorer:
 
     Args:
         path: the graph; its input is 1 x 3 x size x size in 0..1, RGB.
-        threads: of the computation.
+        threads: CPU threads.
     """
 
     def __init__(self, path: Path, threads: int) -> None:

@@ -1,14 +1,14 @@
 """Baselines on the same patch features: a PCA residual, PaDiM, and PatchCore-style nearest neighbours.
 
-Both are fitted on a sequence of M normal images' features, each L x U float32 (L patch positions, U channels; read
-one at a time, so it may be larger than memory), and score one image's features L x U to [L]. They exist to be
-compared with, in benchmarks only.
+All are fitted on a sequence of M normal images' features, each L x U float32 (L patch positions, U channels; read
+one at a time, so it may be larger than memory), and score one image's features, L x U, to L values. Used only in
+benchmarks.
 
   PCA residual  norm of what lies outside the leading k principal components.
   k-NN          distance to the nearest patch of a memory bank; the bank is a greedy k-centre subset
                 of all training patches, picked on a random projection (Roth et al. 2022,
                 "Towards Total Recall in Industrial Anomaly Detection", section 3.2).
-  PaDiM         Mahalanobis distance to a Gaussian of each position's own, over a random choice of channels (Defard et
+  PaDiM         Mahalanobis distance to one Gaussian per position, over a random choice of channels (Defard et
                 al. 2021, "PaDiM: a Patch Distribution Modeling Framework", sections III-A to III-C).
 """
 
@@ -20,6 +20,19 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Floats",
+    "Images",
+    "NearestNeighbour",
+    "Padim",
+    "PcaResidual",
+    "Standardised",
+    "baseline",
+    "k_centre",
+]
 
 Floats = NDArray[np.float32]
 Images = Sequence[Floats]
@@ -48,13 +61,13 @@ class Standardised(Sequence[Floats]):
                 mean += wide.mean(axis=0) / len(values)
                 square += np.square(wide).mean(axis=0) / len(values)
             deviation = np.sqrt(np.maximum(square - mean**2, 0))
-            # A channel that never varies must not become infinitely loud.
+            # A channel that never varies must not be scaled by infinity.
             floor = 1e-6 * float(deviation.max(initial=0)) + 1e-12
             self._mean = mean.astype(np.float32)
             self._scale = (1 / np.maximum(deviation, floor)).astype(np.float32)
 
     def apply(self, features: NDArray[Any]) -> Floats:
-        """The same change for other features [..., U]."""
+        """The same standardisation for other features, ... x U."""
         return (features.astype(np.float32) - self._mean) * self._scale
 
     def __len__(self) -> int:
@@ -165,9 +178,9 @@ def k_centre(points: Floats, size: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def baseline(name: str, values: NDArray[Any]) -> tuple[Baseline, Standardised]:
-    """The fitted baseline of a name, and the change that features go through before `score`.
+    """Fit a baseline by name; return it, and the standardisation for the features given to `score`.
 
-    values M x L x U: the training features.
+    values: the training features, M x L x U.
     """
     images = Standardised(values, raw=name == "pca-raw")
     kinds: dict[str, type[Baseline]] = {"knn": NearestNeighbour, "padim": Padim}

@@ -23,6 +23,21 @@ from saae_runtime.files import write_json
 from saae_train.experiments.timing import PeakMemory as PeakMemory
 from saae_train.experiments.timing import Timing as Timing
 
+__all__ = [
+    "RESULTS",
+    "ROOT",
+    "command",
+    "machine",
+    "print_machine",
+    "print_table",
+    "resident_mib",
+    "result",
+    "usable_cores",
+    "use_threads",
+    "versions",
+    "write_result",
+]
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -58,7 +73,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of everything that can shape a number here."""
+    """Installed versions of everything that can affect the results."""
     found = {}
     for name in _DISTRIBUTIONS:
         try:
@@ -88,7 +103,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _board() -> str:
-    """The board's name where a device tree gives one (Jetson, Raspberry Pi)."""
+    """The board's name from the device tree, if there is one (Jetson, Raspberry Pi)."""
     try:
         return Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except OSError:
@@ -124,7 +139,7 @@ def _gpus() -> list[dict[str, str]]:
 def use_threads(count: int) -> None:
     """Hold this process, its libraries and its children to `count` cores; call before importing torch.
 
-    Libraries that are loaded already keep their pools but share the fewer cores; torch is told as well.
+    Libraries that are loaded already keep their pools but share the fewer cores; torch's threads are set, too.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
@@ -135,7 +150,7 @@ def use_threads(count: int) -> None:
 
 
 def resident_mib() -> float:
-    """Resident memory of this process now, in MiB; 0 where the system does not say."""
+    """Resident memory of this process now, in MiB; 0 if the system does not report it."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmRSS:"):
@@ -198,7 +213,7 @@ def print_table(
 
 
 def print_machine() -> None:
-    """One line that says where the numbers come from."""
+    """One line about the machine and the versions."""
     from rich.console import Console
 
     m = machine()

@@ -1,10 +1,10 @@
-"""What the verdicts of each method cost on real categories: from the result file of quality.py.
+"""False alarms and misses of each method on real categories, from the result file of quality.py.
 
     python benchmarks/decisions.py [benchmarks/results/quality.json]
 
 For the image threshold at its default rate and at nominal 1 and 5 false alarms in 100 good images: FPR and TPR on the
 test images in percent, and at the default the regret, the best Youden index (TPR - FPR) that any threshold reaches with
-these scores less the index reached. Every method is given its threshold by the same rule; of several seeds the mean.
+these scores less the index reached. Every method gets its threshold by the same rule; figures are means over the seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADINGS = (
 
 
 def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
-    """One row a category and method, over its seeds; rows without verdicts are left out."""
+    """One row per category and method, over its seeds; rows without verdicts are left out."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("decisions"):

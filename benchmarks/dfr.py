@@ -1,8 +1,8 @@
 """DFR with random weights: the method that the paper measures its speed against (section 4.4.2), in plain PyTorch.
 
 It is the preset `dfr` of saae_train, VGG19 f1:12 and an autoencoder of 1 x 1 convolutions, at the sizes of the paper:
-256 x 256 pixels, 64 x 64 x 3456 features. Its maps are aligned by one constant matrix per axis, which gives what DFR's
-own steps give (upsampling all maps to 256 x 256, then averaging) in less work.
+256 x 256 pixels, 64 x 64 x 3456 features. Its maps are aligned by one constant matrix per axis, with the same result as
+DFR's own steps (upsampling all maps to 256 x 256, then averaging) but less work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INPUT = (256, 256)
 
 
 def dfr(latent: int = 300, seed: int = 0) -> Deployed:
-    """uint8 frames N x 256 x 256 x 3, threshold [1] -> anomaly map N x 256 x 256, score [N], mask, as the fused graph.
+    """uint8 frames N x 256 x 256 x 3, threshold -> anomaly map N x 256 x 256, score N, mask, as the fused graph.
 
     Args:
         latent: width of the code, V in the paper.

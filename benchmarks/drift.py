@@ -1,15 +1,15 @@
-"""How soon a drift of lamp, focus or camera is seen, on real pictures of good parts, and how often for nothing.
+"""How soon a drift of lamp, focus or camera raises an alarm, on real images of good parts, and how often a false one.
 
     python benchmarks/drift.py BUNDLE [BUNDLE ...] --images FOLDER [--window 200] [--parts 1000] [--out FILE]
 
 Good parts come in random order, drawn with replacement from FOLDER; from one part on they change a little more with
-each: `brightness` falls, `blur` grows, the picture is `shift`ed, each from nothing to its full size in `--ramp` parts.
+each: `brightness` falls, `blur` grows, the image is `shift`ed, each from zero to its full size in `--ramp` parts.
 The delay is the number of parts from the beginning of the ramp to the alarm, the median over `--runs` orders, and
 `seen at` is how far the ramp had come by then. `none` is without any change: how many of the runs raised an alarm
 within `--parts` parts.
 
-No image may be one that a bundle was built from: these are what its table is made of. The images are the whole line
-here, so they should be many: a few that come again and again have a share above the marks of their own.
+No image may be one that a bundle was built from, because its table is made of these. Many images are needed: a few that
+are repeated have their own share above the marks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from saae_runtime.sources.folders import images_below
 
 Frame = NDArray[np.uint8]
 COLUMNS = ("calibrated_on", "change", "alarms", "delay", "seen_at", "scores_at_its_end")
-STEPS = 8  # sizes of a change that are scored; in between, scores are those of the next lower one
+STEPS = 8  # sizes of a change that are scored; between them, the next lower one is used
 
 
 def brightness(frame: Frame, size: float) -> Frame:
@@ -52,7 +52,7 @@ def blur(frame: Frame, size: float) -> Frame:
 
 
 def strong_blur(frame: Frame, size: float) -> Frame:
-    """The same, by 1 in 100 at the end."""
+    """Out of focus, by 1 in 100 at the end."""
     return blur(frame, size / 0.3)
 
 
@@ -73,7 +73,7 @@ CHANGES: dict[str, Callable[[Frame, float], Frame]] = {
 
 
 def first_alarm(monitor: DriftMonitor, scores: NDArray[np.float64], table: Any) -> int | None:
-    """At which part the alarm begins; None: at none."""
+    """Number of the part at which the alarm begins; None without an alarm."""
     for place, score in enumerate(scores):
         part = Part("p", "s", now(), Verdict.OK, "score", recipe="r", bundle="b", score=float(score))
         if monitor.take(part, table):
@@ -127,12 +127,12 @@ def measured(
 
 def main(
     bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles.")],
-    images: Annotated[Path, typer.Option(help="Pictures of good parts.")],
+    images: Annotated[Path, typer.Option(help="Images of good parts.")],
     window: Annotated[int, typer.Option(min=20, help="Parts compared together.")] = 200,
     parts: Annotated[int, typer.Option(min=1, help="Without a change.")] = 1000,
     ramp: Annotated[int, typer.Option(min=1, help="Parts from no change to the full one.")] = 1000,
     runs: Annotated[int, typer.Option(min=1, help="Orders of the parts.")] = 50,
-    most: Annotated[int, typer.Option(min=2, help="Pictures that are changed.")] = 40,
+    most: Annotated[int, typer.Option(min=2, help="Number of images that are changed.")] = 40,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
     """Measure the delay of the drift alarm, and false ones."""

@@ -1,4 +1,4 @@
-"""Energy of the processor while something runs, from RAPL's counters where this user may read them."""
+"""Energy of the processor during a run, from RAPL's counters, if this user may read them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rapl:
         self._joules = 0.0
 
     def joules(self) -> float:
-        """Joules since it was made; to be asked before a counter wraps twice, within a minute or so."""
+        """Joules since it was made; call it at least once a minute, before a counter wraps twice."""
         for place, (file, range_) in enumerate(self._zones):
             now = _number(file)
             self._joules += (now - self._last[place] + (range_ if now < self._last[place] else 0)) / 1e6
@@ -38,7 +38,7 @@ class Metered:
 
     Attributes:
         joules: spent by the package while its turns ran, idle power included.
-        calls: made meanwhile.
+        calls: number of calls.
     """
 
     def __init__(self, turn: Turn, meter: Rapl) -> None:
@@ -54,7 +54,7 @@ class Metered:
 
 
 def find_rapl(root: Path = _ROOT) -> Rapl | None:
-    """The counters of this machine's packages; None where there are none or this user may not read them."""
+    """The counters of this machine's packages; None if there are none or this user may not read them."""
     try:
         zones = [zone for zone in sorted(root.iterdir()) if _is_package(zone)]
         return Rapl(zones) if zones else None
@@ -63,7 +63,7 @@ def find_rapl(root: Path = _ROOT) -> Rapl | None:
 
 
 def _is_package(zone: Path) -> bool:
-    """A package, not one of its parts (cores, memory), which the package holds, nor the whole board."""
+    """Whether a zone is a package, not one of its parts (cores, memory) or the whole board."""
     name = zone / "name"
     return name.is_file() and name.read_text(encoding="ascii").strip().startswith("package-")
 

@@ -7,15 +7,14 @@ Three ways, with the same images in the same order, the same first weights, rate
 
   saae             `saae_train.fitting.fit.fit` as it is, from features kept after one pass of the backbone;
   plain            float32, eager, torch.optim.Adam, from the same features, all in memory, PyTorch's defaults;
-  plain, backbone  the same, with the frozen backbone run on every batch anew, as a simple script would.
+  plain, backbone  the same, but runs the frozen backbone on every batch, as a simple script would.
 
-A step holds everything from the choice of the batch to the new weights; on a GPU it is waited for. `whole fit` adds
-what comes once: reading the images, the backbone and the principal components, and for saae on a GPU the recording of
-the step; it is for `--fit-steps` steps (default: the preset's). Both plain loops are given the feature space for
-nothing. `loss` is the running mean of all after the same steps. `precision` is what products are really computed in: by
-default PyTorch takes TF32 for convolutions on a GPU, of which the backbone's patch projection is one.
-`peak_device_gib` is what PyTorch takes on the GPU: of saae alone, before the plain loops are there, and of the whole
-process with all three.
+A step is everything from the choice of the batch to the new weights, synchronised on a GPU. `whole fit` adds what is
+done once: reading the images, the backbone and the principal components, and for saae on a GPU the capture of the step;
+it is for `--fit-steps` steps (default: the preset's). The plain loops get the feature space without its time. `loss` is
+the running mean of all after the same steps. `precision` is the arithmetic of the products: by default PyTorch takes
+TF32 for convolutions on a GPU, such as the backbone's patch projection. `peak_device_gib` is PyTorch's memory on the
+GPU: of saae alone, before the plain loops start, and of the whole process with all three.
 Without --normal, images are drawn at random: right for speed, no measure of quality.
 """
 
@@ -38,15 +37,18 @@ from benchmarks import common
 from saae_runtime.errors import DataError, SaaeError
 
 if TYPE_CHECKING:  # PyTorch comes late, for --help
+    import torch
+
     from saae_train.data.category import Sample
+    from saae_train.model.checkpoint import Checkpoint
 
 WAYS = ("saae", "plain", "plain, backbone")
 WARM_UP = 4
-"""Steps that are not counted; on a GPU the last of them is when saae's is recorded."""
+"""Steps that are not counted; on a GPU saae's step is captured in the last of them."""
 
 
 class Plain:
-    """A straightforward loop; `backbone` and `pixels` where features are computed in every step."""
+    """A straightforward loop; with `pixels`, features are computed in every step."""
 
     def __init__(self, checkpoint: Any, features: Any, steps: int, device: Any, pixels: Any = None) -> None:
         import torch
@@ -106,7 +108,7 @@ class Plain:
 
 
 def plain_loss(projected: Any, g_hat: Any, kind: str) -> Any:
-    """The loss of every position as a simple script has it: eq. (2), or the cosine distance."""
+    """The loss of every position as in a simple script: eq. (2), or the cosine distance."""
     import torch
 
     if kind == "cosine":
@@ -195,7 +197,7 @@ def measure(
     )
     on_gpu = device.type == "cuda"
     pause = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
-    # Alone, up to the first recorded step where there is one: what comes once, and the memory.
+    # First saae alone, up to the captured step, to measure what is done once, and the memory.
     alone = EAGER_STEPS + 1 if on_gpu else 1
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -235,7 +237,7 @@ def measure(
         seconds, loss = interleaved_steps(ours, plain, pause)
     loss["saae"] = last[-1]
     peak["all"] = _peak_device_gib(device)
-    # The first steps warm up; the first of saae also holds what comes before it.
+    # The first steps warm up; the first of saae includes what comes before it.
     timings = {name: common.Timing.of(values[min(WARM_UP, len(values) - 1) :]) for name, values in seconds.items()}
     once = {
         "saae": max(0.0, spent - alone * timings["saae"].median_ms / 1000),
@@ -244,21 +246,27 @@ def measure(
     precision = {"saae": first.record.precision, "plain": reached(device, False)}
     precision = {name: precision.get(name, reached(device, True)) for name in WAYS}
     rows = [_row(name, precision[name], timings, config.batch, whole, once, loss, peak) for name in WAYS]
-    saae = first.detector.saae
-    model = {
+    return rows, _about(first, whole, device, peak["all"])
+
+
+def _about(checkpoint: Checkpoint, fit_steps: int, device: torch.device, peak: float | None) -> dict[str, Any]:
+    """What the fitted model is, for the result file."""
+    import torch
+
+    config, backbone, saae = checkpoint.config, checkpoint.detector.backbone, checkpoint.detector.saae
+    return {
         "backbone": config.backbone,
         "input_size": list(config.input_size),
         "layers": list(backbone.layers),
         "latent": saae.latent,
         "channels": saae.channels,
         "weights": backbone.weights.source,
-        "whole_fit_steps": whole,
+        "whole_fit_steps": fit_steps,
         "batch": config.batch,
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "captured": first.record.captured_steps > 0,
-        "peak_device_gib": peak["all"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "captured": checkpoint.record.captured_steps > 0,
+        "peak_device_gib": peak,
     }
-    return rows, model
 
 
 def _row(
@@ -271,7 +279,7 @@ def _row(
     loss: Mapping[str, float],
     peak: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """One way's row: its step, and from it and what comes once a whole fit of so many steps."""
+    """Row of one way: its step, and a whole fit of `steps` steps."""
     step_s = timings[name].median_ms / 1000
     return {
         "way": name,
@@ -287,7 +295,7 @@ def _row(
 
 
 def _peak_device_gib(device: Any) -> float | None:
-    """The most that PyTorch has taken on a GPU so far, freed memory that it keeps included; None on a CPU."""
+    """PyTorch's peak memory on a GPU, including freed memory that it keeps; None on a CPU."""
     import torch
 
     return round(torch.cuda.max_memory_reserved(device) / 2**30, 3) if device.type == "cuda" else None

@@ -1,9 +1,9 @@
-"""Time a bundle on every backend that is here, side by side with PyTorch, in one process.
+"""Time a bundle on every backend that works here, together with PyTorch, in one process.
 
     python benchmarks/fps.py BUNDLE [--checkpoint DIR]
     python benchmarks/fps.py --random [--model vit_base_patch16_384] [--components K] [--whole] [--dfr]
         [--frame-size 1024x1024] [--bake] [--batch 1,8,32] [--backends ...] [--precisions fp32,bf16,...]
-        [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
+        [--kinds compute,frame,...] [--seconds 10] [--threads N] [--device cpu|cuda] [--out FILE]
 
 Kinds of timing, all from arrays in host memory to arrays in host memory unless said otherwise:
 
@@ -12,20 +12,21 @@ Kinds of timing, all from arrays in host memory to arrays in host memory unless 
   frame         camera frames to `Result`s by calling the Engine: host resize where the graph has another size,
                 inference, map brought to the frame's size, mask, decision. PyTorch's variants take the same steps.
   stream        `Engine.stream` over camera frames, once its pipeline is full: time per batch.
-  stream graph  the same over frames that have the graph's size already, to be held against compute.
+  stream graph  the same over frames of the graph's size, to compare with compute.
   trigger       `Engine.stream` over a source slower than the engine: time from a batch of camera frames given to its
                 results out.
-  device        GPU only: a batch that is on the GPU already, outputs left there, waited for.
+  device        GPU only: a batch that is on the GPU already, outputs left there, synchronised.
 
 Where RAPL is readable (Linux, usually as root), compute also has the energy of the processor's packages per frame, idle
 power included.
 
 The reference of every ratio is PyTorch eager FP32 of the unfolded model, resize and upsample included, on the same
 device, with the same threads, in the same rounds (streams: its frame or compute timing). On a GPU, FP32 is FP32 in
-every product: TF32, which PyTorch takes for convolutions unless told not to, is off. Variants are timed interleaved, in
+every product: TF32, PyTorch's default for convolutions, is off. Variants are timed interleaved, in
 turns of about half a second (saae_train/experiments/timing.py). A model of random weights (--random, or a bundle
 without its checkpoint for PyTorch's side) is as fast as a fitted one; if both sides have the same weights, their maps
-are compared first.
+are compared first. The file is written anew after every batch size, so that a run that is cut short leaves the sizes
+that were done.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
 the ratio to it holds what components save in work beside what a backend saves in time.
@@ -36,7 +37,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from benchmarks.fps_table import INSIDE, KINDS, add_ratios, saae_to_dfr, show
 from saae_runtime.bundle import Bundle, open_bundle
 from saae_runtime.errors import BackendError, ConfigError, SaaeError
 from saae_runtime.manifest import PRECISIONS
@@ -57,31 +59,26 @@ if TYPE_CHECKING:  # torch comes after the threads are set
     from benchmarks.fps_variants import Settings, Variant
     from saae_train.model.detector import Detector
 
-KINDS = ("compute", "frame", "stream", "stream graph", "trigger", "device")
-INSIDE = {
-    "compute": "a batch at the graph's size, host to host, through backend.infer: map, score, mask",
-    "frame": "camera frames in host memory to Results: host resize, inference, map at the frame's size, mask, decision",
-    "stream": "Engine.stream over camera frames, per batch, pipeline full; ratio to PyTorch's frame timing",
-    "stream graph": "Engine.stream over frames of the graph's size; ratio to PyTorch's compute timing",
-    "trigger": "Engine.stream over a source slower than the engine: camera frames given to results out",
-    "device": "a batch that lies on the GPU, outputs left there, waited for",
-}
-PAPER = {"saae_fps": 86, "dfr_fps": 31, "ratio": 2.77}
-_BASE = {"stream": "frame", "stream graph": "compute", "trigger": "frame"}
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS")
 
 
 def run(
-    bundle: Bundle, detector: Detector, settings: Settings, weights: str, same_weights: bool = True
+    bundle: Bundle,
+    detector: Detector,
+    settings: Settings,
+    weights: str,
+    same_weights: bool = True,
+    keep: Callable[[dict[str, Any]], object] = lambda data: None,
 ) -> dict[str, Any]:
-    """Times everything and returns the result, ready to be written.
+    """Time everything and return the result, ready to be written.
 
     Args:
         bundle: what the backends run.
         detector: what PyTorch runs.
         settings: what is timed.
-        weights: origin of the weights, in words.
+        weights: description of the weights' origin.
         same_weights: whether bundle and detector hold the same model.
+        keep: given the result of the batch sizes so far, after each.
 
     Raises:
         SaaeError: a requested backend is not available, or fails.
@@ -100,19 +97,41 @@ def run(
         variants, absent = open_variants(bundle, detector, settings, same_weights)
         for variant in variants:
             stack.callback(variant.close)
-        rows: list[dict[str, Any]] = []
-        for batch in settings.batches:
-            rows += _timed(variants, batch, settings, absent)
-        add_ratios(rows)
         facts = [_facts(variant) for variant in variants]
         rate = matmul_tflops() if settings.device == "cuda" else None
+        work = round(gflop(Deployed(detector, graph_size)), 2)
+        rows: list[dict[str, Any]] = []
+        data: dict[str, Any] = {}
+        for batch in settings.batches:
+            rows += _timed(variants, batch, settings, absent)
+            add_ratios(rows)
+            data = {
+                **_about(bundle, settings, rows, arithmetic, weights, work),
+                "variants": facts,
+                "not_here": absent,
+                "matmul_fp16_tflops": None if rate is None else round(rate, 1),
+            }
+            keep(data)
+    return {**data, "peak_memory_gib": round(memory.gib, 2)}
+
+
+def _about(
+    bundle: Bundle,
+    settings: Settings,
+    rows: list[dict[str, Any]],
+    arithmetic: str,
+    weights: str,
+    work: float,
+) -> dict[str, Any]:
+    import torch
+
     model = bundle.manifest.model
     return common.result(
         "fps",
         rows,
         settings={
             "frame_size": list(settings.frame_size),
-            "graph_size": list(graph_size),
+            "graph_size": [bundle.manifest.frame.height, bundle.manifest.frame.width],
             "batches": list(settings.batches),
             "seconds": settings.seconds,
             "threads": settings.threads,
@@ -131,15 +150,11 @@ def run(
             "components": model.components,
             "preset": model.preset,
             "weights": weights,
-            "gflop_per_frame": round(gflop(Deployed(detector, graph_size)), 2),
+            "gflop_per_frame": work,
         },
         inside=INSIDE,
         reference="pytorch fp32",
-        variants=facts,
-        not_here=absent,
         saae_to_dfr=saae_to_dfr(rows, bundle.manifest.backbone.name),
-        matmul_fp16_tflops=None if rate is None else round(rate, 1),
-        peak_memory_gib=round(memory.gib, 2),
     )
 
 
@@ -165,6 +180,7 @@ def _timed(
             usable.append(variant)
     turns: dict[tuple[str, Any], Turn] = {}
     meter = find_rapl()
+    kinds = settings.kinds or KINDS
     for variant in usable:
         frames = rng.integers(0, 256, (batch, *variant.backend.frame_size, 3), np.uint8)
         compute = partial(timed_calls, partial(variant.infer, frames))
@@ -176,13 +192,14 @@ def _timed(
             turns["trigger", variant.key] = trigger(variant.engine, camera, batch)
         if settings.device == "cuda" and (call := _on_device(variant, frames)) is not None:
             turns["device", variant.key] = partial(timed_calls, call)
+    turns = {key: turn for key, turn in turns.items() if key[0] in kinds}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"batch {batch}: warm-up", total=len(turns))
         for turn in turns.values():  # buffers, kernels and plans of this batch size are made here
             turn(0.0)
             bar.advance(task)
         for turn in turns.values():
-            if isinstance(turn, Metered):  # what was made once is no frame's
+            if isinstance(turn, Metered):  # exclude what is done once
                 turn.joules, turn.calls = 0.0, 0
         bar.update(task, description=f"batch {batch}: turns")
         found = interleaved(
@@ -207,7 +224,7 @@ def _timed(
 
 
 def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
-    """A call that starts and ends on the GPU, or None where the backend has none."""
+    """A call that starts and ends on the GPU, or None if the backend has none."""
     import torch
 
     from benchmarks.torch_variants import TorchBackend
@@ -232,42 +249,6 @@ def _on_device(variant: Variant, frames: np.ndarray[Any, Any]) -> Any:
     return call_backend
 
 
-def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
-    """Adds to every row its ratio to PyTorch eager FP32, to DFR, and for a stream to its single call.
-
-    Ratios are of medians, of the same run: how many times as many frames a second. A share is of means: a stream is
-    timed as a whole, so what slows it now and then must count on the other side too.
-    """
-    fps = {(row["backend"], row["precision"], row["kind"], row["batch"]): row["fps"] for row in rows}
-    means = {(r["backend"], r["precision"], r["kind"], r["batch"]): r["timing"]["mean_ms"] for r in rows}
-    for row in rows:
-        base = _BASE.get(row["kind"], row["kind"])
-        for name, key in (
-            ("ratio", ("pytorch", "fp32", base, row["batch"])),
-            ("ratio_dfr", ("dfr", "fp32", base, row["batch"])),
-            ("ratio_whole", ("pytorch:whole", "fp32", base, row["batch"])),
-        ):
-            if key in fps:
-                row[name] = round(row["fps"] / fps[key], 3)
-        if row["kind"] in _BASE:
-            own = means[row["backend"], row["precision"], base, row["batch"]]
-            row["share"] = round(own / row["timing"]["mean_ms"], 3)
-
-
-def saae_to_dfr(rows: Sequence[Mapping[str, Any]], backbone: str) -> list[dict[str, Any]]:
-    """SAAE : DFR as the paper gives it, and as PyTorch eager FP32 has it here; empty where DFR was not timed.
-
-    The paper's SAAE works in all U channels: where the model timed here has components, the whole one stands for it.
-    """
-    saae = "pytorch:whole" if any(row["backend"] == "pytorch:whole" for row in rows) else "pytorch"
-    here = [
-        {"where": f"here, {backbone}, {row['kind']}, batch {row['batch']}", "ratio": row["ratio_dfr"]}
-        for row in rows
-        if (row["backend"], row["precision"]) == (saae, "fp32") and "ratio_dfr" in row
-    ]
-    return [{"where": "the paper, ViT-B/16 at 384", **PAPER}, *here] if here else []
-
-
 def _facts(variant: Variant) -> dict[str, Any]:
     return {
         "backend": variant.name,
@@ -280,57 +261,9 @@ def _facts(variant: Variant) -> dict[str, Any]:
     }
 
 
-def show(data: Mapping[str, Any], target: Path) -> None:
-    """Prints one table per kind and batch, and the missing variants."""
-    for batch in data["settings"]["batches"]:
-        for kind in KINDS:
-            rows = [row for row in data["rows"] if (row["kind"], row["batch"]) == (kind, batch)]
-            if not rows:
-                continue
-            columns = [
-                ("median", [row["timing"]["median_ms"] for row in rows]),
-                ("p95", [row["timing"]["p95_ms"] for row in rows]),
-                ("p99", [row["timing"]["p99_ms"] for row in rows]),
-                ("frames/s", [row["fps"] for row in rows]),
-                ("ratio", [row.get("ratio") for row in rows]),
-                ("to whole", [row.get("ratio_whole") for row in rows]),
-                ("to DFR", [row.get("ratio_dfr") for row in rows]),
-                ("share", [row.get("share") for row in rows]),
-                ("J a frame", [row.get("joules") for row in rows]),
-                ("runs", [row["timing"]["runs"] for row in rows]),
-            ]
-            columns = [(name, values) for name, values in columns if any(value is not None for value in values)]
-            common.print_table(
-                f"{kind}, batch {batch}: milliseconds; ratio to {data['reference']}",
-                ["backend", *(name for name, _ in columns)],
-                [
-                    (f"{row['backend']} {row['precision']}", *(values[i] for _, values in columns))
-                    for i, row in enumerate(rows)
-                ],
-                [data["inside"][kind]],
-            )
-    common.print_table(
-        "Variants",
-        ["backend", "memory MiB", "GPU MiB", "map error"],
-        [
-            (f"{v['backend']} {v['precision']}", v["memory_mib"], v["device_mib"], v["map_error"])
-            for v in data["variants"]
-        ],
-        [
-            *(f"{v['backend']} {v['precision']}: {v['description']}" for v in data["variants"]),
-            *(f"Not timed: {item['backend']} {item['precision']}: {item['why']}" for item in data["not_here"]),
-            f"Products of PyTorch's FP32: {data['settings']['torch_fp32_products']}.",
-            f"Weights: {data['model']['weights']}. {data['model']['gflop_per_frame']} GFLOP a frame, "
-            f"{data['settings']['threads']} threads, peak memory of the process {data['peak_memory_gib']} GiB.",
-            *(f"SAAE : DFR, {item['where']}: {item['ratio']}" for item in data["saae_to_dfr"]),
-            f"Written to {target}",
-        ],
-    )
-
-
 @contextmanager
 def _random(options: Mapping[str, Any], settings: Settings, precisions: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """(bundle, detector, weights in words, same weights) of a model with random weights; on a GPU with engines."""
+    """(bundle, detector, text on the weights, same weights) of a model with random weights; on a GPU with engines."""
     from rich.console import Console
 
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
@@ -386,7 +319,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """Names from "a,b"; None where nothing is given."""
+    """Names from "a,b"; None for an empty text."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -406,6 +339,7 @@ def main(
     batch: Annotated[str | None, typer.Option(help="batch sizes; default 1, on a GPU 1,8,32")] = None,
     backends: Annotated[str | None, typer.Option(help="names, comma-separated; default: all that work here")] = None,
     precisions: Annotated[str | None, typer.Option(help="fp32,fp16,bf16,int8,int8-bf16; default: all")] = None,
+    kinds: Annotated[str | None, typer.Option(help=f"of {', '.join(KINDS)}; default: all")] = None,
     seconds: Annotated[float, typer.Option(help="for each timing of each variant")] = 10.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: every usable core")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -424,7 +358,7 @@ def main(
             raise ConfigError("--seconds or --device is not possible.", "", "--seconds 10 --device auto")
         common.use_threads(threads or common.usable_cores())
         settings = _settings(frame_size, batch, names(backends), names(precisions), seconds, threads, device, hint, dfr)
-        settings = replace(settings, whole=whole)
+        settings = replace(settings, whole=whole, kinds=_kinds(kinds))
         options = {
             "model": {
                 "backbone": model,
@@ -440,11 +374,23 @@ def main(
         common.print_machine()
         source = _random(options, settings, _graphs(settings)) if bundle is None else _given(bundle, checkpoint)
         with source as (opened, detector, weights, same):
-            data = run(opened, detector, settings, weights, same)
+            data = run(opened, detector, settings, weights, same, lambda data: common.write_result(data, out))
     except SaaeError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     show(data, common.write_result(data, out))
+
+
+def _kinds(text: str | None) -> tuple[str, ...] | None:
+    """Kinds of timing from "compute,device".
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    wanted = names(text)
+    if wanted is not None and (not wanted or set(wanted) - set(KINDS)):
+        raise ConfigError(f"--kinds {text} is not possible.", f"Known are: {', '.join(KINDS)}.", "--kinds compute")
+    return wanted
 
 
 def _settings(
@@ -484,7 +430,7 @@ def _settings(
 
 
 def _graphs(settings: Settings) -> tuple[str, ...]:
-    """Precisions of a bundle of random weights: FP32 always, the others where they are wanted."""
+    """Precisions of a bundle of random weights: FP32 always, others if wanted."""
     return tuple(name for name in PRECISIONS if name == "fp32" or name in (settings.precisions or PRECISIONS))
 
 

@@ -1,4 +1,4 @@
-"""The ways to run one model that `fps.py` times: PyTorch's, and every backend and precision that is really here."""
+"""The variants that `fps.py` times: PyTorch's, and every backend and precision that works here."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class Settings:
         hint: `latency` or `throughput`, for OpenVINO.
         dfr: whether DFR is timed too.
         whole: whether the model without components is timed too.
+        kinds: of timing; None for all.
     """
 
     frame_size: tuple[int, int] = (1024, 1024)
@@ -66,6 +67,7 @@ class Settings:
     hint: str = "latency"
     dfr: bool = False
     whole: bool = False
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Variant:
         memory_mib: growth of this process's resident memory by opening it and running it once.
         device_mib: memory taken on the GPU meanwhile; None without one.
         map_error: largest difference of its anomaly map from the reference's over the reference's largest value, on
-            one noise frame; None where they do not run the same weights.
+            one noise frame; None if they have different weights.
     """
 
     name: str
@@ -115,7 +117,7 @@ def known_names() -> list[str]:
 
 
 def check_names(settings: Settings) -> None:
-    """Refuses unknown names before anything is built.
+    """Refuse unknown names before anything is built.
 
     Raises:
         ConfigError: an unknown backend or precision, with near names.
@@ -137,7 +139,7 @@ def check_names(settings: Settings) -> None:
 def open_variants(
     bundle: Bundle, detector: Detector, settings: Settings, same_weights: bool = True
 ) -> tuple[list[Variant], list[dict[str, str]]]:
-    """Opens everything that is to be timed; the reference, PyTorch eager FP32, comes first.
+    """Open everything that is to be timed; the reference, PyTorch eager FP32, comes first.
 
     Args:
         bundle: what the backends run.

@@ -1,16 +1,18 @@
 """All measurements that need an NVIDIA GPU, part by part; ends with a message if there is no GPU.
 
     python benchmarks/gpu.py BUNDLE [--parts engine,parity,fps,split,soak,threads,fit] [--backend auto] [--batch 1,8,32]
-                             [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 10] [--out FOLDER]
+                             [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 2] [--kinds compute,device]
+                             [--out FOLDER]
 
   engine    compiles the bundle's FP16 graph with each TensorRT that is installed, and records what each says of this
             GPU; the engine stays in the bundle
   parity    every artefact that runs here against its reference, on --data or on the bundle's own frames
-  fps       benchmarks/fps.py on this GPU at each batch size, and from its rows what share of the FP16 matrix rate the
-            graph reaches (a plain large matmul in the same run is the reference)
+  fps       benchmarks/fps.py on this GPU at each batch size for PyTorch, PyTorch in a CUDA graph and every backend
+            that runs on the GPU, and from its rows what share of the FP16 matrix rate the graph reaches (a plain large
+            matmul in the same run is the reference)
   split     where a batch's time goes by CUDA events, one batch at a time (TensorRT only): copy in, compute, copy out
-  soak      so many frames through one engine: memory of the host and of the GPU, read twenty times
-  threads   four threads on one engine: every answer is compared with the answer of one thread alone, bit for bit
+  soak      many frames through one engine: memory of the host and of the GPU, read twenty times
+  threads   four threads on one engine: every result is compared with that of a single thread, bit for bit
   fit       benchmarks/fit.py on this GPU for the presets fast and paper with random weights and drawn images, which the
             bundle has no part in (gpu-fit-fast.json, gpu-fit-paper.json; gpu-fit.json has what matters of both)
 
@@ -37,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common, memory
 from benchmarks.gpu_split import PARTS as SPLIT
 from benchmarks.gpu_split import TimedCuda, split
+from saae_runtime.backends import AUTO_ORDER, ON_CPU, candidates
 from saae_runtime.backends.base import BackendOptions
 from saae_runtime.backends.cuda.api import CudaApi, GpuInfo
 from saae_runtime.bundle import open_bundle
@@ -47,9 +50,11 @@ PARTS = ("engine", "parity", "fps", "split", "soak", "threads", "fit")
 HOST_GROWTH = 0.02
 """Flat: resident memory after the first reading grows by no more than this share."""
 DEVICE_GROWTH = 8.0
-"""Flat: memory taken on the GPU grows by no more than so many MiB."""
+"""Flat: memory taken on the GPU grows by no more than this many MiB."""
 AIM = 0.6
 """Share of the matrix rate that the graph should reach at batch 32."""
+KINDS = "compute,device"
+"""Of fps.py: the others resize camera frames on the CPU, for minutes at a batch of 32."""
 THREADS = 4
 FITS = {"fast": ("--images", "64"), "paper": ("--images", "204", "--latent", "300")}
 """204 of 240 images remain for fitting; V on real images is about 300."""
@@ -100,7 +105,7 @@ def flat(readings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def matrix_share(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What share of the FP16 matrix rate each FP16 row of an fps result reaches; empty where the rate is not there."""
+    """Share of the FP16 matrix rate that each FP16 row of an fps result reaches; empty without a rate."""
     rate, work = data.get("matmul_fp16_tflops"), data["model"]["gflop_per_frame"]
     if not rate:
         return []
@@ -119,7 +124,7 @@ def matrix_share(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def fit_rows(preset: str, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What matters of a result of benchmarks/fit.py."""
+    """The main figures of a result of benchmarks/fit.py."""
     names = ("way", "precision", "images_per_second", "ratio", "once_s", "whole_fit_s", "loss", "peak_device_gib")
     return [
         {"preset": preset, **{name: row[name] for name in names}, "step_ms": row["timing"]["median_ms"]}
@@ -128,7 +133,7 @@ def fit_rows(preset: str, data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def fit_is_well(data: Mapping[str, Any]) -> bool:
-    """Whether a fit was recorded and came to the loss of the plain loop."""
+    """Whether a fit was captured and reached the loss of the plain loop."""
     loss = {row["way"]: row["loss"] for row in data["rows"]}
     return bool(data["model"]["captured"] and abs(loss["saae"] / loss["plain"] - 1) <= LOSS)
 
@@ -136,7 +141,7 @@ def fit_is_well(data: Mapping[str, Any]) -> bool:
 def in_threads(
     score: Callable[[Any], Answer], frames: Sequence[Any], expected: Sequence[Answer], rounds: int
 ) -> dict[str, int]:
-    """Four threads score all frames so often, each beginning elsewhere; counts answers that are not the expected ones.
+    """Score all frames `rounds` times on four threads, each with another start; count unexpected results.
 
     Raises:
         The exception that a thread raised.
@@ -226,9 +231,12 @@ def _parity(bundle: Path, data: Path | None, checkpoint: Path | None) -> Found:
     )
 
 
-def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path | None, out: Path) -> Found:
+def _fps(bundle: Path, batches: Sequence[int], seconds: float, kinds: str, checkpoint: Path | None, out: Path) -> Found:
+    usable = [item.name for item in candidates(open_bundle(bundle)) if item.why_not is None]
+    names = ["pytorch", "pytorch:cudagraph", *(name for name in usable if name in AUTO_ORDER and name not in ON_CPU)]
     command = [sys.executable, str(Path(__file__).with_name("fps.py")), str(bundle), "--device", "cuda"]
-    command += ["--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--out", str(out / "gpu-fps.json")]
+    command += ["--batch", ",".join(map(str, batches)), "--seconds", str(seconds), "--kinds", kinds]
+    command += ["--backends", ",".join(names), "--out", str(out / "gpu-fps.json")]
     if checkpoint is not None:
         command += ["--checkpoint", str(checkpoint)]
     _run(command)
@@ -238,7 +246,6 @@ def _fps(bundle: Path, batches: Sequence[int], seconds: float, checkpoint: Path 
 
 
 def _split(bundle: Path, backend: str, batches: Sequence[int], runs: int) -> Found:
-    from saae_runtime.backends import candidates
     from saae_runtime.backends.tensorrt import choose as trt
 
     opened = open_bundle(bundle)
@@ -270,7 +277,7 @@ def _soak(bundle: Path, backend: str, frames: int) -> Found:
         stream = engine.stream(given[number % len(given)] for number in range(frames))
         readings = memory.watch(lambda: next(stream), frames, first=min(memory.FIRST, frames // 4), also=device)
         found = flat(readings)
-        inside = "Engine.stream, batch 1; device_mib is all that is taken on the GPU, by whomever"
+        inside = "Engine.stream, batch 1; device_mib is all memory in use on the GPU, by any process"
         return readings, {"backend": engine.backend.description, **found, "inside": inside}, bool(found["flat"])
 
 
@@ -303,7 +310,7 @@ def _fit(steps: int, out: Path) -> Found:
 
 
 def _run(command: Sequence[str]) -> None:
-    """In a process of its own, so that the other parts do not load torch."""
+    """Run in a separate process, so that the other parts do not load torch."""
     if subprocess.run(command, check=False).returncode != 0:
         raise ConfigError(f"benchmarks/{Path(command[1]).name} ended with an error.", "It is printed above.", "")
 
@@ -314,7 +321,7 @@ def _noise(engine: Engine, count: int) -> list[np.ndarray[Any, Any]]:
 
 
 def show(part: str, data: Mapping[str, Any], target: Path) -> None:
-    """Prints a part as a table."""
+    """Print a part as a table."""
     rows = data["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if part == "split":
@@ -331,7 +338,8 @@ def main(
     batch: Annotated[str, typer.Option(help="batch sizes for fps and split")] = "1,8,32",
     frames: Annotated[int, typer.Option(min=100, help="frames of the soak")] = 20000,
     runs: Annotated[int, typer.Option(min=1, help="timed batches of the split")] = 200,
-    seconds: Annotated[float, typer.Option(help="for each timing of fps")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="for each timing of fps")] = 2.0,
+    kinds: Annotated[str, typer.Option(help="of timing, for fps; see fps.py")] = KINDS,
     fit_steps: Annotated[int, typer.Option(min=8, help="steps of each way of fitting")] = 40,
     data: Annotated[Path | None, typer.Option(help="real images for parity")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="the fitted model, for parity and PyTorch's side")] = None,
@@ -348,7 +356,7 @@ def main(
         jobs: dict[str, Callable[[], Found]] = {
             "engine": lambda: _engine(bundle, max(batches)),
             "parity": lambda: _parity(bundle, data, checkpoint),
-            "fps": lambda: _fps(bundle, batches, seconds, checkpoint, out),
+            "fps": lambda: _fps(bundle, batches, seconds, kinds, checkpoint, out),
             "split": lambda: _split(bundle, backend, batches, runs),
             "soak": lambda: _soak(bundle, backend, frames),
             "threads": lambda: _threads(bundle, backend, 50),

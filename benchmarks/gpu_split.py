@@ -26,8 +26,8 @@ class Split(Protocol):
 class Stamps:
     """Mixed into a CudaApi: events with timing, and the three of the last batch that went through one slot at a time.
 
-    The TensorRT backend marks the end of the copy in, of the computation and of the copy out, in this order; the
-    beginning is marked here, before the first copy of a batch.
+    The TensorRT backend records an event after the copy in, the computation and the copy out, in this order; the start
+    is recorded here, before the first copy of a batch.
     """
 
     _begin: int | None = None

@@ -1,8 +1,8 @@
-"""Nodes, operations and bytes of the plainly exported model and of the fused graph.
+"""Nodes, operations and bytes of the unfused export and of the fused graph.
 
     python benchmarks/graph.py [--models vit_base_patch16_384,vit_small_patch14_dinov2] [--components K] [--out FILE]
 
-Random weights: they change none of this. `plain` is the fitted Detector with its resize and upsample, exported by the
+Random weights, which change none of this. `plain` is the fitted Detector with its resize and upsample, exported by the
 same exporter with the same rewrites; `fused` is what a bundle holds; `fused, int8` has QuantizeLinear and
 DequantizeLinear nodes, which a library merges into the products. Work is counted by PyTorch for one frame of the
 model's size, a multiplication and an addition being two; attention is counted written out.

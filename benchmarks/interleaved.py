@@ -15,7 +15,7 @@ __all__ = ["stream", "trigger"]
 
 _STREAM_BATCHES = 4
 _GAP = 0.03  # seconds from the results of a batch to the next one
-_LONGEST = 5.0  # seconds; a result that has not come by then waits for the next frame
+_LONGEST = 5.0  # seconds; a later result waits for the next frame
 
 
 def stream(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
@@ -56,8 +56,8 @@ def stream(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
 def trigger(engine: Engine, frames: Sequence[Any], batch: int) -> Turn:
     """A turn of `engine.stream` over a source slower than the engine: seconds from a batch given to its results out.
 
-    The source gives the next batch after a gap that begins with the results of the one before, as a camera does that is
-    triggered by parts. The time of a batch begins when its last frame is given; that of the first is not counted.
+    The source gives the next batch after a gap that begins with the previous results, like a camera that is triggered
+    by parts. The time of a batch begins when its last frame is given; the first batch is not counted.
     """
 
     def turn(seconds: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""How fast each preset's graph is beside the default's, and beside PaDiM on ResNet-18, in one run.
+"""Speed of each preset's graph against the default's and against PaDiM on ResNet-18, in one run.
 
     python benchmarks/ladder.py [--threads 1] [--seconds 3] [--presets fast,joint,lite,small]
 
@@ -105,7 +105,7 @@ def main(
 
 
 def measured(presets: list[str], precisions: list[str], threads: int, seconds: float) -> list[dict[str, Any]]:
-    """One row a preset, precision and backend that opens here, and two of PaDiM.
+    """One row per preset, precision and backend that works here, and two of PaDiM.
 
     Raises:
         ConfigError: an unknown preset.

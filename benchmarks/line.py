@@ -1,13 +1,13 @@
-"""What the line service adds to an engine's call, and whether it stays flat over many parts.
+"""Time that the line service adds to an engine's call, and memory over many parts.
 
     python benchmarks/line.py BUNDLE [--size 1024x1024] [--runs 200] [--soak 100000] [--posts 50] [--out FILE]
 
-  delay  A part is asked for, its frame comes from memory, its verdict is given: from asking to the verdict, against
-         `engine(frame)` of the same frame alone. Alternately, so that a busy machine slows both. On: JSON lines, CSV,
-         SQLite and MQTT to a mosquitto that is started here (without one: to a dead broker, which the result says).
-         `added_cpu` is the processor time of all threads, which other work on the machine hardly changes.
-  posts  The same parts, while another process posts so many pictures a second to the HTTP service; against the parts
-         without. That process runs here at the lowest priority, and stands for another machine.
+  delay  A part is requested, its frame comes from memory, its verdict is given: time from request to verdict, against
+         `engine(frame)` of the same frame, alternately. Sinks: JSON lines, CSV, SQLite and MQTT to a mosquitto that is
+         started here (without one: to a dead broker, as the result says). `added_cpu` is the processor time of all
+         threads, which other work on the machine hardly changes.
+  posts  The same parts, while another process posts images to the HTTP service, against parts without posts. That
+         process runs here at the lowest priority, in place of another machine.
   soak   Parts as fast as they are judged, at the bundle's own size, with JSON lines, CSV, SQLite and MQTT: resident
          memory when a tenth, half and all of them are in every sink; whether the order was kept, and every part is
          in every file.
@@ -63,7 +63,7 @@ def delay(bundle: Path, size: tuple[int, int], runs: int, threads: int | None) -
                     service.append(1000 * two)
                     added.append(1000 * (two - one))
                     cpu.append(1000 * (second - first))
-                time.sleep(0.01)  # a line has a beat; the sinks work in between
+                time.sleep(0.01)  # parts come at intervals; the sinks work in between
             backend = engine.backend.description
     rows = {"engine": alone, "service": service, "added": added, "added_cpu": cpu}
     return {
@@ -77,7 +77,7 @@ def delay(bundle: Path, size: tuple[int, int], runs: int, threads: int | None) -
 
 
 def soak(bundle: Path, count: int, threads: int | None) -> dict[str, Any]:
-    """Memory over many parts, and what became of each."""
+    """Memory over many parts, and whether each was recorded."""
     with tempfile.TemporaryDirectory() as name, broker(Path(name)) as (port, is_there):
         folder = Path(name)
         camera = Memory([], count)
@@ -126,7 +126,7 @@ def _delivered(line: Line, count: int, mqtt: bool) -> bool:
 
 
 def stop(bundle: Path, threads: int | None, runs: int = 5) -> dict[str, Any]:
-    """Closing a line at full speed, with what waits."""
+    """Close a line at full speed, with waiting frames."""
     seconds, accounted = [], []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as name, broker(Path(name)) as (port, _):
@@ -151,14 +151,14 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Parts of `delay`, and of each half of `posts`.")] = 200,
     small: Annotated[Path | None, typer.Option(help="Bundle of `soak` and `stop`; default: the same.")] = None,
     count: Annotated[int, typer.Option("--soak", min=0, help="Parts of `soak`; 0: none.")] = 100_000,
-    rate: Annotated[int, typer.Option("--posts", min=0, help="Pictures a second of `posts`; 0: none.")] = 50,
+    rate: Annotated[int, typer.Option("--posts", min=0, help="Images a second of `posts`; 0: none.")] = 50,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one inference.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
 ) -> None:
     """Measure what the line service adds, and whether it stays flat."""
     height, width = (int(part) for part in size.split("x"))
     rows = []
-    if count:  # first: memory that the others leave behind would be in the figures
+    if count:  # first, because the others leave memory behind
         rows += [soak(small or bundle, count, threads), stop(small or bundle, threads)]
     rows.append(delay(bundle, (height, width), runs, threads))
     if rate:

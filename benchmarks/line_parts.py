@@ -64,14 +64,14 @@ class Memory:
 
     @property
     def stats(self) -> CameraStats:
-        """What it has done."""
+        """Counts so far."""
         return CameraStats(grabbed=self._given)
 
     def trigger(self) -> None:
         """Nothing to do."""
 
     def grab(self, timeout: float) -> Shot:
-        """The next frame; none behind a number of `pauses`, until it is taken out of there."""
+        """The next frame; none after a number in `pauses`, until it is removed from there."""
         if self._given in self.pauses:
             time.sleep(0.01)
             raise NoFrameError("a pause")
@@ -85,14 +85,14 @@ class Memory:
 
 
 class Asker:
-    """Asks for one part and waits for its verdict."""
+    """Requests one part and waits for its verdict."""
 
     def __init__(self) -> None:
         self._asked, self._answered = threading.Event(), threading.Event()
         self._number = 0
 
     def ask(self) -> float:
-        """Seconds from asking to the verdict."""
+        """Seconds from the request to the verdict."""
         self._answered.clear()
         start = time.perf_counter()
         self._asked.set()
@@ -100,7 +100,7 @@ class Asker:
         return time.perf_counter() - start
 
     def wait(self, timeout: float) -> Trigger | None:
-        """The part that was asked for."""
+        """The requested part."""
         if not self._asked.wait(timeout):
             return None
         self._asked.clear()
@@ -108,7 +108,7 @@ class Asker:
         return Trigger(f"part-{self._number}")
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Takes the verdict."""
+        """Take the verdict."""
         self._answered.set()
         return True
 
@@ -117,7 +117,7 @@ class Asker:
         raise NoFrameError(reason)
 
     def fault(self, reason: str) -> None:
-        """Ends the measurement."""
+        """End the measurement."""
         raise NoFrameError(reason)
 
     def recover(self) -> None:
@@ -180,7 +180,7 @@ def quantiles(values: list[float], *ranks: float) -> list[float]:
 
 
 def heap_mib() -> float | None:
-    """What is allocated through the C library, in MiB, without what it keeps free; None where it does not say."""
+    """Memory allocated through the C library, in MiB, without its free memory; None if it does not report it."""
 
     class Info(ctypes.Structure):
         _fields_ = [

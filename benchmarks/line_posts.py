@@ -1,4 +1,4 @@
-"""Parts of a station while another process posts pictures to the same line."""
+"""Parts of a station while another process posts images to the same line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from saae_runtime.render import encode_png
 
 __all__ = ["posts"]
 
-_CLIENTS = 64  # connections that post in turn, so that slow answers do not slow the rate
+_CLIENTS = 64  # connections that post in turn, so that slow answers do not lower the rate
 _BEAT = 0.1  # seconds between two parts
 
 
 def posts(bundle: Path, size: tuple[int, int], runs: int, rate: int, threads: int | None) -> dict[str, Any]:
-    """Milliseconds from asking for a part to its verdict, without and with posts, and what became of the posts."""
+    """Milliseconds from the request of a part to its verdict, without and with posts, and counts of the posts."""
     frames = frames_of(size)
     found = {}
     with tempfile.TemporaryDirectory() as name, broker(Path(name)) as (port, _):
@@ -59,9 +59,9 @@ def _parts(asker: Asker, count: int) -> list[float]:
 
 
 def _client(port: int, rate: int, picture: bytes) -> dict[str, int]:
-    """Posts so many a second until standard input ends."""
+    """Post at a rate until standard input ends."""
     counts: Counter[str] = Counter(sent=0, judged=0, refused=0, failed=0)
-    os.nice(19)  # it stands for another machine
+    os.nice(19)  # in place of another machine
     lock, ended = threading.Lock(), threading.Event()
     start, turn = time.monotonic(), iter(range(10**9))
 

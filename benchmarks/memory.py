@@ -42,16 +42,16 @@ def watch(
     first: int = FIRST,
     also: Callable[[], dict[str, float]] = dict,
 ) -> list[dict[str, float]]:
-    """Calls so often and returns readings: {call, resident_mib, seconds}, the first after `first` calls.
+    """Call repeatedly and return readings: {call, resident_mib, seconds}, the first after `first` calls.
 
     Args:
-        call: what is done each time.
-        calls: how often.
-        first: the first reading comes after so many.
-        also: what else goes into each reading, for instance the memory taken on a GPU.
+        call: what to call.
+        calls: number of calls.
+        first: calls before the first reading.
+        also: adds to each reading, for instance the memory in use on a GPU.
 
     Raises:
-        ConfigError: fewer calls than the first reading needs, or a system that does not say.
+        ConfigError: fewer calls than the first reading needs, or a system that does not report memory.
     """
     if calls <= first or common.resident_mib() == 0:
         raise ConfigError(
@@ -83,7 +83,7 @@ def growth(readings: list[dict[str, float]]) -> float:
 
 
 def export_random(folder: Path) -> None:
-    """Writes a bundle of a small ViT with random weights, 64 x 64 pixels."""
+    """Write a bundle of a small ViT with random weights, 64 x 64 pixels."""
     from benchmarks.random_model import random_bundle, random_checkpoint, random_config
 
     config = random_config(RANDOM, "fast", (1, 2), (64, 64), latent=24, components=32)
@@ -91,7 +91,7 @@ def export_random(folder: Path) -> None:
 
 
 def in_another_process(folder: Path) -> Path:
-    """`export_random` in a process of its own; returns the folder."""
+    """Run `export_random` in a separate process; return the folder."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(export_random, folder).result()
     return folder

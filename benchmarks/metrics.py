@@ -10,7 +10,7 @@ Three ways, on the same maps and masks, in one process:
   thresholds  PRO-AUC alone, approximate: thresholds sorted and tried one after another, each region's overlap
               and the FPR counted for every one of them.
 
-Each timing holds everything from maps and masks to numbers, connected components included.
+Each timing includes everything from maps and masks to numbers, also connected components.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models and bundles with random weights: right in every shape, without any quality, for measuring speed only."""
+"""Models and bundles with random weights and the right shapes, only for measuring speed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def random_config(
     latent: int | None = None,
     components: int | None = None,
 ) -> FitConfig:
-    """A preset's configuration with everything resolved that shapes the graph.
+    """A preset's configuration with everything resolved that decides the graph's shapes.
 
     Args:
         backbone: timm model name of a ViT, or vgg19.
@@ -111,8 +111,8 @@ def random_bundle(
         checkpoint: from `random_checkpoint`.
         folder: the bundle's folder.
         frame_size: (H, W) baked into the graph; None: the model's own.
-        precisions: of `saae_runtime.manifest.PRECISIONS`. What is computed in bf16 is left out where nothing here does;
-            INT8 has every product quantised, with the ranges of noise.
+        precisions: of `saae_runtime.manifest.PRECISIONS`. bf16 is left out if nothing here computes it;
+            INT8 has every product quantised, with ranges from noise.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         place = Path(temporary)
@@ -143,7 +143,7 @@ def _int8(graph: Path, target: Path, frame_size: tuple[int, int]) -> Path:
 
 
 def without_components(checkpoint: Checkpoint) -> Checkpoint:
-    """Random weights in the same shapes, but for an autoencoder that works in all U channels."""
+    """Random weights in the same shapes, except that the autoencoder works in all U channels."""
     config = dataclasses.replace(checkpoint.config, components=None)
     # Half of the joint score is the energy outside the components.
     score = "cosine" if config.score == "joint" else config.score
@@ -151,7 +151,7 @@ def without_components(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def like(manifest: Manifest) -> Checkpoint:
-    """Random weights in the shapes of a bundle's model, for PyTorch's speed where its checkpoint is not at hand.
+    """Random weights in the shapes of a bundle's model, for PyTorch's speed without its checkpoint.
 
     Raises:
         ConfigError: the manifest does not hold the configuration of this version.

@@ -236,7 +236,7 @@ def _ladder(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 
 
 def _plain(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
-    """Any other benchmark: every plain value of a row, and the median and p95 of its timing."""
+    """Any other benchmark: every scalar of a row, and the median and p95 of its timing."""
     keys = list(dict.fromkeys(k for row in data["rows"] for k, v in row.items() if not isinstance(v, (dict, list))))
     timed = any("timing" in row for row in data["rows"])
     rows = []

@@ -1,10 +1,10 @@
-"""Frames a second and the tail of the delay from a Triton server, against the number of clients that ask at once.
+"""Frames a second and latency of a Triton server, by the number of concurrent clients.
 
     python benchmarks/served.py URL MODEL [--concurrency 1,2,4,8] [--seconds 5] [--out FILE]
 
 The server is a running one, with a model that `saae-export triton` has written. Each client is a thread that sends one
-frame of the model's size, waits for the answer, and sends the next. Two kinds of request: `result` brings score and map
-and makes the mask; `verdict` brings the score alone. The two kinds and all numbers of clients take turns, in three
+frame of the model's size, waits for the answer, and sends the next. Two kinds of request: `result` returns score and
+map and makes the mask; `verdict` returns only the score. The two kinds and all numbers of clients take turns, in three
 rounds that make `--seconds` together; the first request of every turn is not counted. On one machine the server and the
 clients share its cores.
 """
@@ -32,7 +32,7 @@ KINDS = ("result", "verdict")
 
 
 def turn(ask: Callable[[], object], clients: int, seconds: float) -> tuple[list[float], float]:
-    """Seconds that each counted request took, and of the whole turn, with so many threads that ask at once."""
+    """Seconds of each counted request, and of the whole turn, with concurrent threads."""
     start = threading.Barrier(clients + 1)
     stop = threading.Event()
     times: list[list[float]] = [[] for _ in range(clients)]
@@ -48,7 +48,7 @@ def turn(ask: Callable[[], object], clients: int, seconds: float) -> tuple[list[
                 own.append(time.perf_counter() - began)
         except threading.BrokenBarrierError:
             pass
-        except BaseException as error:  # told to whoever waits
+        except BaseException as error:  # raised in the waiting thread
             failed.append(error)
             start.abort()
 

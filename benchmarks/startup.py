@@ -74,7 +74,7 @@ print(json.dumps({"marks": marks, "cpu": cpu, "warm": warm, "backend": descripti
 
 
 def run_once(bundle: Path, backend: str, size: tuple[int, int]) -> dict[str, Any]:
-    """One fresh process; returns seconds since its start by stage under `stages`, and what the child reports."""
+    """Run a fresh process; return seconds since its start by stage under `stages`, and the child's report."""
     start = time.time()
     words = [sys.executable, "-c", _CHILD, str(bundle), backend, str(size[0]), str(size[1])]
     done = subprocess.run(words, capture_output=True, text=True, cwd=common.ROOT, timeout=600)
@@ -88,7 +88,7 @@ def run_once(bundle: Path, backend: str, size: tuple[int, int]) -> dict[str, Any
 
 
 def parts(found: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Seconds from each stage's predecessor to it, in every run."""
+    """Seconds between consecutive stages, in every run."""
     before: tuple[str | None, ...] = (None, *STAGES)
     return {
         name: [run["stages"][name] - (run["stages"][last] if last else 0.0) for run in found]

@@ -1,4 +1,4 @@
-"""What of the default preset matters: one choice changed at a time, several seeds, on real categories.
+"""Which choices of the default preset matter: changes one at a time, with several seeds, on real categories.
 
     python benchmarks/study.py --data MVTEC_TREE [--categories cookie] [--seeds 0,1,2] [--variants default,...]
                                [--set KEY=VALUE] [--cache DIR] [--out FILE] [--list]
@@ -96,12 +96,12 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
 
 
 Group = tuple[dict[str, Any], list[Mapping[str, Any]]]
-"""What the variants of a group start from, and their rows."""
+"""The base of a group of variants, and their rows."""
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The rows of a category by what they start from. A variant's own change hides what it starts from in that field:
-    it belongs to every group with which it agrees in the other fields."""
+    """The rows of a category by their base. A variant's change hides the base's value of that field, so it belongs to
+    every group with which it agrees in the other fields."""
     groups: list[Group] = []
     for row in sorted(rows, key=lambda row: row["variant"] != DEFAULT):  # a default row hides nothing
         whole = _whole(row)

@@ -1,8 +1,8 @@
 """PyTorch's side of the speed benchmark: the model deployed plainly, behind the backends' protocol.
 
-`pytorch` is the fitted Detector itself, nothing folded, with the resize before it and the upsample after it on the same
-device: what somebody has without this project. `pytorch:fused` is the fused graph run eagerly: what folding alone
-brings. `pytorch:compile` and `pytorch:cudagraph` are torch.compile and a captured CUDA graph of these.
+`pytorch` is the fitted Detector without folding, with the resize before it and the upsample after it on the same
+device: the speed without this project. `pytorch:fused` is the fused graph run eagerly: the effect of folding alone.
+`pytorch:compile` and `pytorch:cudagraph` are torch.compile and a captured CUDA graph of these.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def torch_variants(device: str) -> dict[str, tuple[str, ...]]:
 
 
 class Deployed(nn.Module):
-    """A Detector as frame uint8 N x H x W x 3, threshold [1] -> anomaly map, score, mask: what the fused graph is.
+    """A Detector with the fused graph's interface: frame uint8 N x H x W x 3, threshold -> anomaly map, score, mask.
 
     Args:
-        detector: the fitted model; it is used, not copied.
+        detector: the fitted model; not copied.
         frame_size: (H, W) of the frames.
         autocast: type that the detector computes in under autocast; resize and upsample stay FP32.
     """
@@ -76,7 +76,7 @@ class Deployed(nn.Module):
         x = frame.permute(0, 3, 1, 2).float()
         if self.resizes:
             x = self.rows @ x @ self.columns
-        # Casts of the weights are kept between calls only inside one autocast block, so there is nothing to gain.
+        # Autocast keeps casts of weights only within one block, so a cache gains nothing.
         with torch.autocast(x.device.type, self.autocast, cache_enabled=False) if self.autocast else nullcontext():
             scores = self.detector(x).float()
         if self.smooths:
@@ -124,7 +124,7 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def run(self, frames: Tensor, threshold: Tensor) -> Sequence[Tensor]:
-        """Frames and threshold on the device to outputs there; on a GPU the work may still be under way."""
+        """Frames and threshold on the device to outputs there; on a GPU the work may not be finished."""
         if self.mode != "cudagraph":
             outputs: tuple[Tensor, ...] = self._module(frames, threshold)
             return outputs
@@ -188,7 +188,7 @@ def torch_backend(
 def score_frames(
     backend: Backend, frames: Sequence[NDArray[np.uint8]], threshold: float, image_threshold: float
 ) -> list[Result]:
-    """What `Engine` does around a backend, for backends that no bundle opens: the same steps, the same functions."""
+    """The steps of `Engine` around a backend, for backends without a bundle."""
     outputs = backend.infer(to_batch(frames, backend.frame_size), threshold)
     results = []
     for frame, score, a, mask in zip(frames, outputs.score, outputs.anomaly_map, outputs.mask, strict=True):

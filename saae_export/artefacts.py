@@ -1,6 +1,6 @@
-"""One artefact of a bundle: its name and entry, opened as it is calibrated and compared, and the default T in its file.
+"""Artefacts of a bundle: their file names, manifest entries, engines and default thresholds.
 
-Needs neither PyTorch nor, but for `load_graph`, onnx.
+Needs no PyTorch, and onnx only for `load_graph`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 CPU = "onnxruntime:cpu"
-"""The backend that calibrates and compares what every machine can run."""
+"""The backend for calibrating and comparing what every machine can run."""
 
 OPENVINO = "openvino"
-"""The backend that calibrates and compares what is computed in bf16: no other does."""
+"""The backend for calibrating and comparing bf16, which only this one computes."""
 
 
 STORED_HALF: Mapping[str, Any] = {"weights": "fp16"}
-"""What the `options` of a graph say where its weights are stored in FP16."""
+"""The `options` of a graph whose weights are stored in FP16."""
 
 
 def onnx_file(precision: str) -> str:
@@ -60,7 +60,7 @@ def load_graph(path: str | os.PathLike[str]) -> Any:
     """An ONNX file as the onnx package's ModelProto; needs that package.
 
     Raises:
-        DataError: the bytes are no ONNX, or a name in the graph is no UTF-8, which libraries find out half-way.
+        DataError: the file is not ONNX, or a name in the graph is not UTF-8, on which libraries fail later.
     """
     import onnx
 
@@ -75,13 +75,13 @@ def load_graph(path: str | os.PathLike[str]) -> Any:
         names += [node.name, node.op_type, node.domain, *node.input, *node.output]
         names += [item.name for item in node.attribute]
     for name in names:
-        if isinstance(name, bytes):  # what protobuf gives where the text is no UTF-8
-            raise DataError(f"{path} cannot be read as ONNX.", f"The name {name!r} in it is no UTF-8.", cure)
+        if isinstance(name, bytes):  # protobuf's value for text that is not UTF-8
+            raise DataError(f"{path} cannot be read as ONNX.", f"The name {name!r} in it is not UTF-8.", cure)
     return model
 
 
 def stores_half(artefact: Artefact) -> bool:
-    """Whether the artefact is a graph that stores its weights in FP16 and computes with them in FP32 or bf16."""
+    """Whether the artefact is a graph that stores its weights in FP16 and computes in FP32 or bf16."""
     return artefact.kind == "onnx" and artefact.options.get("weights") == STORED_HALF["weights"]
 
 
@@ -98,7 +98,7 @@ def open_artefact(bundle: Bundle, artefact: Artefact) -> Engine:
 
 
 def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
-    """An exported file with another default threshold; nothing else changes.
+    """An exported file with another default threshold; nothing else is changed.
 
     Raises:
         ConfigError: not a graph that `export_onnx` wrote.
@@ -110,7 +110,7 @@ def with_threshold(path: str | os.PathLike[str], threshold: float) -> bytes:
 
 
 def set_threshold(path: str | os.PathLike[str], threshold: float) -> None:
-    """Replaces the default threshold of an exported file (atomically); nothing else changes.
+    """Replace the default threshold of an exported file (atomically); nothing else is changed.
 
     Raises:
         ConfigError: not a graph that `export_onnx` wrote.

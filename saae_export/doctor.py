@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing and what to type: driver, GPUs, libraries, the files of a bundle."""
+"""Reports what this machine can run, what is missing and what to type: driver, GPUs, libraries, files of a bundle."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.table import Table
 import saae_runtime
 from saae_runtime.backends.cuda.api import cuda_install_hint
 from saae_runtime.backends.cuda.jetson import Jetson, find_jetson
+from saae_runtime.backends.onnxruntime.backend import INSTALL
 from saae_runtime.backends.tensorrt.choose import engine_problem
 from saae_runtime.backends.tensorrt.library import (
     FLAVOURS,
@@ -36,13 +37,21 @@ __all__ = ["ArtefactCheck", "Diagnosis", "Finding", "doctor", "print_diagnosis"]
 
 _TIMEOUT = 120  # seconds for one probe; a cold disk of a Jetson takes tens of them
 
-# Everything that loads foreign code runs in a process of its own: a broken library may crash instead of raising.
+# Foreign code is loaded in separate processes: a broken library may crash instead of raising.
 _PROBES = {
     "cuda": "import cuda.bindings as b; print(b.__version__)",
     "tensorrt": "import tensorrt as t; print(t.__version__)",
     "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
     "tensorrt_lean": "import tensorrt_lean as t; print(t.__version__)",
-    "onnxruntime": "import onnxruntime as o; print(o.__version__); print(','.join(o.get_available_providers()))",
+    "onnxruntime": """
+import pathlib
+import onnxruntime as ort
+from saae_runtime.backends.onnxruntime.gpu import load_tensorrt
+providers = ort.get_available_providers()
+print(ort.__version__)
+print(",".join(providers))
+print(load_tensorrt(pathlib.Path(ort.__file__).parent) if "TensorrtExecutionProvider" in providers else "")
+""",
     "openvino": """
 import json
 from saae_runtime.backends.openvino.library import load_library
@@ -85,13 +94,13 @@ print(json.dumps([
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """One item that was checked.
 
     Attributes:
-        name: what.
+        name: of the item.
         ok: whether it is usable.
         detail: version or reason.
-        cure: what to type, where it is not usable or a fault of it is known.
+        cure: what to type if it is not usable or has a known fault.
     """
 
     name: str
@@ -102,7 +111,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ArtefactCheck:
-    """A file or backend of a bundle: whether it runs here, why not, and the cure."""
+    """A file or backend of a bundle: whether it runs here, or why not, and the cure."""
 
     name: str
     file: str
@@ -113,13 +122,13 @@ class ArtefactCheck:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that `doctor` found; `to_json` for machines.
+    """The result of `doctor`; `to_json` for machines.
 
     Attributes:
         system: Python, platform and, on a Jetson, its model and release.
         findings: driver, GPUs, libraries and providers.
         bundle: the bundle's path, empty without one.
-        bundle_problem: why the bundle could not be read, empty where it could.
+        bundle_problem: why the bundle could not be read; empty if it could.
         engines: each compiled engine of the bundle.
         backends: each backend of the runtime with this bundle.
     """
@@ -132,7 +141,7 @@ class Diagnosis:
     backends: tuple[ArtefactCheck, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
+        """As dicts and lists."""
         return dataclasses.asdict(self)
 
 
@@ -142,12 +151,12 @@ Probe = Callable[[str, str], "tuple[bool, list[str]]"]
 def doctor(
     bundle: str | os.PathLike[str] | None = None, *, root: str | Path = "/", probe: Probe | None = None
 ) -> Diagnosis:
-    """Looks at this machine, and at a bundle if one is given; never raises for what it finds.
+    """Check this machine, and a bundle if one is given. Never raises for what it finds.
 
     Args:
         bundle: the bundle's folder.
-        root: of the file system, for tests.
-        probe: called with a name and a piece of Python, gives (whether it ended well, the lines it said); for tests.
+        root: root of the file system, for tests.
+        probe: called with a name and Python code, returns (success, lines of output); for tests.
     """
     run = probe or run_probe
     jetson = find_jetson(root)
@@ -174,8 +183,8 @@ def doctor(
 
 
 def run_probe(name: str, code: str) -> tuple[bool, list[str]]:
-    """Runs Python in a process of its own; whether it ended well, and its output or the end of its complaint."""
-    # The process has to find the saae that this one runs, installed or not.
+    """Run Python code in a separate process; return success, and its output or the end of its error."""
+    # The process must import the same saae, installed or not.
     paths = [str(Path(saae_runtime.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     try:
@@ -197,7 +206,7 @@ def run_probe(name: str, code: str) -> tuple[bool, list[str]]:
 
 
 def print_diagnosis(found: Diagnosis, console: Console) -> None:
-    """Prints a diagnosis as tables."""
+    """Print a diagnosis as tables."""
     console.print(f"Python {found.system['python']} on {escape(found.system['platform'])}")
     if found.system["jetson"]:
         console.print(escape(found.system["jetson"]))
@@ -222,7 +231,7 @@ def _table(title: str, rows: Sequence[tuple[bool, str, str, str]]) -> Table:
 
 
 def _machine(probed: tuple[bool, list[str]]) -> dict[str, Any]:
-    """Driver and GPUs as the probe said them; a probe that crashed is a problem like another."""
+    """Findings on driver and GPUs from the probe; a crashed probe is a finding, too."""
     ok, said = probed
     try:
         if ok:
@@ -282,15 +291,16 @@ def _onnxruntime(probed: tuple[bool, list[str]], jetson: Jetson | None) -> list[
         ("CUDAExecutionProvider", "CUDA"),
         ("TensorrtExecutionProvider", "TensorRT"),
     ):
-        have = name in providers
-        findings.append(
-            Finding(f"onnxruntime {title}", have, "offered" if have else "not in this wheel", "" if have else gpu_cure)
-        )
+        words, cure = ("offered", "") if name in providers else ("not in this wheel", gpu_cure)
+        missing = said[2] if title == "TensorRT" and len(said) > 2 else ""
+        if missing:
+            words, cure = f"in this wheel, but {missing}", INSTALL["onnxruntime:tensorrt"]
+        findings.append(Finding(f"onnxruntime {title}", words == "offered", words, cure))
     return findings
 
 
 def _openvino(probed: tuple[bool, list[str]]) -> Finding:
-    """What the backend itself says: whether it is there, and what the processor computes with it."""
+    """Finding from the backend itself: whether it is installed, and what the processor computes with it."""
     ok, said = probed
     try:
         if ok:
@@ -326,7 +336,7 @@ def _with_bundle(
 
 
 def _engine_verdict(artefact: Artefact, versions: dict[str, str], gpus: Sequence[str], bundle: str) -> tuple[str, str]:
-    """Why an engine does not run here and the cure; both empty where some installed library and GPU take it."""
+    """Why an engine does not run here and the cure; both empty if an installed library and a GPU take it."""
     able = [name for name in FLAVOURS if engine_library(name) == artefact.library]
     installed = [name for name in able if name in versions]
     if not installed:

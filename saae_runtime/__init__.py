@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-# ONNX Runtime from 1.29 on writes a device id and a database below the home folder and looks up a telemetry host. A
-# line PC does neither unless its owner says so. Read when the library is first imported: set before anything else.
+# ONNX Runtime from 1.29 on writes a device id and a database below the home folder and looks up a telemetry host.
+# Switched off here, before the library is first imported, unless the user has set it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from .backends import BACKENDS, BackendOptions
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`TritonEngine`, imported when it is first used."""
+    """Import `TritonEngine` when it is first used."""
     if name == "TritonEngine":
         from .triton.engine import TritonEngine
 

@@ -1,4 +1,4 @@
-"""Files of lines that grow for months: appended by one writer at a time, turned over by size or day, mended."""
+"""Files of lines that grow for months: one writer at a time, rotation by size or day, repair of a cut-off last line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TAIL = 1 << 20
 
 @dataclass(frozen=True)
 class Rotation:
-    """When a new file is begun, and how many old ones stay. size: bytes, None for by day."""
+    """When to start a new file, and how many old ones to keep. size: bytes; None: every day."""
 
     size: int | None
     keep: int
@@ -43,17 +43,16 @@ class Rotation:
 
 
 class LineFile:
-    """Lines of bytes, each written whole: a reader of the file or pipe never sees half a line.
+    """Lines of bytes, each written at once, so that a reader of the file or pipe never sees half a line.
 
-    Lines are appended to what is there. A second writer is refused: while this one is open, it holds `.NAME.lock`
-    beside the file, which the system releases however the process ends. A device or a pipe is not locked, cut or
-    turned over.
+    Lines are appended to the file. A second writer is refused: this one holds `.NAME.lock` beside the file while it is
+    open, and the system releases it however the process ends. A device or a pipe is not locked, cut or rotated.
 
     Args:
         path: the file (folders made).
-        ours: what a line of ours begins with: a half-written last line that begins so is cut off when the file is
-            opened, another is closed. Empty: it is cut off whatever it is.
-        cure: what the second writer can do.
+        ours: prefix of our lines: an incomplete last line with this prefix is cut off when the file is opened, another
+            one gets a line end. Empty: any incomplete line is cut off.
+        cure: advice for the second writer.
         overwrite: empty the file first.
         rotation: when to begin a new file: NAME becomes NAME.1, that NAME.2, and so on.
         header: the first line of every new file.
@@ -108,7 +107,7 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def _mend(self) -> None:
-        """Repair a line that a power cut left half-written: cut off ours, end another's."""
+        """Repair an incomplete last line after a power cut: cut off ours, end another's."""
         assert self._file is not None
         if self._end == 0:
             return
@@ -125,11 +124,11 @@ class LineFile:
         self._end = self._file.seek(0, os.SEEK_END)
 
     def write(self, line: bytes) -> None:
-        """Write a line, or several, with their ends, and hand them to the system at once.
+        """Write complete lines, and hand them to the system at once.
 
         Raises:
-            StorageError: the disk is full; the lines before stay whole, and the next call tries again.
-            BrokenPipeError: whoever read the pipe has gone.
+            StorageError: the disk is full; earlier lines stay complete, and the next call tries again.
+            BrokenPipeError: the reader of the pipe has closed it.
         """
         if self._file is None:
             self._open(overwrite=False)
@@ -150,7 +149,7 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def sync(self) -> None:
-        """Have the disk write what the system holds.
+        """Sync the file to disk.
 
         Raises:
             StorageError: it failed.
@@ -163,7 +162,7 @@ class LineFile:
             raise storage_error(self.path, error) from error
 
     def tail(self, count: int) -> list[bytes]:
-        """The last lines, at most so many, those of the files before included; the latest last."""
+        """At most this many last lines, also from rotated files; the latest last."""
         found = _last_lines(self.path, count) if self.path.is_file() else []
         for number in range(1, 1 + (self._rotation.keep if self._rotation is not None else 0)):
             older = self.path.with_name(f"{self.path.name}.{number}")
@@ -189,7 +188,7 @@ class LineFile:
                     newer.replace(older)
             if not old:
                 self.path.unlink(missing_ok=True)
-            for number in range(self._rotation.keep + 1, self._rotation.keep + 100):  # more were kept before
+            for number in range(self._rotation.keep + 1, self._rotation.keep + 100):  # an earlier run kept more
                 extra = self.path.with_name(f"{self.path.name}.{number}")
                 if not extra.exists():
                     break

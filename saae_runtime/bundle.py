@@ -1,4 +1,4 @@
-"""The bundle on disk: a folder with a manifest, opened with every file checked and written whole or not at all."""
+"""The bundle on disk: a folder with a manifest. Opening checks every file; writing is all or nothing."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["MANIFEST", "Bundle", "is_bundle", "open_bundle", "refuse_foreign", "
 MANIFEST = "manifest.json"
 
 _MANIFEST_LIMIT = 64 << 20  # bytes: a manifest is some 100 kB; do not read a disk image into memory
-_TRIES = 4  # to open a bundle that another process replaces meanwhile
-_PAUSE = 0.05  # seconds before the next one: a replacement takes two renames
+_TRIES = 4  # attempts to open a bundle that another process replaces
+_PAUSE = 0.05  # seconds between attempts: a replacement takes two renames
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 
 Fill = Callable[[Path], None] | Mapping[str, bytes | str | os.PathLike[str]]
@@ -44,8 +44,8 @@ class Bundle:
 
     Attributes:
         path: the folder, resolved.
-        manifest: what it says about itself.
-        stamp: which manifest.json it was opened with; empty for one that was never on disk.
+        manifest: its manifest.
+        stamp: identifies the manifest.json that was opened; empty for a bundle that was never on disk.
     """
 
     path: Path
@@ -77,11 +77,11 @@ class Bundle:
         )
 
     def only(self, artefact: Artefact) -> Bundle:
-        """This bundle as if it had no other artefact, to open exactly this one."""
+        """This bundle with only one artefact, to open exactly that one."""
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, artefacts=(artefact,)))
 
     def sha256(self, relative: str) -> str:
-        """The hash of a file as the manifest has it."""
+        """The hash of a file in the manifest."""
         return self.manifest.files[relative].sha256
 
 
@@ -99,15 +99,15 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
 
     The manifest is parsed strictly, every path is checked to stay inside, every size is compared, and with `verify`
     every hash too (sizes first: a truncated file is found without reading gigabytes). A bundle that a killed writer
-    has moved aside is put back, and where another one takes its place meanwhile, that one is opened.
+    has moved aside is restored, and if the bundle is replaced meanwhile, the new one is opened.
 
     Args:
         path: the folder.
         verify: whether to compare hashes; sizes are always compared.
-        mend: leave out engines that are missing, truncated or changed, instead of raising: they can be compiled again.
+        mend: leave out engines that are missing, truncated or changed instead of raising; they can be compiled again.
 
     Raises:
-        BundleNotFoundError: nothing there, a file instead of a folder, or a folder without a manifest.
+        BundleNotFoundError: nothing found, a file instead of a folder, or a folder without a manifest.
         BundleCorruptError: a manifest that is not one, or a file that is missing, truncated or changed.
         BundleVersionError: written by a newer saae.
         BundlePathError: a path in the manifest that leaves the folder.
@@ -122,7 +122,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, mend: bool = 
         else:
             if last or bundle.is_current():
                 return bundle
-        # A writer has put another bundle in its place meanwhile: half of what was read may be of the one before.
+        # The bundle was replaced meanwhile: part of what was read may be of the old one.
         time.sleep(_PAUSE)
     raise AssertionError("the last try returns or raises")
 
@@ -159,11 +159,11 @@ def _open(path: str | os.PathLike[str], verify: bool, mend: bool) -> Bundle:
 
 
 def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill) -> Bundle:
-    """Write a bundle: the whole folder appears at once, or what was there before stays.
+    """Write a bundle: the complete folder appears at once, or the earlier one stays.
 
     Args:
         target: the folder to write; a bundle that is already there is replaced.
-        manifest: everything but `files`, which is computed here, and `schema`, which is this version's.
+        manifest: everything except `files`, which is computed here, and `schema`, which is this version's.
         fill: writes the bundle's files into the folder given to it; or a mapping from relative path to content
             (bytes) or to a file to copy.
 
@@ -171,7 +171,7 @@ def write_bundle(target: str | os.PathLike[str], manifest: Manifest, fill: Fill)
         The written bundle, opened.
 
     Raises:
-        ConfigError: `target` is a folder that is no bundle and not empty; it is not overwritten.
+        ConfigError: `target` is a folder with something other than a bundle; it is not overwritten.
         BundleCorruptError: an artefact of the manifest was not written.
         BundlePathError: a path that leaves the folder, or a symbolic link among the files.
         StorageError: the disk is full, or the place may not be written to.
@@ -195,14 +195,14 @@ def update_bundle(
 ) -> Bundle:
     """Write a bundle again with files added or replaced, such as an engine built later.
 
-    The files that the bundle has are linked (copied where links are not possible), so this is cheap for large ones.
+    Existing files are linked (or copied if links are not possible), so this is cheap for large ones.
 
     Args:
         bundle: the bundle as it is.
         manifest: the new manifest; its `files` is computed.
         fill: writes the new files, see `write_bundle`.
         drop: files of the bundle to leave out.
-        target: another folder to write to; the bundle itself stays as it is.
+        target: another folder to write to; the bundle itself is not changed.
 
     Raises:
         As `write_bundle`.
@@ -224,7 +224,7 @@ def _require_folder(folder: Path) -> None:
         if aside is not None:
             raise BundleNotFoundError(
                 f"No bundle at {folder}.",
-                f"Replacing it was cut short; the one before lies in {aside}, and this user may not rename it.",
+                f"A replacement was interrupted; the earlier bundle is in {aside}, and this user may not rename it.",
                 shell_line("mv", aside, folder),
             )
     if not folder.exists():
@@ -260,7 +260,7 @@ def _read_manifest(folder: Path) -> Any:
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise BundleCorruptError(f"{path} is a link out of the bundle.", "", _REBUILD)
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe could wait for ever
             raise BundleCorruptError(f"{path} is not a manifest.", "It is not a regular file.", _REBUILD)
         if found.st_size > _MANIFEST_LIMIT:
             raise BundleCorruptError(f"{path} is not a manifest.", f"It has {found.st_size} bytes.", _REBUILD)
@@ -275,7 +275,7 @@ def _read_manifest(folder: Path) -> Any:
 
 
 def _stamp(folder: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Which manifest.json lies in a folder: it is never written in place. Empty where there is none."""
+    """Identifies the manifest.json of a folder, which is never written in place. Empty without one."""
     try:
         found = (Path(folder) / MANIFEST).stat()
     except (OSError, ValueError, TypeError):
@@ -309,7 +309,7 @@ def _check_complete(manifest: Manifest, folder: Path) -> None:
 
 
 def _inside(root: Path, relative: str) -> Path:
-    """`root / relative`, after proving that it stays inside `root` (resolved)."""
+    """`root / relative`, after a check that it stays inside `root` (resolved)."""
     parts = PurePosixPath(relative).parts
     plain = bool(parts) and not relative.startswith("/") and ".." not in parts
     if not plain or any(bad in relative for bad in ("\\", "\0", ":")):
@@ -362,10 +362,10 @@ def _check_hash(path: Path, name: str, entry: FileEntry, folder: Path) -> None:
 
 
 def refuse_foreign(target: Path) -> None:
-    """Make sure that a bundle may be written to `target`: nothing is there, or an empty folder, or a bundle.
+    """Check that a bundle may be written to `target`: it is missing, an empty folder, or a bundle.
 
     Raises:
-        ConfigError: something else is there.
+        ConfigError: it is something else.
         StorageError: the place may not be written to.
     """
     may_write_folder(target)

@@ -19,7 +19,7 @@ class WorkerDied(Exception):
 
 def library() -> Any:
     """The module `ray`. Raises BackendUnavailableError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a line's machine tells nobody that it runs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # report no usage of a production machine
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -57,7 +57,7 @@ def connected(address: str) -> Iterator[None]:
 
 
 def check_room(workers: int, cpus: int, gpus: int) -> None:
-    """Refuses more workers than the cluster has room for; each takes so many CPUs and GPUs. Raises ConfigError."""
+    """Refuse more workers than the cluster has room for; each takes so many CPUs and GPUs. Raise ConfigError."""
     have = library().cluster_resources()
     for name, each in (("CPU", cpus), ("GPU", gpus)):
         if have.get(name, 0) < each * workers:

@@ -16,7 +16,7 @@ __all__ = ["to_detections"]
 
 
 def to_detections(result: Result, min_area: int = 1) -> Any:
-    """One detection a region, strongest first; see `Result.detections`."""
+    """One detection per region, strongest first; see `Result.detections`."""
     try:
         import supervision
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The end of a process waits for native calls under way, so that it ends with its own exit code."""
+"""Makes the end of a process wait for running native calls, so that it keeps its exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 __all__ = ["native_call"]
 
-_LONGEST = 60.0  # seconds that the end of the process waits for calls under way
+_LONGEST = 60.0  # seconds that the end of the process waits for running calls
 
 _changed = threading.Condition()
 _running = 0
@@ -18,11 +18,11 @@ _ending = False
 
 @contextmanager
 def native_call() -> Iterator[None]:
-    """Around code that runs inside an inference library.
+    """A block that runs inside an inference library.
 
-    At its end Python stops daemon threads where they next need the interpreter. In the middle of C++ that ends the
-    whole process with `terminate called` and exit code 134. So the end waits for calls under way, and a daemon thread
-    that would begin one by then sleeps until the process is gone.
+    At its end Python stops daemon threads when they next need the interpreter. Inside C++ this aborts the process with
+    `terminate called` and exit code 134. So the end waits for running calls, and a daemon thread that would start
+    another one sleeps until the process has ended.
     """
     global _running
     with _changed:

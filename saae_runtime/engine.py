@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -20,6 +19,7 @@ from . import backends, geometry
 from .backends.base import Backend, RawOutputs
 from .backends.cuda.arrays import device_rank, is_device_array
 from .bundle import Bundle, open_bundle
+from .call_thresholds import CallThresholds, check_request
 from .ending import native_call
 from .errors import BackendError, BundleError, ConfigError, FrameError, shown
 from .frames import Resize, as_frames, enough_memory, to_batch
@@ -33,29 +33,22 @@ from .stream import Pipeline
 __all__ = ["Engine"]
 
 _RESIZE_THREADS = 4
-_LARGEST = float(np.finfo(np.float32).max)
 _MOST_BATCH = 1 << 16
 _BATCH = 16  # frames in one call of a backend that sets no limit itself
 _Size = tuple[int, int]
 _Scored = TypeVar("_Scored")
 
 
-@dataclass(frozen=True)
-class _Limits:
-    pixel: float
-    image: float
-
-
 class Engine:
     """Scores frames with a bundle, without PyTorch.
 
-    One engine may be called from several threads. Handed to another process, it is opened there from the same bundle,
+    One engine may be called from several threads. Passed to another process, it is opened there from the same bundle
     with the same options. Close it when done, or use it as a context manager.
 
     Args:
         bundle: the bundle's folder, or an opened bundle.
         backend: `auto` (the fastest here, timed once on each machine; `explain` says more), `onnxruntime`, or a name of
-            `saae_runtime.backends.BACKENDS`, which is opened or is an error, never replaced by another.
+            `saae_runtime.backends.BACKENDS`, which is never replaced by another.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's choice. Thresholds are those
             calibrated for it.
@@ -63,8 +56,8 @@ class Engine:
         threshold: pixel threshold T itself, instead of `fpr`.
         image_fpr: acceptable false-positive rate of whole frames; None: the bundle's default.
         image_threshold: image threshold itself, instead of `image_fpr`.
-        white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are taken as well.
-            None: the bundle's, where it was built with one.
+        white_level: largest value of a 16-bit camera's pixels, such as 4095; with it, uint16 frames are accepted, too.
+            None: the bundle's, if it has one.
         verify: whether the hashes of the bundle's files are compared first.
         options: threads, hint, max_batch, cache, measure and more; see `saae_runtime.backends.BackendOptions`.
 
@@ -94,7 +87,7 @@ class Engine:
         verify: bool = True,
         **options: Any,
     ) -> None:
-        self._closed = True  # until the backend is open; close() works on a half-made engine
+        self._closed = True  # until the backend is open; close() works on an incomplete engine
         limits = {"fpr": fpr, "threshold": threshold, "image_fpr": image_fpr, "image_threshold": image_threshold}
         self._check_options(white_level, **limits)
         self._device = device
@@ -117,7 +110,7 @@ class Engine:
 
     @staticmethod
     def _check_options(white_level: int | None, **limits: float | None) -> None:
-        _check_limits(**limits)
+        check_request(**limits)
         check_white_level(white_level)
 
     def _begin(
@@ -129,7 +122,7 @@ class Engine:
         threads: int | None,
         **limits: float | None,
     ) -> None:
-        """Take over an open backend: from here on the engine is open. `again` opens it again in another process."""
+        """Take over an open backend; the engine is open from here on. `again` opens it in another process."""
         self._bundle, self._backend = bundle, backend
         self._white_level = self.manifest.frame.white_level if white_level is None else white_level
         self._again = again
@@ -141,7 +134,7 @@ class Engine:
         self._streams: weakref.WeakSet[Pipeline[Any]] = weakref.WeakSet()
         self._closed = False
         try:
-            self._limits = self._choose(**limits, default=None)
+            self._limits = CallThresholds.choose(self._tables, None, **limits)
         except BaseException:
             self.close()
             raise
@@ -163,17 +156,17 @@ class Engine:
 
     @property
     def threshold(self) -> float:
-        """Pixel threshold T in force where a call names none."""
+        """Pixel threshold T of calls that give none."""
         return self._limits.pixel
 
     @property
     def image_threshold(self) -> float:
-        """Image threshold in force where a call names none."""
+        """Image threshold of calls that give none."""
         return self._limits.image
 
     @property
     def white_level(self) -> int | None:
-        """White of 16-bit frames and files; None: not given, and uint16 frames are refused."""
+        """White level of 16-bit frames and files; None: not set, and uint16 frames are refused."""
         return self._white_level
 
     def explain(self) -> str:
@@ -182,10 +175,10 @@ class Engine:
         return f"{self._backend.description}\n{ways}"
 
     def health(self) -> dict[str, Any]:
-        """How the engine's calls went (streams are not counted), plain values for JSON.
+        """Statistics of the engine's calls (without streams), as JSON values.
 
         Returns:
-            `open`; `backend`, in words; `counts` of `frames` and of `failed` calls; `latency_ms` of the latest 2000
+            `open`; `backend`, described; `counts` of `frames` and of `failed` calls; `latency_ms` of the latest 2000
             calls, by percentile; `last_error` and its age in seconds; `idle_seconds` since the last good call.
         """
         reading = self._meter.read().to_dict()
@@ -227,8 +220,8 @@ class Engine:
 
         Args:
             frames: uint8 H x W x 3 (RGB), H x W x 1 or H x W: one frame; N x H x W x 3 (or x 1): a batch; a list of
-                frames, sizes may differ. Any size: what is not the graph's size is resized on the way in, and the
-                map is brought back to the frame's own size. With TensorRT also a GPU array (CUDA array interface or
+                frames, sizes may differ. Frames that do not have the graph's size are resized, and the map is resized
+                back to theirs. With TensorRT also a GPU array (CUDA array interface or
                 DLPack), H x W x 3 or N x H x W x 3 at the graph's size, which is taken without a host copy.
             fpr, threshold, image_fpr, image_threshold: for this call, instead of the engine's; see the class.
 
@@ -240,7 +233,7 @@ class Engine:
             ConfigError: `fpr` and `threshold` both given, a rate outside 0..1, or the engine is closed.
             BackendError: the inference failed, or gave values that are not finite.
         """
-        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, self._limits, fpr, threshold, image_fpr, image_threshold)
         on_device = is_device_array(frames)
         if on_device:
             single = device_rank(frames) == 3
@@ -253,7 +246,7 @@ class Engine:
         return results[0] if single else results
 
     def _metered(self, score: Callable[[], list[_Scored]]) -> list[_Scored]:
-        """One call: counted, timed, and waited for by `close`."""
+        """A call that is counted, timed, and waited for by `close`."""
         self._enter()
         start = time.perf_counter()
         try:
@@ -282,10 +275,10 @@ class Engine:
     ) -> Iterator[Result]:
         """Score a source of single frames, in order; reading, computing and using results overlap.
 
-        The source is read on a thread of its own, a few frames ahead. Its exceptions are raised here, after the
-        results before them. Stopping early (break, an exception, closing the engine) ends the threads.
+        The source is read on a separate thread, a few frames ahead. Its exceptions are raised here, after the earlier
+        results. Stopping early (break, an exception, closing the engine) ends the threads.
 
-        A result is there as soon as it is computed, whether or not the source has a next frame.
+        A result is returned as soon as it is computed, whether or not the source has a next frame.
 
         Args:
             frames: any iterable of single frames (see `__call__`), also one array N x H x W x 3 or N x H x W x 1.
@@ -299,7 +292,7 @@ class Engine:
         Raises:
             As `__call__`.
         """
-        limits = self._choose(fpr, threshold, image_fpr, image_threshold, self._limits)
+        limits = CallThresholds.choose(self._tables, self._limits, fpr, threshold, image_fpr, image_threshold)
         most = self._backend.max_batch
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= _MOST_BATCH:
             raise ConfigError(f"batch_size={shown(batch_size)} is not possible.", "", "give a whole number from 1 up")
@@ -312,8 +305,8 @@ class Engine:
         pipeline = Pipeline(frames, self._prepare, self._backend, limits.pixel, batch_size)
         return self._results(pipeline, limits)
 
-    def _results(self, pipeline: Pipeline[_Size], limits: _Limits) -> Iterator[Result]:
-        with self._idle:  # close() ends every stream that it finds here
+    def _results(self, pipeline: Pipeline[_Size], limits: CallThresholds) -> Iterator[Result]:
+        with self._idle:  # close() ends every stream in this set
             self._check_open()
             self._streams.add(pipeline)
         for sizes, outputs in pipeline:
@@ -334,7 +327,7 @@ class Engine:
         with enough_memory(checked.items):
             frame = to_batch(checked.items, self._backend.frame_size)[0]
             if np.may_share_memory(frame, checked.items[0]):
-                # Read ahead of the inference: a camera may write its next frame into the same memory meanwhile.
+                # Copied, because frames are read ahead and a camera may reuse the memory.
                 frame = frame.copy()
         return _size(checked.items[0]), frame
 
@@ -353,7 +346,7 @@ class Engine:
         self._backend.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What another process makes its own engine from (`multiprocessing` with `spawn`): the bundle, opened there."""
+        """What another process opens its engine from (`multiprocessing` with `spawn`)."""
         self._check_open()
         return self._again, ()
 
@@ -368,7 +361,7 @@ class Engine:
         state = "closed" if self._closed else self._backend.description
         return f"Engine({self.manifest.category}: {state})"
 
-    def _score(self, frames: Sequence[NDArray[np.uint8]], limits: _Limits) -> list[Result]:
+    def _score(self, frames: Sequence[NDArray[np.uint8]], limits: CallThresholds) -> list[Result]:
         results: list[Result] = []
         step = self._backend.max_batch or _BATCH
         for start in range(0, len(frames), step):
@@ -378,7 +371,7 @@ class Engine:
                 results.extend(self._finish([_size(frame) for frame in part], outputs, limits))
         return results
 
-    def _score_on_device(self, frames: Any, limits: _Limits) -> list[Result]:
+    def _score_on_device(self, frames: Any, limits: CallThresholds) -> list[Result]:
         if not self._backend.takes_device_arrays:
             raise FrameError(
                 f"The frames lie on a GPU; {self._backend.name} takes frames on the host.",
@@ -388,9 +381,9 @@ class Engine:
         outputs = self._backend.infer(frames, limits.pixel)
         return list(self._finish([self._backend.frame_size] * len(outputs.score), outputs, limits))
 
-    def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: _Limits) -> Iterator[Result]:
+    def _finish(self, sizes: Sequence[_Size], outputs: RawOutputs, limits: CallThresholds) -> Iterator[Result]:
         for size, score, anomaly_map in zip(sizes, outputs.score, outputs.anomaly_map, strict=True):
-            # NaN is above no threshold: without this check a damaged model would call every frame good.
+            # NaN exceeds no threshold: without this check a damaged model would call every frame good.
             if not math.isfinite(score) or not math.isfinite(float(anomaly_map.sum())):
                 raise BackendError(
                     f"{self._backend.description} gave a score or map that is not finite.",
@@ -404,29 +397,6 @@ class Engine:
             mask.setflags(write=False)
             rank = self._tables.image.share_below(float(score))
             yield Result(float(score), anomaly_map, mask, limits.pixel, limits.image, rank)
-
-    def _choose(
-        self,
-        fpr: float | None,
-        threshold: float | None,
-        image_fpr: float | None,
-        image_threshold: float | None,
-        default: _Limits | None,
-    ) -> _Limits:
-        _check_limits(fpr, threshold, image_fpr, image_threshold)
-        if threshold is not None:
-            pixel = float(threshold)
-        elif fpr is not None or default is None:
-            pixel = self._tables.pixel.at(fpr)
-        else:
-            pixel = default.pixel
-        if image_threshold is not None:
-            image = float(image_threshold)
-        elif image_fpr is not None or default is None:
-            image = self._tables.image.at(image_fpr)
-        else:
-            image = default.image
-        return _Limits(pixel, image)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -451,9 +421,9 @@ def _open_both(
     verify: bool,
     options: dict[str, Any],
 ) -> tuple[Bundle, Backend]:
-    """The bundle and a backend on its file; once more where another process has replaced the bundle in between.
+    """Open the bundle and a backend; again if another process replaces the bundle meanwhile.
 
-    Without that, a new graph could be judged by the thresholds of the old one.
+    Otherwise a new graph could be judged by the thresholds of the old one.
     """
     for last in (False, True):
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, verify=verify)
@@ -471,9 +441,9 @@ def _open_both(
 
 
 def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
-    """How the frames of a call are resized: large ones in bands at the same time, on at most `threads` threads.
+    """The resize function for calls: large frames in parallel bands, on at most `threads` threads.
 
-    A stream does not: there, resizing runs beside the inference, which would have to wait for it.
+    Streams do not use it: there, resizing runs beside the inference and would slow it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(threads or cores, _RESIZE_THREADS)
@@ -484,7 +454,7 @@ def _resizing(threads: int | None) -> tuple[Resize, ThreadPoolExecutor | None]:
 
 
 def _check_source(frames: Any) -> None:
-    """Refuse one frame as the source of a stream: its rows would be taken for gray frames."""
+    """Refuse a single frame as the source of a stream: its rows would be taken for gray frames."""
     shape = getattr(frames, "shape", None)
     if not isinstance(shape, tuple) or len(shape) == 4:
         return
@@ -504,25 +474,3 @@ def _size(frame: NDArray[np.uint8]) -> _Size:
 
 def _closed_error() -> ConfigError:
     return ConfigError("This engine is closed.", "close() was called, or its `with` block has ended.", "open a new one")
-
-
-def _check_limits(
-    fpr: float | None, threshold: float | None, image_fpr: float | None, image_threshold: float | None
-) -> None:
-    for rate, limit, prefix in ((fpr, threshold, ""), (image_fpr, image_threshold, "image_")):
-        if rate is not None and limit is not None:
-            raise ConfigError(
-                f"{prefix}fpr and {prefix}threshold are both given.",
-                "Each of them alone decides the threshold.",
-                f"give {prefix}fpr (a rate, looked up in the bundle's table) or {prefix}threshold (the value itself)",
-            )
-        if limit is not None and not _is_finite(limit):
-            raise ConfigError(f"{prefix}threshold={shown(limit)} is not possible.", "", "give a finite number")
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value is a real number that float32, in which maps are compared with it, can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    exact = value if isinstance(value, int) else float(value)  # a whole number may have any length
-    return abs(exact) <= _LARGEST  # false for NaN

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def shown(value: object, most: int = 60) -> str:
-    """A value for a message: at most `most` characters, also where it has more digits than Python prints."""
+    """A value as text for a message, at most `most` characters."""
     try:
         text = repr(value)
     except Exception:
@@ -96,7 +96,7 @@ class WeightsError(SaaeError):
 
 
 class CheckpointError(SaaeError):
-    """A fitted model on disk that is missing, damaged or of another version."""
+    """A fitted model on disk that is missing, damaged or of a different version."""
 
 
 class FitError(SaaeError):

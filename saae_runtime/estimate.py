@@ -1,4 +1,4 @@
-"""The image threshold as an estimate: from the scores of a handful of good images to any false-alarm rate."""
+"""Estimates the image threshold for any false-alarm rate from the scores of a few good images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .errors import CalibrationError
 __all__ = ["DEFAULT_FALSE_ALARMS", "ScoreModel", "chance_of_more", "highest_rate"]
 
 DEFAULT_FALSE_ALARMS = 0.05
-"""Default share of good images called defective: one in twenty. At rarer alarms products whose good parts vary much
-lose more detections than they spare looks (docs/quality.md)."""
+"""Default share of good images called defective: one in twenty. At lower rates, products whose good parts vary much
+lose too many detections (docs/quality.md)."""
 
 _TRIM = 0.05
-_TRIM_ONE_FROM = 8  # with so many images one may be wrong without deciding anything
-_LEAST_RATE = 1e-4  # the straight line is believed down to here
-_FITS = 0.05  # level of the test that the line is not far too low
+_TRIM_ONE_FROM = 8  # fewest images with which a wrong one does not matter
+_LEAST_RATE = 1e-4  # lowest rate to which the straight line is extrapolated
+_FITS = 0.05  # level of the test whether the line is too low
 
 _NORMAL = NormalDist()
 
@@ -32,9 +32,8 @@ class ScoreModel:
 
     The logarithms' normal quantile plot is a straight line whose middle (without the smallest and largest 5 % of the
     points, and without one of each from eight images on) gives centre and spread. A threshold is the prediction bound
-    for one more image, with Student's t for the few images that it rests on. Where more of the given images lie above
-    it than the rate can explain (a binomial test at 5 %), the tail is heavier than the line, and their own quantile
-    takes its place.
+    for one more image, with Student's t. If more of the given images lie above it than the rate explains (a binomial
+    test at 5 %), the tail is heavier than the line, and the scores' own quantile is used.
 
     Attributes:
         scores: of the good images, ascending.
@@ -47,7 +46,7 @@ class ScoreModel:
 
     @classmethod
     def fit(cls, scores: Sequence[float]) -> ScoreModel:
-        """Raises CalibrationError: no scores, or one that is not finite, or negative."""
+        """Raise CalibrationError: no scores, or one that is not finite, or negative."""
         values = np.sort(np.asarray(scores, np.float64))
         if not values.size:
             raise CalibrationError("An image threshold needs at least one score.", "", "give more normal images")
@@ -64,8 +63,8 @@ class ScoreModel:
     def threshold(self, rate: float) -> float:
         """The score that a share `rate` (0..1) of further good images exceeds.
 
-        0 is the paper's choice, just above the largest score (section 4.1.2), or what the line says of one image in
-        ten thousand, where that is more.
+        0 is the paper's choice, just above the largest score (section 4.1.2), or the line's value for one image in ten
+        thousand, if that is higher.
         """
         if rate >= 1.0:
             return 0.0
@@ -84,7 +83,7 @@ class ScoreModel:
         return high
 
     def leverage(self, rate: float) -> NDArray[np.float64]:
-        """How much the threshold of `rate` would fall without each image, relatively; in the order of `scores`."""
+        """Relative fall of the threshold of `rate` without each image, in the order of `scores`."""
         full = self.threshold(rate)
         if len(self.scores) < 2:
             return np.zeros(len(self.scores))
@@ -95,7 +94,7 @@ class ScoreModel:
         return 1.0 - np.asarray(without) / max(full, 1e-12)
 
     def bound(self, rate: float) -> float:
-        """The line's own threshold for a rate above 0, whatever the scores' tail does."""
+        """The line's threshold for a rate above 0, without the check of the tail."""
         count = len(self.scores)
         quantile = _NORMAL.inv_cdf(1.0 - rate) if count < 2 else _t_quantile(1.0 - rate, count - 1)
         return math.exp(min(self.centre + quantile * math.sqrt(1.0 + 1.0 / count) * self.spread, 80.0))
@@ -107,7 +106,7 @@ def chance_of_more(above: int, count: int, rate: float) -> float:
 
 
 def highest_rate(above: int, count: int, confidence: float = 0.95) -> float:
-    """The largest false-alarm rate that `above` of `count` images do not rule out (Clopper and Pearson, one-sided).
+    """Upper confidence bound of the false-alarm rate from `above` of `count` images (Clopper and Pearson, one-sided).
 
     Args:
         above: good images above the threshold.
@@ -152,7 +151,7 @@ def _t_quantile(share: float, freedom: int) -> float:
 
 
 def _explained(count: int, rate: float) -> int:
-    """The most of `count` images above the threshold of `rate` that chance still explains."""
+    """Largest number of `count` images above the threshold of `rate` that chance explains."""
     above = math.floor(rate * count)
     while above < count and 1.0 - _binomial(above, count, rate) > _FITS:
         above += 1

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read if they are regular, hashed."""
+"""Files: atomic writes, reads of regular files only, hashes."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ _CHUNK = 1 << 20
 _LONGEST_NAME = 255  # bytes
 _TEMPORARY = "saae-tmp"
 MARKS = len(f"..{'0' * 8}.{_TEMPORARY}")
-"""Bytes by which a temporary name is longer than the name that it stands for."""
+"""Bytes by which a temporary name is longer than the final name."""
 _LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{8}}\.{_TEMPORARY}", re.DOTALL)
 _GRACE = 10.0  # seconds
-_swept: set[Path] = set()  # folders whose leftovers this process has removed: a folder of pictures is large
+_swept: set[Path] = set()  # folders cleaned by this process; listing a large folder is slow
 
 
 class IrregularFileError(OSError):
-    """A path of a pipe, a device, a socket or a folder, where a file was to be read."""
+    """The path is a pipe, a device, a socket or a folder, not a file."""
 
 
 class LargeFileError(OSError):
-    """A file larger than the limit; `size` is its size in bytes."""
+    """The file is larger than the limit; `size` is its size in bytes."""
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"{size} bytes, at most {limit} are read")
@@ -71,11 +71,11 @@ class LargeFileError(OSError):
 def open_regular(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a regular file, or a link to one, for reading.
 
-    A FIFO would wait for a writer for ever, and a device may have no end: they are refused before and, should the
-    name be given to another file meanwhile, after opening.
+    Opening a FIFO could wait for ever, and a device may have no end. They are refused before opening, and again after
+    it, in case the file was replaced.
 
     Raises:
-        IrregularFileError: something else is there.
+        IrregularFileError: it is not a regular file.
         OSError: it is missing or cannot be opened.
     """
     file = Path(path)
@@ -124,7 +124,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: the form that digests and cache keys are made of.
+    """JSON with sorted keys and no spaces, for digests and cache keys.
 
     Raises:
         ValueError: the value holds a NaN or an infinity.
@@ -161,9 +161,9 @@ def sync_directory(path: Path) -> None:
 
 
 def short_name(name: str, room: int = 0) -> str:
-    """A file name that leaves `room` bytes of the longest name that file systems take.
+    """A file name that is `room` bytes shorter than the longest possible name.
 
-    A longer one is cut and gets eight letters of its hash, so that two names that begin alike stay two names.
+    A longer name is cut and gets eight letters of its hash, so that names with a common beginning stay different.
     """
     data = os.fsencode(name)
     if len(data) + room <= _LONGEST_NAME:
@@ -173,13 +173,13 @@ def short_name(name: str, room: int = 0) -> str:
 
 
 def temporary_name(target: Path, suffix: str = _TEMPORARY) -> Path:
-    """A hidden name beside `target` that nobody has."""
+    """A unique hidden name beside `target`."""
     return target.with_name(f".{short_name(target.name, MARKS)}.{uuid.uuid4().hex[:8]}.{suffix}")
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Mark a temporary file or folder as in use until the process leaves or ends, however it ends."""
+    """Mark a temporary file or folder as in use until the block or the process ends."""
     if fcntl is None:
         yield
         return
@@ -193,7 +193,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder; not what another one is writing."""
+    """Remove temporary files of killed writers from a folder, but not those in use."""
     if fcntl is None:
         return
     try:
@@ -205,7 +205,7 @@ def sweep(folder: Path) -> None:
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                # A writer has a moment between making its file and locking it.
+                # There is a moment between creating a file and locking it.
                 if time.time() - os.fstat(handle).st_ctime < _GRACE:
                     continue
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,8 +218,8 @@ def sweep(folder: Path) -> None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` stays as it was. The first file that a
-    process writes into a folder removes what killed writers have left there.
+    On any exception, also Ctrl-C, the temporary file is removed and `path` is unchanged. The first write of a process
+    into a folder also removes temporary files of killed writers.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.
@@ -266,7 +266,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a file, a link or a whole folder, as far as it may be removed."""
+    """Remove a file, a link or a folder, as far as possible."""
     if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)
     else:

@@ -1,4 +1,4 @@
-"""Folders written whole or not at all: written beside the target, then swapped in."""
+"""Atomic writes of folders: written beside the target, then swapped in."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .files import MARKS, held, remove, short_name, storage_error, sweep, sync_d
 
 __all__ = ["atomic_directory", "may_write_folder", "put_back"]
 
-_SWAPS = 3  # tries, should a reader put the old folder back in the middle of one
+_SWAPS = 3  # attempts, in case a reader restores the old folder meanwhile
 
 
 def _moved_aside(target: Path) -> list[Path]:
-    """What a writer that was killed has left of the folders that it replaced, the latest last."""
+    """Old folders that killed writers have left, the latest last."""
     name = re.compile(rf"\.{re.escape(short_name(target.name, MARKS))}\.[0-9a-f]{{8}}\.old")
     try:
         found = [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name)]
@@ -35,7 +35,7 @@ def put_back(target: str | os.PathLike[str]) -> Path | None:
         target: a folder that `atomic_directory` writes.
 
     Returns:
-        None if there is nothing (more) to put back; else the path of the old folder, which may not be renamed.
+        None if nothing is left to restore; else the path of the old folder, which may not be renamed.
     """
     folder = Path(target)
     aside = _moved_aside(folder)
@@ -50,21 +50,20 @@ def put_back(target: str | os.PathLike[str]) -> Path | None:
 
 @contextmanager
 def atomic_directory(target: str | os.PathLike[str], replace: bool = True, last: str = "") -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on success it takes the place of `target`.
+    """Yield a temporary folder beside `target`; on success it replaces `target`.
 
     An existing `target` is kept until the new folder is complete and synced, then swapped out and removed.
-    On any exception, Ctrl-C included, the temporary folder is removed and `target` stays as it was. What an earlier
-    call left that was killed in the middle of its swap is put back or removed first, and so are the temporary folders
-    of writers that are gone.
+    On any exception, also Ctrl-C, the temporary folder is removed and `target` is unchanged. Leftovers of killed calls
+    are restored or removed first.
 
-    A `target` that cannot be renamed (a mount point, as a container's volume is, or one in a folder that this user may
-    not write to) keeps its place: its contents are exchanged.
+    If `target` cannot be renamed (a mount point, such as a container's volume, or in a folder that this user may not
+    write to), its contents are exchanged instead.
 
     Args:
         target: the folder to write.
         replace: whether an existing `target` may be replaced.
-        last: where contents are exchanged, the file that goes first and comes last: without it nobody takes the folder
-            for a whole one.
+        last: if contents are exchanged, the file that is removed first and added last, without which the folder counts
+            as incomplete.
 
     Raises:
         StorageError: the disk is full, the place may not be written to, or `target` is a file, or exists and may not be
@@ -108,10 +107,10 @@ def _sync_tree(folder: Path) -> None:
 
 
 def may_write_folder(target: Path) -> None:
-    """Make sure, before long work, that `atomic_directory` may write a folder.
+    """Check before long work that `atomic_directory` can write a folder.
 
     Raises:
-        StorageError: it may not.
+        StorageError: it cannot.
     """
     place = target
     if not _is_fixed(target):
@@ -124,7 +123,7 @@ def may_write_folder(target: Path) -> None:
 
 
 def _is_fixed(folder: Path) -> bool:
-    """Whether a folder is there and cannot be renamed."""
+    """Whether a folder exists and cannot be renamed."""
     try:
         return folder.is_dir() and (folder.is_mount() or not os.access(folder.parent, os.W_OK | os.X_OK))
     except OSError:
@@ -132,8 +131,8 @@ def _is_fixed(folder: Path) -> bool:
 
 
 def _exchange(new: Path, target: Path, last: str) -> None:
-    """Exchange the contents of `target` for those of `new`; an exception puts back what was there."""
-    if new.parent != target:  # a mount within one file system: names do not move across it, not even there
+    """Exchange the contents of `target` for those of `new`; an exception restores the old ones."""
+    if new.parent != target:  # renames fail across a mount, even within one file system
         inside = temporary_name(target / target.name)
         try:
             shutil.copytree(new, inside)
@@ -162,7 +161,7 @@ def _exchange(new: Path, target: Path, last: str) -> None:
 
 
 def _swap(new: Path, target: Path) -> bool:
-    """Put `new` in the place of `target`; False where `target` is in use as a mount point and cannot be renamed."""
+    """Replace `target` by `new`; False if `target` is a mount point and cannot be renamed."""
     old = temporary_name(target, "old")
     try:
         for last in (*[False] * (_SWAPS - 1), True):
@@ -179,7 +178,7 @@ def _swap(new: Path, target: Path) -> bool:
         sync_directory(target.parent)
         return True
     finally:
-        # Stopped between the two renames (an error, Ctrl-C): what was there goes back.
+        # Stopped between the two renames (an error, Ctrl-C): restore the old folder.
         if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
         else:
@@ -187,7 +186,7 @@ def _swap(new: Path, target: Path) -> bool:
 
 
 def _moved_in(new: Path, target: Path, last: bool) -> bool:
-    """Rename `new`; False where a reader has found nothing at `target` and put the old one back meanwhile."""
+    """Rename `new`; False if a reader has found no `target` and restored the old one meanwhile."""
     try:
         new.rename(target)
     except OSError as error:

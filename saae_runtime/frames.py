@@ -1,4 +1,4 @@
-"""Checks the frames that callers give and brings them to uint8 H x W x 3."""
+"""Checks frames from callers and converts them to uint8 H x W x 3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_PIXELS = 1 << 30
 """Pixels of the largest frame: its map alone takes 4 GiB."""
 
 MOST_ASPECT = 1024
-"""How many times as long as wide a frame may be: resized to the graph's input, a narrower one is a smear."""
+"""Largest aspect ratio of a frame; a narrower one is unrecognisable after the resize."""
 
 Frame = NDArray[np.uint8]
 Resize = Callable[[Frame, tuple[int, int]], Frame]
@@ -35,7 +35,7 @@ _DTYPE_CURES = {
 
 @dataclass(frozen=True)
 class Frames:
-    """Checked frames: `items` are uint8 H x W x 3 each; `single`: the caller gave one frame, not a batch."""
+    """Checked frames: `items` are uint8 H x W x 3 each; `single`: whether the caller gave one frame, not a batch."""
 
     items: tuple[Frame, ...]
     single: bool
@@ -46,9 +46,9 @@ def as_frames(value: Any, white_level: int | None = None) -> Frames:
 
     Args:
         value: uint8 H x W, H x W x 1 or H x W x 3 (RGB): one frame; N x H x W x 1 or N x H x W x 3: a batch; a list or
-            tuple of single frames, sizes may differ. Arrays need not be contiguous. Anything else that numpy reads
-            without guessing (`__array_interface__`, `__array__`) counts as an array.
-        white_level: with it, uint16 frames are taken as well and scaled by `images.to_eight_bits`.
+            tuple of single frames, sizes may differ. Arrays need not be contiguous. Other values that numpy can
+            read (`__array_interface__`, `__array__`) count as arrays.
+        white_level: with it, uint16 frames are accepted as well and scaled by `images.to_eight_bits`.
 
     Raises:
         FrameError: another dtype or shape; the message names both and says how to convert.
@@ -64,15 +64,15 @@ def as_frames(value: Any, white_level: int | None = None) -> Frames:
 
 
 def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = geometry.resize_frames) -> Frame:
-    """One contiguous batch at the graph's size; frames of another size are resized.
+    """One contiguous batch at the graph's size; frames of a different size are resized.
 
     Args:
         frames: uint8 H x W x 3 each.
         size: (height, width) of the graph's input.
-        resize: `geometry.resize_frames`, or that with its options chosen.
+        resize: `geometry.resize_frames`, perhaps with options.
 
     Returns:
-        uint8 N x height x width x 3, C-contiguous; the frame's own memory where N is 1 and nothing has to change.
+        uint8 N x height x width x 3, C-contiguous; the frame's own memory if N is 1 and nothing has to change.
     """
     height, width = size
     if len(frames) == 1:
@@ -85,7 +85,7 @@ def to_batch(frames: Sequence[Frame], size: tuple[int, int], resize: Resize = ge
 
 @contextmanager
 def enough_memory(frames: Sequence[Frame] | Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Within the block, a lack of memory is an error of these frames, given as arrays or as their (height, width).
+    """Within the block, turn a MemoryError into an error of these frames, given as arrays or as their (height, width).
 
     Raises:
         FrameError: in place of a MemoryError.
@@ -108,7 +108,7 @@ def _array(value: Any, name: str) -> NDArray[Any]:
         array = _read(value, name)
     except (FrameError, MemoryError):
         raise
-    except Exception as error:  # the value's own code runs here, and may raise whatever it likes
+    except Exception as error:  # the value's own code runs here and may raise anything
         raise FrameError(
             f"{name} ({type(value).__name__}) cannot be read as an array.",
             f"{type(error).__name__}: {error}",
@@ -140,12 +140,12 @@ def _read(value: Any, name: str) -> NDArray[Any]:
 
 
 def _unmasked(array: Any, name: str) -> NDArray[Any]:
-    """The pixels of a masked array that masks none: what lies under a mask is not meant to be judged."""
+    """The pixels of a masked array without masked values; others are refused, because masked pixels would be judged."""
     masked = int(np.ma.getmaskarray(array).sum())
     if masked:
         raise FrameError(
             f"{name} is a masked array, with {masked} of {array.size} values masked.",
-            "What lies under the mask would be judged like the rest.",
+            "Masked pixels would be judged like the rest.",
             "fill it with what the good images have there: frame.filled(value)",
         )
     return np.asarray(array.data)
@@ -180,13 +180,13 @@ def _check(array: NDArray[Any], name: str, channels: int, size: tuple[int, ...])
     if size[0] * size[1] > MOST_PIXELS:
         raise FrameError(
             f"{name} has {size[0] * size[1]} pixels (shape {array.shape}); a frame has at most {MOST_PIXELS}.",
-            "All of it is resized to the graph's input, so that small defects are lost long before that.",
+            "All of it is resized to the graph's input, so that small defects would be lost.",
             "cut it into parts and score each as a frame",
         )
     if max(size) > MOST_ASPECT * min(size):
         raise FrameError(
             f"{name} is {size[0]} x {size[1]} pixels; one side is more than {MOST_ASPECT} times the other.",
-            "It would be squeezed into the graph's input, where nothing of it can be recognised.",
+            "It would be squeezed into the graph's input, where nothing could be recognised.",
             "cut it into parts of the training images' proportions, or collect more lines of the camera in a frame",
         )
 

@@ -1,7 +1,7 @@
 """Resize and upsample: the one definition that training, the exported graph and the runtime share.
 
 Both are separable and linear, so each is a pair of constant matrices, y = Rh @ x @ Rw^T. Inside the fused graph they
-are two matrix products, which every inference library computes alike; an ONNX Resize with antialias is not.
+are two matrix products, which every inference library computes alike, unlike an ONNX Resize with antialias.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .errors import ConfigError
 __all__ = ["gaussian_matrix", "resize_frames", "resize_matrix", "upsample_map", "upsample_matrix"]
 
 _BAND = 16  # outputs of one block of an upsampling
-_WORTH_BANDS = 1 << 18  # pixels of a frame; for fewer, handing bands to threads costs what it saves
+_WORTH_BANDS = 1 << 18  # pixels of a frame from which bands on threads are faster
 
-_KEPT = 64 << 20  # bytes of matrices that one function below keeps for its next calls
+_KEPT = 64 << 20  # bytes of matrices that each function below caches
 _BLOCK_OVERHEAD = 512  # bytes that a block takes beside its weights
 
 _Band = tuple[tuple[int, int], tuple[int, int]]
@@ -36,9 +36,9 @@ _Kept = TypeVar("_Kept")
 def _kept(
     size: Callable[[_Kept], int], limit: int = _KEPT
 ) -> Callable[[Callable[_Arguments, _Kept]], Callable[_Arguments, _Kept]]:
-    """Keep what a function made, up to `limit` bytes of it; what was used least recently goes first.
+    """Cache a function's results up to `limit` bytes, dropping the least recently used first.
 
-    A count alone would not do: 64 matrices of a line-scan camera's frames are gigabytes.
+    Limited by bytes, because 64 matrices of a line-scan camera's frames are gigabytes.
     """
 
     def decorate(make: Callable[_Arguments, _Kept]) -> Callable[_Arguments, _Kept]:
@@ -78,7 +78,7 @@ def _blocks_bytes(blocks: _Blocks) -> int:
 
 @_kept(_array_bytes)
 def resize_matrix(n_in: int, n_out: int) -> NDArray[np.float32]:
-    """Antialiased bilinear resize along one axis, as Pillow's BILINEAR filter does it.
+    """Antialiased bilinear resize along one axis, like Pillow's BILINEAR filter.
 
     The triangle filter is widened by the scale when shrinking; each row is normalised to sum to one.
 
@@ -175,12 +175,12 @@ def resize_frames(
         frames: uint8, H x W x 3 or N x H x W x 3. A gray frame that is shown as three channels without a copy
             (`np.broadcast_to`) is resized once, and comes back in the same form.
         size: (height, width) after.
-        bands: bands of rows that a large frame is resized in, as far as such bands have whole numbers of rows before
-            and after; the result is the same.
-        run: computes the bands: `map`, or the `map` of a pool of threads (Pillow lets them work at the same time).
+        bands: number of bands of rows for a large frame, if they have whole numbers of rows before and after; the
+            result is the same.
+        run: computes the bands: `map`, or the `map` of a thread pool (Pillow releases Python's lock).
 
     Returns:
-        uint8 of the same rank; the input itself where it has that size already.
+        uint8 of the same rank; the input itself if it has that size already.
     """
     height, width = size
     _check(height, width)
@@ -232,8 +232,8 @@ def upsample_map(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
 def _bands(n_in: int, n_out: int) -> _Blocks:
     """`upsample_matrix` as small blocks that hold all of its non-zeros: (outputs, inputs, weights).
 
-    A row has two non-zeros, so the whole matrix, which is never made here, is nearly all zeros. Products of small
-    blocks are also below the size at which BLAS wakes threads, which would contend with those of the inference library.
+    A row has only two non-zeros, so the full matrix is never made. Products of small blocks are also below the size at
+    which BLAS uses threads, which would compete with the inference library.
     """
     _check(n_in, n_out)
     left, right, share = _taps(n_in, n_out)
@@ -256,7 +256,7 @@ def _as_batch(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _cuts(n_in: int, n_out: int, most: int) -> list[_Band]:
     """Up to `most` bands of about the same height: ((first row, end) before, (first row, end) after)."""
-    steps = math.gcd(n_in, n_out)  # places where a row begins before and after
+    steps = math.gcd(n_in, n_out)  # positions where a row begins both before and after
     count = max(min(most, steps), 1)
     at = [steps * number // count for number in range(count + 1)]
     before, after = n_in // steps, n_out // steps

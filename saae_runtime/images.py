@@ -1,4 +1,4 @@
-"""Image files to arrays: the one reader that training, export and runtime share."""
+"""Reads image files; shared by training, export and runtime."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 FULL_RANGE = 65535
 """White in 16 bits."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-"""The formats that are opened, by content and whatever the name says. Others may start programs (EPS: Ghostscript)."""
+"""Supported formats, recognised by content, not by name. Others may start programs (EPS: Ghostscript)."""
 
 MOST_PIXELS = 180_000_000
-"""Pixels of the largest image that is read where `PIXELS_VARIABLE` names no other number."""
+"""Pixels of the largest image that is read, unless `PIXELS_VARIABLE` sets another limit."""
 
 PIXELS_VARIABLE = "SAAE_MAX_PIXELS"
 """Environment variable that raises (or lowers) the limit."""
 
-_MOST_ASPECT = 1000  # long side over short: beyond it a few kilobytes of file ask for gigabytes of resizing
+_MOST_ASPECT = 1000  # largest aspect ratio: beyond it, resizing a small file may take gigabytes
 _MOST_PAGES = 10_000
 _BYTES_PER_PIXEL = 8  # 16-bit RGBA without compression
-_SMALL_FILE = 64 << 20  # bytes that are read whatever the limit in pixels
+_SMALL_FILE = 64 << 20  # bytes that are always read, also with a low limit in pixels
 _REDUCED, _MASK = 1, 4  # TIFF tag 254: pages that are a thumbnail or a transparency mask of another one
 
 
 def most_pixels() -> int:
-    """The limit in pixels that is in force.
+    """The current limit in pixels.
 
     Raises:
         ConfigError: the environment variable holds no number.
@@ -73,10 +73,10 @@ def most_pixels() -> int:
 
 
 def check_white_level(value: int | None) -> int | None:
-    """A white level as it was given.
+    """Check a white level.
 
     Raises:
-        ConfigError: it is no whole number from 255 to 65535.
+        ConfigError: not a whole number from 255 to 65535.
     """
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 255 <= value <= FULL_RANGE):
         return value
@@ -104,9 +104,9 @@ def to_eight_bits(values: NDArray[Any], white_level: int | None = None) -> NDArr
 
 
 def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> NDArray[np.uint8]:
-    """Read an image file as the runtime sees a camera frame.
+    """Read an image file as uint8 RGB.
 
-    Deliberate choices, the same everywhere: EXIF rotation is applied; gray is repeated into three channels; an
+    The same rules everywhere: EXIF rotation is applied; gray is repeated into three channels; an
     alpha channel is dropped, not blended (a line camera has none, and a drawing tool's default background is not
     part of the product); 16-bit gray is scaled by the camera's white level, see
     `to_eight_bits`; palettes and CMYK are converted.
@@ -114,7 +114,7 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
     Args:
         path: the file.
         white_level: largest value of the camera's pixels in a 16-bit file, such as 4095; None: 65535. 8-bit files are
-            taken as they are.
+            not scaled.
 
     Returns:
         uint8 array of shape H x W x 3, RGB.
@@ -151,10 +151,10 @@ def read_image_bytes(
 
     Args:
         data: a whole image file.
-        name: what messages call it.
+        name: for messages.
         white_level: see `read_image`.
-        formats: those of `FORMATS` that are opened.
-        pixels: limit below that of `most_pixels`; looked at before anything is decoded.
+        formats: accepted formats, of `FORMATS`.
+        pixels: limit below that of `most_pixels`; checked before decoding.
 
     Raises:
         ImageError: empty, truncated, of another format, too large, of floating-point pixels or several pages.
@@ -163,7 +163,7 @@ def read_image_bytes(
         width, height = image.size
         if pixels is not None and width * height > pixels:
             raise ImageError(
-                f"{name}: {width} x {height} pixels are more than are taken here ({pixels:,}).",
+                f"{name}: {width} x {height} pixels are above the limit here ({pixels:,}).",
                 "",
                 "send it smaller, or have the limit raised",
             )
@@ -272,11 +272,11 @@ def _to_rgb(name: str, image: Any, white_level: int | None) -> NDArray[np.uint8]
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """Read a ground-truth mask: a pixel is defective from half-way between black and white on.
+    """Read a ground-truth mask: pixels at or above half-way between black and white are defective.
 
-    Half-way, because the border pixels of an anti-aliased or lossy mask belong to the side that covers most of them.
-    In a mask whose brightest pixel is below half-way (numbers of defect types, or a mask of ones), and in one whose
-    palette holds colours, every pixel that is not black is defective. EXIF rotation is applied as in `read_image`.
+    So the border pixels of an anti-aliased or lossy mask belong to the side that covers most of them. In a mask whose
+    brightest pixel is below half-way (numbers of defect types, or ones), and in one with a coloured palette, every
+    pixel that is not black is defective. EXIF rotation is applied as in `read_image`.
 
     Returns:
         bool array of shape H x W.
@@ -291,7 +291,7 @@ def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
 
 
 def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]:
-    """The levels of a file as they are stored, of the brightest channel and upright, and its white level.
+    """The stored levels of a file, of the brightest channel and upright, and its white level.
 
     Returns:
         array of shape H x W, of the file's own dtype, and 255 or 65535; None where the levels are labels (a palette
@@ -320,10 +320,10 @@ def read_levels(path: str | os.PathLike[str]) -> tuple[NDArray[Any], int | None]
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
-    """Make sure that a path is a regular file, or a link to one: a FIFO or a device would hang or never end.
+    """Check that a path is a regular file, or a link to one: a FIFO or a device would hang or never end.
 
     Raises:
-        ImageError: it is something else. A file that is missing passes: whoever opens it has the better words.
+        ImageError: it is something else. A missing file passes: opening it gives a better error.
     """
     try:
         regular = stat.S_ISREG(Path(path).stat().st_mode)
@@ -354,7 +354,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Any]:
     except LargeFileError as error:
         pixels = error.size // _BYTES_PER_PIXEL + 1
         raise ImageError(
-            f"{file}: {error.size:,} bytes are more than are read ({limit:,}).",
+            f"{file}: {error.size:,} bytes are above the limit ({limit:,}).",
             "The limit follows from the largest number of pixels.",
             _raise_it(pixels),
         ) from None
@@ -381,11 +381,11 @@ def _opened(name: str, data: bytes, formats: Sequence[str]) -> Iterator[Any]:
 
 
 def _decoder(data: bytes, formats: Sequence[str]) -> Any:
-    """Pillow's image of the format that the bytes begin as; None for a format that is not opened.
+    """Open bytes by the format of their header; None for an unsupported format.
 
-    Not `Image.open`: its limit in pixels is one for the whole process, which belongs to the program around us, and
-    cannot be raised for one call. The bytes lie in memory: Pillow maps uncompressed files that it opens by name, and
-    then scrambles gray TIFFs whose orientation swaps the sides.
+    `Image.open` is not used, because its limit in pixels is global to the process, a setting of the host program. The
+    bytes are in memory, because Pillow maps uncompressed files that it opens by name, and then scrambles gray TIFFs
+    whose orientation swaps the sides.
     """
     from PIL import Image
 
@@ -399,7 +399,7 @@ def _decoder(data: bytes, formats: Sequence[str]) -> Any:
             continue
         try:
             return factory(io.BytesIO(data), "")
-        except SyntaxError:  # Pillow's word for: not this format
+        except SyntaxError:  # not this format
             continue
         except Exception as error:
             problem = error
@@ -413,7 +413,7 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
     limit = most_pixels()
     if width * height > limit:
         raise ImageError(
-            f"{name}: {width} x {height} pixels are more than are read ({limit:,}).",
+            f"{name}: {width} x {height} pixels are above the limit ({limit:,}).",
             "The limit keeps a small damaged or hostile file from filling the memory.",
             _raise_it(width * height),
         )
@@ -435,14 +435,14 @@ def _explained(name: str | Path) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise _unreadable(name, error) from error
 
 
 def _irregular(file: Path) -> ImageError:
     return ImageError(
         f"{file}: cannot be read: it is not a regular file.",
-        "It is a folder, a pipe, a device or a socket: reading it could wait for ever or never end.",
+        "It is a folder, a pipe, a device or a socket: reading it could block for ever or never end.",
         "remove it, or copy the image's content into a file",
     )
 

@@ -1,4 +1,4 @@
-"""How a command starts and ends: stopped at any moment, it says so and exits with its own code."""
+"""Start and end of a command: when stopped, it says so and exits with its own code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["leave", "leave_at_once", "open_closed_streams", "start", "start_comm
 def leave(code: object) -> None:
     """End the process with this code, as `sys.exit` takes it.
 
-    While threads still compute (a library that cannot be stopped), the interpreter's own shutdown is skipped: a thread
-    that returns from C++ into an interpreter that is shutting down aborts the process, with code 134.
+    If threads still compute in a library, the interpreter's shutdown is skipped: a thread that returns from C++ during
+    the shutdown would abort the process with code 134.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
@@ -29,10 +29,10 @@ def leave(code: object) -> None:
 
 
 def leave_at_once() -> None:
-    """Have Ctrl-C and SIGTERM end the process at once, with one word, from now on.
+    """Make Ctrl-C and SIGTERM end the process at once with a short message.
 
-    For start-up: an exception would be raised inside an import, where libraries take it for a fault of their own.
-    Nothing is half-written then. While frames are scored, the run has handlers of its own.
+    For start-up, when nothing is half-written: an exception inside an import would be misunderstood by libraries. The
+    run has its own handlers while frames are scored.
     """
 
     if threading.current_thread() is threading.main_thread():
@@ -41,7 +41,7 @@ def leave_at_once() -> None:
 
 
 def start(load: Callable[[], Callable[[], None]]) -> None:
-    """Load a command, which Ctrl-C and SIGTERM end at once meanwhile, and run it with the earlier handlers.
+    """Load a command, during which Ctrl-C and SIGTERM end at once, and run it with the earlier handlers.
 
     Args:
         load: imports the command and returns it.
@@ -56,22 +56,22 @@ def start(load: Callable[[], Callable[[], None]]) -> None:
 
 
 def start_command(package: str) -> None:
-    """Import `PACKAGE.command` late, when a Ctrl-C can be handled, and run its `main`."""
+    """Import `PACKAGE.command` after Ctrl-C has its handler, and run its `main`."""
     start(lambda: import_module(f"{package}.command").main)
 
 
 @contextmanager
 def stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Have the first Ctrl-C or SIGTERM within the block set `stop`, so that work ends in order.
+    """Within the block, the first Ctrl-C or SIGTERM sets `stop`, so that work ends cleanly.
 
-    A second one ends the process at once, whatever it does. Only the main thread sets handlers: in a program that
-    embeds saae on another one, signals are the program's.
+    A second one ends the process at once. Only the main thread sets handlers; a host program that runs saae on another
+    thread handles signals itself.
 
     Args:
-        stop: to look at, without waiting for it: the handler sets it on the main thread itself.
+        stop: poll it without waiting, because the handler sets it on the main thread.
 
     Returns:
-        The signals that came: none, or one.
+        List of the received signals: none or one.
     """
     received: list[int] = []
 
@@ -98,7 +98,7 @@ def _break_off(number: int, _: FrameType | None) -> None:
 
 
 def open_closed_streams() -> None:
-    """Open the null device for a standard stream that is closed (`>&-`): the next file would take its number."""
+    """Open the null device for a closed standard stream (`>&-`), because the next file would get its number."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""Locks between processes, on a file: the system releases them however a process ends."""
+"""File locks between processes; the system releases them however a process ends."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ except ImportError:  # Windows
 
 __all__ = ["alone", "turn"]
 
-_PAUSE = 0.05  # seconds between two tries
+_PAUSE = 0.05  # seconds between two attempts
 
 
 @contextmanager
 def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
-    """Make sure that no other process is in a block with the same lock.
+    """Refuse to enter a block that another process is in.
 
-    The system releases the lock when a process ends, however it ends. Where there are no locks (Windows, some network
-    shares) nobody is kept out.
+    Without support for locks (Windows, some network shares) nothing is refused.
 
     Args:
-        lock: an empty file, made where it is missing, and left.
-        what: what the block does, for the error of another process.
-        cure: what the other process can do.
+        lock: an empty file, created if missing, and kept.
+        what: what the block does, for the error in another process.
+        cure: advice for the other process.
 
     Raises:
         ConfigError: another process holds the lock.
@@ -48,7 +47,7 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{what} is going on already.", f"It holds {lock}; both would write the same files.", cure
+                f"{what} is already running.", f"It holds {lock}; both would write the same files.", cure
             ) from None
         except OSError:
             pass
@@ -59,11 +58,10 @@ def alone(lock: Path, what: str, cure: str) -> Iterator[None]:
 def turn(lock: Path | None, seconds: float) -> Iterator[bool]:
     """Wait until no other process or thread is in a block with the same lock; yield False if that took too long.
 
-    The system releases the lock when a process ends, however it ends. Where there are no locks (Windows, some network
-    shares, a place that may not be written to) nobody waits.
+    Without support for locks (Windows, some network shares, a read-only place) there is no wait.
 
     Args:
-        lock: an empty file, made where it is missing, and left; None: no lock.
+        lock: an empty file, created if missing, and kept; None: no lock.
         seconds: the longest wait.
     """
     handle = -1

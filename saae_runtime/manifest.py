@@ -1,4 +1,4 @@
-"""What a bundle says about itself: manifest.json as frozen dataclasses, parsed strictly."""
+"""The manifest of a bundle: manifest.json as frozen dataclasses, parsed strictly."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 SCHEMA = 4
-"""Version of the manifest's format. A reader refuses a higher one and reads all before; what is written is of this one.
+"""Version of the manifest's format. A reader accepts all lower ones and refuses higher ones.
 2: `bf16` and `int8-bf16`. 3: `calibration.given_later`, and `calibration.held_out` may be null.
 4: `frame.white_level`; `calibration.left_out`, `near_copies` and `outliers`; `rule` of a threshold table."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
-"""What an artefact is computed in, each with thresholds of its own. `bf16` is the FP32 graph computed in bf16, and
-`int8-bf16` the INT8 graph with what is not INT8 in bf16; both by OpenVINO alone."""
+"""Precisions of an artefact, each with its own thresholds. `bf16` is the FP32 graph computed in bf16, and `int8-bf16`
+the INT8 graph with the rest in bf16; only OpenVINO computes these two."""
 
 IN_BF16 = ("bf16", "int8-bf16")
-"""The precisions that take a processor with bf16, and OpenVINO."""
+"""The precisions that need OpenVINO and a processor with bf16."""
 
 KINDS = ("onnx", "engine")
 
@@ -55,9 +55,9 @@ class Frame:
 
     Attributes:
         height, width: in pixels.
-        baked: this is the camera's frame size, and the graph contains the resize.
-        white_level: white of 16-bit images and frames, which the model was fitted with. None: 65535 for images, and no
-            16-bit frames.
+        baked: whether this is the camera's frame size and the graph contains the resize.
+        white_level: white level of 16-bit images and frames that the model was fitted with. None: 65535 for images,
+            and no 16-bit frames.
     """
 
     height: int
@@ -94,7 +94,7 @@ class Model:
 
     @property
     def autoencoder(self) -> str:
-        """SAAE, CAE (the SAAE without its transformer) or none, in words."""
+        """Description of the autoencoder: SAAE, CAE (the SAAE without its transformer) or none."""
         if self.config.get("steps") == 0:
             return "none, the memory alone"
         if self.config.get("transformer") is False:
@@ -129,9 +129,9 @@ class Calibration:
         digest: their content digest.
         held_out: whether the model was not fitted on them; None: unknown.
         left_out: whether the model was fitted on them, and each was scored with itself left out of the memory.
-        near_copies: images so near in the order of the names are near-copies and were left out with it; 0: none are.
-        outliers: names of the images unlike the others or moving the image threshold by themselves.
-        given_later: whether `saae-export calibrate` got them for the finished bundle.
+        near_copies: images this near in the order of the names are near-copies and were left out with it; 0: none.
+        outliers: names of images that look unlike the others, or that alone change the image threshold.
+        given_later: whether `saae-export calibrate` used them for the finished bundle.
     """
 
     images: int
@@ -247,7 +247,7 @@ class Manifest:
         """Read a parsed manifest; every key must be known, present where it has no default, and of its type.
 
         Args:
-            data: what `json.loads` gave.
+            data: parsed JSON.
             source: the file's name, for messages.
 
         Raises:
@@ -276,7 +276,7 @@ class Manifest:
         return manifest
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers: the inverse of `from_json`."""
+        """As JSON values; the inverse of `from_json`."""
         encoded: dict[str, Any] = {"schema": self.schema}
         encoded.update(_encode(self))
         return encoded
@@ -287,7 +287,7 @@ class Manifest:
 
 
 def rebuild_command(library: str, sm: str | None, precision: str, bundle: str = "BUNDLE") -> str:
-    """The command that builds an engine for a library and GPU; `tensorrt` builds on the GPU that it is for."""
+    """The command that builds an engine for a library and GPU; `tensorrt` builds only on the target GPU."""
     target = f" --for {','.join(split_sms(sm))}" if sm else ""
     named = f"{shlex.quote(bundle)} --library {library.replace('_', '-')}"
     return f"saae-export engine {named}{target} --precision {precision}"
@@ -299,7 +299,7 @@ def split_sms(sm: str | None) -> tuple[str, ...]:
 
 
 _LARGEST = (1 << 63) - 1
-_DEEPEST = 50  # levels: far below Python's own limit, which writing the manifest again would meet
+_DEEPEST = 50  # levels; far below Python's recursion limit
 
 _REBUILD = "copy the bundle again, or rebuild it: saae-export build"
 

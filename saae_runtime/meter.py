@@ -1,4 +1,4 @@
-"""Counts and times of something that goes on for months, in bounded memory."""
+"""Counts and latencies over months, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["PERCENTILES", "Meter", "Reading", "one_line"]
 
 PERCENTILES = (50, 95, 99)
 
-_REMEMBERED = 2000  # times kept for percentiles: a minute and more of a fast line
+_REMEMBERED = 2000  # latencies kept for percentiles: more than a minute of a fast line
 _SHORT = 300  # letters of an error
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter shows at one moment.
+    """Readings of a meter at one moment.
 
     Attributes:
         counts: by name, since the start.
         latency_ms: percentile -> milliseconds, of the latest 2000; empty before the first.
-        last_error: the latest error in words, and how many seconds ago; None where there was none.
-        idle_seconds: since something last moved.
+        last_error: text of the latest error, and its age in seconds; None without one.
+        idle_seconds: seconds since the last activity.
     """
 
     counts: dict[str, int]
@@ -36,7 +36,7 @@ class Reading:
     idle_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """JSON values."""
         return {
             "counts": self.counts,
             "latency_ms": {f"p{rank}": value for rank, value in self.latency_ms.items()},
@@ -47,7 +47,7 @@ class Reading:
 
 
 class Meter:
-    """Counts, latencies and the latest error; any thread may use it."""
+    """Counts, latencies and the latest error. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class Meter:
         self._moved = time.monotonic()
 
     def count(self, name: str, more: int = 1) -> None:
-        """Count something; a zero makes the name known."""
+        """Count something; zero adds the name."""
         with self._lock:
             self._counts[name] += more
 
@@ -72,11 +72,11 @@ class Meter:
             self._error = (one_line(error), time.monotonic())
 
     def beat(self) -> None:
-        """Record that work goes on."""
+        """Record activity."""
         self._moved = time.monotonic()
 
     def read(self) -> Reading:
-        """What it shows now."""
+        """Current readings."""
         with self._lock:
             counts, times, error = dict(self._counts), np.asarray(self._times), self._error
         moment = time.monotonic()

@@ -1,4 +1,4 @@
-"""How long work reports how far it is: one signature for everything that counts."""
+"""The callback by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["Progress", "labelled", "nth", "silent"]
 
 
 class Progress(Protocol):
-    """Called often with (done, total), and with a few words where several things are counted one after the other."""
+    """Called often with (done, total), and with a text if several things are counted one after the other."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None: ...
 
 
 def labelled(progress: Progress, text: str) -> Progress:
-    """Report the same numbers with these words."""
+    """Report the same numbers with this text."""
     return lambda done, total, more="": progress(done, total, text)
 
 
 def nth(progress: Progress, number: int, parts: int) -> Progress:
-    """Report for part `number` (from 0) of a work of several parts of the same size."""
+    """Report for part `number` (from 0) of several parts of the same size."""
     return lambda done, total, text="": progress(number * total + done, parts * total, text)
 
 

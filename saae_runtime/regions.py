@@ -1,4 +1,4 @@
-"""Connected regions of a mask, in numpy alone."""
+"""Connected regions of a mask, with numpy only."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Region:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
+        """JSON values."""
         return {"bbox": list(self.bbox), "area": self.area, "peak": list(self.peak), "score": self.score}
 
 
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], min_area: int = 1) -> tuple[Region, ...]:
     """The 8-connected regions of a mask, strongest first.
 
-    Works on horizontal runs of pixels, not on pixels: a frame has few runs, joining those that touch between
-    neighbouring rows is a union of a small graph, and a region's highest value is that of its runs.
+    Works on horizontal runs of pixels, of which a frame has few: touching runs of neighbouring rows are joined, and a
+    region's highest value is that of its runs.
 
     Args:
         mask: bool H x W.
@@ -110,12 +110,12 @@ def _labelled(
 def defect_mask(
     anomaly_map: NDArray[np.float32], threshold: float, image_threshold: float, score: float
 ) -> NDArray[np.bool_]:
-    """The defects that make a frame anomalous: what the verdict rests on, outlined.
+    """Mask of the defects that make a frame anomalous.
 
-    One rule for verdict and mask: a frame is anomalous exactly where its score, the largest value of the map, is above
-    the image threshold; then every 8-connected area above the pixel threshold T is a defect whose own peak is above
-    the image threshold, too. A frame that is not anomalous has no defect. (Hysteresis: peaks decide, T outlines. Where
-    T is the higher of the two, the image threshold outlines.)
+    One rule for verdict and mask: a frame is anomalous if its score, the largest value of the map, is above the image
+    threshold. Its defects are the 8-connected areas above the pixel threshold T whose peak is above the image
+    threshold, too. A frame that is not anomalous has no defect. (Hysteresis: peaks decide, T outlines. If T is higher
+    than the image threshold, the image threshold outlines.)
 
     Args:
         anomaly_map: float32 H x W.
@@ -128,7 +128,7 @@ def defect_mask(
     """
     if not score > image_threshold:
         return np.zeros(anomaly_map.shape, np.bool_)
-    # A map brought to another size can peak a hair below the score; its peak is a defect all the same.
+    # A resized map can peak slightly below the score; its peak is still a defect.
     peak = min(float(anomaly_map.max()), float(np.nextafter(np.float32(image_threshold), np.float32(np.inf))))
     mask: NDArray[np.bool_] = anomaly_map > np.float32(threshold)
     if not threshold < peak:

@@ -1,4 +1,4 @@
-"""What a model says about one frame: score and anomaly map; from an engine also mask, thresholds and regions."""
+"""The result for one frame: score and anomaly map; from an engine also mask, thresholds and regions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Region", "Result", "Scored", "Scorer", "decision"]
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The least that any model says about one frame of H x W pixels.
+    """Score and map of one frame of H x W pixels.
 
     Attributes:
         score: anomaly score of the whole frame.
@@ -28,7 +28,7 @@ class Scored:
 
 
 Scorer = Callable[[NDArray[np.uint8]], Scored]
-"""Scores one frame, uint8 H x W x 3 (RGB). A `saae_runtime.Engine` is one, and so is a fitted model in PyTorch."""
+"""Scores one frame, uint8 H x W x 3 (RGB); for example a `saae_runtime.Engine`, or a fitted model in PyTorch."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,13 +38,12 @@ class Result(Scored):
     Attributes:
         score: anomaly score of the whole frame.
         anomaly_map: A, float32 H x W, at the frame's own size (paper eq. 3).
-        mask: bool H x W, the defects that the verdict rests on; see `saae_runtime.regions.defect_mask`. Empty where the
-            frame is not anomalous. All of A > T is `anomaly_map > threshold`.
-        threshold: pixel threshold T in force.
-        image_threshold: image threshold in force.
-        rank: where the score lies among those of the normal images that were held out for calibration, from 0 to 1: the
-            share of them below it (see `ThresholdTable.share_below`). It never falls as the score rises. None where
-            no table is at hand.
+        mask: bool H x W, the defects behind the verdict; see `saae_runtime.regions.defect_mask`. Empty if the frame is
+            not anomalous. All of A > T is `anomaly_map > threshold`.
+        threshold: pixel threshold T.
+        image_threshold: image threshold.
+        rank: share of the normal calibration images with a lower score, from 0 to 1 (see
+            `ThresholdTable.share_below`). It never falls as the score rises. None without a table.
 
     Example:
         >>> result = engine(frame)                      # doctest: +SKIP
@@ -86,7 +85,7 @@ class Result(Scored):
             frame: the frame that was scored, uint8 H x W x 3 or H x W.
 
         Raises:
-            FrameError: a frame of another size.
+            FrameError: a frame of a different size.
         """
         from . import render
 
@@ -122,7 +121,7 @@ class Result(Scored):
         return to_detections(self, min_area)
 
     def to_dict(self, min_area: int = 1) -> dict[str, Any]:
-        """Everything but the arrays, ready for JSON; the mask as its regions and its share of the frame."""
+        """Everything except the arrays, as JSON values; the mask as its regions and its share of the frame."""
         height, width = self.size
         return {
             "score": self.score,
@@ -144,9 +143,9 @@ class Result(Scored):
 
 
 def decision(score: float, image_threshold: float) -> str:
-    """One sentence: the verdict of an image score, and that the image threshold decided it, not the pixels above T.
+    """One sentence: the verdict by the image score and the image threshold.
 
-    The numbers have as few digits (four or more) as tell them apart.
+    The numbers have four digits, or more if needed to distinguish them.
     """
     shown = f"{score!r}", f"{image_threshold!r}"
     for digits in range(4, 17):

@@ -1,4 +1,4 @@
-"""Masks as COCO run-length encoding, in numpy alone; pycocotools and what builds on it read them."""
+"""Masks as COCO run-length encoding, with numpy only, for pycocotools and tools based on it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ __all__ = ["coco_rle"]
 def coco_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """A mask in COCO's compressed form: `{"size": [height, width], "counts": "..."}`, ready for JSON.
 
-    Runs go down the columns and begin with a run of zeros. Each run but the first three is told by its difference from
-    the one before the last, and each number by letters of five bits, lowest first, with a bit that says whether another
-    follows.
+    Runs go down the columns, the first one of zeros. Each run after the third is stored as its difference from the run
+    two before, and each number as letters of five bits, lowest first, with a bit that tells whether another follows.
 
     Args:
         mask: bool H x W.
@@ -23,7 +22,7 @@ def coco_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
     height, width = mask.shape
     flat = np.asarray(mask, np.bool_).T.reshape(-1)
     change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    first = [0] if flat.size and flat[0] else []  # the run of zeros that a mask begins with may be empty
+    first = [0] if flat.size and flat[0] else []  # the first run of zeros may be empty
     edges = np.concatenate([np.zeros(1, np.int64), np.asarray(first, np.int64), change, [flat.size]])
     runs = np.diff(edges)
     numbers = runs.copy()

@@ -1,4 +1,4 @@
-"""Commands that a person pastes into a shell."""
+"""Commands to paste into a shell."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["shell_line"]
 
 
 def shell_line(*words: str | os.PathLike[str]) -> str:
-    """A command as it can be pasted into a shell: words with blanks and other special letters are quoted."""
+    """A command for a shell; words with blanks and other special characters are quoted."""
     return shlex.join(os.fspath(word) for word in words)

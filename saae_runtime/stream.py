@@ -1,4 +1,4 @@
-"""A pipeline over a source of frames: read and resize, compute, and use results, at the same time and in order."""
+"""A pipeline over a source of frames: reads and resizes, computes, and returns results in parallel and in order."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Closed(Exception):
-    """The other end of a channel is gone."""
+    """The other end of a channel is closed."""
 
 
 class Channel(Generic[T]):
-    """A bounded queue between two threads that either side can close; nobody waits on a closed one."""
+    """A bounded queue between two threads; closing it wakes both sides."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -55,14 +55,14 @@ class Channel(Generic[T]):
             raise Closed
 
     def end(self, error: BaseException | None = None) -> None:
-        """The writer is done; what is queued can still be read, then `error` is raised."""
+        """The writer is done; queued items can still be read, then `error` is raised."""
         with self._changed:
             self._ended = True
             self._error = self._error or error
             self._changed.notify_all()
 
     def cancel(self, error: BaseException | None = None) -> None:
-        """Stop both sides at once; what is queued is dropped."""
+        """Stop both sides at once and drop queued items."""
         with self._changed:
             self._cancelled = True
             self._items.clear()
@@ -74,13 +74,13 @@ class Pipeline(Generic[T]):
     """Runs a source through a backend on three threads.
 
     One thread takes items from the source and prepares batches, one submits them, up to `backend.slots` in flight, and
-    one collects them; the caller's thread takes results. A result is handed on as soon as it is computed, whether or
-    not the source has a next item. Order is kept. An exception of the source, or of preparing or computing, is raised
-    to the caller in its place, after the results before it.
+    one collects them; the caller's thread takes results. A result is returned as soon as it is computed, whether or not
+    the source has a next item. Order is kept. An exception of the source, or of preparing or computing, is raised to
+    the caller after the earlier results.
 
     Args:
         source: its iterator runs on the reading thread.
-        prepare: turns an item into (what the caller wants back, uint8 H x W x 3 at the graph's size).
+        prepare: turns an item into (value for the caller, uint8 H x W x 3 at the graph's size).
         backend: computes.
         threshold: pixel threshold T.
         batch_size: items in one batch; the last batch may be smaller.
@@ -144,11 +144,11 @@ class Pipeline(Generic[T]):
                         full, items = items, []
                         self._pass_on(full)
             finally:
-                self._pass_on(items)  # the last, smaller batch; and what came before a failure still counts
+                self._pass_on(items)  # the last, smaller batch, also before a failure
             self._ready.end()
         except Closed:
             pass
-        except BaseException as error:  # handed to the caller's thread
+        except BaseException as error:  # raised in the caller's thread
             self._ready.end(error)
 
     def _pass_on(self, items: list[tuple[T, NDArray[np.uint8]]]) -> None:
@@ -160,19 +160,19 @@ class Pipeline(Generic[T]):
     def _submit(self) -> None:
         try:
             while True:
-                self._free.acquire()  # first: nothing is taken from the reader that cannot be computed at once
+                self._free.acquire()  # first wait for a slot, so that items are not taken too early
                 context, frames = self._ready.get()
                 with native_call():
                     ticket = self._backend.submit(frames, self._threshold)
                 self._flying.put((context, ticket))
         except Closed:
             self._flying.end()
-        except BaseException as error:  # of the source or of the backend, handed on behind the work in flight
+        except BaseException as error:  # error of the source or backend, raised after the work in flight
             self._ready.cancel()
             self._flying.end(error)
 
     def _collect(self) -> None:
-        """Collect every ticket, also when nobody wants the results any more."""
+        """Collect every ticket, even if the results are no longer wanted."""
         failure: BaseException | None = None
         wanted = True
         while True:
@@ -197,7 +197,7 @@ class Pipeline(Generic[T]):
         self._done.end(failure)
 
     def _hand_on(self, context: list[T], outputs: RawOutputs) -> bool:
-        """Give a result to the caller; False once the caller has gone."""
+        """Give a result to the caller; False if the caller has stopped."""
         try:
             self._done.put((context, outputs))
         except Closed:

@@ -1,4 +1,4 @@
-"""How the commands speak: errors as panels of what, why and what to type; Ctrl-C as a clean stop; work as stages."""
+"""Output of the commands: errors as panels of what, why and what to type; a clean stop at Ctrl-C; work as stages."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def error_panel(error: SaaeError) -> Panel:
 
 
 class _Once:
-    """Refuses an option that takes one value and is given twice: else the last one would win without a word."""
+    """Refuses an option with one value that is given twice; by default the last one would win silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = self.make_parser(ctx).parse_args(list(args))[2]  # type: ignore[attr-defined]
-        if not any(parameter.is_eager for parameter in given):  # --help and --version answer whatever else is there
+        if not any(parameter.is_eager for parameter in given):  # --help and --version work with any other option
             seen = set()
             for parameter in given:
                 if parameter.name in seen and not getattr(parameter, "multiple", True):
@@ -70,7 +70,7 @@ class _Once:
 
 
 class LineCommand(_Once, TyperCommand):
-    """A command as all of saae's are: options are given once, and the help is wrapped to the terminal's width."""
+    """A command of saae: options are given once, and the help is wrapped to the terminal's width."""
 
     def __init__(self, *args: Any, help: str | None = None, **settings: Any) -> None:
         # Typer keeps the line breaks of a docstring within all paragraphs but the first.
@@ -95,7 +95,7 @@ class GuardedGroup(_Once, TyperGroup):
         except KeyboardInterrupt:
             if debug_wanted(ctx):
                 traceback.print_exc()
-            log().print("Stopped. Nothing was left half-written; the same command goes on where it can.")
+            log().print("Stopped. Nothing was left half-written; the same command resumes if it can.")
             raise typer.Exit(STOPPED) from None
 
 
@@ -134,13 +134,13 @@ def _show_version(wanted: bool) -> None:
 
 
 def run_command(app: typer.Typer, name: str) -> None:
-    """Run a console script. A service manager's stop (SIGTERM) is as clean as Ctrl-C."""
+    """Run a console script. SIGTERM stops it as cleanly as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name=name)
 
 
 class Stage:
-    """One stage in progress. Call it with (done, total); `note` adds words to its closing line."""
+    """One stage in progress. Call it with (done, total); `note` adds text to its closing line."""
 
     def __init__(self, advance: Callable[[int, int, str], None]) -> None:
         self._advance = advance
@@ -150,15 +150,15 @@ class Stage:
         self._advance(done, total, text)
 
     def note(self, text: str) -> None:
-        """Words for the closing line ("209 images")."""
+        """Text for the closing line ("209 images")."""
         self.notes.append(text)
 
 
 class Stages:
     """Prints stages one after the other to a console (standard error).
 
-    On a terminal a running stage has a bar; in a log file each stage is one line when it starts and one when it ends,
-    and every tenth of a long one in between, so that a log shows that something moves.
+    On a terminal a running stage has a bar. In a log file each stage has a line when it starts, one when it ends, and
+    one at every tenth of a long stage.
 
     Args:
         console: where to.
@@ -171,7 +171,7 @@ class Stages:
         self._number = 0
 
     def say(self, text: str, style: str = "") -> None:
-        """One line of its own."""
+        """Print a line."""
         self.console.print(escape(text), style=style or None)
 
     @contextmanager
@@ -193,7 +193,7 @@ class Stages:
 
     @contextmanager
     def _bar(self, head: str) -> Iterator[Stage]:
-        # Here, because most commands have no bar and should start at once.
+        # imported here, because most commands have no bar and should start at once
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,

@@ -24,7 +24,7 @@ DEFAULT_LEVELS: tuple[float, ...] = (
 """FPR levels of a table: 0, then ten per decade from 1e-7 to 1."""
 
 MARGIN = 1e-3
-"""How far, relatively, T for FPR 0 lies above the largest sample: more than another backend's rounding adds."""
+"""Relative margin of T for FPR 0 above the largest sample, to allow for another backend's rounding."""
 
 RULES = ("quantile", "log-normal")
 """How thresholds follow from samples."""
@@ -36,13 +36,13 @@ Samples = NDArray[np.floating] | Sequence[float] | Iterable[NDArray[np.floating]
 class ThresholdTable:
     """Threshold T as a function of the acceptable false-positive rate (paper section 4.1.2).
 
-    The false-positive rate of T is the share of samples from normal images with value > T, so FPR 0 is the largest
-    sample, and `MARGIN` above it: nothing that calibration saw lies above it, on no backend.
+    The false-positive rate of T is the share of samples from normal images with value > T. FPR 0 is the largest sample
+    plus `MARGIN`.
 
     Attributes:
         fpr: rates in 0..1, ascending, the first one 0.
         threshold: a threshold for each rate, never increasing.
-        default_fpr: the rate used when a caller names none.
+        default_fpr: the default rate.
         count: number of samples behind the table.
         rule: `quantile`, the samples' own; or `log-normal`, an estimate that holds for rates below 1/count as well
             (`saae_runtime.estimate.ScoreModel`).
@@ -84,8 +84,8 @@ class ThresholdTable:
     def at(self, fpr: float | None = None) -> float:
         """The threshold for an acceptable false-positive rate.
 
-        That of the table's next lower rate, so that no more than the share asked for lies above it. Without a model
-        of the samples, a rate below 1/count cannot be told from 0 and gives the threshold for 0.
+        Returns that of the table's next lower rate, so that no more than the requested share lies above it. Without a
+        model of the samples, a rate below 1/count gives the threshold for 0.
 
         Args:
             fpr: rate in 0..1; None for the default rate.
@@ -126,16 +126,16 @@ class ThresholdTable:
         return cls(tuple(rates), tuple(map(float, thresholds)), float(default_fpr), len(scores), "log-normal")
 
     def share_below(self, value: float) -> float:
-        """The share of the table's samples below a value: 1 less the false-positive rate of a threshold set there.
+        """The share of the table's samples below a value: 1 minus the false-positive rate of a threshold there.
 
-        Between the table's entries it is interpolated. It never falls as the value rises; it is 1 from the threshold
-        for FPR 0 on, and cannot tell apart what lies above that.
+        It is interpolated between the table's entries, never falls as the value rises, and is 1 from the threshold for
+        FPR 0 on.
 
         Returns:
             A number from 0 to 1.
         """
         rates = np.asarray(self.fpr[::-1])
-        thresholds = np.asarray(self.threshold[::-1])  # ascending; of equal ones the last, lowest rate counts
+        thresholds = np.asarray(self.threshold[::-1])  # ascending; the last of equal ones counts
         if value >= thresholds[-1]:
             return 1.0
         above = int(np.searchsorted(thresholds, value, side="right"))
@@ -155,10 +155,10 @@ class ThresholdTable:
         """Quantile table of samples from normal images.
 
         Args:
-            values: numbers, an array of any shape, or an iterable of arrays (taken one at a time, so that the maps
-                of a large calibration set never lie in memory together; see `ThresholdAccumulator`).
+            values: numbers, an array of any shape, or an iterable of arrays (read one at a time, so that the maps
+                of a large calibration set need not fit into memory; see `ThresholdAccumulator`).
             default_fpr: the default rate; it becomes an exact entry of the table.
-            levels: rates to tabulate; those below 1/count are dropped, 0 and 1/count are always there.
+            levels: rates to tabulate; those below 1/count are dropped, 0 and 1/count are always included.
 
         Raises:
             CalibrationError: no samples, or samples that are NaN or infinite.
@@ -176,12 +176,12 @@ class ThresholdTable:
 
 
 class ThresholdAccumulator:
-    """Collects samples in bounded memory and gives their quantile table.
+    """Collects samples in bounded memory for a quantile table.
 
-    The largest `keep` samples are kept as they are, so every rate up to keep/count is exact: with the default and
-    200 maps of 1024 x 1024 pixels that is every rate up to 2 %. The samples below only raise counters, one for each
-    of 2^20 intervals of relative width 2^-11; a threshold read from there is the upper end of its interval, at most
-    0.05 % too high and never too low, so that its false-positive rate stays at or below the one asked for.
+    The largest `keep` samples are kept, so every rate up to keep/count is exact: with the default and 200 maps of
+    1024 x 1024 pixels every rate up to 2 %. Lower samples are counted in 2^20 intervals of relative width 2^-11. A
+    threshold from there is the upper end of its interval, at most 0.05 % too high and never too low, so that its
+    false-positive rate stays at or below the requested one.
 
     Args:
         keep: number of largest samples kept exactly (8 bytes each; twice that while adding).
@@ -192,7 +192,7 @@ class ThresholdAccumulator:
             raise ConfigError(f"keep={keep} is not possible.", "At least the largest sample is needed.", "keep >= 1")
         self._keep = keep
         self._top: NDArray[np.float64] = np.empty(0, np.float64)
-        self._floor = -math.inf  # once `_top` is full: nothing below it can enter
+        self._floor = -math.inf  # once `_top` is full, lower samples are only counted
         self._below: NDArray[np.int64] | None = None
         self.count = 0
 
@@ -233,7 +233,7 @@ class ThresholdAccumulator:
         self._below += np.bincount(_interval(values), minlength=1 << 20)
 
     def table(self, default_fpr: float, levels: Sequence[float] = DEFAULT_LEVELS) -> ThresholdTable:
-        """The quantile table of everything added so far; see `ThresholdTable.from_samples`.
+        """The quantile table of all samples so far; see `ThresholdTable.from_samples`.
 
         Raises:
             CalibrationError: nothing was added.
@@ -263,7 +263,7 @@ class ThresholdAccumulator:
         above = min(math.floor(rate * self.count + 1e-9), self.count - 1)
         if above < top.size:
             return float(top[above])
-        assert at_or_above is not None  # count > top.size only once something was displaced
+        assert at_or_above is not None  # count > top.size only after a sample was displaced
         # The interval that holds the sample of rank `above`: the highest one with more than `above` samples from it up.
         index = int(np.searchsorted(-at_or_above, -above, side="left")) - 1
         return _upper_end(index)

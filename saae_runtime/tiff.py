@@ -1,4 +1,4 @@
-"""Arrays of floating-point numbers as TIFF files, which Pillow writes in 32 bits alone."""
+"""Arrays of floating-point numbers as TIFF files; Pillow writes only 32 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installed version of saae and of the libraries that an artefact should name."""
+"""The installed versions of saae and other libraries."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ OBJECT_FPR = 0.001
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the normal images gave.
+    """Threshold tables and scores from normal images.
 
     Attributes:
         pixel: threshold table of anomaly map values.
@@ -57,11 +57,11 @@ class Calibration:
 
 
 def default_fpr(texture: bool | None, name: str) -> float:
-    """The paper's acceptable pixel FPR (section 4.1.2) of what a model was fitted as.
+    """The paper's acceptable pixel FPR (section 4.1.2), by whether the model was fitted as a texture.
 
     Args:
         texture: whether it was fitted as a texture; None: not known.
-        name: of the category, which counts where it is not known.
+        name: of the category; decides if `texture` is None.
     """
     return TEXTURE_FPR if (name in TEXTURES if texture is None else texture) else OBJECT_FPR
 
@@ -74,7 +74,7 @@ def calibrate(
     progress: Progress = silent,
     estimate: bool = False,
 ) -> Calibration:
-    """Computes both threshold tables from the scores of the graph that will be deployed.
+    """Compute both threshold tables from the scores of the graph that will be deployed.
 
     Args:
         scorer: scores one frame.
@@ -112,7 +112,7 @@ def left_out_scores(left_out: LeftOut, smoothing: float, frame_size: tuple[int, 
     """The image score of each fitted image as if it were new, as the graph computes it.
 
     Args:
-        left_out: of the fit.
+        left_out: scores from the fit.
         smoothing: of the map, in patches, see `saae_train.model.detector.Detector`.
         frame_size: (H, W) of the graph's frames.
     """

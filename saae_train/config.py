@@ -49,7 +49,7 @@ _MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
 }
 
 PRECISIONS = ("auto", "bf16", "tf32", "fp32")
-"""In which numbers a fit computes, see `FitConfig.precision`."""
+"""Precisions of fitting, see `FitConfig.precision`."""
 
 FEW_LAYERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "lite": {
@@ -58,7 +58,7 @@ FEW_LAYERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     },
     "small": {PACKAGED_NAME: (3, 4, 5)},
 }
-"""Presets that compute fewer blocks -> backbone -> the layers that they take."""
+"""Presets that compute fewer blocks: preset -> backbone -> layers."""
 
 
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -69,7 +69,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "tuple[int, ...]": (tuple, "a list of whole numbers, e.g. [3,4,5]"),
     "tuple[int, int]": (tuple, "height and width, e.g. [392,392]"),
 }
-"""Annotation of a field -> what its values are, and how to say so."""
+"""Annotation of a field -> check of its values, and their description."""
 
 _ADDED = frozenset({"tiles", "white_level"})
 """Fields that checkpoints of earlier versions lack."""
@@ -88,11 +88,11 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tiles": (lambda value: min(value) >= 1 or value == (0, 0), "1 or more, or [0,0] for as many as the images want"),
     "layers": (lambda value: min(value) >= 0, "0 or more"),
 }
-"""Field -> the values it can take, and how to say so."""
+"""Field -> check of the values it can take, and their description."""
 
 
 def _check(name: str, annotation: str, value: Any) -> None:
-    """Raises ConfigError where a field of `FitConfig` cannot have this value."""
+    """Raise ConfigError where a field of `FitConfig` cannot have this value."""
     kind, _, nullable = annotation.partition(" | ")
     if value is None and nullable:
         return
@@ -123,7 +123,7 @@ class FitConfig:
     """Everything that shapes a fitted model besides the images.
 
     Attributes:
-        preset: the preset that this started from.
+        preset: the preset that this is based on.
         backbone: timm model name of a plain ViT, or vgg19.
         layers: layers stacked into f, 0 = patch projection; None: the backbone's default.
         input_size: (height, width) in pixels that frames are resized to.
@@ -139,7 +139,7 @@ class FitConfig:
             the loss.
         keep: share of the variance that the latent width V keeps.
         latent: V, or None to take it from `keep`.
-        latent_limit: V never exceeds this (None: no limit).
+        latent_limit: largest V (None: no limit).
         mlp_ratio: MLP size / V; None: 1 for textures, 2 for objects.
         transformer: False gives the CAE.
         saae_patch: side, in positions of the grid, of the patches that the transformer sees; None: the backbone's own,
@@ -248,7 +248,9 @@ class FitConfig:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
-            if key not in _ADDED or value is not None  # what older versions did not know keeps their keys and files
+            if key not in _ADDED
+            or value
+            is not None  # fields that older versions lacked are left out, so that their keys and files stay valid
         }
 
     @classmethod
@@ -328,7 +330,7 @@ def preset(name: str) -> FitConfig:
 
 
 def measured_size(backbone: str) -> tuple[int, int] | None:
-    """The (height, width) that a backbone was measured at, None for one that was not."""
+    """The (height, width) that a backbone was measured at; None if it was not measured."""
     return _MEASURED_SIZES.get(backbone.split(".", 1)[0])
 
 

@@ -1,4 +1,4 @@
-"""What a fit says about itself: the part `facts` of a checkpoint's config.json as a frozen dataclass."""
+"""The record of a fit: the part `facts` of a checkpoint's config.json as a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["FitRecord"]
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a model was fitted. What an earlier version did not write down is None, or empty.
+    """How a model was fitted. Fields that an earlier version did not write are None or empty.
 
     Attributes:
         images: number of images fitted on.
@@ -22,12 +22,12 @@ class FitRecord:
         synthetic: whether the images were drawn.
         texture: whether the product was fitted as a texture (MLP size V) or an object (2V).
         device: torch device.
-        precision: in which numbers: `bf16`, `tf32` or `fp32`.
+        precision: arithmetic: `bf16`, `tf32` or `fp32`.
         captured_steps: steps replayed from a CUDA graph.
         seconds_features: time for the features.
-        seconds_fit: time for the steps, of all the runs that it took.
+        seconds_fit: time for the steps, summed over resumed runs.
         loss: (step, mean loss per position) pairs.
-        tools: versions of what was fitted with.
+        tools: versions of the libraries used.
     """
 
     images: int | None = None
@@ -50,7 +50,7 @@ class FitRecord:
         return self.precision == "bf16"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without what is not known."""
+        """JSON values, without unknown fields."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         lists: dict[str, Any] = {"held_out": list(self.held_out), "loss": [list(pair) for pair in self.loss]}
         if self.fitted_on is not None:
@@ -75,7 +75,7 @@ class FitRecord:
 
 
 def _decode(name: str, kind: str, value: Any) -> Any:
-    """A value of parsed JSON as its field has it."""
+    """Convert a value of parsed JSON to the type of its field."""
     if kind == "float" and _is(value, int):
         return float(value)
     if kind in _PLAIN and _is(value, _PLAIN[kind]):

@@ -1,1 +1,1 @@
-"""Calibrating a finished bundle again."""
+"""Recalibration of a finished bundle."""

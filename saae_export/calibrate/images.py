@@ -1,4 +1,4 @@
-"""Pictures of good parts to calibrate on: found by name, checked, and what their number means for the thresholds."""
+"""Images of good parts to calibrate on: find them, check them, and tell what their number means for the thresholds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_images(names: Sequence[str]) -> tuple[Sample, ...]:
 
 
 def check_images(category: str, samples: Sequence[Sample], progress: Progress = silent) -> tuple[str, ...]:
-    """Opens every image; returns what looks odd about them, one line each.
+    """Open every image; return warnings, one line each.
 
     Args:
         category: the product's name, for messages.
@@ -48,7 +48,7 @@ def check_images(category: str, samples: Sequence[Sample], progress: Progress = 
         progress: called with (done, total).
 
     Raises:
-        DataError: too few different ones, or some that cannot be used; all of these are named.
+        DataError: too few different images, or unusable ones, which are listed.
     """
     root = samples[0].path.parent if samples else Path()
     report = check(Category(category, root, tuple(samples), ()), progress=progress)
@@ -56,18 +56,18 @@ def check_images(category: str, samples: Sequence[Sample], progress: Progress = 
     different = len(set(content_hashes(samples)))
     if different < MIN_HELD_OUT:
         raise DataError(
-            f"{different} different image{'' if different == 1 else 's'} cannot carry thresholds.",
-            f"{MIN_HELD_OUT} are the least; 50 or more are advisable.",
+            f"Thresholds cannot be calibrated on {different} different image{'' if different == 1 else 's'}.",
+            f"At least {MIN_HELD_OUT} are needed; 50 or more are advisable.",
             "give more images of good parts: --normal FOLDER",
         )
     return tuple(str(problem) for problem in report.warnings)
 
 
 def about_images(samples: Sequence[Sample], scores: Sequence[float], table: ThresholdTable) -> tuple[str, ...]:
-    """What the number of images means for the image T, and on which image it rests; nothing where they are many.
+    """What the number of images means for the image T, and which image decides it; empty for many images.
 
     Args:
-        samples: the images, two at least.
+        samples: the images, at least two.
         scores: their image scores, of one precision.
         table: of these scores.
     """

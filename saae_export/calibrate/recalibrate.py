@@ -1,7 +1,7 @@
-"""New thresholds for a finished bundle, from images of good parts given later; without PyTorch and onnx.
+"""New thresholds for a finished bundle, from new images of good parts; without PyTorch and onnx.
 
-Lamps age, lenses and cameras are changed: scores of good parts move, and the thresholds have to follow. The bundle's
-own artefacts score the new images, each precision in its own arithmetic, as the build does it.
+When a lamp ages or a camera is changed, the scores of good parts move, and the thresholds have to follow. The bundle's
+own artefacts score the new images, each precision in its own arithmetic, as in the build.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from saae_runtime.bundle import Bundle, open_bundle, refuse_foreign, update_bund
 from saae_runtime.errors import BackendError, BackendUnavailableError, ConfigError
 from saae_runtime.files import sha256_bytes
 from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thresholds
+from saae_runtime.reference import read_reference
 from saae_runtime.result import Scored
 from saae_runtime.terminal import Stage, Stages
 from saae_train.calibrate import calibrate
@@ -29,7 +30,6 @@ from saae_train.data.split import content_digest
 
 from ..artefacts import open_artefact, with_threshold
 from ..parity.compare import ParityReport, require
-from ..parity.reference import read_reference
 from ..parity.verify import compare_artefact, stored_source
 from .images import about_images, check_images
 
@@ -41,7 +41,7 @@ _AT_T = ("pixel_fpr", "pixel_fpr_good", "pixel_fpr_halo", "pixel_tpr", "image_fp
 """Metrics of a manifest that were counted at the thresholds of the build."""
 
 _BANNER = (
-    '\n<div class="banner warn" id="recalibrated">\n  <strong>The thresholds are not these any more</strong>\n'
+    '\n<div class="banner warn" id="recalibrated">\n  <strong>These thresholds are out of date</strong>\n'
     "  <p>The bundle was calibrated again on images given later (saae-export calibrate). This report and the\n"
     "  heatmaps are those of the build; saae-export inspect shows the thresholds in force.</p>\n</div>"
 )
@@ -50,12 +50,12 @@ _HEADER_ENDS = "</header>"
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one precision's thresholds.
+    """The old and new thresholds of one precision.
 
     Attributes:
         precision: one of `saae_runtime.manifest.PRECISIONS`.
         backend: library, device, arithmetic and file that the images were scored with.
-        before, after: both tables.
+        before, after: the threshold tables, pixel and image.
         scores: image scores of the images, in their order.
         marked_before: share of the images' pixels above the pixel T before, 0..1.
     """
@@ -69,12 +69,12 @@ class Change:
 
     @property
     def rejected_before(self) -> int:
-        """How many of the images the image threshold before calls defective."""
+        """How many of the images the old image threshold calls defective."""
         return self._rejected(self.before)
 
     @property
     def rejected_after(self) -> int:
-        """How many of them the new one does."""
+        """How many of them the new image threshold calls defective."""
         return self._rejected(self.after)
 
     def _rejected(self, thresholds: Thresholds) -> int:
@@ -84,15 +84,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What `recalibrate` found.
+    """The result of `recalibrate`.
 
     Attributes:
-        bundle: with the new thresholds, as it was written; with `dry_run` the one that was opened.
+        bundle: the written bundle with the new thresholds; with `dry_run` the opened one.
         changes: one for each precision, in the order of the manifest.
-        dropped: precisions that left the bundle, with the files that went with them, in words.
+        dropped: descriptions of the precisions that were removed from the bundle, with their files.
         parity: comparisons with the bundle's reference frames at the new T.
         samples: the images.
-        notes: what a person should know about the images and the rates.
+        notes: remarks for the user on the images and the rates.
     """
 
     bundle: Bundle
@@ -114,41 +114,41 @@ def recalibrate(
     dry_run: bool = False,
     console: Console | None = None,
 ) -> Recalibration:
-    """Computes both threshold tables of each precision anew and writes them into the bundle, whole or not at all.
+    """Compute both threshold tables of each precision again and write them into the bundle, all or nothing.
 
-    All thresholds of a bundle come from the same images. So a precision that is not calibrated leaves it: kept with
-    thresholds from before the drift, it would be taken on some other machine without a word and decide wrongly.
+    All thresholds of a bundle come from the same images. So a precision that is not calibrated is removed: with its old
+    thresholds it would decide wrongly on another machine, without a warning.
 
-    What rests on T follows: the graphs' default thresholds, and parity, which is compared again with the bundle's
-    reference frames where an artefact runs here, and is open again (`verify` fills it in) where it does not. Metrics
-    that were counted at the old T leave the manifest, and the report says of which thresholds it speaks.
+    What depends on T is updated: the graphs' default thresholds, and parity. Artefacts that run here are compared again
+    with the bundle's reference frames; the others count as not compared until `verify` runs. Metrics at the old T are
+    removed from the manifest, and the report gets a note.
 
     Args:
         bundle: the folder.
-        samples: normal images, as of `saae_export.calibrate.images.find_images`; of any size.
+        samples: normal images of any size, from `saae_export.calibrate.images.find_images`.
         precisions: which to calibrate; None for all that the bundle has.
-        pixel_fpr: default acceptable share of normal pixels above T; None for the bundle's present one.
-        image_fpr: default acceptable share of normal images called defective; None for the bundle's present one.
-        target: write the bundle there and leave this one as it is; None to replace it.
+        pixel_fpr: default acceptable share of normal pixels above T; None keeps the bundle's.
+        image_fpr: default acceptable share of normal images called defective; None keeps the bundle's.
+        target: folder of the new bundle; None replaces this one.
         dry_run: write nothing.
         console: where progress is shown; None shows none.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
-        ConfigError: a precision that the bundle has not, a rate outside 0..1, or a `target` that is no bundle.
-        DataError: too few images, or some that cannot be used; all of them are named.
-        BackendUnavailableError: a precision cannot be run here; all of them are named, with the reasons.
+        ConfigError: a precision that the bundle lacks, a rate outside 0..1, or a `target` that is not a bundle.
+        DataError: too few images, or unusable ones, which are listed.
+        BackendUnavailableError: precisions that cannot run here, which are listed with the reasons.
         CalibrationError: a score that is not finite.
-        ParityError: at the new T an artefact decides otherwise than its reference. Nothing was written.
+        ParityError: at the new T an artefact decides differently from its reference. Nothing is written.
         StorageError: the disk is full, or the place may not be written to.
     """
     opened = open_bundle(bundle)
     if not dry_run:
-        refuse_foreign(opened.path if target is None else Path(target))  # before the work, not after it
+        refuse_foreign(opened.path if target is None else Path(target))  # fail before the work
     white_level = opened.manifest.frame.white_level
     samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
     chosen = _chosen(opened, precisions)
-    for name in chosen:  # an impossible rate is an error before the work
+    for name in chosen:  # check the rates before the work
         opened.manifest.thresholds[name].pixel.at(pixel_fpr)
         opened.manifest.thresholds[name].image.at(image_fpr)
     stages = Stages(console or Console(quiet=True), len(chosen) + 3 + (not dry_run))
@@ -191,7 +191,7 @@ def _chosen(bundle: Bundle, precisions: Sequence[str] | None) -> tuple[str, ...]
 
 
 def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[str, Artefact]:
-    """The artefact that each precision is calibrated with; every one was opened once."""
+    """The artefact that each precision is calibrated with. Opens each of them once."""
     found: dict[str, Artefact] = {}
     reasons: dict[str, list[str]] = {}
     for number, precision in enumerate(precisions):
@@ -214,7 +214,7 @@ def _runners(bundle: Bundle, precisions: Sequence[str], stage: Stage) -> dict[st
     if not reasons:
         return found
     if found:
-        cure = f"install what is missing, or --precision {','.join(found)}: then the others leave the bundle"
+        cure = f"install what is missing, or --precision {','.join(found)}: then the others are removed from the bundle"
     else:
         cure = "pip install 'saae[cpu]'; saae-export doctor shows what this machine can run"
     raise BackendUnavailableError(
@@ -262,7 +262,7 @@ def _calibrated(
 def _changed(
     bundle: Bundle, thresholds: Mapping[str, Thresholds], calibration: Calibration
 ) -> tuple[Manifest, tuple[str, ...], dict[str, Callable[[], bytes]]]:
-    """The manifest, what leaves the bundle in words, and the files that change, by name, with their new bytes."""
+    """The manifest, descriptions of what is removed, and the changed files: name -> new bytes."""
     before = bundle.manifest
     kept = [item for item in before.artefacts if item.precision in thresholds]
     gone = [item for item in before.artefacts if item.precision not in thresholds]
@@ -291,7 +291,7 @@ def _left(gone: Sequence[Artefact], kept: Sequence[Artefact]) -> tuple[str, ...]
 
 
 def _defaults(artefacts: Sequence[Artefact], thresholds: Mapping[str, Thresholds]) -> dict[str, float]:
-    """ONNX file -> its default T: that of the file's own types, not of what OpenVINO makes of them in bf16."""
+    """ONNX file -> its default T: that of the file's own precision, not of bf16."""
     found: dict[str, float] = {}
     for item in sorted(artefacts, key=lambda item: item.precision in IN_BF16):
         if item.kind == "onnx":
@@ -300,7 +300,7 @@ def _defaults(artefacts: Sequence[Artefact], thresholds: Mapping[str, Thresholds
 
 
 def _renamed_source(artefact: Artefact, files: Mapping[str, Callable[[], bytes]]) -> Artefact:
-    """An engine names its graph by hash; the graph is the same but for its default T, which no engine has."""
+    """Update the hash by which an engine names its graph, whose default T alone has changed."""
     source = artefact.options.get("source")
     if artefact.kind != "engine" or source not in files:
         return artefact
@@ -309,7 +309,7 @@ def _renamed_source(artefact: Artefact, files: Mapping[str, Callable[[], bytes]]
 
 
 def _report(bundle: Bundle) -> bytes | None:
-    """The build's report with a banner that says what it is now; None where it has one, or no place for it."""
+    """The build's report with the banner; None if it has the banner already, or no place for it."""
     text = bundle.file(REPORT).read_text(encoding="utf-8")
     if _BANNER in text or _HEADER_ENDS not in text:
         return None
@@ -317,9 +317,9 @@ def _report(bundle: Bundle) -> bytes | None:
 
 
 def _compared(bundle: Bundle, manifest: Manifest, stage: Stage) -> tuple[Manifest, tuple[ParityReport, ...]]:
-    """The manifest with parity at the new T, of what runs here and has frames to be compared on.
+    """The manifest with parity at the new T, for what runs here, if the bundle has reference frames.
 
-    An artefact that failed before keeps its verdict where it does not run here, and ends nothing where it does.
+    An artefact that failed before keeps its verdict if it does not run here, and is not an error if it fails again.
     """
     anew = dataclasses.replace(bundle, manifest=manifest)
     frames = bool(read_reference(bundle)[0])
@@ -336,7 +336,7 @@ def _compared(bundle: Bundle, manifest: Manifest, stage: Stage) -> tuple[Manifes
         elif not failed:  # flips were counted at the old T
             artefact = dataclasses.replace(artefact, parity=None)
         artefacts.append(artefact)
-    require(required, "nothing was written; --precision with the others leaves this one out, or build the bundle anew")
+    require(required, "nothing was written; --precision with the others leaves this one out, or build the bundle again")
     return dataclasses.replace(manifest, artefacts=tuple(artefacts)), tuple(reports)
 
 

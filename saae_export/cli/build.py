@@ -71,13 +71,13 @@ class ImageOptions:
         _image(
             "--keep",
             metavar="NAME",
-            help="Normal image that is good, unlike the others as it looks: it is not named again. May be repeated.",
+            help="Normal image that is good although it looks unlike the others. May be repeated.",
         ),
     ] = None
     demo: Annotated[bool, _image("--demo", help="Use the drawn demo images, whatever else is there.")] = False
 
     def request(self) -> Request:
-        """The same for the pipeline."""
+        """The request for the pipeline."""
         from ..pipeline.images import Request
 
         return Request(
@@ -224,5 +224,5 @@ def build_command(
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The words between commas, each once."""
+    """The words between commas, without repeats."""
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

@@ -46,10 +46,10 @@ def calibrate_command(
         bool, typer.Option("--dry-run", help="Show the old and new thresholds, and write nothing.")
     ] = False,
 ) -> None:
-    """Calibrate the thresholds of a bundle again, on images of good parts as the line sees them now.
+    """Calibrate the thresholds of a bundle again, on new images of good parts.
 
     For a new lamp, lens or camera. Nothing is fitted; neither PyTorch nor onnx is needed. The new thresholds replace
-    the old ones: to keep what those knew, give the earlier images as well.
+    the old ones. To keep the earlier images in them, give those images as well.
     """
     from ..calibrate.images import find_images
     from ..calibrate.recalibrate import recalibrate
@@ -78,7 +78,7 @@ def calibrate_command(
 
 
 def _table(changes: tuple[Change, ...]) -> Table:
-    """Old and new T at the default rates, and what the old one makes of the new images."""
+    """Old and new T at the default rates, and what each decides on the new images."""
     count = len(changes[0].scores)
     table = Table(title=f"Thresholds at the default rates, on {count} images of good parts", title_justify="left")
     for heading in ("precision", "of", "T before", "T now", "FPR", "above T before", "above T now"):

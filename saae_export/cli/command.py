@@ -1,4 +1,4 @@
-"""The command `saae-export`, all of it thin: parse, call one function, print."""
+"""The command `saae-export`: parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def inspect_command(
     print_bundle(opened, Console(highlight=False))
 
 
-# The order is that of the help.
+# in the order of the help
 app.command("build", cls=LineCommand)(build_command)
 app.command("inspect", cls=LineCommand)(inspect_command)
 app.command("verify", cls=LineCommand)(verify_command)

@@ -111,6 +111,6 @@ def doctor_command(
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Mounts both commands on an app."""
+    """Mount both commands on an app."""
     app.command("engine", cls=LineCommand)(engine_command)
     app.command("doctor", cls=LineCommand)(doctor_command)

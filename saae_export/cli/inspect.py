@@ -1,4 +1,4 @@
-"""What a bundle is, for a person: `saae-export inspect BUNDLE` prints its manifest as tables."""
+"""`saae-export inspect BUNDLE`: prints the manifest as tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTS = {"images": "test images", "defective": "of them defective"}
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
-    """Prints the manifest of an opened bundle."""
+    """Print the manifest of an opened bundle."""
     console.print(bundle_view(bundle))
 
 
@@ -112,7 +112,7 @@ def _thresholds(manifest: Manifest) -> Table:
     for precision, pair in manifest.thresholds.items():
         for name, entry in (("pixels", pair.pixel), ("images", pair.image)):
             default = f"{entry.at():.5g} (FPR {_rate(entry.default_fpr)})"
-            # Rates that the samples cannot tell from zero would repeat its threshold.
+            # Lower rates would repeat the threshold of FPR 0.
             values = [f"{entry.at(rate):.5g}" if rate == 0 or rate * entry.count >= 1 else "-" for rate in _RATES]
             table.add_row(precision, name, default, *values)
     return table
@@ -129,7 +129,7 @@ def _metrics(manifest: Manifest) -> Table:
     for name, title in METRIC_NAMES.items():
         if isinstance(metrics.get(name), (int, float)):
             table.add_row(title, f"{100 * metrics[name]:.2f} %")
-    for name, value in metrics.items():  # counts, and what another version wrote
+    for name, value in metrics.items():  # counts, and metrics of other versions
         if name not in METRIC_NAMES and name != "label" and isinstance(value, (str, int, float)):
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             table.add_row(Text(_COUNTS.get(name, name)), Text(shown))

@@ -1,4 +1,4 @@
-"""What the commands that fit and export need to be installed."""
+"""Checks the libraries that fitting and exporting need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["need_export"]
 
 
 def need_export() -> None:
-    """Says what to install, instead of a missing module's name, where only the runtime is installed.
+    """Raise an error that says what to install if only the runtime is installed.
 
     Raises:
         ConfigError: PyTorch, timm or a package of ONNX is missing.

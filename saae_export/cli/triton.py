@@ -34,7 +34,7 @@ def triton_command(
         int, typer.Option(metavar="MICROSECONDS", help="How long a request may wait for others to form a batch.")
     ] = 0,
     instances: Annotated[int, typer.Option(metavar="N", help="Copies that compute at the same time.")] = 1,
-    device: Annotated[str, typer.Option(help="auto (GPUs where there are any), cpu or gpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (GPUs if there are any), cpu or gpu.")] = "auto",
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads of one instance.")] = None,
     backend: Annotated[str, typer.Option(help="python only: backend of saae, as in saae-run --backend.")] = "auto",
     environment: Annotated[
@@ -45,7 +45,7 @@ def triton_command(
 ) -> None:
     """Write a bundle as models of NVIDIA's Triton Inference Server.
 
-    One repository for each kind of server: DIR/onnx for its onnxruntime backend, DIR/tensorrt for a plan (where the
+    One repository for each kind of server: DIR/onnx for its onnxruntime backend, DIR/tensorrt for a plan (if the
     bundle holds a TensorRT engine), DIR/python for its Python backend. saae_runtime.TritonEngine is the client.
     """
     from ..triton.config import ServerOptions

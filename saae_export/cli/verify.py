@@ -57,9 +57,10 @@ def verify_command(
 
 def _diagnose(bundle: Bundle, console: Console) -> None:
     need_export()
+    from saae_runtime.reference import read_reference
+
     from ..parity.compare import BOUNDS
     from ..parity.nodes import compare_nodes
-    from ..parity.reference import read_reference
 
     files = {item.precision: bundle.file(item.file) for item in bundle.artefacts(kind="onnx")}
     stored, _ = read_reference(bundle)

@@ -1,7 +1,7 @@
 """Exact weight folding: constant affine steps merged into the linear layer beside them.
 
-Each function returns a new layer and leaves its inputs alone. The products are formed in float64 and rounded once, so a
-folded chain is as close to the unfolded one as float32 lets two orders of summation be.
+Each function returns a new layer and does not change its inputs. Products are computed in float64 and rounded once, so
+the folded layer differs from the unfolded ones only by float32 rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen float32 linear layer from weight out x in and bias [out] of any float dtype."""
+    """A frozen float32 linear layer from a weight, out x in, and a bias of `out` values, of any float dtype."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach().to(torch.float32).contiguous(), requires_grad=False)
     if bias is not None:
@@ -62,8 +62,8 @@ def fold_padded_input_norm(
 ) -> nn.Conv2d:
     """`conv((x / white - mean) / std)` as one convolution of x with an added channel of ones, correct for any padding.
 
-    The mean cannot go into the bias where zeros are padded, for they stand for the mean itself; it goes into the
-    weights of the ones, which are padded with zeros just as x is.
+    With zero padding, which stands for the mean, the mean cannot go into the bias. It goes into the weights of the
+    channel of ones, which is padded with zeros like x.
 
     Args:
         conv: convolution over the image's channels, not grouped.
@@ -91,7 +91,7 @@ def fold_padded_input_norm(
 
 
 def fold_output_scale(linear: nn.Linear, scale: Tensor) -> nn.Linear:
-    """`linear(x) * scale` as one linear layer; scale is [out] (LayerScale, the attention's 1/sqrt(d))."""
+    """`linear(x) * scale` as one linear layer; one scale per output (LayerScale, the attention's 1/sqrt(d))."""
     factor = scale.detach().double()
     bias = None if linear.bias is None else linear.bias.detach().double() * factor
     return make_linear(linear.weight.detach().double() * factor[:, None], bias)
@@ -101,7 +101,7 @@ def fold_batchnorm(linear: nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> 
     """`norm(linear(x))` in evaluation mode as one linear layer.
 
     Raises:
-        ValueError: the batch norm keeps no running statistics, so it is no constant.
+        ValueError: the batch norm has no running statistics, so it is not constant.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be folded")
@@ -119,12 +119,12 @@ def fold_batchnorm(linear: nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> 
 def merge_linears(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     """`second(first(x))` as one linear layer (two linear layers with nothing between them).
 
-    One of the two may be narrower by a whole factor n and then acts on each of the n pieces of the other's values: a
-    convolution at every position of a patch, before or behind the patch's projection.
+    One of the two may be narrower by an integer factor n. It then acts on each of n pieces of the other's values, like
+    a convolution at every position of a patch, before or after the patch's projection.
 
     Args:
-        first: [in] -> [middle], or on each of n pieces.
-        second: [middle] -> [out], or on each of n pieces.
+        first: from `in` to `middle` values, or on each of n pieces.
+        second: from `middle` to `out` values, or on each of n pieces.
     """
     inner, outer = first.weight.detach().double(), second.weight.detach().double()
     before = torch.zeros(first.out_features).double() if first.bias is None else first.bias.detach().double()

@@ -1,7 +1,7 @@
 """Both ends of the fused graph: camera frame to model pixels, and patch scores to a map at the frame's size.
 
 Resize and upsample are pairs of constant matrices from `saae_runtime.geometry`, so training, graph and runtime compute
-the same thing; an ONNX Resize with antialias is refused by TensorRT's parser and ignored by OpenVINO.
+the same. TensorRT's parser refuses an ONNX Resize with antialias, and OpenVINO ignores it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FrameToPixels(nn.Module):
         rows = None if frame_size[0] == model_size[0] else resize_matrix(frame_size[0], model_size[0])
         columns = None if frame_size[1] == model_size[1] else resize_matrix(frame_size[1], model_size[1]).T
         (high, wide), (low, narrow) = frame_size, model_size
-        # Products of one channel either way round; the cheaper order first.
+        # The two products in the cheaper order.
         self.rows_first = low * high * wide + low * wide * narrow <= high * wide * narrow + low * high * narrow
         self.register_buffer("rows", _tensor(rows))
         self.register_buffer("columns", _tensor(columns))
@@ -39,7 +39,7 @@ class FrameToPixels(nn.Module):
 
     def forward(self, frame: Tensor) -> Tensor:
         x = frame.to(torch.float32)
-        if self.rows is not None and self.rows_first:  # along the height the channels are but a wider width
+        if self.rows is not None and self.rows_first:  # along the height, channels and width are one axis
             x = torch.matmul(self.rows, x.flatten(2)).unflatten(2, (-1, 3))
         if self.columns is not None:
             x = torch.matmul(x.permute(0, 3, 1, 2), self.columns).permute(0, 2, 3, 1)

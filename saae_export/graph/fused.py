@@ -1,7 +1,7 @@
 """The fused graph: camera frame in, anomaly map, score and mask out, as one module ready for export.
 
-Built from a fitted `saae_train.model.detector.Detector`, which is left as it is and stays the reference. Precision is
-written out: with `fp16` the matrix products are FP16; the resize, the patch projection, LayerNorm, softmax, the
+Built from a fitted `saae_train.model.detector.Detector`, which is not changed and stays the reference. Precision is
+explicit: with `fp16` the matrix products are FP16; the resize, the patch projection, LayerNorm, softmax, the
 residual stream, the standardisation, every sum over channels, the upsample, score and mask are FP32.
 """
 
@@ -33,12 +33,12 @@ class _Space(nn.Module):
     """Features f to the space of the SAAE; see `saae_train.model.detector.FeatureSpace`.
 
     f FP32 N x (prefix + L) x U -> g N x L x channels (of `dtype` with components, else FP32), and with components the
-    energy outside them and in all, FP32 N x L. The rows of class and register tokens are dropped last, where a row is
-    narrowest: cutting them off f copies all of it.
+    energy outside them and in total, FP32 N x L. The rows of class and register tokens are dropped last, where rows are
+    narrowest; cutting them off f would copy all of it.
 
-    Standardisation stays apart from the product behind it: raw channels with a large mean would lose their variation
-    when rounded to FP16. The components' scales are in the basis. The products with it are of type `dtype`, the
-    residual and its sum FP32.
+    Standardisation is not folded into the next product: raw channels with a large mean would lose their variation
+    when rounded to FP16. The components' scales are in the basis. Products with it are of type `dtype`, the residual
+    and its sum FP32.
     """
 
     def __init__(self, space: FeatureSpace, needs_energy: bool, dtype: torch.dtype, prefix: int) -> None:
@@ -80,7 +80,7 @@ def _direction(g: Tensor) -> Tensor:
 
 
 class _Score(nn.Module):
-    """g and its reconstruction to the anomaly score A, FP32 N x L; see `saae_train.model.detector.anomaly_score`."""
+    """Anomaly score A from g and its reconstruction, FP32 N x L; see `saae_train.model.detector.anomaly_score`."""
 
     def __init__(self, kind: str, memory: Memory | None) -> None:
         super().__init__()
@@ -111,8 +111,8 @@ class _Score(nn.Module):
 class FusedGraph(nn.Module):
     """`frame`, `threshold` -> `anomaly_map`, `score`, `mask`.
 
-    Inputs: frame uint8 N x H x W x 3 RGB; threshold float32 [1], pixel T.
-    Outputs: anomaly_map float32 N x H x W (eq. 3, upsampled); score float32 [N], the largest value of the map; mask
+    Inputs: frame uint8 N x H x W x 3 RGB; threshold float32, one number, pixel T.
+    Outputs: anomaly_map float32 N x H x W (eq. 3, upsampled); score float32 N, the largest value of the map; mask
     uint8 N x H x W, 1 where the map is above T.
 
     Args:
@@ -140,7 +140,7 @@ class FusedGraph(nn.Module):
             self.pixels = FrameToPixels(self.frame_size, self.model_size)
             self.backbone = _graph_backbone(detector.backbone, dtype)
             self.space = _Space(detector.space, detector.score in ("l2", "joint"), dtype, self.backbone.prefix_tokens)
-            # With an exponent of 0 the autoencoder says nothing: the graph leaves it out.
+            # With an exponent of 0 the autoencoder has no effect, so the graph leaves it out.
             silent = detector.memory is not None and float(detector.memory.alpha) == 0.0
             self.saae = None if silent else GraphSAAE(detector.saae, dtype)
             self.anomaly = _Score(detector.score, detector.memory)
@@ -153,7 +153,7 @@ class FusedGraph(nn.Module):
         g_hat = None if self.saae is None else self.saae(cast(projected.g, self.dtype))
         scores = self.anomaly(projected, g_hat)
         anomaly_map = self.map(scores.unflatten(1, self.grid))
-        # Through float: TensorRT makes uint8 outputs from floating point alone.
+        # Via float: TensorRT makes uint8 outputs only from floating point.
         mask = (anomaly_map > threshold).to(torch.float32).to(torch.uint8)
         return anomaly_map, anomaly_map.amax(dim=(1, 2)), mask
 

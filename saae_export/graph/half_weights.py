@@ -1,9 +1,8 @@
-"""Weights of an FP32 graph stored in FP16 and cast back at load: little more than half the file, the same arithmetic.
+"""Stores weights of an FP32 graph in FP16, cast back at load: little more than half the file, the same arithmetic.
 
-Only what is stored changes, and of that only the matrices of the backbone's blocks: nine tenths of a file, and the part
-that bears it best. (Rounding the patch projection and the positions as well moved maps four times as far.) The cast of
-a constant is folded when a library loads the graph, so it then holds and multiplies FP32 numbers as before; they differ
-from the fitted ones by FP16's rounding.
+Only the matrices of the backbone's blocks are stored so: nine tenths of the file, and the least sensitive part.
+(Rounding the patch projection and the positions as well changed maps four times as much.) Libraries fold the cast of a
+constant when they load the graph, and then compute in FP32 as before, with weights rounded to FP16.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from .onnx_file import check_onnx
 __all__ = ["halve_weights", "require_blocks", "store_half", "whole_weights"]
 
 _LEAST = 1024
-"""Numbers in a tensor worth the cast; biases and norms stay as they are."""
+"""Smallest tensor that is worth a cast; biases and norms are not changed."""
 
 _ROUNDING = 2.0**-11
-"""FP16's relative rounding. A tensor that loses more, against its largest value, stays FP32."""
+"""FP16's relative rounding. A tensor with a larger error, relative to its largest value, stays FP32."""
 
 
 def require_blocks(backbone: str, layers: Sequence[int] | None) -> None:
-    """Says before a fit that a backbone has no weights of the kind that is stored in FP16.
+    """Check before a fit that a backbone has weights that can be stored in FP16.
 
     Args:
         backbone: its name.
-        layers: those that are taken, 0 being a ViT's patch projection; None: the default, which has blocks.
+        layers: the layers used, 0 for a ViT's patch projection; None: the default ones.
 
     Raises:
-        ConfigError: VGG, or a ViT of which only the patch projection is taken.
+        ConfigError: VGG, or a ViT of which only the patch projection is used.
     """
     if is_vgg(backbone) or (layers is not None and max(layers, default=0) < 1):
         taken = "" if is_vgg(backbone) else f" at layers {','.join(map(str, layers or ()))}"
@@ -52,7 +51,7 @@ def require_blocks(backbone: str, layers: Sequence[int] | None) -> None:
 
 
 def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Path:
-    """Rewrites an exported FP32 file with its large weights in FP16 (atomically), and checks it.
+    """Rewrite an exported FP32 file with its large weights in FP16 (atomically), and check it.
 
     Args:
         path: written by `saae_export.graph.onnx_file.export_onnx`.
@@ -67,7 +66,7 @@ def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Pat
     if halve_weights(model) == 0:
         raise ConfigError(
             f"{target.name} holds no weights that FP16 could store.",
-            "Those of transformer blocks are; here they are small, out of its range, stored so already, or not there.",
+            "Only weights of transformer blocks are; here they are small, out of range, in FP16 already, or missing.",
             "leave --half-weights out",
         )
     data = model.SerializeToString(deterministic=True)
@@ -77,7 +76,7 @@ def store_half(path: str | os.PathLike[str], frame_size: tuple[int, int]) -> Pat
 
 
 def halve_weights(model: onnx.ModelProto) -> int:
-    """Stores the large FP32 weights of a graph in FP16, each followed by a cast to FP32 under its old name.
+    """Store the large FP32 weights of a graph in FP16, each followed by a cast to FP32 under its old name.
 
     Returns:
         How many tensors were changed.
@@ -92,7 +91,7 @@ def halve_weights(model: onnx.ModelProto) -> int:
             continue
         with np.errstate(over="ignore"):
             half = weight.astype(np.float16)
-        # Written so that an infinity stays FP32: it is no number that is smaller than another.
+        # Written so that an infinity stays FP32: comparisons with it are false.
         if not np.abs(half.astype(np.float32) - weight).max() <= _ROUNDING * np.abs(weight).max():
             continue
         name = item.name
@@ -105,7 +104,7 @@ def halve_weights(model: onnx.ModelProto) -> int:
 
 
 def whole_weights(model: onnx.ModelProto) -> int:
-    """The inverse of `halve_weights`, but for the rounding: weights FP32 again, the casts gone.
+    """The inverse of `halve_weights`, except for the rounding: FP32 weights without casts.
 
     Returns:
         How many tensors were changed.

@@ -1,4 +1,4 @@
-"""The memory of normal patches as it is exported: one product chooses, a gathered residual measures."""
+"""The exported form of the memory: one product chooses candidates, gathered residuals give their distances."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["GraphMemory"]
 class GraphMemory(nn.Module):
     """g, N x L x k of the graph's type -> distance and radius, FP32 N x L; see `saae_train.model.memory.Memory`.
 
-    The product with all entries is FP32 in an FP16 graph, too: closeness is a small difference of large numbers, and in
-    FP16 neighbours of a patch in a uniform region could not be told apart. It proposes a few, of which the nearest by
-    their residuals count, so that a library that computes it in fewer digits all the same chooses the right ones.
+    The product with all entries is FP32 in an FP16 graph, too: distances are small differences of large numbers, and
+    FP16 could not distinguish neighbours in a uniform region. It proposes a few more candidates than are used, so that
+    a library that computes it less exactly still finds the nearest ones.
     """
 
     def __init__(self, memory: Memory) -> None:

@@ -15,26 +15,26 @@ import onnx
 __all__ = ["BLOCKS", "places", "weight_name"]
 
 BLOCKS = re.compile(r"block_\d+/")
-"""What the names of a transformer block of the backbone begin with."""
+"""Prefix of the names of a transformer block of the backbone."""
 
 _STACKING = ("Concat", "Flatten", "Reshape", "Transpose")
 _CONV_OF_SAAE = re.compile(r"conv(\d)(.*)")
 
 
 def places(graph: onnx.GraphProto, scopes: Sequence[str | None]) -> list[str]:
-    """The place of each node.
+    """The part of the model that each node belongs to.
 
     Args:
         graph: the nodes, in their order.
-        scopes: each node's module path; empty for the fused graph itself, None for what a rewrite rule made.
+        scopes: each node's module path; empty for the fused graph itself, None for nodes made by a rewrite rule.
     """
     transformer = any((scope or "").startswith("backbone.blocks") for scope in scopes)
     found: list[str] = []
-    made: dict[str, str] = {}  # tensor -> place
+    made: dict[str, str] = {}  # tensor -> part
     after_blocks = False
     for node, scope in zip(graph.node, scopes, strict=True):
         before = next((made[name] for name in node.input if name in made), "")
-        if scope is None:  # it stands where its input was made
+        if scope is None:  # it belongs to the part that made its input
             place = before
         else:
             after_blocks |= scope.startswith(("backbone.blocks", "backbone.convs"))
@@ -44,9 +44,9 @@ def places(graph: onnx.GraphProto, scopes: Sequence[str | None]) -> list[str]:
                     place = "features" if after_blocks else "patch_embed"
                 elif after_blocks and node.op_type in _STACKING:
                     place = "features"
-                else:  # what stands between convolutions belongs to the one before
+                else:  # nodes between convolutions belong to the one before
                     place = before if before.startswith("conv_") else "conv_1"
-            elif scope == "saae":  # what stands between its parts belongs to the part before
+            elif scope == "saae":  # nodes between its parts belong to the part before
                 place = before.split("/")[0] if before.split("/")[0] in ("ce", "te", "td", "cd") else "ce"
         found.append(place)
         made.update((name, place) for name in node.output if place)
@@ -54,7 +54,7 @@ def places(graph: onnx.GraphProto, scopes: Sequence[str | None]) -> list[str]:
 
 
 def _placed_by_readers(graph: onnx.GraphProto, found: list[str]) -> list[str]:
-    """Nodes of no module are named after what they make: an output of the graph, or the input of the next part."""
+    """Nodes without a module are named after their result: an output of the graph, or the input of the next part."""
     outputs = {item.name for item in graph.output}
     readers: dict[str, str] = {}
     for index in reversed(range(len(found))):
@@ -68,7 +68,7 @@ def _placed_by_readers(graph: onnx.GraphProto, found: list[str]) -> list[str]:
 
 
 def weight_name(name: str, transformer: bool) -> str:
-    """The name of a weight that its module has given it: `backbone.blocks.0.norm1.weight` is block_1/norm1.weight."""
+    """The exported name of a module's weight: `backbone.blocks.0.norm1.weight` becomes block_1/norm1.weight."""
     path, _, leaf = name.rpartition(".")
     if not path:
         return name

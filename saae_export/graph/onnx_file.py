@@ -1,4 +1,4 @@
-"""FusedGraph to one ONNX file: exported, cleaned, checked, run once by ONNX Runtime, and the same bytes every time."""
+"""Exports a FusedGraph to one ONNX file: cleaned, checked, run once by ONNX Runtime, always the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["OPSET", "check_onnx", "export_onnx", "run_onnx", "session", "trace"]
 
 OPSET = 18
 _IR_VERSION = 8
-"""The IR version that came with opset 18: the oldest that holds everything here, so that older parsers read it."""
+"""The IR version of opset 18, the oldest one possible, so that older parsers can read it."""
 
 _INPUTS = ("frame", "threshold")
 _OUTPUTS = ("anomaly_map", "score", "mask")
@@ -48,7 +48,7 @@ def export_onnx(
     threshold: float,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the graph as ONNX, opset 18, weights inside, batch dynamic.
+    """Write the graph as ONNX, opset 18, weights inside, batch dynamic.
 
     Input `threshold` is an initializer as well, so that callers of ONNX Runtime may leave it out.
 
@@ -84,7 +84,7 @@ def export_onnx(
 
 
 def check_onnx(data: bytes, frame_size: tuple[int, int]) -> None:
-    """Runs onnx.checker with shape inference, and ONNX Runtime once with two frames.
+    """Run onnx.checker with shape inference, and ONNX Runtime once with two frames.
 
     Raises:
         ConfigError: either refuses the model, or an output has a wrong shape or type.
@@ -127,7 +127,7 @@ def session(model: str | os.PathLike[str] | bytes, threads: int = 0, optimise: b
 
 
 def run_onnx(runner: Any, frames: np.ndarray, threshold: float | None = None) -> dict[str, np.ndarray]:
-    """Runs uint8 frames N x H x W x 3; `threshold` None takes the graph's own default."""
+    """Run uint8 frames N x H x W x 3; `threshold` None takes the graph's own default."""
     feed: dict[str, np.ndarray] = {"frame": frames}
     if threshold is not None:
         feed["threshold"] = np.array([threshold], np.float32)
@@ -144,10 +144,10 @@ class Traceable(Protocol):
 
 
 def trace(graph: Traceable) -> onnx.ModelProto:
-    """What PyTorch's exporter makes of a module, its own rewrites included, with a dynamic batch.
+    """Export a module by PyTorch, including the exporter's own rewrites, with a dynamic batch.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the module cannot be exported.
     """
     height, width = graph.frame_size
     # Two frames: a batch of one would be traced as a constant.
@@ -187,7 +187,7 @@ def _export_failed(error: Exception) -> ConfigError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress notes and deprecation warnings off the person's screen."""
+    """Silence the exporter's progress notes and deprecation warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -208,10 +208,10 @@ def _threshold_tensor(threshold: float) -> onnx.TensorProto:
 
 
 def _clean(model: onnx.ModelProto) -> None:
-    """Readable, stable names; no stack traces, no machine's paths, no exporter bookkeeping.
+    """Give readable, stable names; remove stack traces, paths and the exporter's metadata.
 
-    A node is named after its place and its operator ("block_1/attn/qkv/MatMul"), so the FP32 and the FP16 graph have
-    the same names but for the casts, which `parity.nodes.compare_nodes` builds on.
+    A node is named after its part and its operator ("block_1/attn/qkv/MatMul"), so the FP32 and the FP16 graph have
+    the same names except for casts, which `parity.nodes.compare_nodes` relies on.
     """
     graph = model.graph
     keep = {item.name for item in (*graph.input, *graph.output)}

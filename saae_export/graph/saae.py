@@ -1,9 +1,9 @@
 """The exported form of the self-attention autoencoder: constants precomputed, linear layers merged.
 
-Mirrors `saae_train.model.saae.SAAE` (paper section 3.2) on copied weights. What leaves the graph, exactly: BatchNorm
-(into its convolution); the encoder's last convolution and the patch embedding (one product); position encodings
-behind a linear layer (a table that takes the bias's place); the decoder's self-attention over the learned queries,
-which no frame can change; the decoder's tail projection (into the convolution behind it).
+Mirrors `saae_train.model.saae.SAAE` (paper section 3.2) on copied weights. Folded exactly: BatchNorm (into its
+convolution); the encoder's last convolution and the patch embedding (one product); position encodings after a linear
+layer (a table in place of the bias); the decoder's self-attention over the learned queries, which does not depend on
+the frame (a table); the decoder's last projection (into the next convolution).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Memory N x L x V of `dtype` -> N x L x V of `dtype`; the queries' own half is a constant."""
+    """Memory N x L x V of `dtype` -> N x L x V of `dtype`; the queries' self-attention is a constant."""
 
     def __init__(
         self, decoder: TransformerDecoder, queries: Tensor, position: Tensor, tokens: int, dtype: torch.dtype

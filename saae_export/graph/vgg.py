@@ -26,7 +26,7 @@ class _Align(nn.Module):
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
         self.register_buffer("rows", rows.clone())
-        self.register_buffer("columns", columns.T.contiguous())  # no node in the graph turns a constant
+        self.register_buffer("columns", columns.T.contiguous())  # transposed here, not by a node in the graph
         self.rows: Tensor
         self.columns: Tensor
 

@@ -2,8 +2,8 @@
 
 Mirrors `saae_train.model.vit.ViTFeatures` (paper section 3.1) on copied weights. With `dtype=torch.float16` the matrix
 products and the activations are FP16; the patch projection, LayerNorm, softmax and the residual stream stay FP32. The
-residual stream is what the features are made of, and keeping it FP32 costs no cast more than FP16 would, because
-LayerNorm has to read it in FP32 anyway.
+residual stream makes up the features, and keeping it FP32 needs no more casts than FP16 would, because LayerNorm reads
+FP32 anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["GraphAttention", "GraphViT", "attend", "cast", "plain_norm"]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as `dtype`; nothing at all (so no node in the graph) where it is that already."""
+    """`x` as `dtype`, without a node in the graph if it has that type already."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -48,7 +48,7 @@ def attend(q: Tensor, k_transposed: Tensor, v: Tensor) -> Tensor:
         v: N x heads x Lk x d.
 
     Returns:
-        [N, Lq, heads * d], of v's dtype.
+        N x Lq x (heads * d), of v's dtype.
     """
     weights = cast(torch.matmul(q, k_transposed), torch.float32).softmax(dim=-1)
     mixed = torch.matmul(cast(weights, v.dtype), v)
@@ -147,8 +147,8 @@ def _is_identity(module: nn.Module | None) -> bool:
 class GraphViT(nn.Module):
     """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (prefix_tokens + h*w) x U FP32, eq. (1).
 
-    The rows of class and register tokens come first; who takes the features drops them where that is cheapest. With
-    tiles the rows are those of the whole input, without them.
+    The rows of class and register tokens come first; the caller drops them where that is cheapest. With tiles the rows
+    are those of the whole input, without these tokens.
     """
 
     def __init__(self, backbone: ViTFeatures, dtype: torch.dtype) -> None:
@@ -158,7 +158,7 @@ class GraphViT(nn.Module):
         height, width = self.tiles.window
         tokens = height * width + backbone.prefix_tokens
         self.pad = backbone.prefix_tokens
-        self.prefix_tokens = 0 if len(self.tiles) > 1 else self.pad  # putting windows together drops them
+        self.prefix_tokens = 0 if len(self.tiles) > 1 else self.pad  # joining windows drops them
         # FP32: 1/255 and 1/std in the weights would push them towards FP16's subnormals.
         convolution = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std)
         self.grid, self.patch = self.tiles.window, convolution.weight.shape[2:]

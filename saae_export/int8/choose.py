@@ -22,21 +22,21 @@ from .qdq import Observed, insert_qdq, observe, run_frames, smooth, weighted_pro
 __all__ = ["LIMITS", "MIN_FRAMES", "Product", "Quantiser", "require_frames"]
 
 MIN_FRAMES = 16
-"""Calibration frames below which ranges are not to be trusted."""
+"""Fewest calibration frames for reliable ranges."""
 
 LIMITS = (0.02, 0.01, 0.005, 0.0025)
-"""Errors that one product alone may bring into the map, tried in turn until the quality gate passes."""
+"""Largest error of the map from one product alone, tried in turn until the quality gate passes."""
 
 _MEASURED_ON = 3  # frames for each product's own error
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product and what INT8 does to the map if it alone is quantised.
+    """One product and the map's error if only this product is quantised.
 
     Attributes:
         name: node.
-        limit: the activation's range that did best.
+        limit: the activation's best range.
         error: root-mean-square change of the map over its root-mean-square value, after the best common factor (a
             factor moves thresholds and maps alike).
         share: its share of the weights of all products, 0..1.
@@ -49,7 +49,7 @@ class Product:
 
 
 class Quantiser:
-    """An FP32 graph, observed and measured once; gives INT8 graphs of growing care.
+    """An FP32 graph, observed and measured once, from which INT8 graphs with more or fewer quantised products are made.
 
     Args:
         path: the FP32 graph, written by `saae_export.graph.onnx_file.export_onnx`.
@@ -86,7 +86,7 @@ class Quantiser:
         return [product for product in self.products if product.error <= limit]
 
     def write(self, path: str | os.PathLike[str], products: Sequence[Product]) -> Path:
-        """Writes the graph with these products in INT8 (atomically), and checks it.
+        """Write the graph with these products in INT8 (atomically), and check it.
 
         Raises:
             ConfigError: ONNX Runtime refuses the graph.
@@ -105,11 +105,11 @@ class Quantiser:
 
 
 def require_frames(count: int) -> None:
-    """Raises CalibrationError for fewer than `MIN_FRAMES` images to take ranges from."""
+    """Raise CalibrationError for fewer than `MIN_FRAMES` images to take ranges from."""
     if count < MIN_FRAMES:
         raise CalibrationError(
             f"INT8 needs {MIN_FRAMES} normal images for its ranges; there are {count}.",
-            "A range from few images clips what the others hold.",
+            "A range from few images clips the values of others.",
             "add normal images, or build without --int8",
         )
 
@@ -120,7 +120,7 @@ def _measured(
     frames: Sequence[NDArray[np.uint8]],
     progress: Progress,
 ) -> tuple[Product, ...]:
-    """Measures each product alone in INT8, with the full and with the clipped range, against the original graph."""
+    """Measure each product alone in INT8, with the full and with the clipped range, against the original graph."""
     reference = _maps(model, frames)
     products = weighted_products(model)
     sizes = {item.name: int(np.prod(item.dims)) for item in model.graph.initializer}

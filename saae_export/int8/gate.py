@@ -1,4 +1,4 @@
-"""The quality gate of INT8: what it costs in ROC-AUC, PRO-AUC and decisions, each precision at its own thresholds."""
+"""The quality gate of INT8: loss of ROC-AUC and PRO-AUC, and changed decisions, each at its own thresholds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from saae_train.selftest.run import selftest
 __all__ = ["MOST_FALL", "MOST_FLIPS", "Quality", "Verdict", "compare_quality", "quality"]
 
 MOST_FALL = 0.003
-"""Pixel ROC-AUC and PRO-AUC may fall by so much, 0..1."""
+"""Largest loss of pixel ROC-AUC and PRO-AUC, 0..1."""
 
 MOST_FLIPS = 0.01
-"""Share of images whose decision may differ."""
+"""Largest share of images whose decision may differ."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Quality:
     Attributes:
         on: the images, in words.
         pixel_roc_auc, pro_auc: 0..1.
-        decisions: whether each of these images was called anomalous. The calibration images are not among them: at
-            the default rate, 0, the image threshold is the largest of their own scores, so none could flip.
+        decisions: whether each of these images was called anomalous. Calibration images are not included: at FPR 0 the
+            image threshold is their largest score, so none could flip.
     """
 
     on: str
@@ -40,11 +40,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's finding.
+    """The gate's result.
 
     Attributes:
         on: the images, in words.
-        pixel_fall, pro_fall: how far ROC-AUC and PRO-AUC fell, 0..1; negative where they rose.
+        pixel_fall, pro_fall: how far ROC-AUC and PRO-AUC fell, 0..1; negative if they rose.
         flips: images decided differently.
         images: images decided.
     """
@@ -82,7 +82,7 @@ def quality(
     held_out: Sequence[Sample],
     progress: Progress = silent,
 ) -> Quality:
-    """Measures an engine on the test set where it has defects with masks, else on simulated defects.
+    """Measure an engine on the test set if it has defects with masks, else on simulated defects.
 
     Args:
         engine: at its own thresholds.
@@ -116,7 +116,7 @@ def quality(
 
 
 def compare_quality(reference: Quality, candidate: Quality) -> Verdict:
-    """What the candidate loses against the reference."""
+    """Compare the candidate with the reference."""
     pairs = list(zip(reference.decisions, candidate.decisions, strict=True))
     return Verdict(
         candidate.on,
@@ -128,5 +128,5 @@ def compare_quality(reference: Quality, candidate: Quality) -> Verdict:
 
 
 def _value(metric: Any) -> float:
-    """A metric that is left out has no value: NaN, which fails the gate."""
+    """A metric's value; NaN without one, which fails the gate."""
     return float("nan") if metric.value is None else float(metric.value)

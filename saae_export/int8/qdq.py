@@ -2,7 +2,7 @@
 
 Symmetric throughout, zero points 0, which ONNX Runtime, OpenVINO and TensorRT all take: activations per tensor, weights
 per output channel. Only products with a constant weight are quantised; products of two activations (attention), sums,
-norms, the resize and the upsample stay as they are. Which of the products are is decided by measuring, in `int8.py`.
+norms, the resize and the upsample are not quantised. `choose.py` selects the products by measuring.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Observed", "insert_qdq", "observe", "run_frames", "smooth", "weighte
 LEVELS = 127
 _SAMPLES_PER_FRAME = 30_000
 _SMALLEST = 4096
-"""Weights of fewer elements are left alone: quantising their input costs more than the product."""
+"""Smallest weight that is quantised; for smaller ones, quantising the input costs more than the product."""
 _NOT_WEIGHTS = ("anomaly_map/", "pixels/", "features/align/", "patch_embed/", "conv_1/")
-"""Constant matrices of resize, upsample and alignment; and the patch projection: symmetric 8 bits halve a pixel's."""
+"""Not quantised: matrices of resize, upsample and alignment, and the patch projection (pixels need all 8 bits)."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What one activation tensor was over the calibration frames.
+    """Statistics of one activation tensor over the calibration frames.
 
     Attributes:
-        channels: float32 [C], largest absolute value of each channel (the last axis).
+        channels: float32 C, largest absolute value of each channel (the last axis).
         samples: float32, absolute values of random elements.
     """
 
@@ -44,11 +44,11 @@ class Observed:
 
     @property
     def largest(self) -> float:
-        """The range that clips nothing."""
+        """The full range, without clipping."""
         return float(max(self.channels.max(), 1e-9))
 
     def least_squares(self) -> float:
-        """The range whose 8-bit grid is nearest to the samples: rare large values are clipped where that pays."""
+        """The range with the smallest error over the samples; it may clip rare large values."""
         best, chosen = np.inf, self.largest
         for limit in self.largest * np.geomspace(1.0, 0.02, 40):
             step = limit / LEVELS
@@ -62,7 +62,7 @@ class Observed:
 def weighted_products(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """The products that can be quantised: node name -> (activation, weight), in the order of the graph.
 
-    A weight that two nodes share is left alone: its rows are scaled, and its name is used up, by one of them.
+    Weights that two nodes share are left out.
     """
     weights = {item.name: item for item in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
@@ -79,7 +79,7 @@ def weighted_products(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
 def run_frames(
     model: onnx.ModelProto, frames: Sequence[NDArray[np.uint8]], tensors: Collection[str] = ()
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Runs frames one by one on the CPU; gives the graph's outputs and the named tensors."""
+    """Run frames one by one on the CPU; yield the graph's outputs and the named tensors."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     have = {item.name for item in watched.graph.output}
@@ -116,11 +116,11 @@ def observe(
 
 
 def smooth(model: onnx.ModelProto, observed: Mapping[str, Observed], alpha: float = 0.6) -> onnx.ModelProto:
-    """The same function with the spread between channels moved from activations into weights.
+    """Move the spread between channels from activations into weights (SmoothQuant).
 
-    Where a LayerNorm feeds one product alone, its gain and shift are divided and the product's rows multiplied by
-    s_j = max|x_j|^alpha / max|w_j|^(1 - alpha) (Xiao et al., SmoothQuant, 2023, eq. 4): a few loud channels no longer
-    cost all the others their resolution. Exact but for rounding.
+    If a LayerNorm feeds only one product, its gain and shift are divided and the product's rows multiplied by
+    s_j = max|x_j|^alpha / max|w_j|^(1 - alpha) (Xiao et al., 2023, eq. 4), so that a few large channels do not reduce
+    the resolution of all others. Exact except for rounding.
 
     Args:
         model: the FP32 graph; copied.

@@ -1,1 +1,1 @@
-"""Parity: what was exported against what was fitted."""
+"""Parity of exported artefacts with the fitted model."""

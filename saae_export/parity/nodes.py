@@ -1,4 +1,4 @@
-"""Where an FP16 graph leaves its FP32 twin: every inner value of both compared on one frame, in the graph's order."""
+"""Finds where an FP16 graph departs from its FP32 graph: compares all inner values on one frame, in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Divergence", "compare_nodes"]
 _MOVERS = frozenset(
     {"Cast", "Concat", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
 )
-"""Operators that move values without changing them: never the cause."""
+"""Operators that only move values and cannot be the cause."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Divergence:
     Attributes:
         node: its name, the same in both graphs ("block_1/attn/qkv/MatMul").
         operator: ONNX operator.
-        error: largest |a - b| over the node's output, relative to the largest |a|; infinite where b is not finite.
+        error: largest |a - b| over the node's output, relative to the largest |a|; infinite if b is not finite.
         largest: largest |a| in FP32; above 65504 it cannot be held in FP16.
         position: place in the FP32 graph's order, from 0.
     """
@@ -45,18 +45,18 @@ class Divergence:
 def compare_nodes(
     onnx_fp32: str | os.PathLike[str], onnx_fp16: str | os.PathLike[str], frame: NDArray[np.uint8]
 ) -> list[Divergence]:
-    """Compares all computing nodes that both graphs have, on ONNX Runtime's CPU provider.
+    """Compare all computing nodes that both graphs have, on ONNX Runtime's CPU provider.
 
     Args:
         onnx_fp32: the reference graph.
-        onnx_fp16: the graph under suspicion, exported from the same model.
+        onnx_fp16: the graph to examine, exported from the same model.
         frame: uint8 H x W x 3 of the graphs' frame size.
 
     Returns:
         One entry per node, in the order of the FP32 graph.
 
     Raises:
-        DataError: one of them is no ONNX.
+        DataError: one of them is not ONNX.
         ConfigError: the graphs have no nodes in common, or cannot be run.
     """
     reference, suspect = load_graph(onnx_fp32), load_graph(onnx_fp16)

@@ -1,4 +1,4 @@
-"""The PyTorch side of parity: the fitted Detector as it was trained, nothing folded, in FP32."""
+"""The PyTorch side of parity: the fitted Detector in FP32, without folding."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from saae_runtime.bundle import Bundle
 from saae_runtime.errors import CheckpointError
 from saae_runtime.geometry import resize_frames
+from saae_runtime.reference import ReferenceFrame
 from saae_train.model.detector import Detector
 from saae_train.model.scorer import TorchScorer
-
-from .reference import ReferenceFrame
 
 __all__ = ["TorchReference", "load_reference"]
 
@@ -32,7 +31,7 @@ class TorchReference(TorchScorer):
         super().__init__(detector, frame_size)
 
     def stored(self, name: str, frame: NDArray[np.uint8]) -> ReferenceFrame:
-        """A frame at the graph's size with this reference's answers, to be kept in a bundle."""
+        """A frame at the graph's size with this reference's results, to store in a bundle."""
         resized = resize_frames(frame, self.frame_size)
         found = self(resized)
         return ReferenceFrame(name, resized, found.anomaly_map, found.score)

@@ -1,8 +1,7 @@
-"""`saae-export verify BUNDLE`: hashes, then parity of every artefact that this machine can run.
+"""`saae-export verify BUNDLE`: checks hashes, then parity of every artefact that this machine can run.
 
-The reference is, in this order: PyTorch, where images and a checkpoint are given; the FP32 ONNX graph, where only
-images are given; else the frames that the bundle carries with PyTorch's own answers, for which nothing but the runtime
-has to be installed.
+The reference is PyTorch if images and a checkpoint are given, the FP32 ONNX graph if only images are given, else the
+frames in the bundle with PyTorch's results, which need only the runtime.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Parity
+from saae_runtime.reference import read_reference
 from saae_runtime.result import Scored, Scorer
 from saae_runtime.sources.folders import images_below
 
 from .compare import ParityReport, bounds_of, compare
-from .reference import read_reference
 
 __all__ = [
     "Skipped",
@@ -42,12 +41,12 @@ __all__ = [
 
 Note = Callable[[str], None]
 _MOST_IMAGES = 32
-_REPEATS = 3  # the first run, the one that is captured, and one that is played back
+_REPEATS = 3  # the first run, the captured one, and a replayed one
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An artefact or backend that could not be run here, and why."""
+    """An artefact or backend that could not run here, and why."""
 
     name: str
     why: str
@@ -55,14 +54,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Source:
-    """What artefacts are compared with.
+    """The reference that artefacts are compared with.
 
     Attributes:
         manifest: of the whole bundle; it decides the bounds.
-        scorer: right by definition.
-        frames: gives (name, frame uint8 H x W x 3) pairs, as often as it is called.
-        against: what the scorer is, in words.
-        own_file: (backend, precision) of an artefact that is the scorer itself.
+        scorer: the reference scorer.
+        frames: yields (name, frame uint8 H x W x 3) pairs; may be called repeatedly.
+        against: description of the scorer.
+        own_file: (backend, precision) of the artefact that is the scorer itself.
     """
 
     manifest: Manifest
@@ -74,13 +73,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        bundle: as it is now.
+        bundle: with recorded parity.
         reports: one for each artefact and backend that ran.
         skipped: what did not run, and why.
-        recorded: engines whose parity was not known before and is in the manifest now.
+        recorded: engines whose parity was added to the manifest.
     """
 
     bundle: Bundle
@@ -98,22 +97,22 @@ def verify(
     most_images: int = _MOST_IMAGES,
     note: Note = lambda text: None,
 ) -> Verification:
-    """Checks the hashes of a bundle and compares its artefacts with their reference.
+    """Check the hashes of a bundle and compare its artefacts with their reference.
 
-    An engine that was compiled elsewhere, so that its manifest says nothing of parity, gets it here: what was found is
-    written into the manifest, where the bundle can be written to.
+    An engine that was compiled elsewhere has no parity in the manifest yet. The result is added to the manifest if the
+    bundle can be written to.
 
     Args:
         bundle: the folder.
         data: folder of images, searched with its subfolders; None for the bundle's own reference frames.
         checkpoint: the fitted model, for a comparison with PyTorch on `data`.
-        backend: only this backend; None for every one that works here and that `auto` would consider.
-        most_images: of `data`, evenly spread.
-        note: told what is being done.
+        backend: only this backend; None: all that work here and that `auto` would consider.
+        most_images: largest number of images of `data`, evenly spread.
+        note: called with each step.
 
     Raises:
         BundleError: no bundle, or a damaged one.
-        ConfigError: no images, or nothing that can be run here.
+        ConfigError: no images, or nothing that can run here.
         CheckpointError: a checkpoint that cannot be loaded or belongs to another bundle.
     """
     note("checking hashes")
@@ -133,13 +132,13 @@ def verify(
             note(f"{name}, {precision}")
             try:
                 engine = Engine(opened.only(artefact), backend=name, precision=precision, verify=False)
-            except BackendError as error:  # it looked usable; libraries are only loaded when it is opened
+            except BackendError as error:  # libraries are only loaded when it is opened
                 failed.append(_skipped(name, precision, error))
                 continue
             with engine:
                 try:
                     report = compare_artefact(engine, source, f"{artefact.file} ({name})")
-                except DeviceError as error:  # no other: outputs that are not finite are a fault
+                except DeviceError as error:  # outputs that are not finite are a fault, not a reason to skip
                     failed.append(_skipped(name, precision, error))
                     continue
             reports.append(report)
@@ -152,7 +151,7 @@ def verify(
         raise ConfigError(
             "Nothing was compared: what runs here is the reference itself.",
             "Without a checkpoint, images are compared with model.onnx on the CPU. The hashes are right.",
-            "leave --data out for the frames in the bundle, or give the fitted model: --checkpoint FOLDER",
+            "leave out --data to use the frames in the bundle, or give the fitted model: --checkpoint FOLDER",
         )
     recorded: tuple[str, ...] = ()
     if parity:
@@ -164,7 +163,7 @@ def verify(
 
 
 def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
-    """Writes the parity of artefacts, by file, into the manifest.
+    """Write the parity of artefacts, by file, into the manifest.
 
     Raises:
         StorageError: the bundle cannot be written to.
@@ -176,17 +175,17 @@ def record_parity(bundle: Bundle, parity: Mapping[str, Parity]) -> Bundle:
 
 
 def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> ParityReport | Skipped:
-    """Compares one engine with the frames that the bundle carries, or says why it cannot be run here.
+    """Compare one engine with the bundle's reference frames, or return why it cannot run here.
 
     Raises:
-        BackendError: it looked usable and gave values that are not finite.
+        BackendError: its values are not finite.
     """
     name, alone = str(artefact.library), bundle.only(artefact)
     found = {item.name: item for item in backends.candidates(alone, device, artefact.precision)}[name]
     if found.why_not is not None:
         return Skipped(artefact.file, found.why_not)
     if not read_reference(bundle)[0]:
-        return Skipped(artefact.file, "the bundle carries no reference frames; saae-export verify --data FOLDER")
+        return Skipped(artefact.file, "the bundle has no reference frames; saae-export verify --data FOLDER")
     try:
         engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
     except BackendError as error:
@@ -196,19 +195,19 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
 
 
 def compare_artefact(engine: Engine, source: Source, name: str = "") -> ParityReport:
-    """Compares an opened artefact with a source, at the engine's thresholds.
+    """Compare an opened artefact with a source, at the engine's thresholds.
 
-    Libraries have kernels of their own for each batch size, so every frame is scored alone and in the smallest, the
-    usual and the largest batch. A compiled engine answers several times: the first launches of a size go another way
-    than those that are played back from a CUDA graph.
+    Libraries have different kernels for each batch size, so every frame is scored alone and in the smallest, the usual
+    and the largest batch. A compiled engine runs several times, because the first launches of a size differ from those
+    that are replayed from a CUDA graph.
 
     Args:
-        engine: opened on one artefact alone (`Bundle.only`).
-        source: what it is compared with.
+        engine: opened on one artefact (`Bundle.only`).
+        source: the reference.
         name: in the report; by default the artefact's file.
 
     Raises:
-        ConfigError: no frames, or maps of another shape.
+        ConfigError: no frames, or maps of a different shape.
         BackendError: the inference failed, or gave values that are not finite.
     """
     (artefact,) = engine.manifest.artefacts
@@ -235,16 +234,16 @@ def _batches(artefact: Artefact, most: int | None) -> set[int]:
 
 
 def stored_source(bundle: Bundle, checkpoint: str | os.PathLike[str] | None = None) -> Source:
-    """The frames that the bundle carries, with the answers stored beside them or those of a fitted model.
+    """The bundle's reference frames, with the stored results or those of a fitted model.
 
     Raises:
-        ConfigError: the bundle carries none.
+        ConfigError: the bundle has none.
         CheckpointError: the checkpoint cannot be loaded or belongs to another bundle.
     """
     stored, against = read_reference(bundle)
     if not stored:
         raise ConfigError(
-            f"{bundle.path} carries no reference frames.", "It was built without them.", "give images: --data FOLDER"
+            f"{bundle.path} has no reference frames.", "It was built without them.", "give images: --data FOLDER"
         )
     pairs = [(item.name, item.frame) for item in stored]
     if checkpoint is not None:
@@ -254,10 +253,10 @@ def stored_source(bundle: Bundle, checkpoint: str | os.PathLike[str] | None = No
 
 
 def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefact]], list[Skipped]]:
-    """(backend, precision, file) that work here, and those that do not."""
+    """(backend, precision, file) that work here, and those that do not, with the reason."""
     runs: list[tuple[str, str, Artefact]] = []
     skipped: list[Skipped] = []
-    silent: list[Skipped] = []  # no backend has a way to run them
+    silent: list[Skipped] = []  # no backend can run them
     for artefact in bundle.manifest.artefacts:
         precision, told, reason = artefact.precision, False, ""
         for candidate in backends.candidates(bundle.only(artefact), 0, precision):
@@ -265,7 +264,7 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefa
             if not wanted or _kind(candidate.name) != artefact.kind:
                 continue
             if candidate.artefact is None or candidate.artefact.precision != precision:
-                reason = candidate.why_not or reason  # of the last one, which is there on every machine
+                reason = candidate.why_not or reason  # of the last one, which every machine can have
                 continue
             told = True
             if candidate.why_not is None:
@@ -275,7 +274,7 @@ def _runs(bundle: Bundle, only: str | None) -> tuple[list[tuple[str, str, Artefa
         if not told and reason:
             silent.append(Skipped(f"{artefact.file} {precision}", reason))
     if only is not None and not runs and not skipped:
-        # Unknown names and names without a file get the backend's own, fuller error.
+        # For unknown names and names without a file, the backend has a better error.
         backends.open_backend(bundle, only).close()
     return runs, skipped + silent
 

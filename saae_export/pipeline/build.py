@@ -1,8 +1,7 @@
-"""`saae-export build`: the whole road from a folder of good images to a verified bundle, in named stages.
+"""`saae-export build`: from a folder of good images to a verified bundle, in named stages.
 
-Every stage writes whole files or none, so the command can be stopped at any moment and given again: drawn images,
-features, a half-done fit and the finished model are reused, and the bundle that was there before stays until the new
-one is complete.
+Every stage writes complete files or none, so the command can be stopped at any time and run again. Drawn images,
+features, an unfinished fit and the fitted model are reused, and an earlier bundle stays until the new one is complete.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.locks import alone
 from saae_runtime.manifest import IN_BF16, Calibration, Manifest
+from saae_runtime.reference import ReferenceFrame, write_reference
 from saae_runtime.shell import shell_line
 from saae_runtime.terminal import Stages
 from saae_train.calibrate import OBJECT_FPR, calibrate, default_fpr
@@ -34,7 +34,6 @@ from saae_train.selftest.result import SelfTest
 from ..artefacts import CPU, OPENVINO
 from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
-from ..parity.reference import ReferenceFrame, write_reference
 from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model
@@ -60,16 +59,16 @@ _STAGES = 12
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build ended with.
+    """The result of a build.
 
     Attributes:
-        bundle: written and opened.
+        bundle: the written bundle, opened.
         evaluation: on the test set; None where there are no test images.
-        self_test: on simulated defects; None where it was not asked for, or could not be made.
+        self_test: on simulated defects; None if it was not asked for, or not possible.
         parity: one report per artefact that was compared.
         latency: one row per backend and precision.
         category: the images.
-        where: the bundle's folder as it was asked for.
+        where: the bundle's folder as it was given.
     """
 
     bundle: Bundle
@@ -82,24 +81,24 @@ class BuildResult:
 
 
 def build(options: BuildOptions, console: Console) -> BuildResult:
-    """Builds a bundle and writes it in one piece at the end.
+    """Build a bundle and write it in one piece at the end.
 
     Raises:
-        SaaeError: of the kind that the failing stage raises; ParityError where an artefact disagrees with PyTorch,
-            SelfTestError if the model misses large, strong simulated defects.
-            What was done before is kept for the next run, and an earlier bundle is untouched.
-        ConfigError: another build of the same product is going on in the same work folder.
+        SaaeError: of the kind that the failing stage raises; ParityError if an artefact disagrees with PyTorch,
+            SelfTestError if the model misses large, strong simulated defects. The results of earlier stages are kept
+            for the next run, and an earlier bundle is untouched.
+        ConfigError: another build of the same product runs in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
     stages = Stages(console, _STAGES + options.int8)
     check_options(options)
     category, source = _find_category(options, stages)
     target = options.out or Path("bundles") / category.name
-    refuse_foreign(target)  # before the work, not after it
+    refuse_foreign(target)  # fail before the work
     _check_images(category, stages)
     work = options.work / category.name
     lock = options.work / f".{category.name}.lock"
-    with alone(lock, f"A build of {category.name}", "wait for it, or give this one a place of its own: --work FOLDER"):
+    with alone(lock, f"A build of {category.name}", "wait for it, or give this one another work folder: --work FOLDER"):
         model = fit_model(options.fit, category, work, stages)
         try:
             return _build_bundle(options, category, source, model, target, work, stages)
@@ -117,7 +116,7 @@ def _build_bundle(
     work: Path,
     stages: Stages,
 ) -> BuildResult:
-    """Runs all stages from the export on. The work folder is locked."""
+    """Run all stages from the export on. The work folder is locked."""
     split, asked = model.split, options.precisions
     frame_size = parse_frame_size(options.frame_size, shared_size(category.train))
     detector = model.checkpoint.detector
@@ -183,7 +182,7 @@ def _build_bundle(
 def _calibration(
     options: BuildOptions, model: FittedModel, category: Category, reference: TorchReference
 ) -> tuple[Calibrator, Calibration, list[Outlier]]:
-    """What gives the thresholds, how the manifest says where they are from, and the images to look at.
+    """The calibrator, the origin of the thresholds for the manifest, and the images to look at.
 
     With a memory each fitted image is scored with itself left out; without one the thresholds are the paper's
     quantiles of held-out images (section 4.1.2).
@@ -214,7 +213,7 @@ def _calibration(
 
 
 def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) -> float:
-    """The default pixel FPR: the one asked for; 0.001 with a memory; the paper's for what the product is."""
+    """The default pixel FPR: the requested one; 0.001 with a memory; else the paper's for textures or objects."""
     if options.pixel_fpr is not None:
         return options.pixel_fpr
     if model.checkpoint.left_out is not None:
@@ -224,7 +223,7 @@ def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) ->
 
 
 def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: Stages) -> None:
-    """Names the images that a person should look at: what they show is taken for normal."""
+    """Name the images that the user should look at, because what they show is taken for normal."""
     new = [item for item in outliers if not any(fnmatch(item.name, pattern) for pattern in options.keep)]
     if not new:
         return
@@ -238,14 +237,14 @@ def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: St
 
 
 def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, work: Path) -> str:
-    """What to type where the model is blind: how to see its misses, and how to build all the same."""
+    """What to type if the model is blind: how to see its misses, and how to build anyway."""
     images = [word for folder in options.request.normal for word in ("--normal", folder)]
     images = images or ["--data", category.root.parent]
     words = ["saae-train", "selftest", model.folder, *images, "--category", category.name]
     command = shell_line(*words, "--out", work / "misses")
     return (
         f"give more or clearer images, or fit longer (--steps); `{command}` shows what the model misses; "
-        "--allow-blind builds it all the same"
+        "--allow-blind builds it anyway"
     )
 
 
@@ -256,7 +255,7 @@ def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
     if category.synthetic:
         stages.say(
-            "These images are DRAWN, not photographed. Everything below shows that the road works; "
+            "These images are DRAWN, not photographed. Everything below shows that the build works; "
             "its numbers say nothing about a real line.",
             "bold yellow",
         )
@@ -264,10 +263,10 @@ def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str
 
 
 def _white_level(options: BuildOptions) -> int | None:
-    """White of 16-bit images: a given model's own.
+    """The white level of 16-bit images; with a given model, the model's.
 
     Raises:
-        ConfigError: another was asked for.
+        ConfigError: it is not the level of the given model.
         CheckpointError: there is no model, or a damaged one.
     """
     asked = options.config.white_level
@@ -277,7 +276,7 @@ def _white_level(options: BuildOptions) -> int | None:
     if asked is not None and asked != fitted_with:
         raise ConfigError(
             f"--white-level {asked} is not what {options.checkpoint} was fitted with ({fitted_with or 65535}).",
-            "The line must see images as the model did.",
+            "The line must read images as the model did.",
             "leave --white-level out, or fit again with it",
         )
     return fitted_with
@@ -307,7 +306,7 @@ def _final_manifest(
 
 
 def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame]) -> Bundle:
-    """Writes the final bundle, whole or not at all."""
+    """Write the final bundle, all or nothing."""
 
     def fill(folder: Path) -> None:
         for name in staged.manifest.files:

@@ -1,4 +1,4 @@
-"""Graphs, manifest and thresholds of a bundle in the making, each step from the one before."""
+"""Graphs, manifest and thresholds of an unfinished bundle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_graphs(
     progress: Progress = silent,
     half_weights: bool = False,
 ) -> dict[str, Path]:
-    """Writes one ONNX file per precision, with thresholds yet to come.
+    """Write one ONNX file per precision, still without thresholds.
 
     `half_weights`: the FP32 graph's large weights are stored in FP16 (`half_weights.store_half`).
 
@@ -113,7 +113,7 @@ def describe(
 
 
 def provisional_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Bundle:
-    """A bundle with thresholds that nothing exceeds, so that calibration runs on exactly what will be deployed."""
+    """A bundle with thresholds that nothing exceeds, so that calibration runs on the files that will be deployed."""
     top = float(np.finfo(np.float32).max)
     table = ThresholdTable((0.0,), (top,), 0.0, 1)
     thresholds = {artefact.precision: Thresholds(table, table) for artefact in manifest.artefacts}
@@ -127,7 +127,7 @@ def provisional_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Pat
 def with_thresholds(
     folder: Path, manifest: Manifest, files: Mapping[str, Path], thresholds: Mapping[str, Thresholds]
 ) -> Bundle:
-    """The bundle with its real thresholds, in the manifest and as the graphs' defaults."""
+    """The bundle with its final thresholds, in the manifest and as the graphs' defaults."""
     for precision, path in files.items():
         set_threshold(path, thresholds[precision].pixel.at())
     return write_bundle(
@@ -138,7 +138,7 @@ def with_thresholds(
 
 
 def without_artefact(bundle: Bundle, artefact: Artefact) -> Bundle:
-    """The bundle with one ONNX artefact and its thresholds taken out; its file goes where no other needs it."""
+    """The bundle without one ONNX artefact and its thresholds; its file is removed if no other artefact needs it."""
     manifest = bundle.manifest
     kept = tuple(item for item in manifest.artefacts if item != artefact)
     used = {item.precision for item in kept}

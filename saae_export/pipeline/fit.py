@@ -1,4 +1,4 @@
-"""The fit of a build: a given model, one that an earlier run left, or a new one; and the split of the images."""
+"""The fit of a build: a given model, one of an earlier run, or a new one; and the split of the images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FittedModel:
 
     Attributes:
         checkpoint: the model and how it was fitted.
-        folder: where it lies.
+        folder: the checkpoint's folder.
         split: the images that it was fitted on, and those to calibrate on.
     """
 
@@ -44,11 +44,11 @@ class FittedModel:
 
 
 def fit_model(request: FitRequest, category: Category, work: Path, stages: Stages) -> FittedModel:
-    """Loads the given model, reuses one of the same images and configuration, or fits one.
+    """Load the given model, reuse one of the same images and configuration, or fit one.
 
     Raises:
-        CalibrationError: INT8 was asked for, and there are too few images for its ranges.
-        SaaeError: of the kind that loading, fitting or saving raises.
+        CalibrationError: too few images for the ranges of INT8.
+        SaaeError: an error of loading, fitting or saving.
     """
     with stages.stage("fit") as stage:
         if request.checkpoint is not None:
@@ -80,7 +80,7 @@ def fit_model(request: FitRequest, category: Category, work: Path, stages: Stage
 def model_key(
     config: FitConfig, category: Category, fitting: Sequence[Sample], weights: str | None, texture: bool | None
 ) -> str:
-    """Names a fitted model after everything that shaped it."""
+    """A name of a fitted model that depends on everything that it was fitted with."""
     shaped = {
         "saae": saae_version(),
         "config": config.to_json(),
@@ -103,7 +103,7 @@ def _given_model(folder: Path, category: Category, half_weights: bool) -> Fitted
 
 
 def _check_ranges(request: FitRequest, split: Split) -> None:
-    """INT8 takes its ranges from the images that the model is fitted on: too few are an error before the fit."""
+    """Check before the fit that there are enough images for the ranges of INT8."""
     if request.int8:
         require_frames(len(split.fitting))
 

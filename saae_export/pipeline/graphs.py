@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 Calibrator = Callable[[Engine, Progress], Tables]
-"""Gives both threshold tables of an engine."""
+"""Returns both threshold tables of an engine."""
 
 _AUTO_LIBRARIES = ("tensorrt", "tensorrt-rtx")
 _NOT_HERE = (BackendUnavailableError, EngineIncompatibleError, DeviceError)
@@ -54,7 +54,7 @@ _NOT_HERE = (BackendUnavailableError, EngineIncompatibleError, DeviceError)
 
 @dataclass(frozen=True)
 class Graphs:
-    """ONNX files by precision, and their manifest with thresholds yet to come."""
+    """ONNX files by precision, and their manifest, still without thresholds."""
 
     files: Mapping[str, Path]
     manifest: Manifest
@@ -62,10 +62,10 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Compared:
-    """What parity left of a bundle.
+    """A bundle after the parity check.
 
     Attributes:
-        bundle: without the artefacts that were not asked for and that disagree.
+        bundle: without optional artefacts that disagree.
         reports: one per artefact that was compared and kept.
         not_compared: artefact file -> why it could not be compared here.
     """
@@ -86,7 +86,7 @@ def export_graphs(
     half_weights: bool,
     synthetic: bool,
 ) -> Graphs:
-    """Writes the graphs of the precisions; bf16 comes along where it can be calibrated: it is the FP32 file again."""
+    """Write the graphs of the precisions; bf16, which is the FP32 file, is added if it can be calibrated."""
     with stages.stage("export ONNX") as stage:
         folder.mkdir(parents=True, exist_ok=True)
         written = [name for name in precisions if name != "bf16"]
@@ -108,13 +108,13 @@ def export_graphs(
 def calibrate_bundle(
     graphs: Graphs, calibrator: Calibrator, folder: Path, asked: Collection[str], stages: Stages
 ) -> Bundle:
-    """Writes a bundle with thresholds that were calibrated on its very files.
+    """Write a bundle with thresholds that are calibrated on its own files.
 
     Args:
         graphs: from `export_graphs`.
-        calibrator: gives the tables of an engine.
+        calibrator: returns the tables of an engine.
         folder: where to write it.
-        asked: precisions that were asked for; others are left out where they cannot be run.
+        asked: requested precisions; others are left out if they cannot run.
         stages: progress.
     """
     manifest = graphs.manifest
@@ -140,7 +140,7 @@ def calibrate_bundle(
 
 
 def compile_engines(bundle: Bundle, engines: Sequence[str], precision: str, stages: Stages) -> Bundle:
-    """Adds engines; a library that is not there is said where the choice is `auto`, else an error.
+    """Add engines. A missing library is a note if the choice is `auto`, else an error.
 
     Args:
         bundle: a calibrated bundle.
@@ -175,21 +175,21 @@ def check_parity(
     cure: str,
     stages: Stages,
 ) -> Compared:
-    """The gate: every artefact that runs here against PyTorch.
+    """Compare every artefact that runs here with PyTorch: the parity gate.
 
-    bf16 that was not asked for, and INT8, leave the bundle where they disagree or give no finite values; anything else
-    ends the build.
+    INT8, and bf16 that was not asked for, are removed from the bundle if they disagree or give values that are not
+    finite. Anything else ends the build.
 
     Args:
         bundle: with all its artefacts.
         reference: the model in PyTorch.
         samples: images to compare on.
-        asked: precisions that were asked for.
-        cure: what to type where the gate closes.
+        asked: requested precisions.
+        cure: what to type if the gate fails.
         stages: progress.
 
     Raises:
-        ParityError: an artefact that was asked for disagrees.
+        ParityError: a requested artefact disagrees.
     """
     reports: list[ParityReport] = []
     dropped: list[ParityReport] = []
@@ -210,7 +210,7 @@ def check_parity(
                     stages.say(f"  {artefact.precision} is left out: {error.what} {error.why}".rstrip(), "yellow")
                     continue
                 if artefact.kind == "onnx" or not isinstance(error, _NOT_HERE):
-                    raise  # of an engine that runs here: values that are not finite are a fault like any other
+                    raise  # an engine that runs here: values that are not finite are a fault
                 not_compared[artefact.file] = error.what
                 continue
             if extra and not report.passed:
@@ -227,7 +227,7 @@ def check_parity(
 
 
 def balanced_sample(category: Category, held_out: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` images, evenly spread: half of them defective where there are defective ones."""
+    """`count` images, evenly spread; half of them defective if there are defective ones."""
     defective = [sample for sample in category.test if sample.is_anomalous]
     bad = spread(defective, count // 2)
     return [*spread(held_out, count - len(bad)), *bad]

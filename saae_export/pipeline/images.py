@@ -1,4 +1,4 @@
-"""Which images a build is made from: folders named by the person, the usual places, or the drawn demo data."""
+"""Finds the images of a build: named folders, the usual places, or the drawn demo data."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _USUAL = Path("data")
 
 @dataclass(frozen=True)
 class Request:
-    """What the person asked for.
+    """The images that the user asked for.
 
     Attributes:
         category: name of the product; also a name in `data`.
         data: folder of categories (MVTec AD tree).
-        normal, abnormal, masks, normal_test: folders of one's own, instead of `data`, see `from_folders`.
-        demo: the drawn images, whatever else is there.
+        normal, abnormal, masks, normal_test: own folders, instead of `data`, see `from_folders`.
+        demo: use the drawn images in any case.
     """
 
     category: str | None = None
@@ -49,21 +49,21 @@ class Request:
 
 
 def find_images(request: Request, demo_root: Path, progress: Progress = silent) -> tuple[Category, str]:
-    """Lists the images of a build, drawing the demo set where nothing else was named or found.
+    """List the images of a build; draw the demo set if nothing else was named or found.
 
-    The order: folders of one's own, `data`, the folder that SAAE_DATA names, ./data, the demo set.
+    The order: own folders, `data`, the folder named by SAAE_DATA, ./data, the demo set.
 
     Args:
         request: what was asked for.
-        demo_root: where a demo set is drawn, and reused from.
+        demo_root: folder of the demo set.
         progress: called with (done, total).
 
     Returns:
-        The category, and in words where it was found.
+        The category, and a text that says where it was found.
 
     Raises:
         ConfigError: options that exclude each other, or no such category anywhere.
-        DataError: the folders named do not hold what they should.
+        DataError: a named folder does not hold the expected images.
     """
     if request.normal:
         if request.data is not None or request.demo:
@@ -79,7 +79,7 @@ def find_images(request: Request, demo_root: Path, progress: Progress = silent) 
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(
                 f"{option} is given without --normal.",
-                "It belongs to the layout of free folders.",
+                "It is for images in your own folders.",
                 "add --normal FOLDER",
             )
     if request.demo:
@@ -96,7 +96,7 @@ def find_images(request: Request, demo_root: Path, progress: Progress = silent) 
 
 
 def shared_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
-    """(height, width) of all images as they are read (EXIF rotation applied), None where they differ."""
+    """(height, width) of all images as they are read (EXIF rotation applied); None if they differ."""
     shape = typical_shape(samples)
     return shape.size if shape is not None and shape.shared else None
 

@@ -1,4 +1,4 @@
-"""The INT8 stage of a build: quantise, calibrate, gate; ship what passes and say why where nothing does."""
+"""The INT8 stage of a build: quantises, calibrates, checks quality; adds what passes, or says why nothing does."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from .graphs import Calibrator
 __all__ = ["Int8Images", "add_int8"]
 
 _FRAMES = 32
-"""Calibration frames: ranges change little beyond."""
+"""Number of calibration frames; more change the ranges little."""
 
 
 @dataclass(frozen=True)
 class Int8Images:
-    """What INT8 is made and judged with.
+    """The images that INT8 is made from and judged on.
 
     Attributes:
-        split: images to take ranges from, and to judge on where there is no test set.
+        split: images to take ranges from, and to judge on without a test set.
         category: its test set, or none.
-        calibrator: gives the thresholds.
+        calibrator: returns the thresholds.
     """
 
     split: Split
@@ -48,14 +48,14 @@ class Int8Images:
 
 
 def add_int8(bundle: Bundle, graph: Path, images: Int8Images, work: Path, stages: Stages) -> Bundle:
-    """Adds `int8`, and where OpenVINO has bf16 `int8-bf16`, to a calibrated bundle, if they pass the gate.
+    """Add `int8`, and `int8-bf16` if OpenVINO has bf16 here, to a calibrated bundle, if they pass the gate.
 
     Args:
         bundle: with its FP32 graph calibrated.
         graph: the FP32 graph.
         images: see `Int8Images`.
-        work: a folder for what is tried; removed at the end.
-        stages: progress, and what was found.
+        work: a folder for attempts; removed at the end.
+        stages: progress, and remarks.
 
     Raises:
         CalibrationError: too few images for ranges.
@@ -91,7 +91,7 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Passed:
-    """A quantised graph, the precisions that it passed the gate in, and what the manifest says of it."""
+    """A quantised graph, the precisions in which it passed the gate, and its options for the manifest."""
 
     file: Path
     candidates: Sequence[_Candidate]
@@ -100,7 +100,7 @@ class _Passed:
 
 @dataclass(frozen=True)
 class _Trials:
-    """Quantised graphs of growing care, each judged against FP32; `lines` collects what was found, for a person."""
+    """Tries quantised graphs, from most to least INT8, against FP32; `lines` collects remarks for the user."""
 
     bundle: Bundle
     quantiser: Quantiser
@@ -110,7 +110,7 @@ class _Trials:
     lines: list[str]
 
     def run(self) -> _Passed | None:
-        """The first graph that passes, None where none does."""
+        """The first graph that passes; None if none does."""
         try:
             with Engine(self.bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
                 reference = self._quality(engine)
@@ -138,7 +138,7 @@ class _Trials:
         return None
 
     def _try_bf16(self, file: Path, reference: Quality) -> list[_Candidate]:
-        """The same graph with the rest in bf16, where that runs here and passes; nobody asked for it by name."""
+        """The same graph with the rest in bf16, if that runs here and passes."""
         if bf16_missing():
             return []
         try:

@@ -33,14 +33,14 @@ def measure(
     seconds: float = 8.0,
     skipped: Callable[[str], None] = lambda text: None,
 ) -> Iterator[LatencyRow]:
-    """Times every backend that `auto` considers and that works here, at every precision, one frame at a time.
+    """Time every backend that works here and that `auto` considers, at every precision, one frame at a time.
 
     Args:
         bundle: an opened bundle.
         frames: uint8 H x W x 3, used in turn.
         runs: calls per backend, after three that are not counted.
         seconds: time limit per backend (at least five calls are made).
-        skipped: called with name, precision and reason of a backend that looked usable and fails to open.
+        skipped: called with name, precision and reason of a backend that fails to open.
     """
     for precision in bundle.manifest.precisions():
         for candidate in backends.candidates(bundle, 0, precision):
@@ -67,7 +67,7 @@ def measure(
 
 
 def machine() -> str:
-    """The processor and how many cores this process may use."""
+    """The processor, and the number of cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
 

@@ -25,21 +25,21 @@ from ..parity.pytorch import TorchReference
 __all__ = ["LeftOutCalibrator", "Outlier"]
 
 _COMPARED = 12
-"""Images that the scale of a precision rests on."""
+"""Number of images that the scale of a precision is measured on."""
 
 _LEVER = 0.02
-"""An image without which the threshold would fall by this share is named."""
+"""An image is reported if the threshold would fall by this share without it."""
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """A fitted image that does not look like the others: a defect that nobody saw, glare, another product.
+    """A fitted image that looks unlike the others: an unnoticed defect, glare, another product.
 
     Attributes:
-        index: its place among the fitted images.
-        name: its file.
+        index: its index among the fitted images.
+        name: its file's name.
         score: as if it were new, in units of the image threshold.
-        leverage: by how much the threshold would fall without it, relatively.
+        leverage: relative fall of the threshold without it.
     """
 
     index: int
@@ -49,11 +49,11 @@ class Outlier:
 
 
 class LeftOutCalibrator:
-    """Gives the tables of each precision.
+    """Computes the threshold tables of each precision.
 
-    The scores of the fitted images, each with itself left out, are PyTorch's. A deployed graph cannot leave an image
-    out, but its scale is measured on the very file: the median ratio between its image scores and PyTorch's on the
-    same frames, by which the tables are multiplied.
+    The leave-one-out scores of the fitted images are PyTorch's. A deployed graph cannot leave an image out, so its
+    scale is measured: the median ratio of its image scores to PyTorch's on the same frames, by which the tables are
+    multiplied.
 
     Args:
         checkpoint: with the left-out scores.
@@ -85,7 +85,7 @@ class LeftOutCalibrator:
             image_fpr,
         )
         self._smoothing = detector.smoothing
-        self.factor = 1.0  # of the engine that was measured last
+        self.factor = 1.0  # scale of the engine measured last
         self._frames = [sample.read() for sample in spread(samples, _COMPARED)]
         self._expected = [float(reference(frame).score) for frame in self._frames]
 
@@ -93,7 +93,7 @@ class LeftOutCalibrator:
         """The tables of an engine.
 
         Raises:
-            BackendError: it does not run, or its values are not finite.
+            BackendError: the engine fails, or its values are not finite.
         """
         ratios = []
         for number, (frame, expected) in enumerate(zip(self._frames, self._expected, strict=True)):
@@ -113,9 +113,9 @@ class LeftOutCalibrator:
         return upsample_map(smooth_left_out(self.left_out, self._smoothing, index), size) * np.float32(self.factor)
 
     def outliers(self) -> list[Outlier]:
-        """The images to look at, the strongest first: unlike the others, or moving the threshold.
+        """The images to look at, highest score first: unlike the others, or with a large effect on the threshold.
 
-        Unlike the others is a score that half an image of so many would reach.
+        An image is unlike the others if, among this many, only half an image is expected to reach its score.
         """
         threshold, scores = self._reference.image.at(), self._reference.scores
         lever = _leverage(scores, self._reference.image)

@@ -1,4 +1,4 @@
-"""What a build measures about its bundle: quality on test images, simulated defects, latency, frames to look at."""
+"""Measurements of a build: quality on test images, simulated defects, time of the backends."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def deployed(bundle: Bundle) -> Engine:
 
 
 _CHANCE = 0.01
-"""Probability below which more false alarms than promised are no accident."""
+"""Probability below which an excess of false alarms is not chance."""
 
 
 def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
-    """Evaluates the bundle on the test set; None where there are no test images."""
+    """Evaluate the bundle on the test set; None without test images."""
     with stages.stage("evaluate") as stage:
         if not category.test:
             stage.note("no test images, so no metrics")
@@ -73,19 +73,19 @@ def measure_detection(
     *,
     synthetic: bool,
 ) -> tuple[SelfTest | None, list[Example]]:
-    """Counts simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
+    """Count simulated defects found on the held-out images, with one example of each kind; the second gate of a build.
 
     Args:
         bundle: calibrated.
         held_out: normal images to draw on.
-        frames: how many; 0: none, there is no self-test.
-        cure: what to type where the gate closes; None leaves it open.
-        evaluation: on real defects, where there are any: who finds half of them is not blind.
+        frames: number of images with a defect; 0: no self-test.
+        cure: what to type if the gate fails; None: no gate.
+        evaluation: on real defects, if there are any: a model that finds half of them is not blind.
         stages: progress.
         synthetic: whether the images were drawn.
 
     Raises:
-        SelfTestError: the model misses large, strong simulated defects, and the gate is not left open.
+        SelfTestError: the model misses large, strong simulated defects.
     """
     with stages.stage("self-test (simulated defects)") as stage:
         if not frames:
@@ -102,7 +102,7 @@ def measure_detection(
                     synthetic=synthetic,
                     progress=stage,
                 )
-            except SimulationError as error:  # nothing is wrong with the model
+            except SimulationError as error:  # not the model's fault
                 stages.say(f"  no self-test: {error.what} {error.why}".rstrip(), "yellow")
                 stage.note("not possible")
                 return None, []
@@ -153,12 +153,12 @@ def decision_of(evaluation: Evaluation) -> Decision | None:
 
 
 def say_verdicts(evaluation: Evaluation, rate: float, stages: Stages) -> None:
-    """The verdicts on the test images in one line; and loudly where good ones contradict the rate that was promised.
+    """Print the verdicts on the test images in one line, with a warning if good images contradict the expected rate.
 
     Args:
         evaluation: on the test set.
         rate: false-alarm rate of the image threshold, 0..1.
-        stages: where it is said.
+        stages: for the output.
     """
     found = decision_of(evaluation)
     if found is None:
@@ -189,12 +189,12 @@ def verdict_line(found: Decision) -> str:
 
 
 def choose_backend(bundle: Bundle, wanted: bool, stages: Stages) -> None:
-    """Times the ways to run the bundle that `auto` chooses of, so that the build judges with what the line will run.
+    """Time the backends that `auto` may choose, so that the build measures with the one that the line will use.
 
     Args:
         bundle: calibrated and compared.
-        wanted: whether anything is to be timed.
-        stages: progress, and the figures.
+        wanted: whether to time at all.
+        stages: progress, and the times.
     """
     with stages.stage("choose backend") as stage:
         figures = backends.measure(bundle, cache=False) if wanted else None
@@ -206,13 +206,13 @@ def choose_backend(bundle: Bundle, wanted: bool, stages: Stages) -> None:
 
 
 def keep_speeds(bundle: Bundle, wanted: bool) -> None:
-    """Keeps what `choose_backend` timed for the finished bundle, where `auto` finds it on this machine."""
+    """Keep the times of `choose_backend` for the finished bundle, so that `auto` finds them on this machine."""
     if wanted:
         backends.measure(bundle)
 
 
 def measure_latency(bundle: Bundle, held_out: Sequence[Sample], wanted: bool, stages: Stages) -> list[LatencyRow]:
-    """Times the backends that are here on a few frames; nothing where it is not wanted."""
+    """Time the installed backends on a few frames, if wanted."""
     with stages.stage("latency") as stage:
         if not wanted:
             stage.note("not measured")

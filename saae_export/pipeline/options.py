@@ -1,4 +1,4 @@
-"""What a build is asked for, and what cannot work."""
+"""The options of a build, and their checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENGINES = ("auto", "none", "tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True)
 class FitRequest:
-    """Which model a build is made from; the attributes are those of `BuildOptions`."""
+    """The options of a build's fit; the attributes are those of `BuildOptions`."""
 
     config: FitConfig
     checkpoint: Path | None
@@ -35,35 +35,34 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a build is asked for.
+    """The options of a build.
 
     Attributes:
         request: where the images are.
         out: the bundle's folder; None: bundles/<category>.
-        work: where fitted models and drawn images are kept between runs.
+        work: folder of fitted models and drawn images, kept between runs.
         config: how to fit.
         checkpoint: a fitted model to take instead of fitting one.
-        refit: fit again even where a model of the same images and configuration is there.
+        refit: fit again even if there is a model of the same images and configuration.
         weights: backbone weights, see `saae_train.model.weights.load_state_dict`.
         texture: whether the product is a texture (MLP size, default pixel FPR); None: what the given checkpoint was
             fitted as, or by its name.
         device: torch device for fitting.
         frame_size: `auto`, `model` or HEIGHTxWIDTH.
         precisions: graphs to export, `fp32` first.
-        half_weights: store the FP32 graph's large weights in FP16; it computes in FP32 all the same.
+        half_weights: store the FP32 graph's large weights in FP16; it still computes in FP32.
         int8: add an INT8 graph, if it passes its quality gate.
         engines: `auto` (for what this machine has), `none`, or libraries (`tensorrt`, `tensorrt-rtx`).
         pixel_fpr: default acceptable pixel FPR; None: 0.001, and without a memory the paper's 0 for textures.
-        image_fpr: default acceptable share of normal images called anomalous; None: one in twenty with a memory,
-            without one 0.
+        image_fpr: default acceptable share of normal images called anomalous; None: 0.05 with a memory, else 0.
         exclude: names or patterns of normal images to leave out.
         keep: names or patterns of normal images that are good although they look unlike the others.
         parity_images: images that every artefact is compared on.
-        samples: frames kept in the bundle with PyTorch's answers, for `verify` on other machines; 0 keeps none.
+        samples: frames kept in the bundle with PyTorch's results, for `verify` on other machines; 0 keeps none.
         measure_latency: whether to time the backends.
         self_test: whether to draw simulated defects onto held-out images and count what is found.
         self_test_frames: how many.
-        allow_blind: write the bundle even where the model misses large, strong simulated defects.
+        allow_blind: write the bundle even if the model misses large, strong simulated defects.
         cache: feature cache; None: the user's.
     """
 
@@ -95,12 +94,12 @@ class BuildOptions:
 
     @property
     def fit(self) -> FitRequest:
-        """What the fit is asked for."""
+        """The options of the fit."""
         return FitRequest(**{item.name: getattr(self, item.name) for item in fields(FitRequest)})
 
 
 def check_options(options: BuildOptions) -> None:
-    """Says before the work what cannot work.
+    """Check the options before the work.
 
     Raises:
         ConfigError: options that exclude each other, or that this machine cannot serve.
@@ -139,7 +138,7 @@ def check_options(options: BuildOptions) -> None:
 
 
 def parse_frame_size(text: str, shared: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The frame size to bake into the graph, None for the model's own.
+    """The frame size to bake into the graph; None: the model's.
 
     Args:
         text: `auto` (the images' own size where all share one), `model`, or HEIGHTxWIDTH.

@@ -1,4 +1,4 @@
-"""The report and the heatmaps of a build: its headline numbers, and the frames worth looking at."""
+"""The report and the heatmaps of a build: its main numbers, and the frames worth looking at."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
+from saae_runtime.reference import plain_name
 from saae_runtime.render import save_png, sheet
 from saae_runtime.result import decision
 from saae_train.data.category import GOOD, Category, Sample
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 
-from ..parity.reference import plain_name
 from ..report.data import Example, Report, outline
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed
@@ -30,7 +30,7 @@ _MOST_OUTLIERS = 4
 
 
 def manifest_metrics(evaluation: Evaluation | None, self_test: SelfTest | None = None) -> dict[str, Any]:
-    """The headline numbers as the manifest keeps them; `self_test` holds what was found of simulated defects."""
+    """The main numbers for the manifest; `self_test` holds the counts of simulated defects."""
     simulated = {} if self_test is None else {"self_test": self_test.summary()}
     if evaluation is None:
         return simulated
@@ -63,7 +63,7 @@ def add_left_out(
     fitted: Sequence[Sample],
     outliers: Sequence[Outlier],
 ) -> Report:
-    """The report with the scores that the thresholds rest on, and the images to look at with their left-out maps."""
+    """The report with the scores behind the thresholds, and the images to look at with their leave-one-out maps."""
     with deployed(bundle) as engine:
         tables = calibrator(engine)
         threshold, image_threshold = engine.threshold, engine.image_threshold
@@ -87,7 +87,7 @@ def add_left_out(
 
 
 def write_heatmaps(folder: Path, examples: Iterable[Example]) -> list[str]:
-    """Writes one picture per example (frame, heatmap, overlay side by side); returns the file names."""
+    """Write one picture per example (frame, heatmap, overlay side by side); return the file names."""
     names = []
     folder.mkdir(exist_ok=True)
     for number, item in enumerate(examples):
@@ -104,7 +104,7 @@ def _choose_examples(
     held_out: Sequence[Sample],
     scores: Sequence[float],
 ) -> list[Example]:
-    """Frames worth looking at: what was decided wrongly, the median of each defect type, the largest normal ones."""
+    """Frames worth looking at: wrong decisions, the median of each defect type, the largest normal scores."""
     if evaluation is None:
         largest = sorted(zip(scores, held_out, strict=True), key=lambda item: -item[0])[:4]
         return [_example(engine, sample, "largest normal") for _, sample in largest]

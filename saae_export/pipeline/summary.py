@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from saae_runtime.reference import SAMPLES
 from saae_runtime.shell import shell_line
 from saae_train.evaluation.ranking import METRIC_NAMES
 
-from ..parity.reference import SAMPLES
 from .measure import decision_of, verdict_line
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["print_summary"]
 
 
 def print_summary(result: BuildResult, console: Console) -> None:
-    """Prints the summary of a build."""
+    """Print the summary of a build."""
     bundle, manifest = result.where, result.bundle.manifest
     size = sum(entry.size for entry in manifest.files.values()) / 1e6
     rows = Table.grid(padding=(0, 2))
@@ -39,7 +39,7 @@ def print_summary(result: BuildResult, console: Console) -> None:
         )
     title = f"{manifest.category}{' (SYNTHETIC demo images)' if manifest.synthetic else ''}"
     console.print(Panel(rows, title=escape(title), title_align="left", border_style="green"))
-    # Outside of the panel, whose border and line breaks would be pasted along.
+    # Outside the panel, so that it can be copied without borders.
     console.print(f"Next: {_next_command(result)}", soft_wrap=True, markup=False)
 
 
@@ -79,7 +79,7 @@ def _self_test(result: BuildResult) -> str:
     words = "BLIND, " if found.misses_easy else ""
     return (
         f"{words}SIMULATED defects found: {found.easy} large and strong, {found.balanced_text()} "
-        "with every kind, size and contrast weighted alike"
+        "with every kind, size and contrast weighted equally"
     )
 
 

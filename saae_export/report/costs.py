@@ -1,4 +1,4 @@
-"""What an image threshold costs: false alarms and misses by the rate that is asked for, and which images flip."""
+"""What an image threshold costs: false alarms and misses by the requested rate, and which images flip."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _COLUMNS = (
     "large, strong simulated missed",
     "all simulated missed",
 )
-_LISTED = 6  # names of flipping images in a row
+_LISTED = 6  # names of flipping images per row
 _FLIPS_WITHIN = 5.0  # times the default rate, either way
 
 
 def costs(report: Report) -> dict[str, Any] | None:
-    """The table, the curve and the flips; None without thresholds that follow from a model of the scores.
+    """The table, the curve and the flips; None unless thresholds follow from a model of the scores.
 
-    False alarms are in parts per thousand, expected by the table of thresholds; beside them the calibration images
-    above T and the highest rate that those do not rule out at 95 %. "All simulated missed" weights every kind, size and
-    contrast alike, as the self-test does.
+    False alarms per thousand are those expected by the threshold table; beside them, the calibration images above T and
+    the upper bound of their rate at 95 % confidence. "All simulated missed" weights every kind, size and contrast
+    alike, as the self-test does.
     """
     table = _image_table(report)
     if table is None or table.rule != "log-normal":
@@ -70,7 +70,7 @@ def costs(report: Report) -> dict[str, Any] | None:
 
 
 def _image_table(report: Report) -> ThresholdTable | None:
-    """The image table of the precision that the report's threshold is from."""
+    """The image table of the precision that gave the report's threshold."""
     tables = [pair.image for pair in report.manifest.thresholds.values()]
     limit = report.image_threshold
     if not tables or limit is None:
@@ -83,7 +83,7 @@ def _missed(scores: NDArray[np.float64], limit: float) -> str:
 
 
 def _simulated_missed(report: Report, limit: float) -> float | None:
-    """Share of the simulated defects at or below a threshold, every kind, size and contrast weighted alike."""
+    """Share of the simulated defects at or below a threshold, every kind, size and contrast weighted equally."""
     groups: dict[tuple[str, str, str], list[bool]] = {}
     for defect in () if report.self_test is None else report.self_test.defects:
         groups.setdefault((defect.kind, defect.size, defect.contrast), []).append(defect.score <= limit)

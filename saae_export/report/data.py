@@ -1,7 +1,7 @@
-"""What a build report shows: manifest, evaluation and self-test as they are, and what only the build knows.
+"""The data of a build report: manifest, evaluation, self-test, and what only the build knows.
 
-Every part but the manifest may be left out; it becomes one sentence in the report saying so, never an empty chart.
-Scores and thresholds are the deployed artefact's own numbers.
+Every part except the manifest may be missing; the report then says so in one sentence.
+Scores and thresholds are those of the deployed artefact.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Example:
         image_threshold: image T.
         truth: bool H x W, the ground-truth mask; None where there is none.
         label: "good", or the defect type.
-        verdict: in words, such as "missed defect", "false alarm", "largest normal".
+        verdict: for example "missed defect", "false alarm", "largest normal".
     """
 
     name: str
@@ -64,7 +64,7 @@ class Example:
 
 
 def outline(example: Example) -> NDArray[np.bool_]:
-    """What is outlined of an example, bool H x W: the defects of its verdict, or all above T where there is none."""
+    """The outlined pixels, bool H x W: the defects of its verdict, or all above T if there are none."""
     anomaly_map = np.asarray(example.anomaly_map, np.float32)
     if example.image_threshold is None:
         return anomaly_map > np.float32(example.threshold)
@@ -77,8 +77,8 @@ class Report:
 
     Attributes:
         manifest: of the finished bundle, with parity.
-        bundle: the bundle's folder as it was asked for.
-        source: where the images were found, in words.
+        bundle: the bundle's folder as it was given.
+        source: text that says where the images were found.
         record: of the fit.
         evaluation: on the test set; None where there are no test images.
         self_test: on simulated defects; None where there is none.
@@ -86,7 +86,7 @@ class Report:
         image_threshold: that engine's.
         not_compared: artefact file -> why it could not be compared here.
         latency: one row per backend and precision.
-        examples: frames worth looking at, most telling first.
+        examples: frames worth looking at, the most important first.
         simulated: frames with simulated defects.
         calibrated_with: backends that thresholds were computed on.
         shown_with: backend, arithmetic and file that metrics and examples were computed with.

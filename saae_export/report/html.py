@@ -65,7 +65,7 @@ _METRICS = (
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Writes the report atomically.
+    """Write the report atomically.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.
@@ -155,7 +155,7 @@ def _tiles(report: Report) -> list[dict[str, str]]:
 
 
 def _facts(report: Report) -> list[tuple[str, dict[str, object]]]:
-    """Titled lists of what was built from what."""
+    """Titled lists of facts about the build."""
     manifest = report.manifest
     model, backbone, frame, calibration = manifest.model, manifest.backbone, manifest.frame, manifest.calibration
     size = "the camera's own, resized inside the graph" if frame.baked else "the model's"
@@ -225,7 +225,7 @@ def _histogram(groups: list[tuple[str, Any]], threshold: float | None) -> Markup
 
 
 def _decisions(groups: list[tuple[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
-    """How many images of each group lie above the image threshold, and how many of those decisions are wrong."""
+    """Per group, the number of images above the image threshold, and the number of wrong decisions."""
     if threshold is None or not math.isfinite(threshold):
         return []
     rows = []
@@ -256,7 +256,7 @@ def _self_test(result: SelfTest) -> dict[str, Any]:
         "banner": f"Defects were drawn by a program onto normal images: {result.easy} large, strong ones were found. "
         "See the self-test below; nothing else in this report is simulated.",
         "summary": f"Large and strong: {result.easy} found. "
-        f"All and marked weight every kind, size and contrast alike: {result.balanced_text()} found. "
+        f"All and marked weight every kind, size and contrast equally: {result.balanced_text()} found. "
         f"Simulated pixel ROC-AUC {result.pixel_roc_auc.percent}, PRO-AUC {result.pro_auc.percent}.",
         "notes": result.notes(),
     }
@@ -283,7 +283,7 @@ def _thresholds(thresholds: Mapping[str, Thresholds]) -> dict[str, Any]:
         if tables:
             first = tables[0][1]
             smallest = next((rate for rate in first.fpr if rate > 0), 1.0)
-            # 0 has no place on a logarithmic axis: it is marked at its left end.
+            # 0 is marked at the left end of the logarithmic axis.
             place = first.default_fpr or smallest
             default = (place, f"default {first.default_fpr:g}")
             svg = line_chart(
@@ -347,7 +347,7 @@ def _example(example: Example) -> dict[str, Any]:
         ("overlay", overlay(example.frame, example.anomaly_map, mask, threshold=example.threshold)),
     ]
     if example.truth is not None:
-        # Laid over an empty map: the frame as it is, with the truth's outline alone.
+        # Over an empty map: the frame with the outline of the truth.
         empty = np.zeros(mask.shape, np.float32)
         panels.append(("ground truth", overlay(example.frame, empty, threshold=1.0, truth=example.truth)))
     height, width = mask.shape
@@ -414,7 +414,7 @@ def _fact(value: object) -> str:
 
 
 def _calibrated_on(calibration: Calibration) -> str:
-    """Which images the thresholds are from, in words."""
+    """Text that says which images gave the thresholds."""
     if not calibration.left_out:
         return f"{calibration.images} {'held-out ' if calibration.held_out else ''}normal images"
     words = f"{calibration.images} normal images, each scored as if it were new"

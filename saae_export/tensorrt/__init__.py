@@ -1,1 +1,1 @@
-"""TensorRT engines: compiled, watched and compared."""
+"""TensorRT engines: compilation, progress, comparison."""

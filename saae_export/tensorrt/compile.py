@@ -1,4 +1,4 @@
-"""Compiled engines: from a bundle's ONNX graph to a TensorRT engine in it, also for another machine's GPU."""
+"""Compiles a bundle's ONNX graph to a TensorRT engine in the bundle, also for another machine's GPU."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _SM = re.compile(r"sm\d{2,3}")
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is compiled.
+    """Options of a compilation.
 
     Attributes:
-        min_batch, opt_batch, max_batch: batch sizes that it takes, and the one that it is tuned for.
+        min_batch, opt_batch, max_batch: smallest batch, the one that the engine is tuned for, and the largest.
         opt_level: the builder's effort, 0 to 5; None leaves it to the library (3).
         workspace: limit of scratch memory while building and running, in MiB; None: all of the GPU's.
         version_compatible: whether later releases of the library may run it (slower, TensorRT only).
-        hardware_compatible: `ampere_plus` or `same_compute_capability`: other GPUs that may run it (TensorRT only, not
-            on Jetson); None: those of the target's kind.
+        hardware_compatible: other GPUs that may run it: `ampere_plus` or `same_compute_capability` (TensorRT only, not
+            on Jetson); None: only the target's kind.
 
     Raises:
         ConfigError: values out of range.
@@ -67,11 +67,11 @@ class EngineOptions:
 
     @property
     def profile(self) -> Profile:
-        """The batch sizes as the manifest has them."""
+        """The batch sizes for the manifest."""
         return Profile(self.min_batch, self.opt_batch, self.max_batch)
 
     def for_manifest(self) -> dict[str, Any]:
-        """Options other than the batch sizes, those that were chosen."""
+        """The options that differ from the default, without batch sizes."""
         chosen = dataclasses.asdict(self)
         return {name: value for name, value in chosen.items() if not name.endswith("_batch") and value}
 
@@ -83,7 +83,7 @@ class CompiledEngine:
     Attributes:
         data: the serialized engine, as trtexec and DeepStream load it.
         network: its inputs and outputs.
-        timing_cache: measured kernel times for the next build, None where the library has none.
+        timing_cache: measured kernel times for the next build; None if the library has no such cache.
         seconds: how long the build took.
     """
 
@@ -102,7 +102,7 @@ class BuiltEngine:
         artefact: the engine.
         compiled: the compiled engine.
         before: the engines that it replaced.
-        files: their bytes by name, for where the new one turns out wrong.
+        files: their bytes by name, to restore them if the new one fails its comparison.
     """
 
     bundle: Bundle
@@ -113,7 +113,7 @@ class BuiltEngine:
 
 
 def engine_file(library: str, version: str, sm: str, precision: str, options: EngineOptions) -> str:
-    """The file's name: library, version, GPU, precision, smallest, usual and largest batch, and what else was chosen.
+    """The file's name: library, version, GPU, precision, smallest, usual and largest batch, and further options.
 
     For instance `tensorrt-10.3-sm87-fp16-b1-1-8.engine`, or `...-b1-1-1-o5-vc.engine` with `--opt-level 5` and
     `--version-compatible`.
@@ -144,16 +144,16 @@ def build_engine(
     device: int = 0,
     console: Console | None = None,
 ) -> BuiltEngine:
-    """Compiles a bundle's graph and puts the engine into the bundle, whole or not at all.
+    """Compile a bundle's graph and put the engine into the bundle, all or nothing.
 
     An engine of the same library release, GPU and precision is replaced, whatever its batch sizes and options, so that
-    there is one answer to which of them runs. Damaged engines are left out of the new bundle.
+    it is clear which one runs. Damaged engines are removed from the bundle.
 
     Args:
         bundle: the folder, or an opened bundle.
         library: `tensorrt` (builds on the GPU that the engine is for) or `tensorrt-rtx` (also without a GPU).
         sms: GPU generations to build for, such as `sm89`; empty: this machine's GPU.
-        precision: of the ONNX graph that is compiled; the types are those of the graph.
+        precision: of the ONNX graph; the engine has the graph's types.
         options: batch sizes and the builder's options.
         device: number of the GPU to build on.
         console: where progress is shown; None shows none.
@@ -168,7 +168,7 @@ def build_engine(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, mend=True)
     chosen = options or EngineOptions()
-    may_write_folder(opened.path)  # before the work, not after it
+    may_write_folder(opened.path)  # fail before the work
     source = _graph(opened, precision)
     loaded = load_library(library_name(library))
     targets = _targets(loaded, sms, device)
@@ -185,7 +185,7 @@ def build_engine(
             sms=targets if loaded.buildable_sms() else (),
             options=chosen,
             timing_cache=cache,
-            tf32=precision != "fp32",  # TF32 would move the scores away from the calibrated thresholds
+            tf32=precision != "fp32",  # scores in TF32 would not fit the calibrated thresholds
             console=console,
         )
     artefact = Artefact(
@@ -221,16 +221,16 @@ def compile_engine(
     tf32: bool = True,
     console: Console | None = None,
 ) -> CompiledEngine:
-    """Compiles a graph in memory.
+    """Compile a graph in memory.
 
     Args:
         library: the loaded flavour.
         model: ONNX, from `onnx_for_tensorrt`.
         name: the file's name, for messages.
-        sms: GPU generations, where the library builds ahead of time; empty: this machine's GPU.
+        sms: GPU generations, if the library can build for other GPUs; empty: this machine's GPU.
         options: batch sizes and the builder's options.
         timing_cache: of an earlier build, or empty.
-        tf32: whether products of FP32 values may be rounded to TF32's 10 bits, as the library does unless told not to.
+        tf32: whether FP32 products may use TF32, the library's default.
         console: where progress is shown.
 
     Raises:
@@ -263,7 +263,7 @@ def compile_engine(
 def _graph(bundle: Bundle, precision: str) -> Artefact:
     have = [
         item.precision for item in bundle.artefacts(kind="onnx") if item.precision not in IN_BF16
-    ]  # that is FP32's file
+    ]  # that is the FP32 file
     found = bundle.artefacts(kind="onnx", precision=precision) if precision in have else ()
     if not found:
         raise ConfigError(
@@ -275,11 +275,11 @@ def _graph(bundle: Bundle, precision: str) -> Artefact:
 
 
 def _targets(library: TrtLibrary, sms: Sequence[str], device: int) -> tuple[str, ...]:
-    """The GPU generations to build for; asks the driver only where none are named or the library needs the GPU."""
+    """The GPU generations to build for. Asks the driver only if none are named or the library needs the GPU."""
     wanted = tuple(dict.fromkeys(sm.strip().lower().replace(".", "") for sm in sms))
     for sm in wanted:
         if not _SM.fullmatch(sm):
-            raise ConfigError(f"--for {sm} is no GPU generation.", "", "sm and the compute capability: sm89 is 8.9")
+            raise ConfigError(f"--for {sm} is not a GPU generation.", "", "sm and the compute capability: sm89 is 8.9")
     if not library.can_build:
         raise ConfigError(
             f"{library.title} has no builder.",
@@ -296,7 +296,7 @@ def _targets(library: TrtLibrary, sms: Sequence[str], device: int) -> tuple[str,
                 "on the target itself: saae-export engine BUNDLE --library tensorrt",
             )
         return wanted
-    # No builder object before this: without a driver some releases crash instead of raising.
+    # Create no builder before this check: without a driver some releases crash.
     here = _this_gpu(library, device, known)
     if wanted and wanted != (here,):
         raise ConfigError(
@@ -374,7 +374,7 @@ def _configure(
 
 
 def _load_cache(library: TrtLibrary, config: Any, data: bytes) -> Any:
-    """Puts a timing cache into the configuration; a cache of another GPU or release is discarded."""
+    """Put a timing cache into the configuration; a cache of another GPU or release is discarded."""
     if not library.has_timing_cache:
         return None
     cache = config.create_timing_cache(data)
@@ -394,7 +394,7 @@ def _build_failed(library: TrtLibrary, name: str) -> BackendError:
 
 
 def _add(bundle: Bundle, artefact: Artefact, files: dict[str, bytes], replaced: Sequence[Artefact]) -> Bundle:
-    """Writes the bundle with the engine in it and without those that it replaces."""
+    """Write the bundle with the engine in it and without those that it replaces."""
     manifest = bundle.manifest
     artefacts = (*(item for item in manifest.artefacts if item not in replaced), artefact)
     tools = {**manifest.tools, str(artefact.library): str(artefact.library_version)}

@@ -1,4 +1,4 @@
-"""The gate behind `saae-export engine`: one that disagrees with the bundle's frames goes, and the old one is back."""
+"""The gate of `saae-export engine`: removes an engine that disagrees with the bundle's frames, restores the old one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["gate"]
 
 
 def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
-    """Compares a new engine with the reference if this machine can run it, and records the result in the manifest.
+    """Compare a new engine with the reference if this machine can run it, and record the result in the manifest.
 
     Args:
         built: from `build_engine`.
@@ -26,7 +26,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
 
     Raises:
         ParityError: it disagrees; it is removed from the bundle, and the engine that it replaced is restored.
-        BackendError: it gives values that are not finite; taken out likewise.
+        BackendError: its values are not finite; it is removed likewise.
         StorageError: the disk is full, or the bundle may not be written to.
     """
     try:
@@ -34,7 +34,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
         if isinstance(found, Skipped):
             return found
         require([found], "--precision fp32, another --opt-level, or a newer release of the library")
-    except DeviceError as error:  # no word about the engine's numbers
+    except DeviceError as error:  # says nothing about the engine's results
         return Skipped(built.artefact.file, f"{error.what} {error.why}".strip())
     except SaaeError:
         _take_out(built)

@@ -1,4 +1,4 @@
-"""An ONNX graph as a TensorRT network: strongly typed, checked, and refused with the node's name."""
+"""Parses an ONNX graph as a strongly typed TensorRT network; errors name the node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CURES = (
     (r"[Zz]ero ?[Pp]oint", "quantise {op} symmetrically: int8 with zero points of 0; {title} takes no others"),
     (r"input has type Int32 but must have type FP8", "leave biases unquantised: {title} takes no int32 {op}"),
     (r"Plugin not found", "{title} does not know {op}: use a newer release, or run the ONNX file with onnxruntime"),
-    (r"ParseFromCodedStream|DESERIALIZE", "the file is no ONNX graph or is cut off: export it again"),
+    (r"ParseFromCodedStream|DESERIALIZE", "the file is not an ONNX graph, or is truncated: export it again"),
     (r"Int64|INT64", "give {op} int32 or float inputs where the graph allows it"),
 )
 
@@ -36,9 +36,9 @@ class NetworkInfo:
     """Inputs and outputs of a parsed network, before it is compiled.
 
     Attributes:
-        inputs, outputs: with -1 where a dimension is free.
+        inputs, outputs: -1 is a free dimension.
         layers: number of layers.
-        dtypes: how many layers give each type, for instance {"float16": 210, "float32": 45}.
+        dtypes: number of layers by output type, for instance {"float16": 210, "float32": 45}.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -73,7 +73,7 @@ def onnx_for_tensorrt(path: str | os.PathLike[str]) -> bytes:
 
 
 def parse_network(library: TrtLibrary, builder: Any, model: bytes, name: str) -> tuple[Any, Any]:
-    """Parses a graph.
+    """Parse a graph.
 
     Args:
         library: the loaded flavour.
@@ -85,7 +85,7 @@ def parse_network(library: TrtLibrary, builder: Any, model: bytes, name: str) ->
         The network and the parser; the parser owns memory that the network uses.
 
     Raises:
-        BackendError: an operator, attribute or type that the library does not take; every finding with its node.
+        BackendError: the library does not support an operator, attribute or type; lists every finding with its node.
     """
     network = library.strongly_typed_network(builder)
     parser = library.module.OnnxParser(network, library.logger)
@@ -136,7 +136,7 @@ def _tensor(library: TrtLibrary, tensor: Any, is_input: bool) -> TensorInfo:
 
 def _finding(error: Any, library: TrtLibrary) -> tuple[str, str]:
     operator, node = error.node_operator() or "", error.node_name() or ""
-    # Without a GPU the library adds complaints about the driver, which have nothing to do with the graph.
+    # Without a GPU the library adds unrelated errors about the driver.
     lines = [line for line in error.desc().splitlines() if "CUDA driver" not in line and line.strip() != node]
     lines = [line for line in lines if not line.startswith("Invalid Node")] or lines
     text = " ".join(" ".join(lines).split()) or str(error.code())

@@ -1,4 +1,4 @@
-"""The builder's progress as bars, and Ctrl-C as a clean stop of it."""
+"""Shows the builder's progress as bars, and lets Ctrl-C stop it cleanly."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["BuildProgress"]
 class BuildProgress:
     """Shows the phases of a build while it runs; `monitor` goes into the builder's configuration.
 
-    Ctrl-C and SIGTERM set a flag that the builder is told of at its next step; `check` raises the interrupt afterwards.
-    An exception of theirs would not do: it can arise between the library and a callback, and the library drops it.
+    Ctrl-C and SIGTERM set a flag that stops the builder at its next step; `check` raises the interrupt afterwards. An
+    exception would not work: between the library and a callback, the library drops it.
 
     Args:
         library: the loaded flavour.
@@ -37,7 +37,7 @@ class BuildProgress:
 
     def __enter__(self) -> BuildProgress:
         self._bars.start()
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._stop)
         return self
@@ -49,13 +49,13 @@ class BuildProgress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers.items():
-            # None: set by another language's code, which Python cannot put back.
+            # None: set outside Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers.clear()
         self._bars.stop()
 
     def check(self) -> None:
-        """Raises what interrupted the build, if anything did."""
+        """Raise what interrupted the build, if anything did."""
         if self._interrupt is not None:
             raise self._interrupt
 
@@ -78,7 +78,7 @@ class BuildProgress:
             self._bars.remove_task(task)
 
     def guard(self, call: Any, *arguments: Any) -> Any:
-        """Runs a callback; an exception is kept for `check`, since the builder would print and drop it."""
+        """Run a callback; keep an exception for `check`, because the builder would drop it."""
         try:
             return call(*arguments)
         except BaseException as error:

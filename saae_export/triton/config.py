@@ -1,4 +1,4 @@
-"""config.pbtxt: how a Triton serves one model, as text of its ModelConfig message."""
+"""Writes config.pbtxt, the text of Triton's ModelConfig message for one model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ServerOptions:
     """How a model is served.
 
     Attributes:
-        max_batch: frames of one batch, which the server makes of the requests that wait.
-        queue_delay: microseconds that a request may wait for others; 0: a batch holds what waits already.
+        max_batch: frames of the largest batch that the server forms from waiting requests.
+        queue_delay: microseconds that a request may wait for others; 0: only requests that wait already.
         instances: copies of the model that compute at the same time, on each GPU or on the CPU.
-        device: `auto` (the GPUs where there are any), `cpu` or `gpu`.
+        device: `auto` (GPUs if there are any), `cpu` or `gpu`.
         threads: CPU threads of one instance; None leaves it to the library.
 
     Raises:
@@ -69,8 +69,8 @@ def config_text(
 ) -> str:
     """The text of config.pbtxt.
 
-    The inputs and outputs are those of `serving_graph`. `score` has no dimension but the batch's, which Triton does not
-    know without `reshape`. The model warms up with one frame and with a full batch.
+    The inputs and outputs are those of `serving_graph`. `score` has only the batch dimension, for which Triton needs
+    `reshape`. The model warms up with one frame and with a full batch.
 
     Args:
         name: the model's name, which is that of its folder.
@@ -78,12 +78,12 @@ def config_text(
         frame_size: (height, width) of the graph's input.
         options: batches, instances and devices.
         about: what `saae_runtime.triton` reads from the server, as JSON in the parameter `saae`.
-        parameters: further ones, for the backend.
+        parameters: further parameters of the backend.
     """
     height, width = frame_size
     kind = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}[options.device]
     if backend == "python" and options.device == "auto":
-        kind = "KIND_CPU"  # of the process that runs Python; what it opens finds a GPU by itself
+        kind = "KIND_CPU"  # for the Python process itself; its engine finds a GPU on its own
     frame = f"data_type: TYPE_UINT8  dims: [ {height}, {width}, 3 ]"
     messages = [
         _Field("input", ['name: "frame"', frame]),
@@ -102,7 +102,7 @@ def config_text(
 
 
 def _quoted(text: str) -> str:
-    """A string of the text format: ASCII, with quotes, backslashes and everything else escaped."""
+    """A string of the text format: ASCII, with quotes, backslashes and other characters escaped."""
     escaped = []
     for byte in text.encode("utf-8"):
         letter = chr(byte)

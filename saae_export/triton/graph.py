@@ -1,4 +1,4 @@
-"""The graph that a Triton serves: frame in, anomaly map and score out, without threshold and mask."""
+"""The graph that Triton serves: frame in, anomaly map and score out, without threshold and mask."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OUTPUTS = ("anomaly_map", "score")
 
 
 def serving_graph(path: str | os.PathLike[str]) -> bytes:
-    """A bundle's graph with the input `threshold`, the output `mask` and what only they need left out.
+    """A bundle's graph without the input `threshold`, the output `mask`, and the nodes that only they need.
 
-    Triton's ONNX backend refuses an optional input beside a batch, so the client compares with T. Every other node,
-    weight and piece of metadata stays as it is, and so does each number that the graph computes.
+    Triton's ONNX backend cannot batch with an optional input, so the client compares with T. All other nodes, weights
+    and metadata are unchanged, and so are the results.
 
     Args:
         path: an ONNX file as `saae_export.graph.onnx_file.export_onnx` writes it.
@@ -28,7 +28,7 @@ def serving_graph(path: str | os.PathLike[str]) -> bytes:
     Raises:
         BackendUnavailableError: the package onnx is not installed.
         DataError: the file cannot be read as ONNX.
-        ConfigError: a graph of other inputs or outputs.
+        ConfigError: a graph with other inputs or outputs.
     """
     try:
         import onnx  # not at the top: other commands work without it
@@ -41,13 +41,13 @@ def serving_graph(path: str | os.PathLike[str]) -> bytes:
     kept = [item for item in graph.output if item.name in OUTPUTS]
     if {item.name for item in kept} != set(OUTPUTS) or "frame" not in {item.name for item in graph.input}:
         raise ConfigError(
-            f"{path} is no graph of saae.",
+            f"{path} is not a graph of saae.",
             f"It has no input `frame`, or lacks an output of {', '.join(OUTPUTS)}.",
             "give a bundle that `saae-export build` wrote",
         )
     needed = {item.name for item in kept}
     nodes = []
-    for node in reversed(graph.node):  # each stands behind what it needs
+    for node in reversed(graph.node):  # nodes are in topological order
         if needed.intersection(node.output):
             needed.update(node.input)
             nodes.append(node)

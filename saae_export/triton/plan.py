@@ -1,4 +1,4 @@
-"""The served graph as a TensorRT plan, compiled like the engine that the bundle holds."""
+"""Compiles the served graph to a TensorRT plan, with the options of the bundle's engine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["compile_plan"]
 def compile_plan(
     engine: Artefact, graph: bytes, name: str, max_batch: int, console: Console | None = None, device: int = 0
 ) -> bytes:
-    """Compiles a graph on this machine's GPU, by the options of an engine and up to `max_batch` frames.
+    """Compile a graph on this machine's GPU, by the options of an engine and up to `max_batch` frames.
 
-    The bundle's own engine has the threshold as an input, without which a Triton cannot form batches.
+    The bundle's own engine has the threshold as an input, with which Triton cannot form batches.
 
     Args:
         engine: the bundle's engine.

@@ -1,8 +1,7 @@
 """The model of Triton's Python backend: a bundle beside this file, run by saae's runtime.
 
-Copied into a model repository as it is. The Python environment that Triton runs it in needs saae with one inference
-library (`pip install "saae[cpu]" "numpy<2"`), and numpy 1: the backend's own half reads the arrays of numpy 1, and with
-numpy 2 hands over wrong numbers without a word.
+Copied into a model repository. Its Python environment needs saae with one inference library and numpy 1
+(`pip install "saae[cpu]" "numpy<2"`): with numpy 2, Triton's Python backend silently hands over wrong numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class TritonPythonModel:
     """`frame` uint8 N x H x W x 3 -> `anomaly_map` float32 N x H x W, `score` float32 N."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the bundle; an exception keeps the model from being served, and its text is in the server's log."""
+        """Open the bundle. After an exception the server does not serve the model and logs the text."""
         if int(np.__version__.split(".")[0]) >= 2:
             raise pb_utils.TritonModelException(
                 f"numpy {np.__version__} is installed in this model's Python environment, and Triton's Python backend "
@@ -39,12 +38,12 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"saae: {args['model_name']} runs on {self.backend.description}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Scores all that waited as one batch."""
+        """Score all waiting requests as one batch."""
         frames = [pb_utils.get_input_tensor_by_name(request, "frame").as_numpy() for request in requests]
         try:
             together = frames[0] if len(frames) == 1 else np.concatenate(frames)
             anomaly_map, score = self.infer(np.ascontiguousarray(together))
-        except Exception as error:  # the server goes on, and every client learns why
+        except Exception as error:  # the server goes on, and every client gets the reason
             failed = pb_utils.TritonError(f"{type(error).__name__}: {error}")
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         responses, start = [], 0
@@ -61,7 +60,7 @@ class TritonPythonModel:
         return responses
 
     def infer(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps and scores of a batch, split where the backend takes fewer frames at once."""
+        """Maps and scores of a batch, split if the backend takes fewer frames at once."""
         step = self.backend.max_batch or self.most
         parts = [self.backend.infer(frames[start : start + step], 0.0) for start in range(0, len(frames), step)]
         if len(parts) == 1:
@@ -69,7 +68,7 @@ class TritonPythonModel:
         return np.concatenate([part.anomaly_map for part in parts]), np.concatenate([part.score for part in parts])
 
     def finalize(self) -> None:
-        """Releases the backend, where it was opened."""
+        """Release the backend, if it was opened."""
         backend = getattr(self, "backend", None)
         if backend is not None:
             backend.close()

@@ -1,4 +1,4 @@
-"""A bundle written as model repositories: one for each kind of server, each model whole or not at all."""
+"""Writes a bundle as Triton model repositories, one for each kind of server, each model all or nothing."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from .plan import compile_plan
 __all__ = ["KINDS", "Exported", "Left", "export_triton"]
 
 KINDS = ("onnx", "tensorrt", "python")
-"""Kinds of models, and the folders of a repository each: they need different servers, and a server that cannot load
-one model does not start."""
+"""Kinds of models. Each has its own repository, because they need different servers, and a server that cannot load one
+model does not start."""
 
 _BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt", "python": "python"}
 _CONFIG = "config.pbtxt"
 _OURS = 'key: "saae"'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_SLACK = 10.0  # times a precision's bound on scores of real images: the known frame is no image of a part
+_SLACK = 10.0  # times a precision's bound for scores: the known frame is not an image of a part
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that was written: its kind, its folder, and the command that serves its repository."""
+    """A written model: its kind, its folder, and the command that serves its repository."""
 
     kind: str
     folder: Path
@@ -50,7 +50,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Left:
-    """A kind that was not written, why, and what to type instead."""
+    """A kind that was not written: why, and what to type instead."""
 
     kind: str
     why: str
@@ -69,17 +69,17 @@ def export_triton(
     environment: str | None = None,
     console: Console | None = None,
 ) -> tuple[list[Exported], list[Left]]:
-    """Writes `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
+    """Write `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
 
     - `onnx`: the graph without threshold and mask, for a Triton with its onnxruntime backend.
-    - `tensorrt`: the same graph as a plan, where the bundle holds a TensorRT engine and this machine can compile one.
+    - `tensorrt`: the same graph as a plan, if the bundle holds a TensorRT engine and this machine can compile one.
     - `python`: the bundle itself and a model.py that runs it with saae's runtime, for any Triton with Python.
 
     A model of the same name that was written before is replaced.
 
     Args:
         bundle: the folder, or an opened bundle.
-        repository: the folder that holds one repository a kind.
+        repository: the folder that holds one repository per kind.
         name: the model's name; None: the bundle's category.
         kinds: some of `KINDS`.
         precision: of the graph that is served; None: the first of the bundle's graphs.
@@ -89,11 +89,11 @@ def export_triton(
         console: where the progress of a compilation is shown.
 
     Returns:
-        What was written, and what was left out, with the reason.
+        What was written, and what was left out and why.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
-        ConfigError: a name, kind, option or precision that cannot work, or a folder that holds something else.
+        ConfigError: an impossible name, kind, option or precision, or a folder that holds something else.
         BackendUnavailableError: the package onnx is not installed.
         StorageError: the disk is full, or the place may not be written to.
     """
@@ -106,38 +106,41 @@ def export_triton(
     for kind in kinds:
         _refuse_foreign(root / kind / model)
     check = _known_score(opened, artefact)
+    frame = opened.manifest.frame
     written: list[Exported] = []
     left: list[Left] = []
     for kind in kinds:
-        folder = root / kind / model
-        parameters: dict[str, str] = {}
-        served: dict[str, Any] = {"name": backend, "precision": artefact.precision, "max_batch": chosen.max_batch}
-        if chosen.threads is not None:
-            served["threads"] = chosen.threads
-            if kind == "onnx":
-                parameters["intra_op_thread_count"] = str(chosen.threads)
-        fill: Callable[[Path], None]
-        if kind == "python":
-            fill = _python_model(opened, artefact)
-            if environment is not None:
-                parameters["EXECUTION_ENV_PATH"] = environment
-        else:
-            found = _file(opened, artefact, kind, chosen, console, root / "onnx" / model)
-            if isinstance(found, Left):
-                left.append(found)
-                continue
-            fill = _one_file(*found)
+        fill = _content(opened, artefact, kind, chosen, console, root / "onnx" / model)
+        if isinstance(fill, Left):
+            left.append(fill)
+            continue
         about = _about(opened.manifest, artefact, kind, check)
         if kind == "python":
-            about["options"] = served
-        frame = opened.manifest.frame
+            about["options"] = _engine_options(backend, artefact, chosen)
+        parameters = _parameters(kind, chosen, environment)
         text = config_text(model, _BACKENDS[kind], (frame.height, frame.width), chosen, about, parameters)
+        folder = root / kind / model
         with atomic_directory(folder, last=_CONFIG) as temporary:
             (temporary / "1").mkdir()
             fill(temporary / "1")
             (temporary / _CONFIG).write_text(text, encoding="ascii")
         written.append(Exported(kind, folder, shell_line("tritonserver", f"--model-repository={(root / kind)}")))
     return written, left
+
+
+def _engine_options(backend: str, artefact: Artefact, options: ServerOptions) -> dict[str, Any]:
+    """How model.py opens its engine."""
+    opened = {"name": backend, "precision": artefact.precision, "max_batch": options.max_batch}
+    return opened if options.threads is None else {**opened, "threads": options.threads}
+
+
+def _parameters(kind: str, options: ServerOptions, environment: str | None) -> dict[str, str]:
+    """The `parameters` of Triton's own backend."""
+    if kind == "onnx" and options.threads is not None:
+        return {"intra_op_thread_count": str(options.threads)}
+    if kind == "python" and environment is not None:
+        return {"EXECUTION_ENV_PATH": environment}
+    return {}
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
@@ -154,7 +157,9 @@ def _model_name(name: str | None, category: str) -> str:
     model = re.sub(r"[^A-Za-z0-9_.-]", "_", category).lstrip(".-")[:100] or "saae" if name is None else name
     if not _NAME.fullmatch(model):
         raise ConfigError(
-            f"{model!r} is no name for a model.", "It becomes a folder and part of a URL.", "letters, digits, _ - and ."
+            f"{model!r} is not a name for a model.",
+            "It becomes a folder and part of a URL.",
+            "letters, digits, _ - and .",
         )
     return model
 
@@ -169,14 +174,14 @@ def _artefact(bundle: Bundle, precision: str | None, kinds: Sequence[str]) -> Ar
         asked = "no ONNX graph" if precision is None else f"no ONNX graph at {precision} for {', '.join(kinds)}"
         raise ConfigError(
             f"{bundle.path} has {asked}.",
-            f"It has: {have}." + (" bf16 is OpenVINO's alone." if precision in IN_BF16 else ""),
+            f"It has: {have}." + (" Only OpenVINO computes bf16." if precision in IN_BF16 else ""),
             "--kind python" if precision in IN_BF16 and graphs else "another --precision, or saae-export build",
         )
     return found[0]
 
 
 def _known_score(bundle: Bundle, artefact: Artefact) -> dict[str, float] | None:
-    """The known frame's score and how far a server's may lie from it; None where this machine cannot compute it."""
+    """The known frame's score and the tolerance of a server's; None if this machine cannot compute it."""
     frame = bundle.manifest.frame
     try:
         with open_artefact(bundle, artefact) as engine:
@@ -188,7 +193,7 @@ def _known_score(bundle: Bundle, artefact: Artefact) -> dict[str, float] | None:
 
 
 def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str, float] | None) -> dict[str, Any]:
-    """What a client is told: how frames are judged, without what only the bundle's owner needs."""
+    """What a client reads from the server: how frames are judged, without details of the build."""
     slim = dataclasses.replace(
         manifest,
         thresholds={artefact.precision: manifest.thresholds[artefact.precision]},
@@ -200,12 +205,15 @@ def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str
     return {"schema": SCHEMA, "kind": kind, "manifest": slim.to_json(), "check": check}
 
 
-def _file(
+def _content(
     bundle: Bundle, artefact: Artefact, kind: str, options: ServerOptions, console: Console | None, beside: Path
-) -> tuple[str, bytes] | Left:
+) -> Callable[[Path], None] | Left:
+    """What fills the folder of a version, or why this kind is left out."""
+    if kind == "python":
+        return _python_model(bundle, artefact)
     graph = serving_graph(bundle.file(artefact.file))
     if kind == "onnx":
-        return "model.onnx", graph
+        return _one_file("model.onnx", graph)
     engines = bundle.artefacts(kind="engine", library="tensorrt", precision=artefact.precision)
     if not engines:
         return Left(
@@ -214,7 +222,7 @@ def _file(
             f"on the server's GPU: saae-export engine {bundle.path} --precision {artefact.precision}",
         )
     try:
-        return "model.plan", compile_plan(engines[0], graph, artefact.file, options.max_batch, console)
+        plan = compile_plan(engines[0], graph, artefact.file, options.max_batch, console)
     except BackendError as error:
         frame = bundle.manifest.frame
         shape = f"{frame.height}x{frame.width}x3"
@@ -225,6 +233,7 @@ def _file(
             + shell_line(f"--onnx={beside / '1' / 'model.onnx'}", "--saveEngine=model.plan")
             + f" --minShapes=frame:1x{shape} --optShapes=frame:1x{shape} --maxShapes=frame:{options.max_batch}x{shape}",
         )
+    return _one_file("model.plan", plan)
 
 
 def _one_file(name: str, data: bytes) -> Callable[[Path], None]:
@@ -249,7 +258,7 @@ def _python_model(bundle: Bundle, artefact: Artefact) -> Callable[[Path], None]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuses to replace a folder that this command has not written."""
+    """Refuse to replace a folder that this command did not write."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     config = folder / _CONFIG

@@ -1,4 +1,4 @@
-"""The ways to run a bundle: their names, which of them work here, and opening one."""
+"""The backends: their names, which of them work here, and opening one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ConfigError, shown
 from ..manifest import PRECISIONS
 from ..version import saae_version
+from .answers import answer_check
 from .base import Backend, BackendOptions, Candidate, RawOutputs, Ticket
 from .cache import cache_folder, user_cache
 from .machine import loaded_versions, machine_facts
@@ -30,6 +31,7 @@ __all__ = [
     "Backend",
     "BackendOptions",
     "Candidate",
+    "ON_CPU",
     "RawOutputs",
     "Ticket",
     "candidates",
@@ -47,7 +49,7 @@ BACKENDS: dict[str, str] = {
     "onnxruntime:cpu": "onnxruntime",
     "openvino": "openvino",
 }
-"""Backend names and the module of this package that has each."""
+"""Backend name -> its module in this package."""
 
 AUTO_ORDER: tuple[str, ...] = (
     "tensorrt",
@@ -57,17 +59,19 @@ AUTO_ORDER: tuple[str, ...] = (
     "openvino",
     "onnxruntime:cpu",
 )
-"""What `auto` chooses of; its order where nothing is timed. `onnxruntime:tensorrt` is left out: its first start
-compiles for minutes, so only on request."""
+"""The backends that `auto` chooses from, in its order without timings. `onnxruntime:tensorrt` is not among them,
+because its first start compiles for minutes."""
 
-_ON_CPU = {"openvino", "onnxruntime:cpu"}
-_QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # what is timed first, should time run out
+ON_CPU = frozenset({"openvino", "onnxruntime:cpu"})
+"""Those of `AUTO_ORDER` that need no GPU."""
+
+_QUICKEST = ("int8-bf16", "int8", "bf16", "fp16", "fp32")  # timed first, in case time runs out
 _log = logging.getLogger("saae_runtime")
 _clock = time.perf_counter
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """Every way to run a bundle on this machine, in `auto`'s fixed order; what is missing says why and what to install.
+    """Every backend for a bundle, in `auto`'s fixed order; for missing ones, why and what to install.
 
     Args:
         bundle: an opened bundle.
@@ -94,8 +98,8 @@ def open_backend(
     Args:
         bundle: an opened bundle.
         name: one of `BACKENDS`; `onnxruntime` for the fastest of its providers; `auto` for the fastest of all. Only
-            these two choose, by what was timed on this machine, see `BackendOptions.measure`; a name asked for is
-            opened or is an error.
+            these two choose, by timings on this machine, see `BackendOptions.measure`; any other name is opened or
+            is an error.
         device: GPU number.
         precision: one of `saae_runtime.manifest.PRECISIONS`; None: the backend's own choice.
         options: see `BackendOptions`.
@@ -103,7 +107,7 @@ def open_backend(
     Raises:
         ConfigError: an unknown name, precision or option.
         BackendUnavailableError: not installed or not usable here; says what to install.
-        BackendError: there, but it cannot load the bundle's file.
+        BackendError: it cannot load the bundle's file.
     """
     chosen = BackendOptions.from_mapping(options)
     _check(name, device, precision)
@@ -115,10 +119,10 @@ def open_backend(
 def measure(
     bundle: Bundle, name: str = "auto", device: int = 0, precision: str | None = None, **options: Any
 ) -> Figures | None:
-    """The speed of every way that `auto` may choose here, timed now where it is not known; None where nothing is timed.
+    """The speed of every backend that `auto` may choose here, timed now if unknown; None if nothing is timed.
 
-    What was timed is kept in the cache folder of the bundle, where `options` allow one, and in this process in any
-    case, for every bundle of the same files. Arguments are those of `open_backend`.
+    Timings are kept in the bundle's cache folder, if `options` allow one, and in this process, for every bundle of the
+    same files. Arguments are those of `open_backend`.
     """
     chosen = BackendOptions.from_mapping(options)
     _check(name, device, precision)
@@ -126,12 +130,12 @@ def measure(
 
 
 def explain(bundle: Bundle, backend: Backend, device: int = 0, precision: str | None = None, **options: Any) -> str:
-    """The ways to run a bundle as text, one line each: which is in use, what each takes, and why others are not here.
+    """The backends for a bundle as text, one line each: which is in use, the time of each, and why others are missing.
 
     Args:
-        bundle: what `backend` was opened on.
-        backend: in use.
-        device, precision, options: as it was opened with.
+        bundle: the bundle.
+        backend: the backend in use.
+        device, precision, options: those that it was opened with.
     """
     asked = _asked(bundle, "auto", device, precision, BackendOptions.from_mapping(options))
     figures = None if asked.why_not else find(asked.key, asked.folder)
@@ -164,13 +168,13 @@ def _about(figures: Figures | None, asked: _Asked) -> str:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What `auto` was asked for: the ways that it may choose of, and where their figures are kept.
+    """The candidates of `auto`, and where their timings are kept.
 
     Attributes:
-        ways: usable ones that did not fail their comparison, the likely fastest first.
+        ways: usable backends and precisions that did not fail their comparison, the probably fastest first.
         key: everything that their speed depends on.
-        folder: where figures are kept; None: nowhere.
-        why_not: why they are not timed; empty where they are.
+        folder: where timings are kept; None: nowhere.
+        why_not: why they are not timed; empty if they are.
     """
 
     bundle: Bundle
@@ -203,11 +207,11 @@ def _ways(bundle: Bundle, name: str, device: int, precision: str | None) -> tupl
     for wanted in bundle.manifest.precisions() if precision is None else (precision,):
         for item in candidates(bundle, device, wanted):
             fits = item.artefact is not None and item.artefact.precision == wanted
-            if _considered(item, name) and item.why_not is None and fits and _disagrees(item) is None:
+            if _considered(item, name) and item.why_not is None and fits and not _disagrees(item):
                 found.append((wanted, item))
     exact = {item.name for wanted, item in found if wanted == "fp32"}
     # On a CPU an FP16 graph is computed in FP32 or emulated.
-    found = [(wanted, item) for wanted, item in found if not (wanted == "fp16" and item.name in _ON_CPU & exact)]
+    found = [(wanted, item) for wanted, item in found if not (wanted == "fp16" and item.name in ON_CPU & exact)]
     found.sort(key=lambda pair: (_QUICKEST.index(pair[0]), AUTO_ORDER.index(pair[1].name)))
     return tuple(item for _, item in found)
 
@@ -227,12 +231,12 @@ def _key(bundle: Bundle, ways: Sequence[Candidate], device: int, options: Backen
 
 
 def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = False) -> Figures | None:
-    """The figures, timed now where they are not known; None where they are not to be timed.
+    """The timings, measured now if unknown; None if nothing is to be timed.
 
     Args:
-        asked: see there.
-        say: told before they are timed.
-        without_cache: whether to time them although they cannot be kept beyond this process.
+        asked: the candidates.
+        say: called before they are timed.
+        without_cache: whether to time them even if the timings cannot be stored.
     """
     if asked.why_not:
         return None
@@ -243,12 +247,16 @@ def _measured(asked: _Asked, say: Callable[[str], None], without_cache: bool = F
         return None
     options = dataclasses.replace(asked.options, max_batch=1, warm_up=True)
 
+    wrong = answer_check(asked.bundle)
+
     def way(candidate: Candidate) -> Way:
-        precision = candidate.artefact.precision if candidate.artefact else None
+        artefact = candidate.artefact
+        assert artefact is not None  # `_ways` leaves out candidates without a file
         return Way(
             candidate.name,
-            str(precision),
-            lambda: _open(asked.bundle, candidate.name, asked.device, precision, options),
+            artefact.precision,
+            lambda: _open(asked.bundle, candidate.name, asked.device, artefact.precision, options),
+            lambda backend: wrong(backend, artefact),
         )
 
     place = user_cache() or asked.folder
@@ -268,7 +276,7 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
         try:
             return _open(bundle, candidate, device, precision, options)
         except BackendError as error:
-            # It looked usable and is not: the next one is taken, but never without a word.
+            # It looked usable but is not: take the next one, with a warning.
             reasons.append(f"{candidate}: {error.what} {error.why}".strip())
             warnings.warn(f"saae: {candidate} is passed over. {error.what} {error.why}", stacklevel=5)
             return None
@@ -283,7 +291,7 @@ def _open_best(bundle: Bundle, name: str, device: int, precision: str | None, op
             continue
         if candidate.why_not is not None:
             reasons.append(f"{candidate.name}: {candidate.why_not}")
-        elif (disagrees := _disagrees(candidate)) is not None:
+        elif disagrees := _disagrees(candidate) or (figures.refused(candidate.name) if figures else ""):
             reasons.append(f"{candidate.name}: {disagrees}")
             warnings.warn(f"saae: {candidate.name} is passed over. {disagrees}", stacklevel=4)
         elif (backend := opened(candidate.name, precision)) is not None:
@@ -300,11 +308,11 @@ def _considered(candidate: Candidate, name: str) -> bool:
     return candidate.name in AUTO_ORDER and (name == "auto" or candidate.name.startswith(f"{name}:"))
 
 
-def _disagrees(candidate: Candidate) -> str | None:
-    """Why a file is not taken unasked: it was compared with its reference and failed."""
+def _disagrees(candidate: Candidate) -> str:
+    """Why a file is not chosen automatically: its comparison with the reference failed. Empty if it did not fail."""
     parity = candidate.artefact.parity if candidate.artefact else None
     if candidate.artefact is None or parity is None or parity.passed:
-        return None
+        return ""
     return (
         f"{candidate.artefact.file} disagreed with {parity.reference} when it was compared "
         f"(worst image: {parity.worst_image}); compile it again, or ask for it by name."

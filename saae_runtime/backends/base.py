@@ -1,4 +1,4 @@
-"""What every inference backend offers: one small protocol between Engine and the libraries that run the graph."""
+"""The protocol of all inference backends, between Engine and the libraries that run the graph."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class RawOutputs:
 
 @dataclass
 class Ticket:
-    """Work given to a backend by `submit`, to be taken back once by `collect`. `payload` belongs to the backend."""
+    """Work of `submit`, to be collected once by `collect`. `payload` is private to the backend."""
 
     payload: Any
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a bundle here.
+    """A backend that could run a bundle.
 
     Attributes:
-        name: the name to ask for, for instance `onnxruntime:cuda`.
-        artefact: the file that it would run; None where the bundle has none for it.
-        why_not: why it cannot be used here; None where it can.
-        note: a word on the choice, shown by `Engine.explain`.
-        cure: what to install or do, where `why_not` says something.
+        name: for instance `onnxruntime:cuda`.
+        artefact: the file that it would run; None if the bundle has none for it.
+        why_not: why it cannot be used here; None if it can.
+        note: remark on the choice, shown by `Engine.explain`.
+        cure: what to install or do, with `why_not`.
     """
 
     name: str
@@ -67,22 +67,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """Options that backends share; each uses those that mean something to it.
+    """Options of all backends; each uses those that apply to it.
 
     Attributes:
         threads: CPU threads of one call; None leaves it to the library.
         hint: `latency` (one frame as soon as possible) or `throughput` (most frames a second).
         max_batch: frames in one call of the graph; larger batches are split. None leaves it to the backend.
-        cache: where a compiled form of the model is kept. None: beside the bundle, or in the user's cache folder where
-            that is read-only, if compiling takes long (GPU, NPU); True: there in any case; a folder; False: nowhere.
+        cache: where compiled models are kept. None: beside the bundle, or in the user's cache folder if that is
+            read-only, if compiling takes long (GPU, NPU); True: the same in any case; a folder; False: nowhere.
         cuda_graph: whether launches are captured in a CUDA graph and replayed.
         slots: batches in flight in `stream`; None leaves it to the backend.
         device_type: OpenVINO device: `CPU`, `GPU` or `NPU`; None takes the CPU.
-        arithmetic: what OpenVINO computes in: `f32`, `bf16` or `f16`. None: what the thresholds of the precision in use
-            were calibrated in. In another, scores move against the thresholds, which the backend's description says.
-        warm_up: whether the first inference is run when the backend is opened.
-        measure: whether `auto` times the ways to run the bundle, once on each machine, and takes the fastest; False:
-            the first in a fixed order. None: True, unless the environment has SAAE_MEASURE=0.
+        arithmetic: of OpenVINO: `f32`, `bf16` or `f16`. None: the one that the thresholds were calibrated in. With
+            another, scores do not fit the thresholds, as the backend's description says.
+        warm_up: whether to run one inference when the backend is opened.
+        measure: whether `auto` times the backends, once on each machine, and takes the fastest; False: the first in a
+            fixed order. None: True, unless the environment has SAAE_MEASURE=0.
     """
 
     threads: int | None = None
@@ -146,13 +146,13 @@ class Backend(ABC):
             # raises BackendUnavailableError (not installed), EngineIncompatibleError, DeviceError, ...
 
     Attributes:
-        name: as asked for, for instance `onnxruntime:cpu`.
-        description: library, version, device and file, for a person.
+        name: for instance `onnxruntime:cpu`.
+        description: text with library, version, device and file.
         precision: one of `saae_runtime.manifest.PRECISIONS`: whose thresholds apply.
         frame_size: (height, width) of the graph's input, in pixels.
         max_batch: most frames of one call; None: any number.
         slots: batches that may be in flight between `submit` and `collect`.
-        takes_device_arrays: whether `infer` also takes frames that lie on the GPU.
+        takes_device_arrays: whether `infer` also takes frames on the GPU.
     """
 
     name: str
@@ -179,9 +179,9 @@ class Backend(ABC):
         """
 
     def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
-        """Start a batch; at most `slots` may be waiting. Here: runs it at once.
+        """Start a batch; at most `slots` may be in flight. By default it runs at once.
 
-        The caller does not change `frames` before the ticket is collected.
+        Do not change `frames` before the ticket is collected.
         """
         return Ticket(self.infer(frames, threshold))
 
@@ -191,7 +191,7 @@ class Backend(ABC):
         return outputs
 
     def infer_on_device(self, frames: Any, threshold: float) -> Any:
-        """Run a batch and leave the outputs on the GPU, where a backend can; frames may lie there too.
+        """Run a batch and leave the outputs on the GPU, if the backend can; frames may be there, too.
 
         Raises:
             BackendUnavailableError: this backend cannot.

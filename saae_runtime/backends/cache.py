@@ -1,4 +1,4 @@
-"""Where a backend keeps what it compiled from a bundle for one machine."""
+"""The cache folder for what a backend compiles from a bundle on one machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["cache_folder", "user_cache"]
 
 
 def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None:
-    """A writable folder for compiled forms of this very bundle, or None.
+    """A writable folder for compiled forms of this bundle, or None.
 
-    Beside the bundle (`zipper.cache` for `zipper`), else in the user's cache folder. Never inside the bundle: what
-    lies there travels with it, and a compiled form is not covered by the manifest's hashes. The last part of the path
-    is made from those hashes, so that a rebuilt bundle never meets what was compiled from the old one.
+    Beside the bundle (`zipper.cache` for `zipper`), else in the user's cache folder. Never inside the bundle, which is
+    copied and whose hashes do not cover compiled forms. The last part of the path is made from those hashes, so that a
+    rebuilt bundle does not use what was compiled from the old one.
 
     Args:
         bundle: the bundle.
@@ -45,7 +45,7 @@ def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None
 
 
 def user_cache() -> Path | None:
-    """The user's cache folder of saae, there or not; None for a user without a home, as a service's may be."""
+    """The user's cache folder of saae, which may not exist; None for a user without a home, such as a service's."""
     with suppress(RuntimeError):
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saae"
     return None

@@ -1,4 +1,4 @@
-"""An ONNX file without the onnx package: an input's default is taken out or changed."""
+"""Removes or changes an input's default in an ONNX file, without the onnx package."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 def without_default(model: bytes, name: str) -> bytes:
     """The model with the initializer `name` removed, so that the graph input of that name has no default.
 
-    OpenVINO and TensorRT take an input that is also an initializer for a constant. Protocol buffers are sequences of
-    tagged fields, so leaving one out is a copy of the bytes around it.
+    OpenVINO and TensorRT treat an input that is also an initializer as a constant. Protocol buffers are sequences of
+    tagged fields, so a field is removed by copying the bytes around it.
 
     Args:
         model: a serialized ONNX ModelProto.
-        name: the initializer's name; where there is none, the model comes back as it is.
+        name: the initializer's name; without such an initializer, the model is returned unchanged.
 
     Raises:
         ValueError: the bytes are no ModelProto.

@@ -1,4 +1,4 @@
-"""What the speed of a backend depends on besides the bundle: processor, GPUs, libraries."""
+"""Describes what the speed of a backend depends on besides the bundle: processor, GPUs, libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRIVER = "/proc/driver/nvidia"
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores that this process may use, GPUs and limits in the environment: JSON of one machine's speed."""
+    """Processor, usable cores, GPUs and limits in the environment, as JSON values."""
     board = _read("/proc/device-tree/model").strip("\0\n ")
     flags = processor_flags()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -34,25 +34,25 @@ def machine_facts() -> dict[str, Any]:
 
 
 def processor_flags() -> frozenset[str]:
-    """Instruction sets of the processor by Linux's names for them; empty where the system does not say."""
+    """Instruction sets of the processor by Linux's names; empty if unknown."""
     facts = _cpuinfo()
     return frozenset((facts.get("flags") or facts.get("Features") or "").split())
 
 
 def loaded_versions(modules: Iterable[str]) -> dict[str, str]:
-    """Versions of imported modules by their own word: a program in one file has no package metadata."""
+    """`__version__` of imported modules, because a frozen program has no package metadata."""
     loaded = {name: sys.modules.get(name) for name in modules}
     return {name: str(getattr(module, "__version__", "?")) for name, module in sorted(loaded.items()) if module}
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first core."""
+    """Fields of the first core in /proc/cpuinfo."""
     lines = [line.partition(":") for line in _read("/proc/cpuinfo").splitlines()]
     return {name.strip(): value.strip() for name, _, value in reversed(lines)}
 
 
 def _gpus() -> list[str]:
-    """NVIDIA's driver and GPUs, where its kernel module shows them."""
+    """NVIDIA's driver and GPUs, if its kernel module shows them."""
     driver = _read(f"{_DRIVER}/version").partition("\n")[0]
     if not driver:
         return []

@@ -1,4 +1,4 @@
-"""Which ONNX graph of a bundle a backend runs."""
+"""Chooses the ONNX graph of a bundle for a backend."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BUILT = {
 
 
 def pick_graph(bundle: Bundle, able: Sequence[str], precision: str | None) -> Artefact | None:
-    """The first graph of the precisions that a backend is able to, the preferred ones first.
+    """The first graph with a precision that a backend supports, the preferred ones first.
 
-    One that failed its comparison is only taken where its precision is named.
+    A graph that failed its comparison is only used if its precision is named.
 
     Args:
         bundle: an opened bundle.
-        able: precisions, the preferred ones first.
+        able: supported precisions, the preferred ones first.
         precision: only this one; None for any.
     """
     for wanted in able if precision is None else [item for item in able if item == precision]:

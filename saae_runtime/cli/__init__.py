@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point. The command itself is imported late, when a Ctrl-C has somebody to take it."""
+    """Entry point. Imports the command late, after Ctrl-C has its handler."""
     open_closed_streams()
     leave_at_once()
     from .command import main as run

@@ -1,4 +1,4 @@
-"""Options of `saae-run` that cannot work together, found before anything is opened or written."""
+"""Checks the options of `saae-run` before anything is opened or written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 def kinds_of(
     out: Path | None, heatmaps: bool, overlays: bool, masks: bool, sheets: bool, defects_only: bool
 ) -> tuple[str, ...]:
-    """The pictures that were asked for."""
+    """The requested kinds of pictures."""
     wanted = (heatmaps, overlays, masks, sheets)
     chosen = tuple(kind for kind, asked in zip(PICTURES, wanted, strict=True) if asked)
     if out is None and (chosen or defects_only):
@@ -37,7 +37,7 @@ def kinds_of(
 
 
 def rotation_of(rotate: str | None, keep: int, json_lines: str | None, overwrite: bool) -> Rotation | None:
-    """When a new --json file begins; None: never."""
+    """When to start a new --json file; None: never."""
     if json_lines in (None, "-"):
         for name, given in (("--rotate", rotate is not None), ("--overwrite", overwrite)):
             if given:
@@ -70,7 +70,7 @@ def check_outputs(
             raise ConfigError(
                 f"{option} {out} lies in the source {folder}.",
                 "The next run would score the written pictures as if they were frames.",
-                "choose a folder outside of the source",
+                "choose a folder outside the source",
             )
 
 
@@ -84,7 +84,7 @@ def check_exports(
     recursive: bool,
     endless: bool,
 ) -> None:
-    """Refuse names that are not of files of these formats, and a run without end for what is written at its end."""
+    """Refuse names of other formats, and an endless run for files that are written at its end."""
     for option, target, suffix in (
         ("--csv", csv, ".csv"),
         ("--parquet", parquet, ".parquet"),
@@ -107,7 +107,7 @@ def check_exports(
 def check_pattern_outputs(
     out: Path | None, kinds: Sequence[str], names: Sequence[str], sources: Sequence[Source]
 ) -> None:
-    """Refuse a folder for pictures whose pictures a source pattern would match the next time."""
+    """Refuse a folder whose pictures a source pattern would match in the next run."""
     patterns = [name for name in names if glob.has_magic(name) and not Path(name).exists()]
     if out is None or not patterns:
         return
@@ -120,12 +120,12 @@ def check_pattern_outputs(
                     raise ConfigError(
                         f"--out {out} lies within the source pattern {pattern}.",
                         f"The next run would score {picture} as if it were a frame.",
-                        "choose a folder outside of the pattern",
+                        "choose a folder outside the pattern",
                     )
 
 
 def check_processes(processes: int, ray: str | None, batch: int, sources: Sequence[Source] | None) -> None:
-    """Refuse --processes and --ray where files cannot be given out one by one."""
+    """Refuse --processes and --ray unless files can be distributed one by one."""
     if processes == 1 and ray is None:
         return
     if sources is None or any(source.kind != "image" for source in sources):

@@ -50,10 +50,10 @@ from .summary import say_what_rates_mean, show_progress, summarize, teller
 __all__ = ["app", "main"]
 
 BROKEN_PIPE = 141
-"""Exit code when the reader of standard output goes: 128 + SIGPIPE, as of any program in a pipe."""
+"""Exit code if the reader of standard output has closed it: 128 + SIGPIPE, as for any program in a pipe."""
 
 VERDICTS_LOST = 4
-"""Exit code when verdicts could not be written where they were to go: the disk was full, for example."""
+"""Exit code if verdicts could not be written, for example to a full disk."""
 
 _Scorer = Callable[[Sequence[Source], bool, threading.Event], Generator[Outcome, None, None]]
 
@@ -197,7 +197,7 @@ def run(
                 "threads": threads,
                 "arithmetic": arithmetic,
                 "measure": measure,
-                # Announced, so that what batches need is made now and not when the first one is full.
+                # announced, so that batches are prepared now and not when the first one is full
                 "max_batch": batch if batch > 1 else None,
             }
             check_processes(processes, ray, batch, found)
@@ -239,7 +239,7 @@ def run(
 
 
 def main() -> None:
-    """Entry point; a defect of saae itself exits with 2, never with the 1 that means a defective product."""
+    """Entry point. A fault of saae exits with 2, never with 1, which means a defective product."""
     try:
         app(prog_name="saae-run")
     except Exception:
@@ -250,7 +250,7 @@ def main() -> None:
 def _open_log(
     stack: ExitStack, standard: Standard, target: str | None, overwrite: bool, rotation: Rotation | None
 ) -> tuple[JsonLines | None, Scored | None]:
-    """The result log and what it has scored so far, both closed with the stack."""
+    """The result log and the list of scored files, both closed with the stack."""
     if target is None:
         return None, None
     lines = JsonLines(standard if target == "-" else target, overwrite, rotation)
@@ -263,7 +263,7 @@ def _open_log(
 
 
 def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int, ray: str | None) -> _Scorer:
-    """Score files in processes: the backend that is in use here, and this machine's cores shared among them."""
+    """Score files in processes with the backend in use here, sharing this machine's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = {
         **options,
@@ -290,7 +290,7 @@ def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes
 def _score(
     engine: Engine, given: Given, sink: Sink, batch: int, limit: int | None, pooled: _Scorer | None = None
 ) -> int:
-    """Run everything through; return the exit code. Errors that end the run are reported here."""
+    """Score everything and return the exit code. Reports errors that end the run."""
     stop = threading.Event()
     failed: int | None = None
     with stopped_by_signals(stop) as stopped_by:
@@ -321,7 +321,7 @@ def _score(
 
 
 def _open_engine(log: Console, bundle: Path, **options: Any) -> Engine:
-    """The engine; what it says meanwhile are lines for the reader, said at once, not lines of source code."""
+    """Open the engine; print its warnings as lines for the user, without source lines."""
     tell = teller(log)
 
     class Told(logging.Handler):
@@ -353,7 +353,7 @@ def _exports(
     category: str,
     min_area: int,
 ) -> list[Export]:
-    """The files of other formats that were asked for; those that are open are closed with the stack."""
+    """The requested files of other formats; open ones are closed with the stack."""
     exports: list[Export] = []
     if csv is not None:
         table = CsvFile(csv, min_area)
@@ -361,7 +361,7 @@ def _exports(
         exports.append(table)
     if parquet is not None:
         rows = ParquetFile(parquet, min_area)
-        stack.callback(rows.discard)  # nothing where it was finished before
+        stack.callback(rows.discard)  # does nothing if it was finished before
         exports.append(rows)
     if coco is not None:
         exports.append(CocoFile(coco, category, min_area))

@@ -1,4 +1,4 @@
-"""Results in other tools' formats: CSV, Parquet, COCO, and trees of anomaly maps as benchmark servers take them."""
+"""Results in other tools' formats: CSV, Parquet, COCO, and anomaly maps for benchmark servers."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree", "ParquetFi
 _ROWS = 1024  # of a row group
 
 MAP_FORMATS = ("tiff", "mvtec", "mvtec-ad-2")
-"""`tiff`: laid out like the sources. `mvtec`: as the evaluation scripts of MVTec AD and MVTec LOCO AD take maps.
-`mvtec-ad-2`: as that benchmark's server takes a submission."""
+"""`tiff`: laid out like the sources. `mvtec`: for the evaluation scripts of MVTec AD and MVTec LOCO AD. `mvtec-ad-2`:
+for a submission to that benchmark's server."""
 
 
 class Export(Protocol):
-    """Takes outcomes in, one after the other."""
+    """Receives outcomes one after the other."""
 
     def write(self, outcome: Outcome) -> None:
-        """Write one outcome, or keep it for `close`. Raises StorageError."""
+        """Write an outcome, or keep it for `close`. Raises StorageError."""
 
     def close(self) -> None:
         """Finish the file. Raises StorageError."""
 
 
 class CsvFile:
-    """One line a frame, appended, each written whole; a new file begins with the names of the columns.
+    """One line per frame, appended, each written at once; a new file begins with the names of the columns.
 
-    A frame that could not be read has `error` and no verdict. `left` to `peak_score` are of the strongest region.
+    A frame that could not be read has `error` and no verdict. `left` to `peak_score` are for the strongest region.
 
     Args:
         path: the file; folders are made.
@@ -70,7 +70,7 @@ class CsvFile:
                 raise ConfigError(
                     f"--csv {path}: the file has other columns.", "Lines are appended to what is there.", "another file"
                 )
-        self._file = LineFile(path, cure="give each run a --csv FILE of its own", header=header)
+        self._file = LineFile(path, cure="give each run its own --csv FILE", header=header)
 
     def write(self, outcome: Outcome) -> None:
         """See `Export.write`."""
@@ -99,7 +99,7 @@ class CsvFile:
 
 
 class ParquetFile:
-    """One row a frame, the regions as a list in it; written as it goes, and there when the run ends.
+    """One row per frame, with its regions as a list; complete when the run ends.
 
     Args:
         path: the file.
@@ -170,13 +170,13 @@ class ParquetFile:
             raise storage_error(self._path, error) from error
 
     def close(self) -> None:
-        """Put the whole file in its place. May be called twice."""
+        """Finish the file and rename it. May be called twice."""
         if self._rows:
             self._flush()
         self._stack.close()
 
     def discard(self) -> None:
-        """Leave no file, where `close` was not reached."""
+        """Remove the unfinished file."""
         self._rows = []
         gone = _Discarded()
         with suppress(_Discarded):
@@ -185,7 +185,7 @@ class ParquetFile:
 
 
 class _Discarded(Exception):
-    """Has a file that was begun go away."""
+    """Raised to remove an unfinished file."""
 
 
 def _line(values: Any) -> bytes:
@@ -195,14 +195,15 @@ def _line(values: Any) -> bytes:
 
 
 def _cell(value: Any) -> Any:
-    """Text in one line, so that a line is a frame."""
+    """Text without line breaks."""
     return value.replace("\n", " ").replace("\r", " ") if isinstance(value, str) else value
 
 
 class CocoFile:
-    """One COCO data set of all frames and their regions, written whole when the run ends.
+    """One COCO data set of all frames and their regions, written when the run ends.
 
-    `images` have the file's name; `annotations` one a region, with its `score`; the one category is the product's.
+    `images` have the file's name; there is one of `annotations` per region, with its `score`; the only category is the
+    product's.
 
     Args:
         path: the file.
@@ -242,16 +243,16 @@ class CocoFile:
 
 
 class MapTree:
-    """A TIFF a frame with its anomaly map at the frame's size; for `mvtec-ad-2` also the mask as PNG.
+    """One TIFF per frame with its anomaly map at the frame's size; for `mvtec-ad-2` also the mask as PNG.
 
-    The benchmarks' trees are laid out by the data set's: below a folder named as the bundle's category, a picture
+    The benchmarks' layouts follow the data set's: below a folder named as the bundle's category, an image
     `test/cut/000.png` becomes `FOLDER/CATEGORY/test/cut/000.tiff`, of 32 bits. MVTec AD 2 takes 16 bits, in
     `anomaly_images`, and masks of 0 and 255 in `anomaly_images_thresholded`.
 
     Args:
-        folder: where they go.
-        kind: of `MAP_FORMATS`.
-        category: the bundle's.
+        folder: folder of the maps.
+        kind: one of `MAP_FORMATS`.
+        category: the bundle's category.
     """
 
     def __init__(self, folder: Path, kind: str, category: str) -> None:
@@ -263,7 +264,7 @@ class MapTree:
         """See `Export.write`.
 
         Raises:
-            ConfigError: a frame that does not come from a folder of the category, where the format is a benchmark's.
+            ConfigError: with a benchmark's format, a frame that is not in a folder of the category.
         """
         result = outcome.result
         if result is None:
@@ -284,7 +285,7 @@ class MapTree:
         write_bytes(path.with_name(f"{path.name}.tiff"), data)
 
     def _placed(self, outcome: Outcome) -> PurePath:
-        """CATEGORY/split/.../name, without ending, as the frame lies in the data set."""
+        """CATEGORY/split/.../name of the frame in the data set, without ending."""
         path = outcome.frame.source.path
         parts = () if path is None else path.absolute().with_suffix("").parts
         if self._category not in parts[:-1] or outcome.frame.source.kind != "image":
@@ -297,4 +298,4 @@ class MapTree:
         return PurePath(*parts[first:])
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""What was named on the command line of `saae-run`, as frames."""
+"""Turns the names on the command line of `saae-run` into frames."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["Given", "knower", "named", "watched"]
 
 @dataclass(frozen=True)
 class Given:
-    """What was named: frames until an event is set, whether they come in real time, how many there will be, and words
-    for the summary."""
+    """The frames to score: a reader that stops at an event, whether they come in real time, their number, and text for
+    the summary."""
 
     frames: Callable[[threading.Event, int | None], Iterator[Frame]]
     live: bool
     count: Callable[[], int | None]
     words: Callable[[], list[str]] = list
     sources: Sequence[Source] = ()
-    nothing_new: bool = False  # all that was named was scored by an earlier run
+    nothing_new: bool = False  # an earlier run scored all of them
 
 
 def watched(watcher: FolderWatch) -> Given:
-    """Folders that are watched: frames without end."""
+    """Watched folders: endless frames."""
 
     def words() -> list[str]:
         said = []
@@ -42,7 +42,7 @@ def watched(watcher: FolderWatch) -> Given:
 
 
 def named(sources: Sequence[Source], skip: Scored | None) -> Given:
-    """Sources that were named, without the files that `skip` knows."""
+    """Named sources, without the files that `skip` knows."""
     left = [source for source in sources if not _is_scored(source, skip)]
     passed_over = len(sources) - len(left)
 
@@ -61,7 +61,7 @@ def named(sources: Sequence[Source], skip: Scored | None) -> Given:
 
 
 def _passed_over(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'} passed over: scored by an earlier run (--score-again scores them)"
+    return f"{count} file{'' if count == 1 else 's'} skipped: scored by an earlier run (--score-again scores them)"
 
 
 def _is_scored(source: Source, scored: Scored | None) -> bool:

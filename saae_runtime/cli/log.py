@@ -13,7 +13,7 @@ __all__ = ["JsonLines"]
 
 
 class JsonLines:
-    """One JSON object per line, each written whole; see `saae_runtime.appending.LineFile`.
+    """One JSON object per line, each written at once; see `saae_runtime.appending.LineFile`.
 
     Args:
         target: a file (folders made), or a `Standard` for standard output.
@@ -29,7 +29,7 @@ class JsonLines:
         self._standard = target if isinstance(target, Standard) else None
         self._file: LineFile | None = None
         if not isinstance(target, Standard):
-            cure = "give each run a --json FILE of its own"
+            cure = "give each run its own --json FILE"
             self._file = LineFile(Path(target), b'{"source"', cure, overwrite, rotation)
 
     @property
@@ -38,11 +38,11 @@ class JsonLines:
         return self._file is not None and self._file.plain
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one line and hand it to the system at once.
+        """Write a line and hand it to the system at once.
 
         Raises:
-            StorageError: the disk is full; the lines before this one stay whole, and the next call tries again.
-            BrokenPipeError: whoever read standard output has gone.
+            StorageError: the disk is full; earlier lines stay complete, and the next call tries again.
+            BrokenPipeError: the reader of standard output has closed it.
         """
         line = (json.dumps(record, allow_nan=False) + "\n").encode("ascii")
         if self._standard is not None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON lines, pictures, and lines of text for a person."""
+"""Outputs of a run: JSON lines, pictures, and lines of text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,16 +39,16 @@ PICTURES = ("heatmap", "overlay", "mask", "sheet")
 
 
 class Log(Console):
-    """Standard error, for everything but results. A reader of it that goes ends no inspection: what is said is lost.
+    """Standard error, for everything except results. If its reader closes it, output is lost and the run goes on.
 
-    (Rich would leave with exit code 1, which means a defect here.)
+    (Rich would exit with code 1, which means a defect here.)
     """
 
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
-        """Called by rich when nobody reads any more."""
+        """Called by rich after the reader has closed it."""
         self.quiet = True
         with suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
@@ -56,10 +57,10 @@ class Log(Console):
 
 
 class Standard:
-    """Standard output, kept for results alone; see `results_alone`.
+    """Standard output, only for results; see `results_alone`.
 
     Args:
-        stream: where Python would write.
+        stream: Python's stream.
         number: its file descriptor, written to without a buffer; None for a stream in memory.
     """
 
@@ -69,20 +70,20 @@ class Standard:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads it."""
+        """Whether it is a terminal."""
         return self._stream.isatty() if self._number is None else os.isatty(self._number)
 
     def write_line(self, text: str) -> None:
-        """Write a line of text; what its encoding lacks is written as escapes. Raises as `write`."""
+        """Write a line of text, with escapes for characters that the encoding lacks. Raises as `write`."""
         encoding = self._stream.encoding or "utf-8"
         self.write((text + "\n").encode(encoding, "backslashreplace"))
 
     def write(self, data: bytes) -> None:
-        """Write bytes at once and whole.
+        """Write bytes completely and at once.
 
         Raises:
-            StorageError: a full disk behind `> FILE`; what was written of these bytes is cut off again.
-            BrokenPipeError: whoever read it has gone.
+            StorageError: a full disk behind `> FILE`; partly written bytes are cut off again.
+            BrokenPipeError: the reader has closed it.
         """
         if self._number is None:
             self._stream.write(data.decode(self._stream.encoding or "utf-8"))
@@ -95,7 +96,7 @@ class Standard:
             while rest:
                 try:
                     rest = rest[os.write(self._number, rest) :]
-                except BlockingIOError:  # a pipe that somebody has made non-blocking is full
+                except BlockingIOError:  # a full non-blocking pipe
                     select.select([], [self._number], [])
         except BrokenPipeError:
             raise
@@ -109,9 +110,9 @@ class Standard:
 
 @contextmanager
 def results_alone() -> Iterator[Standard]:
-    """Keep standard output for results: whatever else writes to it, libraries in C included, goes to standard error.
+    """Keep standard output for results: all other output to it, also from C libraries, goes to standard error.
 
-    ONNX Runtime's GPU builds print there when they are imported or open a session; `--json -` has to begin with JSON.
+    ONNX Runtime's GPU builds print there when they are imported or open a session; `--json -` must begin with JSON.
     """
     stream = sys.stdout
     try:
@@ -127,7 +128,7 @@ def results_alone() -> Iterator[Standard]:
         with redirect_stdout(sys.stderr):
             yield Standard(stream, kept)
     finally:
-        with suppress(OSError, AttributeError):  # what C libraries hold back must not come behind the results
+        with suppress(OSError, AttributeError):  # output that C libraries buffer must not follow the results
             ctypes.CDLL(None).fflush(None)
         os.dup2(kept, number)
         os.close(kept)
@@ -137,20 +138,22 @@ class Pictures:
     """PNG files of results in a folder, laid out like the sources.
 
     Args:
-        folder: where they go; made when the first picture is written.
+        folder: the folder; created with the first picture.
         kinds: of `PICTURES`.
-        defects_only: whether clean frames are passed over.
+        defects_only: whether to skip clean frames.
     """
 
     def __init__(self, folder: Path, kinds: tuple[str, ...], defects_only: bool = False) -> None:
         self._folder = folder
         self._kinds = kinds
         self._defects_only = defects_only
+        # Most of the time of a picture goes into its compression, which needs no interpreter.
+        self._writers = ThreadPoolExecutor(len(kinds), "saae-picture")
 
     def plan(self, outcome: Outcome) -> dict[str, str]:
-        """Kind to path of the pictures that `write` will write of this outcome; empty where there is nothing to draw.
+        """Kind to path of the pictures that `write` will write for this outcome; empty if there is nothing to draw.
 
-        Names too long for a file are cut and told apart by a few letters of a hash.
+        Long names are cut, and get a few letters of a hash.
         """
         frame, result = outcome.frame, outcome.result
         if result is None or frame.image is None or (self._defects_only and not result.is_anomalous):
@@ -168,8 +171,12 @@ class Pictures:
             StorageError: the disk is full, or the folder cannot be written to.
         """
         written = self.plan(outcome)
-        for kind, path in written.items():
-            render.save_png(path, self._draw(kind, outcome))
+        saving = [
+            self._writers.submit(render.save_png, path, self._draw(kind, outcome)) for kind, path in written.items()
+        ]
+        wait(saving)
+        for done in saving:
+            done.result()
         return written
 
     def _draw(self, kind: str, outcome: Outcome) -> NDArray[Any]:
@@ -211,7 +218,7 @@ def to_record(outcome: Outcome, pictures: dict[str, str], min_area: int = 1) -> 
 
 
 def describe(outcome: Outcome) -> str:
-    """The verdict in words: "defect  score 0.512 > 0.4", "clean  score 0.2 <= 0.4", or the error's first line."""
+    """The verdict as text: "defect  score 0.512 > 0.4", "clean  score 0.2 <= 0.4", or the error's first line."""
     result = outcome.result
     if result is None:
         return "unreadable" if outcome.error is None else outcome.error.what
@@ -221,11 +228,11 @@ def describe(outcome: Outcome) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows as it is: a file name may hold escape codes or bytes that are no UTF-8."""
+    """Text that is safe on a terminal: a file name may hold escape codes or bytes that are not UTF-8."""
     whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in whole)
 
 
 def printable_lines(text: str) -> str:
-    """`printable`, with the line breaks kept."""
+    """`printable`, but keeps line breaks."""
     return "\n".join(printable(line) for line in text.split("\n"))

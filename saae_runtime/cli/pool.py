@@ -1,4 +1,4 @@
-"""Scores image files on several workers, each with an engine of its own; outcomes in order, none lost or doubled."""
+"""Scores image files on several workers, each with its own engine; outcomes in order, none lost or doubled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .scoring import Outcome, of_frame
 
 __all__ = ["Pool", "ProcessPool", "score_in_pool", "score_source"]
 
-_AHEAD = 4  # sources under way for each worker
-_TRIES = 3  # of a source whose worker died; then it is the source's fault
+_AHEAD = 4  # sources in flight per worker
+_TRIES = 3  # attempts for a source whose worker died, until it counts as the source's fault
 _Scored = list[Outcome]
 
 _engine: Engine | None = None  # of a worker
@@ -36,13 +36,13 @@ class Pool(Protocol):
     workers: int
 
     def submit(self, source: Source) -> Any:
-        """Begin with a source, as `score_source`; never raises."""
+        """Start `score_source` on a source; never raises."""
 
     def result(self, begun: Any) -> list[Outcome]:
-        """Wait for what was begun. Raises WorkerDied, and what `score_source` raises."""
+        """Wait for a started source. Raises WorkerDied, and the errors of `score_source`."""
 
     def restart(self) -> None:
-        """Make all workers anew; what they had begun is given up."""
+        """Replace all workers and drop what they had started."""
 
     def close(self) -> None:
         """End all workers."""
@@ -54,7 +54,7 @@ def score_source(engine: Engine, source: Source, keep_images: bool) -> list[Outc
     Args:
         engine: an open engine.
         source: an image.
-        keep_images: whether outcomes hold the frames that they were made from.
+        keep_images: whether outcomes hold their frames.
 
     Raises:
         SaaeError: the engine failed.
@@ -77,23 +77,22 @@ def score_in_pool(
 ) -> Generator[Outcome, None, None]:
     """Score image files on a pool's workers; a file that cannot be read or scored gives an outcome with its error.
 
-    A worker that dies (killed, out of memory) is replaced, and what was in work is scored again, file by file for a
-    while: a file that takes a worker with it three times gets an error in its place. The time of a frame is its share
-    of the pool's time.
+    A worker that dies (killed, out of memory) is replaced, and unfinished files are scored again, one by one for a
+    while. A file that kills a worker three times gets an error. The time of a frame is its share of the pool's time.
 
     Args:
         pool: closed at the end.
         sources: images, in the order of the outcomes.
-        stop: when set, no further file is begun; those under way are still given.
+        stop: when set, no further file is started; those in flight are still returned.
 
     Raises:
-        SaaeError: an engine could not be opened, or failed; outcomes before it have been given.
+        SaaeError: an engine could not be opened, or failed; earlier outcomes have been returned.
     """
     stopped = stop if stop is not None else threading.Event()
     left = deque(sources)
     flying: deque[tuple[Source, Any]] = deque()
     done = deque([time.perf_counter()], maxlen=pool.workers + 1)
-    careful = 0  # so many files one at a time: among them is what took a worker with it
+    careful = 0  # this many files one at a time: one of them killed a worker
     tries = 0
     try:
         while True:
@@ -132,8 +131,8 @@ class ProcessPool:
     """Processes of this machine.
 
     Args:
-        open_engine: opens a worker's engine; a function of a module, or a `partial`, since it is sent to the workers.
-        processes: how many.
+        open_engine: opens a worker's engine; a function of a module, or a `partial`, because it is sent to the workers.
+        processes: number of processes.
         keep_images: whether outcomes hold the frames, for pictures of them.
     """
 
@@ -175,22 +174,22 @@ class ProcessPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-_failed: SaaeError | None = None  # a worker's, which could not open its engine
+_failed: SaaeError | None = None  # from a worker that could not open its engine
 
 
 def _begin(open_engine: Callable[[], Engine], parent: int) -> None:
-    """In a new worker: opens its engine. It outlives no parent."""
+    """In a new worker: open its engine, and end with the parent."""
     global _engine, _failed
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         _engine = open_engine()
-    except SaaeError as error:  # an exception here would only be told as a broken pool
+    except SaaeError as error:  # an exception here would only be reported as a broken pool
         _failed = error
 
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Processes that are started within the block get no Ctrl-C, which is this one's to answer; here it comes after."""
+    """Processes started within the block ignore Ctrl-C, which this process handles after the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -215,5 +214,5 @@ def _deadly(source: Source) -> SaaeError:
     return BackendError(
         f"{source.name}: the worker that scored it died, {_TRIES} times.",
         "It was killed (by the system, where memory runs out), or a library crashed.",
-        "score it alone to see why; fewer --processes where memory is short",
+        "score it alone to see why; use fewer --processes if memory is short",
     )

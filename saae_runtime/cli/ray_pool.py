@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: actors with an engine each, on this machine or on others that see the same files."""
+"""Workers on a Ray cluster: actors, each with an engine, on machines that see the same files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Worker:
         self._failed: SaaeError | None = None
         try:
             self._engine = open_engine()
-        except SaaeError as error:  # an exception here would only be told as a dead actor
+        except SaaeError as error:  # an exception here would only be reported as a dead actor
             self._failed = error
 
     def score(self, source: Source) -> list[Outcome]:
@@ -41,10 +41,10 @@ class RayPool:
         open_engine: opens a worker's engine; its bundle is at the same path on every machine.
         workers: how many actors.
         keep_images: whether outcomes hold the frames, for pictures of them.
-        cpus, gpus: what one actor takes.
+        cpus, gpus: of one actor.
 
     Raises:
-        ConfigError: the cluster has not as much.
+        ConfigError: the cluster is too small.
     """
 
     def __init__(

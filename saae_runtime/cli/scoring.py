@@ -1,4 +1,4 @@
-"""Scores frames from sources in order, one outcome for each, and keeps count."""
+"""Scores frames from sources in order, with one outcome for each, and counts them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..sources.files import Frame
 
 __all__ = ["Outcome", "Summary", "of_frame", "score_frames"]
 
-_REMEMBERED = 100_000  # times kept for median and p95: a camera runs for months, memory must not grow with it
+_REMEMBERED = 100_000  # times kept for median and p95; bounded, because a camera may run for months
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one frame: `result` and `milliseconds`, or the error in their place."""
+    """The outcome of one frame: `result` and `milliseconds`, or an error."""
 
     frame: Frame
     result: Result | None = None
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass
 class Summary:
-    """Counts and times of a run, taken in by `add`.
+    """Counts and times of a run, collected by `add`.
 
     scored, defects, errors: numbers of frames. seconds: from the first frame's reading to the last outcome.
     """
@@ -48,7 +48,7 @@ class Summary:
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def add(self, outcome: Outcome) -> None:
-        """Count one outcome, after everything that was to be done with it."""
+        """Count an outcome after it was handled."""
         self.ended = time.perf_counter()
         if outcome.result is None:
             self.errors += 1
@@ -74,7 +74,7 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """1: a defect was found; 3: none was, yet frames could not be read; 0: every frame was read and is clean."""
+        """1: a defect was found; 3: no defect, but frames could not be read; 0: every frame was read and is clean."""
         if self.defects:
             return 1
         return 3 if self.errors or not self.scored else 0
@@ -91,18 +91,18 @@ def score_frames(
     """Score frames, in order; a frame that cannot be read or scored gives an outcome with its error.
 
     Files go through `Engine.stream`: reading, computing and the caller's use of outcomes overlap. The time of a
-    frame there is its share of the pipeline's time: from `batch` outcomes before to this one, divided by `batch`.
-    Live frames are scored one by one, so that none waits for the next; their time is that of the engine's call.
+    frame is then its share of the pipeline's time: the time of the last `batch` outcomes, divided by `batch`. Live
+    frames are scored one by one, so that none waits for the next; their time is that of the engine's call.
 
     Args:
         engine: an open engine.
-        frames: as from `saae_runtime.sources.files.read_frames`; used up, and closed at the end.
+        frames: from `saae_runtime.sources.files.read_frames`; closed at the end.
         batch: frames computed together.
         live: the frames come in real time.
-        stop: when set, no further frame is taken; those under way are still given.
+        stop: when set, no further frame is taken; those in flight are still returned.
 
     Raises:
-        SaaeError: the engine or a camera failed; outcomes before it have been given.
+        SaaeError: the engine or a camera failed; earlier outcomes have been returned.
     """
     stopped = stop if stop is not None else threading.Event()
     try:
@@ -110,7 +110,7 @@ def score_frames(
     finally:
         close = getattr(frames, "close", None)
         if close is not None:
-            with suppress(ValueError):  # the reading thread is still inside: it ends with its frame
+            with suppress(ValueError):  # the reading thread still uses it and ends with its frame
                 close()
 
 
@@ -130,7 +130,7 @@ def _one_by_one(engine: Engine, frames: Iterator[Frame], stop: threading.Event) 
 
 def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threading.Event) -> Iterator[Outcome]:
     pending: deque[Frame] = deque()  # filled by the stream's reading thread, emptied here
-    backlog: deque[Frame] = deque()  # read already, when the stream before had to end
+    backlog: deque[Frame] = deque()  # already read when the previous stream had to end
     done = deque([time.perf_counter()], maxlen=batch + 1)
 
     def images() -> Iterator[NDArray[np.uint8]]:
@@ -157,7 +157,7 @@ def _streamed(engine: Engine, frames: Iterator[Frame], batch: int, stop: threadi
                 done.append(time.perf_counter())
                 yield Outcome(pending.popleft(), result, 1000 * (done[-1] - done[0]) / (len(done) - 1))
         except (FrameError, MemoryError) as error:
-            # Raised in the frame's place: report it, go on behind it, first with what the stream has read ahead.
+            # Raised for this frame: report it and go on, first with the frames that were read ahead.
             results.close()
             yield from unreadable()
             frame = pending.popleft()

@@ -1,4 +1,4 @@
-"""Where outcomes go, one after the other: the verdict first, then pictures as far as there is room for them."""
+"""Writes outcomes one after the other: first the verdict, then pictures if there is room."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .scoring import Outcome, Summary
 
 __all__ = ["Sink", "report"]
 
-_PAUSE = 10.0  # seconds without pictures after one that could not be written
+_PAUSE = 10.0  # seconds without pictures after a failed write
 
 
 @dataclass
 class Sink:
-    """Takes outcomes in.
+    """Writes outcomes.
 
-    Verdicts and pictures fail apart from each other, and neither ends the run: it says so once, goes on judging, tries
-    again, and counts what was left out.
+    Verdicts and pictures fail independently, and neither ends the run: a failure is reported once, writing is tried
+    again, and lost ones are counted.
 
     Attributes:
         lost: verdicts that could not be written.
@@ -52,10 +52,10 @@ class Sink:
     _said: set[str] = field(default_factory=set)
 
     def take(self, outcome: Outcome) -> None:
-        """Write everything about one outcome.
+        """Write an outcome.
 
         Raises:
-            BrokenPipeError: whoever read standard output has gone.
+            BrokenPipeError: the reader of standard output has closed it.
         """
         planned = self.pictures.plan(outcome) if self.pictures is not None else {}
         pausing = bool(planned) and time.monotonic() < self._pause
@@ -77,7 +77,7 @@ class Sink:
             self._export(export.close)
 
     def words(self) -> list[str]:
-        """For the summary: what could not be written."""
+        """Text for the summary about lost outputs."""
         said = []
         if self.lost:
             said.append(f"{self.lost} verdict{'' if self.lost == 1 else 's'} could not be written")
@@ -98,7 +98,7 @@ class Sink:
             self._once("verdicts", error, "The run goes on judging; verdicts that cannot be written are counted.")
             if self.lines is not None and self.lines.plain and outcome.error is None:
                 with suppress(StorageError):
-                    self._say(outcome)  # not lost to whoever reads along
+                    self._say(outcome)  # still shown to the reader of standard output
             return
         frame = outcome.frame
         if self.scored is None or frame.facts is None or frame.source.path is None:
@@ -134,7 +134,7 @@ class Sink:
             self.log.print(Text(then, style="yellow"))
 
     def _say(self, outcome: Outcome) -> None:
-        """One line of standard output for a scored frame."""
+        """Print a line on standard output for a scored frame."""
         frame = outcome.frame
         name = frame.name if frame.source.kind == "image" else f"{frame.name} #{frame.index}"
         line = printable(f"{describe(outcome)}  {name}")
@@ -146,7 +146,7 @@ class Sink:
 
 
 def report(log: Console, error: SaaeError) -> None:
-    """An error of several lines, for a person."""
+    """Print an error of several lines."""
     text = Text("error: ", style="bold red")
     text.append(printable_lines(str(error)), style="not bold default")
     log.print(text)

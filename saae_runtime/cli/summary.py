@@ -1,4 +1,4 @@
-"""What `saae-run` says of a run on standard error: warnings, progress, the summary."""
+"""Output of `saae-run` on standard error: warnings, progress, the summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def teller(log: Console) -> Callable[[str], None]:
 
 
 def say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_fpr: float | None) -> None:
-    """A rate below 1/n cannot be told from 0 with n samples: said where such a rate is asked for."""
+    """Warn about a requested rate below 1/n, which n samples cannot tell from 0."""
     tables = engine.manifest.thresholds[engine.backend.precision]
     for option, rate, table, what in (
         ("--image-fpr", image_fpr, tables.image, "images"),

@@ -1,1 +1,1 @@
-"""The line service: stations that wait for parts, judge them and write down what they found, for months."""
+"""The line service: stations that wait for parts, judge them and record the results, for months."""

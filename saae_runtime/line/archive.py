@@ -1,4 +1,4 @@
-"""Pictures of parts on disk, OK and NG apart, while there is room; a full disk costs pictures, never a verdict."""
+"""Keeps images of parts on disk, OK and NG apart. A full disk loses images, but no verdict."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .part import Part, Verdict, stamp
 
 __all__ = ["Archive"]
 
-_WAITING_BYTES = 256 << 20  # of frames that wait to be written
-_SWEEP = 30.0  # seconds between two looks at ages and sizes
-_SWEEP_FULL = 1.0  # the same while there is too much
-_PAUSE = 10.0  # seconds without pictures after one that could not be written
+_WAITING_BYTES = 256 << 20  # of waiting frames
+_SWEEP = 30.0  # seconds between two checks of ages and sizes
+_SWEEP_FULL = 1.0  # the same if there is too much
+_PAUSE = 10.0  # seconds without images after a failed write
 _JPEG_QUALITY = 92
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -52,16 +52,15 @@ class _Kept:
 
 
 class Archive:
-    """Writes pictures on a thread of its own, and removes old ones.
+    """Writes images on its own thread, and removes old ones.
 
-    Below the folder lie `OK/2026-11-25/` and `NG/2026-11-25/` (UTC), with names that begin with the time. Which OK
-    pictures are kept is decided by a hash of the part's key, so evenly, and the same way for every restart. Pictures
-    older than their days go; beyond `max_gb`, or where less than `min_free_gb` of the disk is free, the oldest OK
-    pictures go first, and only then the oldest NG.
+    The folder holds `OK/2026-11-25/` and `NG/2026-11-25/` (UTC), with names that begin with the time. A hash of the
+    part's key decides which OK images are kept. Images older than their days are removed; beyond `max_gb`, or with
+    less than `min_free_gb` free on the disk, the oldest OK images are removed first, and then the oldest NG ones.
 
     Args:
-        config: of line.toml.
-        folder: where.
+        config: `[archive]` of line.toml.
+        folder: the archive's folder.
         clock: seconds since 1970, for ages.
     """
 
@@ -81,11 +80,11 @@ class Archive:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread works; False before `finish` means that it has stopped for good."""
+        """Whether its thread runs; False before `finish` means that it has failed."""
         return self._thread.is_alive() or self._closed
 
     def plan(self, part: Part) -> str | None:
-        """Name of the picture that a part will have, relative to the folder; None: none is kept, or no room."""
+        """Name of the part's image, relative to the folder; None: none is kept, or there is no room."""
         if part.verdict is Verdict.OK and not self._is_kept(part.key):
             return None
         with self._changed:
@@ -99,7 +98,7 @@ class Archive:
         return f"{part.verdict.value}/{moment[:10]}/{name}.{self._config.format}"
 
     def put(self, name: str, frame: NDArray[np.uint8], result: Result | None) -> None:
-        """Hands over a picture under a name from `plan`; never waits.
+        """Hand over a frame under a name from `plan`; never waits.
 
         Args:
             name: from `plan`.
@@ -125,7 +124,7 @@ class Archive:
             }
 
     def finish(self, deadline: float) -> None:
-        """Writes what waits, until `deadline` (`time.monotonic`) at most, and ends."""
+        """Write waiting frames, until `deadline` (`time.monotonic`) at most, and end."""
         with self._changed:
             self._changed.wait_for(lambda: not self._work and not self._busy, max(deadline - time.monotonic(), 0))
             self._closed = True
@@ -135,7 +134,7 @@ class Archive:
         self._thread.join(max(deadline - time.monotonic(), 0) + 0.2)
 
     def sweep(self) -> None:
-        """Removes what is too old or too much now."""
+        """Remove images that are too old or too many."""
         kept = self._listed()
         self._size = sum(item.size for item in kept)
         moment = self._clock()
@@ -196,13 +195,13 @@ class Archive:
                         self._paused_until = time.monotonic() + _PAUSE
                         self._note(error)
                         return
-                    self.sweep()  # there may be room after it
+                    self.sweep()  # there may be room afterwards
                     self._make_room(2 * len(data))
             self._size += len(data)
             self._written += 1
 
     def _make_room(self, size: int) -> None:
-        """Removes the oldest until so many bytes are free."""
+        """Remove the oldest images until this many bytes are free."""
         kept = sorted(self._listed(), key=lambda item: (item.ng, item.time), reverse=True)
         while kept and self._free() < size:
             self._remove(kept.pop())

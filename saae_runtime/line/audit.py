@@ -1,4 +1,4 @@
-"""The audit log: who changed what and when, in lines that each carry the hash of the line before."""
+"""The audit log: who changed what and when. Each line contains the hash of the previous line."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["AuditLog", "Findings", "explain", "head_of", "verify"]
 
 _FIRST = "0" * 64
 _LONGEST = 1 << 20  # bytes of a line
-_PROBLEMS = 20  # that are named
+_PROBLEMS = 20  # listed problems
 _HEAD_LIMIT = 1 << 16
 
 
 class AuditLog:
-    """Appends entries to a file, for as long as it is open the only one that does.
+    """Appends entries to a file, which it locks while it is open.
 
     An entry is one line of JSON with its number `n` from 1, `time` (UTC), `who`, `role`, `what`, `data`, and
     `previous`, the sha256 of the line before. It is on the disk when `append` returns. Beside the file, `NAME.head`
-    holds number and hash of the last entry: without it, nobody could see that entries are missing at the end.
+    holds number and hash of the last entry, so that missing entries at the end are detected.
 
     Args:
-        path: the file; made where it is missing.
-        copy: told each entry, with its own `sha256`, to keep it elsewhere as well: what nobody on this machine can
-            rewrite is what the records' receivers have.
+        path: the file; created if missing.
+        copy: called with each entry and its `sha256`, to keep a copy elsewhere, which nobody on this machine can
+            rewrite.
 
     Attributes:
-        damage: what was wrong with the end of the file when it was opened; empty: nothing. It is the first entry then.
+        damage: what was wrong with the end of the file when it was opened; empty: nothing. The first new entry says it.
 
     Raises:
         ConfigError: another process has it open.
@@ -46,7 +46,7 @@ class AuditLog:
         self.path = path
         self._copy = copy
         self._lock = threading.Lock()
-        self._file = LineFile(path, cure="each line has a folder of its own for its audit log")
+        self._file = LineFile(path, cure="give each line its own folder for the audit log")
         self._closed = False
         try:
             lines = self._file.tail(1)
@@ -60,19 +60,19 @@ class AuditLog:
             raise
 
     def append(self, who: str, role: str, what: str, data: Mapping[str, Any]) -> str:
-        """Writes an entry.
+        """Write an entry.
 
         Args:
-            who: a user's name.
-            role: as whom.
-            what: was done, such as `threshold`.
-            data: plain values, for JSON.
+            who: the user's name.
+            role: the user's role.
+            what: the action, such as `threshold`.
+            data: JSON values.
 
         Returns:
             The entry's sha256.
 
         Raises:
-            StorageError: it is not written.
+            StorageError: it could not be written.
         """
         with self._lock:
             if self._closed:
@@ -97,7 +97,7 @@ class AuditLog:
         return found
 
     def latest(self, count: int) -> list[dict[str, Any]]:
-        """The last entries, at most so many, the latest first."""
+        """At most this many last entries, the latest first."""
         with self._lock:
             lines = self._file.tail(count) if not self._closed else []
         found = []
@@ -109,13 +109,13 @@ class AuditLog:
         return found
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         with self._lock:
             self._closed = True
             self._file.close()
 
     def _compared(self) -> str:
-        """What tells the end of the file from the head file; empty where it is one entry behind at most."""
+        """How the end of the file differs from the head file; empty if the head file is at most one entry behind."""
         try:
             number, digest = _read_head(self.path)
         except FileNotFoundError:
@@ -123,7 +123,7 @@ class AuditLog:
         except (OSError, ValueError) as error:
             return f"{head_of(self.path).name} cannot be read: {error}"
         if self._number < 0:
-            return "the last line is no entry"
+            return "the last line is not an entry"
         if number > self._number:
             return f"{number - self._number} entries are missing at the end"
         if self._number == number and digest != self._hash:
@@ -135,12 +135,12 @@ class AuditLog:
 
 @dataclass(frozen=True)
 class Findings:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        entries: lines.
-        problems: in words, the first 20; empty: the chain is whole.
-        notes: what is no fault, and worth knowing.
+        entries: number of lines.
+        problems: descriptions of the first 20; empty: the chain is intact.
+        notes: remarks that are not problems.
         sha256: of the last line.
     """
 
@@ -151,11 +151,11 @@ class Findings:
 
 
 def verify(path: Path, anchor: str | None = None) -> Findings:
-    """Reads a whole audit log and follows its chain.
+    """Read a whole audit log and follow its chain.
 
-    A line that was changed, removed, added or put elsewhere breaks the chain behind it. Entries cut off at the end
-    are seen by the head file beside it. Whoever can write both files can write a new chain; only a hash that was kept
-    elsewhere (each entry's goes to the line's sinks, too) tells then: give it as `anchor`.
+    A line that was changed, removed, added or moved breaks the chain. Missing entries at the end are detected by the
+    head file. Anyone who can write both files can write a new chain. Only a hash that was kept elsewhere (the line's
+    sinks get each entry's hash, too) detects that: give it as `anchor`.
 
     Args:
         path: the file.
@@ -229,12 +229,12 @@ def _problem(line: bytes, expected: int, before: str) -> str:
     if entry["n"] != expected:
         return f"entry {shown(entry['n'])} where {expected} belongs"
     if entry["previous"] != before:
-        return "the line before it is not the one that it was written behind"
+        return "it does not fit the line before it"
     return "" if same else "not written by the service"
 
 
 def _place(line: bytes) -> tuple[int, str]:
-    """Number and hash of an entry; -1 for a line that is none, 0 for no line."""
+    """Number and hash of an entry; -1 for a line that is not an entry, 0 for no line."""
     if not line:
         return 0, _FIRST
     try:
@@ -267,7 +267,7 @@ def _read_head(path: Path) -> tuple[int, str]:
 
 
 def explain(found: Findings) -> SaaeError | None:
-    """The error that says what is wrong with a log; None where nothing is."""
+    """The error that says what is wrong with a log; None if it is intact."""
     if not found.problems:
         return None
     count = len(found.problems)

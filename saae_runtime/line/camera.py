@@ -1,4 +1,4 @@
-"""What a station asks of a camera, whatever is behind it."""
+"""The interface of all cameras."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["BadFrameError", "Camera", "CameraStats", "EndOfFrames", "NoFrameErro
 
 
 class NoFrameError(DeviceError):
-    """A camera that gave no frame in time; it may give one the next time."""
+    """The camera gave no frame in time; it may give one the next time."""
 
 
 class BadFrameError(SaaeError):
-    """One frame that is lost: broken on the wire, or a file that is no image. `name` is the frame's."""
+    """One frame is lost: damaged on its way, or a file that is not an image. `name` is the frame's."""
 
     def __init__(self, what: str, why: str = "", cure: str = "", name: str = "") -> None:
         super().__init__(what, why, cure)
@@ -28,7 +28,7 @@ class BadFrameError(SaaeError):
 
 
 class EndOfFrames(Exception):
-    """A camera with an end has come to it: a folder, a video, standard input."""
+    """The camera has no more frames: the end of a folder, a video or standard input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class Shot:
     """One frame of a camera.
 
     Attributes:
-        frame: uint8 H x W x 3 (RGB), this shot's own memory.
+        frame: uint8 H x W x 3 (RGB), in its own memory.
         name: of the frame: a file's path, or the camera and a number.
         time: when it was taken or read, UTC.
-        dropped: frames that the camera lost or threw away between the shot before and this one.
-        done: called once the shot's record is written; None where nothing has to know.
+        dropped: frames that were lost or dropped between the previous shot and this one.
+        done: called when the shot's record is written; None: not needed.
     """
 
     frame: NDArray[np.uint8]
@@ -52,15 +52,15 @@ class Shot:
 
 @dataclass(frozen=True)
 class CameraStats:
-    """What a camera has done since it was opened.
+    """Counts of a camera since it was opened.
 
     Attributes:
         grabbed: frames given to the station.
-        dropped: frames lost, or thrown away because newer ones had come.
-        bad: frames that came broken.
-        reconnects: how often it was away and came back.
-        connected: whether it is there now.
-        last_error: the latest error, in words; empty for none.
+        dropped: frames lost, or dropped for newer ones.
+        bad: damaged frames.
+        reconnects: how often it was reconnected.
+        connected: whether it is connected now.
+        last_error: text of the latest error; empty for none.
     """
 
     grabbed: int = 0
@@ -72,31 +72,31 @@ class CameraStats:
 
 
 class Camera(Protocol):
-    """Frames, one after the other. Used by one thread, but for `close` and `stats`, which any thread may call."""
+    """A source of frames. Used by one thread, except `close` and `stats`, which any thread may call."""
 
     @property
     def live(self) -> bool:
-        """Whether it goes on by itself, so that frames not fetched in time are lost: False for a folder or a file."""
+        """Whether it runs by itself, so that frames not fetched in time are lost; False for a folder or a file."""
 
     @property
     def stats(self) -> CameraStats:
-        """What it has done so far."""
+        """Counts so far."""
 
     def trigger(self) -> None:
-        """Takes one picture now, by software; nothing to do for a camera that runs freely.
+        """Take one frame now, by a software trigger; does nothing for a free-running camera.
 
         Raises:
-            DeviceError: it is not there.
+            DeviceError: the camera is not connected.
         """
 
     def grab(self, timeout: float) -> Shot:
         """The next frame.
 
         Raises:
-            NoFrameError: none within so many seconds; a camera that is away is looked for again meanwhile.
-            BadFrameError: a frame came and is of no use.
+            NoFrameError: none within `timeout` seconds; a lost camera is reconnected meanwhile.
+            BadFrameError: a frame arrived damaged.
             EndOfFrames: there are no more.
         """
 
     def close(self) -> None:
-        """Lets go of the camera; a `grab` under way ends. May be called twice."""
+        """Release the camera; a running `grab` ends. May be called twice."""

@@ -1,4 +1,4 @@
-"""Cameras that are files: a folder, a folder that pictures come into, a video."""
+"""Files as cameras: a folder, a watched folder, a video."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .part import now
 
 __all__ = ["FileCamera", "WatchCamera", "open_files"]
 
-_POLL = 0.2  # seconds between two looks into a folder
+_POLL = 0.2  # seconds between two checks of a folder
 
 
 class _Counting:
-    """What all of them count."""
+    """Base class with the counts."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
@@ -33,11 +33,11 @@ class _Counting:
 
     @property
     def stats(self) -> CameraStats:
-        """What it has done so far."""
+        """Counts so far."""
         return CameraStats(self._grabbed, self._dropped, self._bad, self._reconnects, self._connected, self._last_error)
 
     def trigger(self) -> None:
-        """Nothing to do: the next frame is the picture."""
+        """Do nothing: the next frame is used."""
 
     def _bad_frame(self, error: SaaeError, name: str) -> BadFrameError:
         self._bad += 1
@@ -45,7 +45,7 @@ class _Counting:
         return BadFrameError(error.what, error.why, error.cure, name)
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         self._closed.set()
 
 
@@ -53,10 +53,10 @@ class FileCamera(_Counting):
     """Files in order: images, folders, patterns, videos; see `saae_runtime.sources.files.find_sources`.
 
     Args:
-        name: as of `saae-run`.
-        recursive: folders below a folder, too.
-        interval: seconds from one frame to the next, to play a line; 0: as fast as they are taken.
-        repeat: begins again at the end, without end.
+        name: as for `saae-run`.
+        recursive: include subfolders.
+        interval: seconds from one frame to the next, to simulate a line; 0: as fast as possible.
+        repeat: start again at the end, endlessly.
 
     Raises:
         ConfigError, DataError: nothing there.
@@ -93,15 +93,15 @@ class FileCamera(_Counting):
 
 
 class WatchCamera(_Counting):
-    """Pictures that come into a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
+    """Images that arrive in a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
 
-    A picture's time is that of its file. Which ones have their record is written down in `memory`, so that a restart
-    goes on where it was; the rest is judged then.
+    An image's time is that of its file. `memory` remembers which images have a record, so that a restart judges the
+    rest.
 
     Args:
-        folder: which.
-        memory: beside this file; None: all pictures that are there count as new.
-        recursive: folders below it, too.
+        folder: the watched folder.
+        memory: path of the memory; None: all existing images count as new.
+        recursive: include subfolders.
 
     Raises:
         ConfigError: no such folder.
@@ -124,13 +124,13 @@ class WatchCamera(_Counting):
         self._last_error = text
 
     def grab(self, timeout: float) -> Shot:
-        """The next picture; see `Camera`."""
+        """The next image; see `Camera`."""
         end = time.monotonic() + timeout
         while not self._frames:
             self._frames.extend(self._watch.poll(time.monotonic()))
             left = end - time.monotonic()
             if not self._frames and left <= 0:
-                raise NoFrameError("No picture has arrived.")
+                raise NoFrameError("No image has arrived.")
             if not self._frames and self._closed.wait(min(_POLL, left)):
                 raise EndOfFrames
         frame = self._frames.popleft()
@@ -144,14 +144,14 @@ class WatchCamera(_Counting):
         return Shot(frame.image, frame.name, moment, done=self._done(frame))
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
-        """Writes down that the file has its record."""
+        """Remember that the file has its record."""
         scored, path, facts = self._scored, frame.source.path, frame.facts
-        if scored is None or path is None or facts is None:  # facts come with a file's last page
+        if scored is None or path is None or facts is None:  # set with a file's last page
             return None
         return lambda: scored.add(str(path.absolute()), facts)
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         super().close()
         if self._scored is not None:
             self._scored.close()
@@ -164,7 +164,7 @@ def open_files(
     interval: float = 0.0,
     repeat: bool = False,
 ) -> FileCamera | WatchCamera:
-    """The camera of a name: `watch:FOLDER`, or files, folders, patterns and videos as of `saae-run`.
+    """Open a camera by its name: `watch:FOLDER`, or files, folders, patterns and videos as for `saae-run`.
 
     Args:
         spec: the name.
@@ -172,7 +172,7 @@ def open_files(
         recursive, interval, repeat: see `FileCamera`.
 
     Raises:
-        ConfigError, DataError: nothing there, or an option that this camera does not have.
+        ConfigError, DataError: nothing found, or an option that this camera does not have.
     """
     kind, colon, rest = spec.partition(":")
     if kind == "watch" and colon:

@@ -1,4 +1,4 @@
-"""line.toml: what a line consists of, read strictly."""
+"""Reads line.toml, the description of a line, strictly."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class LineOptions:
 
     Attributes:
         name: of the line, in topics and metrics.
-        spool: folder of the spool, where records wait for their sinks; made where it is missing.
-        spool_mb: how many megabytes may wait there; beyond, the oldest records that a sink has not taken are given up
+        spool: folder of the spool, where records wait for their sinks; created if missing.
+        spool_mb: size of the spool in megabytes; beyond it, the oldest records that a sink has not taken are dropped
             for this sink, and counted.
-        sync_seconds: records are forced onto the disk so often; 0: each one at once.
+        sync_seconds: interval at which records are synced to disk; 0: each one at once.
     """
 
     name: str = "line"
@@ -61,15 +61,15 @@ class StationConfig:
 
     Attributes:
         name: of the station, in records.
-        camera: a folder, `watch:FOLDER`, a video file, `camera:0`, or what else the installed cameras offer.
+        camera: a folder, `watch:FOLDER`, a video file, `camera:0`, or another installed camera.
         camera_options: further options of that camera.
-        trigger: `free`: each frame is a part; else the name of a trigger that the service knows, such as `plc`.
-        recipes: recipes that may be used here; the first one is in force at the start.
-        queue: of a free-running camera whose frames come faster than verdicts: `block`, or `drop-oldest`, which counts
+        trigger: `free`: each frame is a part; else the name of a trigger, such as `http`.
+        recipes: recipes that may be used here; the first one is active at the start.
+        queue: if frames of a free-running camera come faster than verdicts: `block`, or `drop-oldest`, which counts
             them.
         queue_size: frames that may wait.
-        verdict_timeout: seconds from trigger to verdict; without one by then, the part is NG.
-        grab_timeout: seconds that a triggered camera has for its frame; None: the verdict's.
+        verdict_timeout: seconds from trigger to verdict, after which the part is NG.
+        grab_timeout: seconds for a triggered camera to give its frame; None: `verdict_timeout`.
     """
 
     name: str
@@ -104,11 +104,11 @@ class RecipeConfig:
         bundle: the bundle's folder.
         false_alarms: acceptable share of good parts called NG, 0..1, looked up in the bundle's table.
         threshold: image threshold itself, instead.
-        pixel_fpr, pixel_threshold: the same of the pixels that outline a defect.
-        roi: polygons, or a PNG whose white pixels count; only there is judged. Empty: everywhere.
-        ignore: polygons, or a PNG whose white pixels do not count.
-        part_ids: patterns such as `A-*`; a part whose id fits one is judged by this recipe, where nobody names another.
-        backend, device, precision, threads: as of `saae-run`.
+        pixel_fpr, pixel_threshold: the same for the pixels that outline a defect.
+        roi: polygons, or a PNG with white pixels, to which judging is limited. Empty: everywhere.
+        ignore: polygons, or a PNG with white pixels, which are not judged.
+        part_ids: patterns such as `A-*`; a part whose id matches is judged by this recipe unless another is requested.
+        backend, device, precision, threads: as for `saae-run`.
     """
 
     name: str
@@ -143,7 +143,7 @@ class RecipeConfig:
             raise ValueError("`device` must be at least 0, `threads` at least 1")
 
     def takes(self, part_id: str) -> bool:
-        """Whether the part's id names this recipe."""
+        """Whether the part's id matches a pattern of this recipe."""
         return any(fnmatch.fnmatchcase(part_id, pattern) for pattern in self.part_ids)
 
 
@@ -161,13 +161,13 @@ class ArchiveConfig:
     """`[archive]`.
 
     Attributes:
-        folder: where; NG and OK pictures lie in folders of their own, one a day.
-        ok_share: share of OK parts whose picture is kept, 0..1.
-        format: png (as it was seen), or jpg (smaller, not for calibration).
-        overlays: whether an NG picture has a second one beside it, with heat and outline.
-        ok_days, ng_days: how long pictures stay; NG at least as long as OK.
-        max_gb: size of the whole; the oldest OK pictures go first, then the oldest NG.
-        min_free_gb: so much of the disk stays free, in the same way.
+        folder: the archive's folder; NG and OK images have separate folders, one per day.
+        ok_share: share of OK parts whose image is kept, 0..1.
+        format: png (exact), or jpg (smaller, not for calibration).
+        overlays: whether to save a picture with heat and outline beside each NG image.
+        ok_days, ng_days: how long images are kept; NG at least as long as OK.
+        max_gb: size of the archive; the oldest OK images are removed first, then the oldest NG.
+        min_free_gb: disk space that is kept free in the same way.
     """
 
     folder: str
@@ -186,7 +186,7 @@ class ArchiveConfig:
             _positive(getattr(self, name), name)
         _at_least(self.min_free_gb, 0, "min_free_gb")
         if self.ng_days < self.ok_days:
-            raise ValueError("`ng_days` is below `ok_days`; NG pictures must be kept at least as long")
+            raise ValueError("`ng_days` is below `ok_days`; NG images must be kept at least as long")
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,10 @@ class HealthConfig:
     """`[health]`.
 
     Attributes:
-        drift_window: parts whose scores are compared with the bundle's table together.
-        drift_false_alarms: share of such windows of good parts that may raise an alarm.
-        drift_defects: share of parts that are usually NG; so many high scores are no drift.
-        silent_seconds: a station that is not waiting and has not moved for so long is not live.
+        drift_window: number of parts whose scores are compared with the bundle's table together.
+        drift_false_alarms: share of windows of good parts that may raise an alarm.
+        drift_defects: share of parts that is usually NG; this many high scores are no drift.
+        silent_seconds: a station that neither waits nor works for this long is not live.
     """
 
     drift_window: int = 200
@@ -220,8 +220,8 @@ class LineConfig:
     """The whole file.
 
     Attributes:
-        path: the file, absolute. Relative paths in it are relative to its folder; see `place`.
-        extra: the tables that other parts of the service read (`[plc]`, `[http]`), each as its own dataclass.
+        path: the file, absolute. Paths in it are relative to its folder; see `place`.
+        extra: tables of other parts of the service (`[plc]`, `[http]`), each as its own dataclass.
     """
 
     path: Path
@@ -234,24 +234,24 @@ class LineConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def place(self, name: str) -> Path:
-        """A path of the file: relative ones lie beside it."""
+        """Resolve a path in the file, relative to the file's folder."""
         return self.path.parent / name
 
     def recipe(self, name: str) -> RecipeConfig:
-        """The recipe of a name that was checked."""
+        """The recipe of an existing name."""
         return next(item for item in self.recipes if item.name == name)
 
 
 def load_config(path: Path, sinks: Mapping[str, type], sections: Mapping[str, type] | None = None) -> LineConfig:
-    """Reads a line.toml.
+    """Read a line.toml.
 
     Args:
         path: the file.
         sinks: kind -> dataclass of its options.
-        sections: further tables -> the dataclass of each; absent tables are absent from `extra`.
+        sections: name of a further table -> its dataclass; missing tables are not in `extra`.
 
     Raises:
-        ConfigError: everything that is wrong with it, at once.
+        ConfigError: lists all problems at once.
     """
     data = read_toml(path)
     problems = Problems(str(path))
@@ -334,7 +334,7 @@ def _check_recipes(
     written = [table.get("name") for table in tables if isinstance(table, Mapping)] if isinstance(tables, list) else []
     for station in stations:
         for recipe in station.recipes:
-            if recipe not in names and recipe not in written:  # one with a problem of its own has been named
+            if recipe not in names and recipe not in written:  # a station with its own problem is reported already
                 near = difflib.get_close_matches(recipe, names, n=1, cutoff=0.5)
                 hint = f"did you mean `{near[0]}`?" if near else f"there is {', '.join(names) or 'none'}"
                 problems.add(f"[[station]] {station.name}", f"no recipe is named `{shown(recipe)[1:-1]}`; {hint}")

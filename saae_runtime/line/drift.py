@@ -1,4 +1,4 @@
-"""Drift: whether the scores of the latest parts still look like those of the bundle's good parts."""
+"""Drift: compares the scores of the latest parts with those of the bundle's good parts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .part import Part
 __all__ = ["DriftMonitor", "Limits", "limits_for"]
 
 _MARKS = (0.5, 0.1)
-"""The scores of a window are compared with those that half and a tenth of the good parts exceed."""
+"""The scores of a window are compared with the scores that 50 % and 10 % of the good parts exceed."""
 
-_OWN = 5  # windows of parts that make up a table where the bundle's does not hold
-_DOUBT = 0.01  # share of calibrations whose limits may be too narrow: the images' own luck
+_OWN = 5  # windows that make up a table if the bundle's cannot be used
+_DOUBT = 0.01  # share of calibrations whose limits may be too narrow by chance
 _GRID = 2000  # points of a distribution
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What of a window is still explained by chance.
+    """Limits of what chance explains in a window.
 
     Attributes:
         mark: a score.
         rate: share of good parts above it, by the table.
-        low, high: numbers of a window's parts above it; outside of these is an alarm. `low` may be -1, `high` above the
-            window: no alarm on that side.
+        low, high: limits of the number of a window's parts above it; outside is an alarm. If `low` is -1 or `high`
+            above the window, there is no alarm on that side.
     """
 
     mark: float
@@ -43,22 +43,22 @@ class Limits:
 
 
 def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects: float = 0.0) -> tuple[Limits, ...]:
-    """The limits for windows of good parts and at most a share of defective ones.
+    """The limits for windows of good parts and a share of defective ones.
 
-    The share of good parts above a mark is an estimate from `table.count` images. So the limits are those of the
-    largest share, and of the smallest, that these images still allow: of 100 calibrations of that many images, 99 keep
-    `false_alarms`, whatever the scores' distribution is. The fewer images, the wider the limits.
+    The share of good parts above a mark is estimated from `table.count` images. The limits allow for the confidence
+    interval of this share: 99 of 100 calibrations with that many images keep `false_alarms`, for any distribution of
+    scores. Fewer images give wider limits.
 
     Args:
         table: image scores of good parts.
-        window: parts.
-        false_alarms: share of windows without drift that may be outside of any limit. It is shared out among three
-            tails: too many above the upper mark, too many and too few above the middle one.
+        window: number of parts.
+        false_alarms: share of windows without drift that may be outside any limit. It is divided among three tails:
+            too many above the upper mark, too many and too few above the middle one.
         defects: share of parts that may be defective, which lie above every mark.
 
     Returns:
-        The limits of the middle and the upper mark; fewer where the table has no entry near them, such as one that
-        rests on a handful of images.
+        The limits of the middle and the upper mark; fewer if the table has no entry near them, because it is made from
+        only a few images.
     """
     share, doubt = false_alarms / 3.0, _DOUBT / 3.0
     found = []
@@ -79,11 +79,11 @@ def limits_for(table: ThresholdTable, window: int, false_alarms: float, defects:
 
 
 def _possible(rate: float, count: int, doubt: float) -> tuple[float, float]:
-    """The least and the largest share of good parts above a mark that so many images give as `rate`.
+    """Confidence limits of the share of good parts above a mark, which `count` images estimate as `rate`.
 
-    Each of them is exceeded once in 1 / `doubt` calibrations (Clopper and Pearson).
+    Each is exceeded once in 1 / `doubt` calibrations (Clopper and Pearson).
     """
-    above = min(max(math.ceil(rate * count), 1), count - 1)  # rounded up for one, down for the other
+    above = min(max(math.ceil(rate * count), 1), count - 1)  # rounded up for one limit, down for the other
     below = min(max(math.floor(rate * count), 1), count - 1)
     return _beta_quantile(below, count - below + 1, doubt), _beta_quantile(above + 1, count - above, 1.0 - doubt)
 
@@ -99,22 +99,22 @@ def _beta_quantile(a: float, b: float, share: float) -> float:
 
 
 def _chances(window: int, rate: float) -> NDArray[np.float64]:
-    """Probability of each number 0..window above a mark that a share of `rate` lies above."""
+    """Probability of each number 0..window of parts above a mark, if the share above it is `rate`."""
     numbers = np.arange(window + 1)
     ways = np.array([math.lgamma(window + 1) - math.lgamma(k + 1) - math.lgamma(window - k + 1) for k in numbers])
     return np.asarray(np.exp(ways + numbers * math.log(rate) + (window - numbers) * math.log1p(-rate)))
 
 
 def _most(window: int, rate: float, share: float) -> int:
-    """The most above the mark whose excess is no rarer than `share`."""
-    tail = np.cumsum(_chances(window, rate)[::-1])[::-1]  # of so many or more
+    """Largest number above the mark whose tail is not rarer than `share`."""
+    tail = np.cumsum(_chances(window, rate)[::-1])[::-1]  # of this many or more
     rare = np.flatnonzero(tail <= share)
     return int(rare[0]) - 1 if rare.size else window + 1
 
 
 def _fewest(window: int, rate: float, share: float) -> int:
-    """The fewest above the mark whose shortfall is no rarer than `share`."""
-    tail = np.cumsum(_chances(window, rate))  # of so many or fewer
+    """Smallest number above the mark whose tail is not rarer than `share`."""
+    tail = np.cumsum(_chances(window, rate))  # of this many or fewer
     rare = np.flatnonzero(tail <= share)
     return int(rare[-1]) + 1 if rare.size else -1
 
@@ -133,10 +133,10 @@ class _Watched:
 
 
 class DriftMonitor:
-    """Compares the latest scores of each station and recipe with those of good parts; any thread may use it.
+    """Compares the latest scores of each station and recipe with those of good parts. Thread-safe.
 
-    The reference is the bundle's own table; with masks, under which scores are lower, it is the first five windows of
-    parts of this service's run.
+    The reference is the bundle's table. With masks, which lower the scores, it is the first five windows of parts since
+    the start.
 
     Args:
         config: `[health]` of line.toml.
@@ -149,14 +149,14 @@ class DriftMonitor:
         self._bundles: dict[tuple[str, str], tuple[str, bool]] = {}
 
     def take(self, part: Part, table: ThresholdTable) -> str | None:
-        """Takes a part in; parts without a score count for nothing.
+        """Add a part; parts without a score are ignored.
 
         Args:
             part: its record.
             table: image scores of its bundle's good parts.
 
         Returns:
-            In words, that an alarm begins or ends; None where nothing changes.
+            Text that an alarm begins or ends; None if nothing changes.
         """
         if part.score is None or part.recipe is None or part.bundle is None:
             return None
@@ -199,11 +199,11 @@ class DriftMonitor:
         return limits_for(table, config.drift_window, config.drift_false_alarms, config.drift_defects)
 
     def _compare(self, watched: _Watched) -> str:
-        """What is outside of its limits, in words; empty where nothing is."""
+        """Text of what is outside its limits; empty if nothing is."""
         scores = np.asarray(watched.window)
         for limits in watched.limits or ():
             above = int((scores > limits.mark).sum())
-            if watched.alarm:  # an alarm ends well inside
+            if watched.alarm:  # an alarm ends only well inside the limits
                 expected = limits.rate * scores.size
                 high, low = (expected + limits.high) / 2, (expected + limits.low) / 2
             else:
@@ -216,7 +216,7 @@ class DriftMonitor:
         return ""
 
     def state(self) -> list[dict[str, Any]]:
-        """For each station and recipe: alarm, in words, and the share above the marks."""
+        """For each station and recipe: text of an alarm, and the share above the marks."""
         with self._lock:
             return [
                 {

@@ -1,4 +1,4 @@
-"""Engines shared by all stations: one for each bundle and way of running it, however many recipes name it."""
+"""Engines shared by all stations: one per bundle and way of running it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class Way:
-    """How a bundle is run: backend, GPU number, precision, threads; as of `saae_runtime.Engine`."""
+    """How a bundle is run: backend, GPU number, precision, threads; as for `saae_runtime.Engine`."""
 
     backend: str = "auto"
     device: int = 0
@@ -32,7 +32,7 @@ class Way:
 
 @dataclass(frozen=True, eq=False)
 class SharedEngine:
-    """An open engine, closed when nobody holds it any more: a part that began with it ends with it.
+    """An open engine, closed when it is no longer referenced, so that a part is finished with the engine it began with.
 
     Attributes:
         engine: may be called from several threads.
@@ -50,7 +50,7 @@ class _Place:
 
 
 class Engines:
-    """Opens each bundle once. Opening one holds up nobody who asks for another."""
+    """Opens each bundle once. Opening one does not delay requests for another."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class Engines:
         """The engine of a bundle as it is on disk now.
 
         Raises:
-            BundleError, BackendError, ConfigError: as `saae_runtime.Engine`.
+            BundleError, BackendError, ConfigError: as for `saae_runtime.Engine`.
         """
         for _ in range(_TRIES):
             digest = _digest(bundle)
@@ -78,11 +78,11 @@ class Engines:
                     weakref.finalize(shared, _close_later, engine).atexit = False
                     place.shared = weakref.ref(shared)
                     return shared
-            engine.close()  # another bundle has taken its place meanwhile
+            engine.close()  # the bundle was replaced meanwhile
         raise BundleError(f"{bundle} is being replaced repeatedly.", "", "try again when it is no longer being written")
 
     def close(self, timeout: float = 1.0) -> None:
-        """Closes all engines, as far as their calls end in time."""
+        """Close all engines whose calls end in time."""
         with self._lock:
             places, self._places = list(self._places.values()), {}
         found = [place.shared() for place in places if place.shared is not None]
@@ -92,14 +92,14 @@ class Engines:
 
 
 def _close_later(engine: Engine) -> threading.Thread:
-    """Closes an engine on a thread of its own, since calls under way end first."""
+    """Close an engine on a separate thread, because running calls end first."""
     thread = threading.Thread(target=engine.close, name="close-engine", daemon=True)
     thread.start()
     return thread
 
 
 def _warm(engine: Engine) -> None:
-    """Judges a black frame: the first call is slow, and no part should wait for it."""
+    """Judge a black frame, because the first call is slow."""
     try:
         engine(np.zeros((*engine.backend.frame_size, 3), np.uint8))
     except BaseException:
@@ -111,4 +111,4 @@ def _digest(bundle: Path) -> str:
     try:
         return sha256_file(bundle / MANIFEST)
     except OSError:
-        return ""  # opening it says what is wrong
+        return ""  # opening it raises a better error

@@ -1,4 +1,4 @@
-"""How parts come to a station: each frame is one, or somebody asks and a picture is taken."""
+"""How parts come to a station: each frame is a part, or a part is requested and a frame is taken."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .recipes import Recipe
 __all__ = ["Bind", "Feed", "FreeFeed", "Job", "TriggeredFeed"]
 
 Bind = Callable[[Trigger], "Recipe | str"]
-"""The recipe that a part is judged by, or why there is none."""
+"""The recipe of a part, or why there is none."""
 
-_POLL = 0.5  # seconds that a reader waits for a frame before it looks whether it should end
-_PAUSE = 1.0  # seconds after a camera's unexpected error
+_POLL = 0.5  # seconds of one wait for a frame, after which a reader checks whether to end
+_PAUSE = 1.0  # seconds of pause after a camera's unexpected error
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,11 @@ class Job:
 
     Attributes:
         trigger: which part.
-        shot: its frame; None where `problem` says why there is none.
-        recipe: bound when the part came, so that a switch behind it changes nothing.
-        problem: why it cannot be judged; empty where it can.
-        started: when it came, by `time.monotonic`; None: the time counts from when it is judged.
-        ended: whether the camera has come to its end, so that no later part will have a frame.
+        shot: its frame; None if `problem` says why there is none.
+        recipe: bound when the part came, so that a later switch changes nothing.
+        problem: why it cannot be judged; empty if it can.
+        started: when it came, by `time.monotonic`; None: time counts from when it is judged.
+        ended: whether the camera has ended, so that no later part will have a frame.
     """
 
     trigger: Trigger
@@ -50,7 +50,7 @@ class Feed(Protocol):
     """Gives a station its parts, in order."""
 
     def next(self, timeout: float) -> Job | None:
-        """The next part; None when none came within so many seconds.
+        """The next part; None if none came within `timeout` seconds.
 
         Raises:
             EndOfFrames: there are no more.
@@ -58,20 +58,20 @@ class Feed(Protocol):
 
     @property
     def source(self) -> TriggerSource | None:
-        """Where verdicts go; None where nobody asked."""
+        """Where verdicts go; None if the part was not requested."""
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
 
 
 class TriggeredFeed:
-    """A part is asked for, then a picture of it is taken.
+    """Each request is a part, of which a frame is taken.
 
     Args:
-        source: who asks.
-        camera: takes the picture.
+        source: of the requests.
+        camera: takes the frame.
         bind: chooses the recipe.
-        grab_timeout: seconds that the camera has.
+        grab_timeout: seconds for the camera to give a frame.
     """
 
     def __init__(self, source: TriggerSource, camera: Camera, bind: Bind, grab_timeout: float) -> None:
@@ -103,20 +103,20 @@ class TriggeredFeed:
         return Job(trigger, shot, recipe, problem, started, ended)
 
     def close(self) -> None:
-        """Ends waiting."""
+        """End waiting."""
         self._source.close()
 
 
 class FreeFeed:
-    """Each frame of the camera is a part, read by a thread of its own.
+    """Each frame of the camera is a part, read on a separate thread.
 
     Args:
         camera: gives the frames.
         bind: chooses the recipe.
-        queue: what happens to a frame when `size` others wait: `block` holds the camera up, `drop-oldest` throws the
-            oldest away and counts it.
-        size: see there.
-        meter: counts `dropped` frames, and takes the camera's errors.
+        queue: what happens to a frame if `size` others wait: `block` delays the camera, `drop-oldest` drops the oldest
+            and counts it.
+        size: largest number of waiting frames.
+        meter: counts `dropped` frames and records the camera's errors.
     """
 
     source = None
@@ -145,13 +145,13 @@ class FreeFeed:
             return None
 
     def close(self) -> None:
-        """Takes no further frame; those that wait are still given."""
+        """Take no further frames; waiting ones are still judged."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def drop_waiting(self) -> None:
-        """Throws away and counts the frames that wait."""
+        """Drop and count the waiting frames."""
         with self._changed:
             self._meter.count("dropped", len(self._jobs))
             self._jobs.clear()
@@ -166,7 +166,7 @@ class FreeFeed:
                     self._meter.fail(error)
             except EndOfFrames:
                 break
-            except Exception as error:  # a camera that is gone: it looks for it itself, and no part is known here
+            except Exception as error:  # a lost camera reconnects by itself, and no part is known here
                 self._meter.fail(error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, _PAUSE)
@@ -197,12 +197,12 @@ class FreeFeed:
                     self._meter.count("dropped")
             else:
                 self._changed.wait_for(lambda: len(self._jobs) < self._size or self._closed)
-            self._jobs.append(job)  # one that was read is judged, also at the end
+            self._jobs.append(job)  # a frame that was read is judged, also at the end
             self._changed.notify_all()
 
 
 def part_name(name: str, live: bool, shot: Shot | None = None) -> str:
-    """A part's id for want of one: the file's name without folder and ending, or of a camera the time."""
+    """Default part id: the file's name without folder and ending, or for a camera the time."""
     if not live and name:
         path = PurePath(name)
         page = path.suffix.partition("#")[2]

@@ -17,10 +17,10 @@ from .view import Counts, Phase, Reason, Reply, View
 __all__ = ["LONGEST_PART_ID", "Handshake", "is_part_id"]
 
 LONGEST_PART_ID = 64
-"""Characters of the longest part id: what the register map has room for."""
+"""Characters of the longest part id, as the register map has room for."""
 
 _BEAT = 0.5  # seconds between two counts of the heartbeat
-_MOST_UNTOLD = 1000  # missed parts and recipe choices that wait for the station; beyond, no trigger is accepted
+_MOST_UNTOLD = 1000  # missed parts and recipe choices that may wait for the station; with more, no trigger is accepted
 
 
 _T = TypeVar("_T")
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 @dataclass(eq=False)
 class _Job:
-    """An accepted trigger; compared by identity, so that the same part id twice is two jobs."""
+    """An accepted trigger; compared by identity, so that a repeated part id is another job."""
 
     trigger: Trigger
     owner: object
@@ -49,22 +49,22 @@ class _Outcome:
 class Handshake:
     """One part at a time, from trigger to acknowledge; a `saae_runtime.line.part.TriggerSource` for the station.
 
-    The line's side (PLC, OPC UA or HTTP client) triggers, looks and acknowledges; the station's side waits and
-    answers. Both may be any thread. Whatever happens to either side, a verdict is valid only for the part id beside
-    it, and OK only if the station said OK for that very trigger in time:
+    The line's side (PLC, OPC UA or HTTP client) triggers, reads and acknowledges; the station's side waits and
+    answers. Thread-safe. Whatever happens to either side, a verdict is valid only for the part id beside it, and OK
+    only if the station answered OK to that trigger in time:
 
-    - no answer within `verdict_timeout` seconds of the trigger is NG with the reason "timeout"; a later one is
+    - no answer within `verdict_timeout` seconds of the trigger is NG with the reason "timeout"; a later answer is
       refused;
-    - a trigger while a part is in work or unacknowledged is refused and counted;
+    - a trigger while a part is being judged or unacknowledged is refused and counted;
     - a result that is not acknowledged within `result_timeout` seconds, or whose client is lost, is withdrawn: no
       verdict is valid any more, and the line has to treat the part as NG;
-    - the station is ready again only when it has let go of the part before, decided or not.
+    - the station is ready again only after it has finished the previous part, decided or not.
 
     Args:
         verdict_timeout: seconds.
         result_timeout: seconds.
-        recipes: names that a trigger may ask for, looked into at every trigger; None: any.
-        clock: seconds, never going back.
+        recipes: names that a trigger may request, read at every trigger; None: any.
+        clock: monotonic, in seconds.
 
     Raises:
         ConfigError: a time that is not positive.
@@ -111,7 +111,7 @@ class Handshake:
 
         Args:
             part_id: 1 to 64 printable ASCII characters, without a blank at either end.
-            recipe: None: the one that was selected.
+            recipe: None: the selected one.
             owner: the client, for `lost`.
             who: name of the client, for the audit log.
             role: role of the client, for the audit log.
@@ -131,7 +131,7 @@ class Handshake:
             return self._accept(parts=1)
 
     def acknowledge(self, part_id: str) -> Reply:
-        """Takes note of the verdict of this part, which is gone from then on."""
+        """Acknowledge the verdict of this part, which is then removed."""
         with self._changed:
             self._look()
             if self._outcome is None:
@@ -142,7 +142,7 @@ class Handshake:
             return self._accept()
 
     def select(self, recipe: str | None, who: str = "plc", role: str = "plc") -> Reply:
-        """Choose the recipe of triggers that name none; None: the station's own. `who`, `role`: for the audit log."""
+        """Choose the recipe of triggers that name none; None: the station's. `who`, `role`: for the audit log."""
         with self._changed:
             self._look()
             if recipe is not None and not self._knows(recipe):
@@ -155,7 +155,7 @@ class Handshake:
             return self._accept()
 
     def reset(self) -> Reply:
-        """Drops the part in work or unacknowledged, and the fault; the station raises a lasting one again."""
+        """Drop the current part, and the fault; the station sets a lasting fault again."""
         with self._changed:
             self._look()
             self._withdraw("reset")
@@ -163,13 +163,13 @@ class Handshake:
             return self._accept()
 
     def refuse(self, reply: Reply) -> Reply:
-        """Counts a command that the protocol in front refuses, and shows why."""
+        """Count a command that the protocol server refuses, and show why."""
         with self._changed:
             self._look()
             return self._refuse(reply)
 
     def lost(self, owner: object) -> None:
-        """The client that triggered has gone: nothing of its part stays valid."""
+        """The client that triggered is lost: withdraw its part."""
         with self._changed:
             self._look()
             job = self._job or (self._outcome.job if self._outcome else None)
@@ -178,12 +178,12 @@ class Handshake:
                 self._touch()
 
     def view(self) -> View:
-        """What the line may see now."""
+        """The current view of the line."""
         with self._changed:
             return self._view(self._look())
 
     def watch(self, version: int, timeout: float) -> View:
-        """The view as soon as its version is another one, or after so many seconds."""
+        """The view as soon as its version changes, or after `timeout` seconds."""
         end = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -196,9 +196,9 @@ class Handshake:
     # --- the station's side ---
 
     def wait(self, timeout: float) -> Trigger | None:
-        """The next part, or None when none has come within so many seconds or the handshake is closed.
+        """The next part, or None if none came within `timeout` seconds or the handshake is closed.
 
-        The first call makes the line see a station. A part that was given and not answered is NG.
+        From the first call on, the line sees a station. If the previous part was not answered, it is NG.
         """
         end = time.monotonic() + timeout
         with self._changed:
@@ -233,12 +233,12 @@ class Handshake:
                 self._heard = self._clock()
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives the verdict of the part that `wait` gave.
+        """Give the verdict of the part that `wait` returned.
 
-        An OK without a finite score is no verdict, and the part NG.
+        An OK without a finite score is not a verdict, and the part is NG.
 
         Returns:
-            False: the part is NG by timeout already, nobody waits for it, it is another one, or the OK was none.
+            False: the part is NG by timeout already, is no longer waited for, is another one, or the OK is invalid.
         """
         number = math.nan if score is None else float(score)
         if Verdict(verdict) is Verdict.OK and not math.isfinite(number):
@@ -247,12 +247,12 @@ class Handshake:
         return self._end(part_id, Verdict(verdict), number, Reason.SCORE, BY_SCORE)
 
     def fail(self, part_id: str, reason: str) -> None:
-        """The part that `wait` gave cannot be judged: it is NG, for this reason."""
+        """The part that `wait` returned cannot be judged: it is NG for this reason."""
         code = Reason.TIMEOUT if reason == TIMEOUT else Reason.FAILED
         self._end(part_id, Verdict.NG, math.nan, code, reason)
 
     def fault(self, reason: str) -> None:
-        """The station cannot judge any part until `recover` or `reset`; the part in work is NG."""
+        """The station cannot judge parts until `recover` or `reset`; the current part is NG."""
         with self._changed:
             self._look_as_station()
             text = reason or "fault"
@@ -271,7 +271,7 @@ class Handshake:
                 self._touch()
 
     def close(self) -> None:
-        """Ends waiting and withdraws everything; the line sees no station any more. May be called twice."""
+        """End waiting and withdraw everything; the line no longer sees a station. May be called twice."""
         with self._changed:
             self._look()
             if not self._closed:
@@ -282,16 +282,16 @@ class Handshake:
                 self._touch()
 
     def missed(self) -> list[tuple[Trigger, str]]:
-        """Parts that no station took, and why, since the last call: each needs a record.
+        """Parts that no station took since the last call, and why: each needs a record.
 
-        While 1000 wait to be fetched, no trigger is accepted, so that none is lost.
+        While 1000 of them wait, no trigger is accepted, so that none is lost.
         """
         with self._changed:
             self._look()
             return self._fetched(self._missed)
 
     def choices(self) -> list[Choice]:
-        """Changes of the recipe that the line asks for, since the last call: for the audit log."""
+        """Changes of the recipe requested by the line since the last call, for the audit log."""
         with self._changed:
             return self._fetched(self._choices)
 
@@ -329,7 +329,7 @@ class Handshake:
         self._touch()
 
     def _withdraw(self, why: str) -> None:
-        """Nothing of any part is shown from now on."""
+        """Clear the part and its result from the view."""
         if self._job is None and self._outcome is None:
             return
         if self._job is not None and not self._job.taken:
@@ -339,7 +339,7 @@ class Handshake:
         self._touch()
 
     def _look(self) -> float:
-        """Carries out what time has brought, and gives the time."""
+        """Apply timeouts that have passed, and return the time."""
         now = self._clock()
         if self._job is not None and now >= self._job.deadline:
             self._decide(Verdict.NG, math.nan, Reason.TIMEOUT, TIMEOUT)
@@ -367,7 +367,7 @@ class Handshake:
         found = list(queue)
         queue.clear()
         if found:
-            self._touch()  # the phase may have been offline for want of room
+            self._touch()  # the phase may have been offline for lack of room
         return found
 
     def _knows(self, recipe: str) -> bool:
@@ -428,7 +428,7 @@ class Handshake:
 
 
 def is_part_id(value: str) -> bool:
-    """Whether this can be a part id: 1 to 64 printable ASCII characters, without a blank at either end."""
+    """Whether this is a valid part id: 1 to 64 printable ASCII characters, without a blank at either end."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= LONGEST_PART_ID

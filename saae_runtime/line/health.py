@@ -1,4 +1,4 @@
-"""How the line is: one snapshot for people and programs, and the same for Prometheus."""
+"""Health of the line as a snapshot, and its metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["is_live", "is_ready", "prometheus_text"]
 
 
 def is_ready(health: Mapping[str, Any]) -> bool:
-    """Whether every station can judge: its camera is there and its verdicts are not stuck."""
+    """Whether every station can judge: its camera is connected and its verdicts are not stuck."""
     return all(station["ready"] for station in health["stations"])
 
 
 def is_live(health: Mapping[str, Any]) -> bool:
-    """Whether every station's thread moves; where not, only a restart helps."""
+    """Whether every station's thread is alive; if not, only a restart helps."""
     return all(station["live"] for station in health["stations"])
 
 
 def prometheus_text(health: Mapping[str, Any]) -> bytes:
-    """A snapshot in Prometheus's text format, from a registry of its own.
+    """A snapshot in Prometheus's text format, from a separate registry.
 
     Args:
-        health: of `saae_runtime.line.service.Line.health`.
+        health: from `saae_runtime.line.service.Line.health`.
 
     Raises:
         ConfigError: prometheus-client is not installed.
@@ -48,12 +48,12 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
 
     parts = CounterMetricFamily("saae_parts", "Parts by verdict.", labels=["station", "verdict"])
     failed = CounterMetricFamily("saae_parts_failed", "Parts that are NG without a score.", labels=["station", "why"])
-    missed = CounterMetricFamily("saae_parts_missed", "Parts asked for that no station took.", labels=["station"])
-    dropped = CounterMetricFamily("saae_frames_dropped", "Frames that nobody judged.", labels=["station"])
+    missed = CounterMetricFamily("saae_parts_missed", "Requested parts that no station took.", labels=["station"])
+    dropped = CounterMetricFamily("saae_frames_dropped", "Frames that were not judged.", labels=["station"])
     latency = GaugeMetricFamily(
         "saae_latency_seconds", "From trigger to verdict, of the latest parts.", labels=["station", "quantile"]
     )
-    flags = GaugeMetricFamily("saae_station", "1 where it is so.", labels=["station", "state"])
+    flags = GaugeMetricFamily("saae_station", "1: yes, 0: no.", labels=["station", "state"])
     for station in health["stations"]:
         name, counts = station["name"], station["counts"]
         for verdict in ("OK", "NG"):
@@ -69,7 +69,7 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
     yield from (parts, failed, missed, dropped, latency, flags)
     for key, text in (
         ("delivered", "Records delivered."),
-        ("lost", "Given up: the spool was full."),
+        ("lost", "Records dropped because the spool was full."),
         ("refused", "Refused."),
     ):
         family = CounterMetricFamily(f"saae_sink_{key}", text, labels=["sink"])
@@ -83,13 +83,13 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
         working.add_metric([sink["name"]], float(sink["working"]))
     yield from (backlog, working)
     spool = health["spool"]
-    yield GaugeMetricFamily("saae_spool_bytes", "Of records on disk.", value=spool["bytes"])
-    yield CounterMetricFamily("saae_spool_lost", "Records that no disk took.", value=spool["lost"])
-    drift = GaugeMetricFamily("saae_drift_alarm", "1 while scores have moved.", labels=["station", "recipe"])
+    yield GaugeMetricFamily("saae_spool_bytes", "Size of the records on disk.", value=spool["bytes"])
+    yield CounterMetricFamily("saae_spool_lost", "Records that could not be stored.", value=spool["lost"])
+    drift = GaugeMetricFamily("saae_drift_alarm", "1 while scores have drifted.", labels=["station", "recipe"])
     for item in health["drift"]:
         drift.add_metric([item["station"], item["recipe"]], float(item["alarm"]))
     yield drift
     if health.get("archive"):
         archive = health["archive"]
-        yield GaugeMetricFamily("saae_archive_bytes", "Of pictures on disk.", value=archive["bytes"])
-        yield CounterMetricFamily("saae_archive_left_out", "Pictures not kept.", value=archive["left_out"])
+        yield GaugeMetricFamily("saae_archive_bytes", "Size of the images on disk.", value=archive["bytes"])
+        yield CounterMetricFamily("saae_archive_left_out", "Images that were not kept.", value=archive["left_out"])

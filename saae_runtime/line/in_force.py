@@ -1,4 +1,4 @@
-"""What people changed of recipes while the line ran, kept beside line.toml, and in force again after a restart."""
+"""Changes of recipes made while the line ran, kept in a file and applied again after a restart."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _LIMIT = 1 << 20
 class InForce:
     """The file of changes.
 
-    A change holds as long as the recipe's table in line.toml is the one that was changed:
-    whoever edits that file has the last word.
+    A change applies as long as the recipe's table in line.toml is unchanged: an edit of line.toml takes precedence.
 
     Args:
-        path: the file; it need not be there.
+        path: the file; may be missing.
         config: of line.toml.
     """
 
@@ -36,13 +35,13 @@ class InForce:
         self._path, self._config = path, config
 
     def read(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """What to change of which recipe (for `RecipeBook.change`), and what is not, with the reason."""
+        """Changes by recipe (for `RecipeBook.change`), and the changes that do not apply, with the reason."""
         found: dict[str, dict[str, Any]] = {}
         problems: dict[str, str] = {}
         try:
             kept = self._all()
         except (OSError, ValueError, RecursionError) as error:
-            return {}, {"": f"{self._path} is passed over: {one_line(error)}"}
+            return {}, {"": f"{self._path} is ignored: {one_line(error)}"}
         for name, item in kept.items():
             try:
                 written = self._config.recipe(name)
@@ -55,11 +54,11 @@ class InForce:
         return found, problems
 
     def keep(self, config: RecipeConfig, who: str) -> None:
-        """Keeps how a recipe differs from line.toml.
+        """Save how a recipe differs from line.toml.
 
         Args:
-            config: as it is in force.
-            who: changed it.
+            config: the active configuration.
+            who: the user who changed it.
 
         Raises:
             StorageError: it could not be written.
@@ -94,7 +93,7 @@ class InForce:
         for key in ("threshold", "false_alarms"):
             if type(changes.get(key)) not in (float, int, type(None)):
                 raise ValueError(f"`{key}` is not a number")
-        # A value and a rate exclude each other: `change` drops the one that is not named.
+        # A value and a rate exclude each other: `change` drops the one that is not given.
         return {key: value for key, value in changes.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Where a recipe judges: regions of interest and ignored areas, applied to map, score and mask alike."""
+"""Regions of interest and ignored areas of a recipe, applied to map, score and mask."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Masks:
 
     Args:
         recipe: its `roi` and `ignore`.
-        folder: PNGs are named relative to it.
+        folder: folder of relative PNG names.
 
     Raises:
-        ConfigError, ImageError: a PNG that cannot be read, or areas that leave nothing.
+        ConfigError, ImageError: a PNG that cannot be read, or areas that exclude everything.
     """
 
     def __init__(self, recipe: RecipeConfig, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Masks:
         return bool(self._roi or self._ignore)
 
     def describe(self) -> dict[str, Any] | None:
-        """As it is kept in a part's record: polygons, or name and sha256 of a PNG. None without masks."""
+        """For a part's record: polygons, or name and sha256 of a PNG. None without masks."""
         if not self:
             return None
         return {"roi": self._described(self._roi), "ignore": self._described(self._ignore)}
@@ -63,7 +63,7 @@ class Masks:
         return [[list(corner) for corner in polygon] for polygon in area]
 
     def allowed(self, size: tuple[int, int]) -> Allowed | None:
-        """Where a frame of (height, width) is judged: bool H x W. None: everywhere.
+        """The judged area of a frame of (height, width): bool H x W. None: everywhere.
 
         Raises:
             FrameError: the areas do not fit a frame of this size.
@@ -83,7 +83,7 @@ class Masks:
             raise FrameError(
                 f"The masks of recipe {self._name} exclude the whole frame of {size[1]} x {size[0]} pixels.",
                 "No pixel lies within `roi` and outside of `ignore`.",
-                "redraw them on a picture of this camera",
+                "redraw them on an image of this camera",
             )
         allowed.setflags(write=False)
         return allowed
@@ -103,7 +103,7 @@ class Masks:
 
 
 def draw(polygons: tuple[Polygon, ...], size: tuple[int, int]) -> Allowed:
-    """Polygons, filled, their borders included: bool H x W. What lies outside of the frame is left out."""
+    """Filled polygons with their borders: bool H x W. Parts outside the frame are ignored."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("1", (size[1], size[0]))
@@ -114,19 +114,19 @@ def draw(polygons: tuple[Polygon, ...], size: tuple[int, int]) -> Allowed:
 
 
 def within(result: Result, allowed: Allowed | None, table: ThresholdTable | None) -> Result:
-    """A result as if the frame ended where the masks do.
+    """Limit a result to the judged area.
 
-    The map is 0 outside; the score is the graph's rule, the largest value of the map, over what is left; mask and
-    regions follow from these by the same rule as for a whole frame (`saae_runtime.regions.defect_mask`). Where the
-    highest place lies inside, the score stays the graph's own, bit for bit.
+    The map is 0 outside, and the score is the largest value of the rest. Mask and regions follow by the same rule as
+    for a whole frame (`saae_runtime.regions.defect_mask`). If the highest value lies inside, the score stays the
+    graph's, bit for bit.
 
     Args:
         result: of the whole frame.
         allowed: bool H x W; None: everywhere.
-        table: of the image scores, for the rank.
+        table: threshold table of image scores, for the rank.
 
     Raises:
-        ConfigError: `allowed` is of another size.
+        ConfigError: `allowed` is of a different size.
     """
     if allowed is None:
         return result

@@ -1,4 +1,4 @@
-"""Verdicts that a person says are wrong: who, when, taken back; and the pictures that they confirm as good or bad."""
+"""Verdicts overridden by people, and the pool of images that they confirmed as good or bad."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .part import Verdict, now, stamp
 __all__ = ["POOL_KINDS", "Override", "Overrides", "pool_folder"]
 
 POOL_KINDS = {"OK": "good", "NG": "bad"}
-"""What a person says -> the pool's folder for it."""
+"""Verdict -> folder in the pool."""
 
 _REMEMBERED = 10_000
 _LONGEST_NOTE = 500
@@ -33,16 +33,16 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Override:
-    """What a person says of a part.
+    """A person's verdict on a part.
 
     Attributes:
         key, part_id, station, recipe, bundle, score, threshold: of the part.
-        was: the verdict that the line gave.
-        verdict: the person's; the same as `was` where they confirm it.
-        who, time: who said it, and when, UTC.
-        note: in their words.
-        picture: the frame's name in the pool; None where it could not be kept, and `why` says so.
-        undone_by, undone: who took it back, and when; None where it stands.
+        was: the line's verdict.
+        verdict: the person's; the same as `was` if they confirm it.
+        who, time: the person, and the time, UTC.
+        note: the person's remark.
+        picture: the image's name in the pool; None if it could not be kept, for the reason `why`.
+        undone_by, undone: who undid it, and when; None if it stands.
     """
 
     key: str
@@ -64,13 +64,13 @@ class Override:
 
 
 class Overrides:
-    """Keeps them in one file, each change a line that is on the disk before the call returns, and the pool beside it.
+    """Keeps overrides in one file, one line per change, synced before the call returns, and the pool beside it.
 
-    The record of the part itself is never changed: what the line did stays what it did. The latest 10,000 are at hand.
+    The record of the part is never changed. The latest 10,000 overrides are in memory.
 
     Args:
-        folder: for `overrides.jsonl` and `pool/RECIPE/good|bad/`; made where it is missing.
-        pool_mb: so many megabytes of pictures at most; beyond, the override counts and its picture is not kept.
+        folder: for `overrides.jsonl` and `pool/RECIPE/good|bad/`; created if missing.
+        pool_mb: size of the pool in megabytes; beyond it, overrides count but their images are not kept.
 
     Raises:
         ConfigError: another process uses the folder.
@@ -81,10 +81,10 @@ class Overrides:
         self._folder = folder
         self._limit = pool_mb * 1e6
         self._lock = threading.Lock()
-        self._file = LineFile(folder / "overrides.jsonl", cure="each line has a folder of its own")
+        self._file = LineFile(folder / "overrides.jsonl", cure="give each line its own folder")
         self._known: OrderedDict[str, Override] = OrderedDict()
         for line in self._file.tail(2 * _REMEMBERED):
-            with suppress(ValueError, TypeError, KeyError):  # a line of another version is passed over
+            with suppress(ValueError, TypeError, KeyError):  # lines of other versions are skipped
                 self._remember(Override(**json.loads(line)))
         self._size = _size(folder / "pool")
 
@@ -97,19 +97,19 @@ class Overrides:
         frame: NDArray[np.uint8] | None = None,
         no_frame: str = "",
     ) -> Override:
-        """A person says what a part really is.
+        """Record a person's verdict on a part.
 
         Args:
             part: its record, `saae_runtime.line.part.Part.to_dict`.
             verdict: what it really is.
-            who: says so.
-            note: in their words, at most 500 characters.
-            frame: its picture, for the pool.
+            who: the person.
+            note: a remark, at most 500 characters.
+            frame: the part's frame, for the pool.
             no_frame: why there is no frame.
 
         Raises:
             ConfigError: it is overridden already; undo that override first.
-            StorageError: it could not be kept, and does not count.
+            StorageError: it could not be saved, and does not count.
         """
         if len(note) > _LONGEST_NOTE or not all(letter.isprintable() or letter == "\n" for letter in note):
             raise ConfigError("The note is invalid.", "", f"at most {_LONGEST_NOTE} characters of plain text")
@@ -144,11 +144,11 @@ class Overrides:
         return made
 
     def undo(self, key: str, who: str) -> Override:
-        """Takes an override back, its picture included.
+        """Undo an override and remove its image.
 
         Raises:
-            DataError: there is none of this key, or it was taken back already.
-            StorageError: it could not be written, and still stands.
+            DataError: there is none of this key, or it is undone already.
+            StorageError: it could not be written, and the override still stands.
         """
         with self._lock:
             before = self._known.get(key)
@@ -160,19 +160,19 @@ class Overrides:
         return after
 
     def get(self, key: str) -> Override | None:
-        """The one that stands for a part; None where there is none."""
+        """The override of a part; None if there is none."""
         with self._lock:
             found = self._known.get(key)
         return found if found is not None and found.undone is None else None
 
     def latest(self, count: int) -> list[dict[str, Any]]:
-        """The last ones that were made or taken back, at most so many, the latest first."""
+        """At most this many overrides that were made or undone last, the latest first."""
         with self._lock:
             found = list(self._known.values())[-count:] if count else []
         return [asdict(item) for item in reversed(found)]
 
     def pool(self, recipe: str) -> dict[str, int]:
-        """How many pictures the pool has of a recipe: `good` and `bad`."""
+        """Number of images in the pool of a recipe: `good` and `bad`."""
         folder = self._folder / "pool" / recipe
         return {
             kind: sum(1 for item in (folder / kind).iterdir() if item.suffix == ".png")
@@ -182,7 +182,7 @@ class Overrides:
         }
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Close the file. May be called twice."""
         with self._lock:
             self._file.close()
 
@@ -190,7 +190,7 @@ class Overrides:
 
     def _with_picture(self, made: Override, frame: NDArray[np.uint8] | None, no_frame: str) -> Override:
         if frame is None or made.recipe is None:
-            return replace(made, why=no_frame or "no picture of the part is at hand any more")
+            return replace(made, why=no_frame or "the part's frame is no longer in memory")
         data = render.encode_png(frame)
         if self._size + len(data) > self._limit:
             return replace(made, why="the pool is full")
@@ -205,7 +205,7 @@ class Overrides:
             return
         root = (self._folder / "pool").resolve()
         path = (root / item.picture).resolve()
-        if root not in path.parents:  # the file was edited by somebody
+        if root not in path.parents:  # the file was edited
             return
         with suppress(OSError):
             size = path.stat().st_size
@@ -225,12 +225,12 @@ class Overrides:
 
 
 def pool_folder(folder: Path, recipe: str, verdict: Verdict = Verdict.OK) -> Path:
-    """Where the pictures lie that a person confirmed as OK (or NG) parts of a recipe.
+    """Folder of the images that people confirmed as OK (or NG) parts of a recipe.
 
     Args:
         folder: of the overrides.
-        recipe: a recipe's name of line.toml.
-        verdict: which.
+        recipe: a recipe's name in line.toml.
+        verdict: OK or NG.
     """
     return folder / "pool" / recipe / POOL_KINDS[verdict.value]
 

@@ -1,4 +1,4 @@
-"""One part on the line: what asked for its verdict, the verdict, and the record that is kept of it."""
+"""One part on the line: its trigger, its verdict, and its record."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any, Protocol
 __all__ = ["BY_SCORE", "TIMEOUT", "Choice", "Part", "Trigger", "TriggerSource", "Verdict", "now", "stamp"]
 
 BY_SCORE = "score"
-"""Reason of a verdict that a score gave."""
+"""Reason of a verdict by score."""
 
 TIMEOUT = "timeout"
-"""Reason of an NG for want of a verdict in time."""
+"""Reason of an NG without a verdict in time."""
 
 
 class Verdict(str, Enum):
-    """What leaves the station: OK, or NG for everything that is not known to be good."""
+    """The station's verdict: OK, or NG for everything that is not known to be good."""
 
     OK = "OK"
     NG = "NG"
 
 
 def now() -> datetime:
-    """This moment in UTC."""
+    """The current time in UTC."""
     return datetime.now(timezone.utc)
 
 
 def stamp(time: datetime) -> str:
-    """A time as records write it: ISO 8601 in UTC, to the microsecond, always of the same length."""
+    """A time as in records: ISO 8601 in UTC, with microseconds, always of the same length."""
     return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -40,9 +40,9 @@ class Trigger:
     """A part that waits for its verdict.
 
     Attributes:
-        part_id: what the line calls it; never empty.
-        recipe: the recipe that the line asks for; None: the station's own.
-        time: when it was asked for, UTC.
+        part_id: the line's id; never empty.
+        recipe: the recipe that the line requests; None: the station's.
+        time: of the request, UTC.
     """
 
     part_id: str
@@ -52,10 +52,10 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Choice:
-    """Another recipe, asked for by the line.
+    """A change of the recipe, requested by the line.
 
     Attributes:
-        before, after: recipes; None: the station's own.
+        before, after: recipes; None: the station's.
         who: name of the client: `modbus`, `opcua`, or a user of the HTTP service.
         role: `plc`, or the user's role.
         time: UTC.
@@ -69,44 +69,44 @@ class Choice:
 
 
 class TriggerSource(Protocol):
-    """Where parts are asked for, and where their verdicts go: a PLC, an HTTP client, or the camera itself.
+    """Where parts are requested and verdicts go: a PLC, an HTTP client, or the camera itself.
 
-    One part at a time: what `wait` gave is answered or failed before the next `wait`.
+    One part at a time: a part from `wait` is answered or failed before the next `wait`.
     """
 
     def wait(self, timeout: float) -> Trigger | None:
-        """The next part, or None when none has come within so many seconds."""
+        """The next part, or None if none came within `timeout` seconds."""
 
     def answer(self, part_id: str, verdict: Verdict, score: float | None) -> bool:
-        """Gives a verdict. False: timed out, the part is NG by timeout already, or it is not the one that waits."""
+        """Give a verdict. False: the part is NG by timeout already, or is not the waiting one."""
 
     def fail(self, part_id: str, reason: str) -> None:
-        """The part cannot be judged: it is NG, for this reason."""
+        """The part cannot be judged: it is NG for this reason."""
 
     def fault(self, reason: str) -> None:
-        """The station cannot judge any part until `recover`."""
+        """The station cannot judge parts until `recover`."""
 
     def recover(self) -> None:
         """The station can judge again."""
 
     def missed(self) -> list[tuple[Trigger, str]]:
-        """Parts that were asked for and that `wait` never gave, and why, since the last call. Each is NG."""
+        """Requested parts that `wait` never returned since the last call, and why. Each is NG."""
 
     def choices(self) -> list[Choice]:
-        """Changes of the recipe that the line asks for, since the last call."""
+        """Changes of the recipe requested by the line since the last call."""
 
     def close(self) -> None:
-        """Ends waiting; `wait` gives None from then on. May be called twice."""
+        """End waiting; `wait` returns None from then on. May be called twice."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The record of a part: written once, never changed. `key` tells parts apart, in every sink.
+    """The record of a part: written once, never changed. `key` identifies the part, in every sink.
 
     Attributes:
         part_id, station, time: which part; the time is that of its trigger, UTC.
-        recipe: the recipe that it was judged by; None where it never got that far.
-        bundle: sha256 of the recipe's bundle (of its manifest.json, which has the hashes of all other files).
+        recipe: the recipe that it was judged by; None if it was not judged.
+        bundle: sha256 of the bundle's manifest.json, which has the hashes of all other files.
         score: image score, within the masks; None without a verdict by score.
         threshold: image threshold in force.
         pixel_threshold: pixel threshold T in force.
@@ -114,10 +114,10 @@ class Part:
         reason: `score`, `timeout`, or `error: ...`.
         regions: as `saae_runtime.result.Region.to_dict`, strongest first.
         rank: share of the calibration's scores below this one, 0..1.
-        source: name of the frame as the camera gave it, such as a file's path.
-        picture: name of the archived picture, relative to the archive's folder; None where none is kept.
+        source: name of the frame from the camera, such as a file's path.
+        picture: name of the archived image, relative to the archive's folder; None if none is kept.
         latency_ms: from trigger to verdict, milliseconds.
-        masks: the recipe's region of interest and ignored areas, as configured; None where it has none.
+        masks: the recipe's region of interest and ignored areas, as configured; None without any.
         recipe_version: counts the changes of the recipe (threshold, bundle, masks) since the service started, from 1.
     """
 
@@ -141,11 +141,11 @@ class Part:
 
     @property
     def key(self) -> str:
-        """What makes it this part and no other: station, time of the trigger, part id."""
+        """Unique key: station, time of the trigger, part id."""
         return f"{self.station}/{stamp(self.time)}/{self.part_id}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """JSON values."""
         return {
             "type": "part",
             "key": self.key,

@@ -22,21 +22,21 @@ __all__ = ["Recalibration", "changed_parts", "next_version", "recalibrate", "ver
 
 _MARK = re.compile(r"\.recal-(\d{1,6})$")
 _PATIENCE = 3600.0  # seconds
-_SAID = 4000  # characters of what saae-export says that are kept
+_SAID = 4000  # characters of saae-export's output that are kept
 
 
 @dataclass(frozen=True)
 class Recalibration:
-    """What came of it.
+    """The result of a recalibration.
 
     Attributes:
-        bundle: that it began with.
+        bundle: the bundle before.
         written: the new version; None: nothing was written.
-        precision: whose thresholds these are.
+        precision: of the thresholds.
         before, after: image threshold of the recipe, by its own rule.
         pixel_before, pixel_after: pixel threshold T.
-        pictures: of good parts that it rests on.
-        said: by saae-export: notes and warnings.
+        pictures: number of images of good parts.
+        said: notes and warnings of saae-export.
     """
 
     bundle: Path
@@ -50,7 +50,7 @@ class Recalibration:
     said: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """JSON values."""
         return {
             "bundle": self.bundle.name,
             "written": None if self.written is None else self.written.name,
@@ -65,7 +65,7 @@ class Recalibration:
 
 
 def versions(bundle: Path) -> list[Path]:
-    """The bundle that was built, and its recalibrated versions beside it that are there, the oldest first."""
+    """The built bundle and its existing recalibrated versions, the oldest first."""
     first = _first(bundle)
     found = {0: first} if is_bundle(first) else {}
     for path in first.parent.iterdir() if first.parent.is_dir() else ():
@@ -76,7 +76,7 @@ def versions(bundle: Path) -> list[Path]:
 
 
 def next_version(bundle: Path) -> Path:
-    """Where the next version goes: `NAME.recal-1`, `NAME.recal-2` and so on."""
+    """Folder of the next version: `NAME.recal-1`, `NAME.recal-2` and so on."""
     first = _first(bundle)
     number = 1
     while (path := first.with_name(f"{first.name}.recal-{number}")).exists():
@@ -92,21 +92,21 @@ def recalibrate(
     dry_run: bool = False,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
 ) -> Recalibration:
-    """Has `saae-export calibrate` compute thresholds in a process of its own, at low priority.
+    """Compute thresholds by `saae-export calibrate` in a separate process, at low priority.
 
-    The bundle is not touched: the new version is a folder beside it, which appears whole or not at all.
+    The bundle is not changed: the new version is a folder beside it, which appears complete or not at all.
 
     Args:
         bundle: the recipe's bundle, on disk.
-        recipe: whose thresholds are compared.
-        pictures: folders of pictures of good parts.
+        recipe: the recipe whose thresholds are compared.
+        pictures: folders of images of good parts.
         dry_run: keep nothing.
-        started: told the process, so that it can be ended.
+        started: called with the process, so that it can be ended.
 
     Raises:
-        DataError: there are no pictures.
-        ConfigError: the recipe names its threshold itself, or it cannot be run here.
-        CalibrationError: saae-export refused; its words are in the message.
+        DataError: there are no images.
+        ConfigError: the recipe sets its threshold as a number, or saae-export cannot run here.
+        CalibrationError: saae-export failed; the message has its reason.
     """
     if recipe.config.threshold is not None:
         raise ConfigError(
@@ -117,9 +117,9 @@ def recalibrate(
     folders = [folder for folder in pictures if _count([folder])]
     if not folders:
         raise DataError(
-            "There are no pictures of good parts to calibrate on.",
+            "There are no images of good parts to calibrate on.",
             f"Looked into {', '.join(map(str, pictures))}.",
-            "confirm parts as OK on the page, or keep more OK pictures: [archive] ok_share",
+            "confirm parts as OK on the page, or keep more OK images: [archive] ok_share",
         )
     with tempfile.TemporaryDirectory(
         prefix=".recal-", dir=bundle.parent if _writable(bundle.parent) else None
@@ -149,14 +149,14 @@ def recalibrate(
 
 
 def changed_parts(records: Iterable[Mapping[str, Any]], threshold: float) -> tuple[int, list[dict[str, Any]]]:
-    """Which parts another image threshold would have judged otherwise.
+    """Which parts another image threshold would have judged differently.
 
     Args:
-        records: of parts, `Part.to_dict`; those without a score stay NG whatever the threshold.
-        threshold: the other one.
+        records: of parts, `Part.to_dict`; those without a score stay NG.
+        threshold: the other image threshold.
 
     Returns:
-        How many have a score, and of each that changes: part_id, station, time, score, verdict, would_be.
+        Number of parts with a score, and for each that changes: part_id, station, time, score, verdict, would_be.
     """
     judged, changed = 0, []
     for record in records:
@@ -207,7 +207,7 @@ def _run(command: list[str], started: Callable[[subprocess.Popen[bytes]], None])
         output, _ = process.communicate(timeout=_PATIENCE)
     except subprocess.TimeoutExpired:
         raise CalibrationError(
-            "The calibration took too long.", f"{_PATIENCE:.0f} seconds", "give fewer pictures"
+            "The calibration took too long.", f"{_PATIENCE:.0f} seconds", "give fewer images"
         ) from None
     finally:
         if process.poll() is None:

@@ -1,4 +1,4 @@
-"""Recipes: a bundle, thresholds and masks under one name; loaded together, changed without a stop."""
+"""Recipes: a bundle, thresholds and masks under one name, changed without a stop."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["Recipe", "RecipeBook"]
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A recipe ready to judge. Never changed: a changed one is another object, and a part keeps that it began with.
+    """A recipe ready to judge. Immutable: a change makes another object, and a part keeps the one that it began with.
 
     Attributes:
         config: as configured.
         shared: the engine, shared with other recipes.
-        masks: where it judges.
-        threshold: image threshold in force.
-        pixel_threshold: pixel threshold T in force.
+        masks: the judged areas.
+        threshold: active image threshold.
+        pixel_threshold: active pixel threshold T.
         table: the bundle's image scores of good parts, at the engine's precision.
-        version: 1, and one more with each change.
+        version: 1, increased by each change.
     """
 
     config: RecipeConfig
@@ -56,15 +56,15 @@ class Recipe:
         return self.shared.digest
 
     def judge(self, frame: NDArray[np.uint8]) -> Result:
-        """The result for a frame, within the masks.
+        """Judge a frame within the masks.
 
         Raises:
-            As `saae_runtime.Engine`; FrameError: the masks do not fit the frame.
+            As for `saae_runtime.Engine`; FrameError: the masks do not fit the frame.
         """
         return self.judge_many([frame])[0]
 
     def judge_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[Result]:
-        """The results for several frames, computed together; else as `judge`."""
+        """Judge several frames in one batch; otherwise as `judge`."""
         allowed = [self.masks.allowed((frame.shape[0], frame.shape[1])) for frame in frames]
         limits = {"threshold": self.pixel_threshold, "image_threshold": self.threshold}
         if len(frames) == 1:
@@ -75,7 +75,7 @@ class Recipe:
         return [within(result, area, self.table) for result, area in pairs]
 
     def described_masks(self, size: tuple[int, int]) -> dict[str, Any] | None:
-        """The masks for a record, with the share of such a frame that is judged."""
+        """The masks for a record, with the judged share of a frame."""
         described, allowed = self.masks.describe(), self.masks.allowed(size)
         if described is None or allowed is None:
             return None
@@ -87,8 +87,8 @@ class RecipeBook:
 
     Args:
         configs: the recipes.
-        folder: where relative paths begin.
-        engines: opens bundles; None: its own, which `close` closes.
+        folder: folder of relative paths.
+        engines: opens bundles; None: a new one, which `close` closes.
 
     Raises:
         SaaeError: a bundle, backend, threshold or mask that cannot be used.
@@ -109,11 +109,11 @@ class RecipeBook:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of the file."""
+        """Names in the order of the file."""
         return tuple(self._recipes)
 
     def get(self, name: str) -> Recipe:
-        """The recipe of a name, as it is now.
+        """The current recipe of a name.
 
         Raises:
             ConfigError: there is none.
@@ -127,23 +127,23 @@ class RecipeBook:
         return found
 
     def named_by(self, part_id: str, among: Sequence[str]) -> str | None:
-        """The first recipe of `among` whose patterns the part's id fits; None where none does."""
+        """The first recipe of `among` with a pattern that matches the part's id; None without one."""
         with self._lock:
             return next((name for name in among if self._recipes[name].config.takes(part_id)), None)
 
     def change(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
-        """Puts a changed recipe in the place of one, for every part that begins from now on.
+        """Replace a recipe by a changed one, for all later parts.
 
         Args:
-            name: which.
+            name: name of the recipe.
             changes: fields of `RecipeConfig`, such as `threshold=4.2`, `bundle="bundles/zipper-2"`, `roi=(...)`. A
-                threshold takes the place of a rate and the other way round.
+                threshold replaces a rate, and the reverse.
 
         Returns:
-            The recipe before, and the one in force.
+            The previous recipe, and the active one.
 
         Raises:
-            SaaeError: it cannot be used; the one before stays in force.
+            SaaeError: it cannot be used; the previous one stays active.
         """
         for one, other in (("threshold", "false_alarms"), ("pixel_threshold", "pixel_fpr")):
             for given, dropped in ((one, other), (other, one)):
@@ -164,7 +164,7 @@ class RecipeBook:
         return before, after
 
     def to_dict(self) -> dict[str, Mapping[str, Any]]:
-        """What is in force, for a page or a log."""
+        """The active recipes, for a page or a log."""
         with self._lock:
             recipes = list(self._recipes.values())
         return {
@@ -181,7 +181,7 @@ class RecipeBook:
         }
 
     def close(self) -> None:
-        """Closes the engines, where they are its own."""
+        """Close the engines, if they are its own."""
         if self._owns_engines:
             self._engines.close()
 

@@ -1,4 +1,4 @@
-"""The line as a whole: everything of a line.toml, opened, run, watched and stopped together."""
+"""The line: opens, runs, monitors and stops everything in a line.toml."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from .station import Station
 __all__ = ["STOP_SECONDS", "SWITCH_SECONDS", "Line", "OpenCamera", "OpenTrigger", "open_file_camera"]
 
 SWITCH_SECONDS = 0.001
-"""For how long a thread of the service keeps Python's lock while others wait, see `sys.setswitchinterval`: a thread of
-the HTTP service must not hold up a verdict for Python's usual 5 ms at each turn."""
+"""Seconds for which a thread keeps Python's lock while others wait, see `sys.setswitchinterval`: a thread of the HTTP
+service must not delay a verdict by Python's default of 5 ms each time."""
 
 STOP_SECONDS = 1.6
-"""What `Line.close` takes at most, about: the part in work, the frames that wait, the records and pictures."""
+"""Longest time of `Line.close`, about: the current part, waiting frames, records and images."""
 
 OpenCamera = Callable[[LineConfig, StationConfig], Camera]
 """Opens a station's camera."""
 
 OpenTrigger = Callable[[LineConfig, StationConfig], "TriggerSource | None"]
-"""Opens what asks a station for verdicts; None: each frame is a part."""
+"""Opens a station's trigger; None: each frame is a part."""
 
 ChoiceListener = Callable[[Station, Choice], None]
 
@@ -54,16 +54,16 @@ class Line:
     Args:
         config: from `load_config`.
         open_camera: opens cameras, see `open_file_camera`.
-        open_trigger: opens triggers by name; None: only `free` is known.
+        open_trigger: opens triggers by name; None: only `free` is possible.
 
     Attributes:
         book: the recipes.
         stations: by name.
-        spool: where records wait.
-        meter: what went wrong beside the stations.
+        spool: holds waiting records.
+        meter: errors outside the stations.
 
     Raises:
-        SaaeError: something cannot be opened; nothing stays open then.
+        SaaeError: something cannot be opened; everything is closed again.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Line:
         )
 
     def start(self) -> None:
-        """Begins to take parts."""
+        """Start the stations."""
         for station in self.stations.values():
             station.start()
 
@@ -123,10 +123,10 @@ class Line:
         return all(station.finished.is_set() for station in self.stations.values())
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Has a function told about each part (record, frame, result), on the station's thread: it must not block.
+        """Call a function for each part (record, frame, result), on the station's thread: it must not block.
 
         Returns:
-            Ends it.
+            A function that ends it.
         """
         self._listeners.append(listener)
 
@@ -137,7 +137,7 @@ class Line:
         return end
 
     def listen_to_choices(self, listener: ChoiceListener | None) -> None:
-        """Tell one function about each recipe that a line's control asks for, in place of an event for the sinks."""
+        """Call one function for each recipe requested by the line's control, instead of an event for the sinks."""
         self._choice_listener = listener
 
     @property
@@ -146,16 +146,16 @@ class Line:
         return any(station.computing for station in self.stations.values())
 
     def record(self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None) -> None:
-        """Keeps the record, and perhaps the picture, of a part that was judged elsewhere than at a station."""
+        """Keep the record, and perhaps the image, of a part that was not judged at a station."""
         self._judged(part, frame, result, recipe)
 
     def event(self, kind: str, station: str | None, data: Mapping[str, Any]) -> None:
-        """Writes down something that is no part, such as an alarm, for every sink.
+        """Write an event other than a part, such as an alarm, for every sink.
 
         Args:
-            kind: what, such as `drift`.
-            station: where; None: the line.
-            data: plain values, for JSON.
+            kind: of the event, such as `drift`.
+            station: name of the station; None: the line.
+            data: JSON values.
         """
         moment = stamp(now())
         record = {"type": kind, "key": f"{kind}/{station or ''}/{moment}", "time": moment, "station": station, **data}
@@ -169,8 +169,8 @@ class Line:
             self.event("recipe", station.name, data)
 
     def _stopped(self) -> str:
-        """What every station needs and that has stopped for good. A full disk is no such thing: it costs pictures."""
-        return "" if self._archive is None or self._archive.alive else "the picture archive has stopped"
+        """Shared parts that have failed; empty if none has. A full disk is not a failure: only images are lost."""
+        return "" if self._archive is None or self._archive.alive else "the image archive has stopped"
 
     def _judged(
         self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None, recipe: Recipe | None
@@ -187,11 +187,11 @@ class Line:
                     self.event("drift", part.station, {"recipe": part.recipe, "words": words})
             for listener in list(self._listeners):
                 listener(part, frame, result)
-        except Exception as error:  # the record is written; nothing else may stop the line
+        except Exception as error:  # the record is written; errors afterwards must not stop the line
             self.meter.fail(error)
 
     def health(self) -> dict[str, Any]:
-        """How everything is, ready for JSON: stations, sinks, spool, archive, drift, and the whole."""
+        """Health of stations, sinks, spool, archive, drift, and of the line, as JSON values."""
         stations = [self._station_health(station) for station in self.stations.values()]
         reading = self.meter.read()
         return {
@@ -229,9 +229,9 @@ class Line:
         }
 
     def close(self) -> None:
-        """Stops within about `STOP_SECONDS`: parts in work end, records and pictures are written. May be called twice.
+        """Stop within about `STOP_SECONDS`: finish current parts, write records and images. May be called twice.
 
-        Frames that wait and are not judged by then are counted as dropped; records that a remote sink does not take in
+        Waiting frames that are not judged by then are counted as dropped. Records that a remote sink does not take in
         time stay in the spool for the next start.
         """
         with self._closing:
@@ -248,7 +248,7 @@ class Line:
         for station in self.stations.values():
             station.join(max(start + 0.5 * STOP_SECONDS - time.monotonic(), 0.0))
         deadline = start + STOP_SECONDS - 0.2
-        # A camera may hang in its driver: none waits for another, and what hangs is left alone at the end.
+        # A camera may hang in its driver: close them in parallel, and leave a hanging one.
         threads = [threading.Thread(target=station.close, daemon=True) for station in self.stations.values()]
         threads += [threading.Thread(target=item.finish, args=(deadline,), daemon=True) for item in self._deliveries]
         if self._archive is not None:
@@ -268,10 +268,10 @@ class Line:
 
 
 def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
-    """Files, folders and videos; see `saae_runtime.line.camera_files.open_files`.
+    """Open files, folders and videos as cameras; see `saae_runtime.line.camera_files.open_files`.
 
     Raises:
-        ConfigError, DataError: nothing there, or an unknown option.
+        ConfigError, DataError: nothing found, or an unknown option.
     """
     spec = station.camera
     kind, colon, rest = spec.partition(":")

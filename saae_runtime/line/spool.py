@@ -1,4 +1,4 @@
-"""The spool: records on disk in order, from which every sink takes them at its own pace, across kills and restarts."""
+"""The spool: ordered records on disk, from which every sink reads at its own pace, across kills and restarts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Segment", "Spool", "SpoolStats"]
 
 _SUFFIX = ".log"
 _SEGMENT = 16 << 20  # bytes
-_IN_MEMORY = 16 << 20  # bytes that wait for a full disk to have room again
-_REMEMBERED = 20_000  # keys of the latest records: the same part twice is one part
+_IN_MEMORY = 16 << 20  # bytes that wait in memory while the disk is full
+_REMEMBERED = 20_000  # keys of the latest records, to skip repeated parts
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class SpoolStats:
     """What the spool holds and has lost.
 
     Attributes:
-        records: taken in since it was opened.
+        records: added since it was opened.
         bytes: on disk now.
-        waiting: in memory, because the disk takes nothing.
-        lost: that could not be kept anywhere: the disk took nothing for too long.
-        doubled: that were there already.
-        damaged: that could not be read again.
+        waiting: in memory, because the disk is full.
+        lost: dropped, because the disk was full for too long.
+        doubled: repeated records that were skipped.
+        damaged: records that could not be read.
     """
 
     records: int
@@ -59,14 +59,14 @@ class Segment:
 class Spool:
     """Append-only files of records, each with a checksum.
 
-    `append` hands a record to the system at once, so that a killed process loses none; the disk is told to write every
-    `sync_seconds`, so that a power cut loses no more than that (0: each record, before `append` returns). A record that
-    was cut in half is cut off when the spool is opened. A file is removed once every reader has taken its records; when
-    all together exceed `limit`, the oldest go, and readers that had not taken them count what they have lost. Where the
-    disk is full, records wait in memory, up to 16 MiB, and nobody who appends has to know.
+    `append` writes a record at once, so that a killed process loses none. Files are synced every `sync_seconds`, which
+    limits what a power cut loses (0: each record, before `append` returns). An incomplete record is cut off when the
+    spool is opened. A file is removed once every reader has taken its records. Beyond `limit`, the oldest files are
+    removed, and readers that had not taken them count the lost records. While the disk is full, records wait in memory,
+    up to 16 MiB, without an error in `append`.
 
     Args:
-        folder: made where it is missing; one process at a time uses it.
+        folder: created if missing; used by one process at a time.
         limit: bytes on disk.
         sync_seconds: see above.
 
@@ -89,12 +89,10 @@ class Spool:
         self._waiting_bytes = 0
         self._records = self._lost = self._doubled = self._damaged = 0
         self._dirty = self._closed = False
-        self._old: list[int] = []  # files that are full, and not synced yet
+        self._old: list[int] = []  # full files that are not synced yet
         self.last_error: StorageError | None = None
         self._stack = ExitStack()
-        self._stack.enter_context(
-            alone(folder / "lock", f"Using the spool {folder}", "give each line a spool of its own")
-        )
+        self._stack.enter_context(alone(folder / "lock", f"Using the spool {folder}", "give each line its own spool"))
         try:
             self._segments = self._scan()
             self._file = self._open_last()
@@ -109,21 +107,21 @@ class Spool:
 
     @property
     def end(self) -> int:
-        """The number that the next record gets."""
+        """Number of the next record."""
         return self._segments[-1].after
 
     @property
     def stats(self) -> SpoolStats:
-        """What it holds and has lost."""
+        """Counts of the spool."""
         with self._changed:
             size = sum(segment.size for segment in self._segments)
             return SpoolStats(self._records, size, len(self._waiting), self._lost, self._doubled, self._damaged)
 
     def append(self, key: str, payload: bytes) -> bool:
-        """Takes a record in. Never fails for want of disk, see the class.
+        """Add a record. A full disk is no error, see the class.
 
         Args:
-            key: of the record; one of the latest 20,000 is not taken twice.
+            key: of the record; repeats of the latest 20,000 keys are skipped.
             payload: its JSON, one line, at most 8 MiB; its `key` is the same.
 
         Returns:
@@ -153,7 +151,7 @@ class Spool:
         return True
 
     def reader(self, name: str) -> Reader:
-        """The reader of a name, where it was when it last committed; a new one begins with the next record."""
+        """Open the reader of a name at its last commit; a new one begins with the next record."""
         with self._changed:
             if name in self._readers:
                 raise ConfigError(f"The spool has a reader named {name} already.")
@@ -162,7 +160,7 @@ class Spool:
         return reader
 
     def close(self) -> None:
-        """Writes everything to the disk and closes. May be called twice."""
+        """Write everything to the disk and close. May be called twice."""
         with self._changed:
             if self._closed:
                 return
@@ -225,12 +223,12 @@ class Spool:
         number = self._segments[-1].after
         path = self._folder / f"{number:020d}{_SUFFIX}"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._old.append(self._file)  # whoever appends does not wait for the disk
+        self._old.append(self._file)  # `append` does not wait for the disk
         self._file = file
         self._segments.append(Segment(path, number, 0, number))
 
     def _shrink(self) -> None:
-        """Removes files that everybody has read, and the oldest ones beyond the limit."""
+        """Remove files that all readers have read, and the oldest ones beyond the limit."""
         wanted = min((reader.committed for reader in self._readers.values()), default=self._segments[-1].after)
         total = sum(segment.size for segment in self._segments)
         while len(self._segments) > 1 and (self._segments[0].after <= wanted or total > self._limit):
@@ -289,7 +287,7 @@ class Spool:
                     os.truncate(segment.path, size)
                     segment.size = size
         if not found:
-            # Cursors of readers outlive the records; numbers must not begin anew below them.
+            # Cursors of readers outlive the records; numbers must not start again below them.
             first = max((read_cursor(path)[0] for path in self._folder.glob("*.cursor")), default=1)
             path = self._folder / f"{max(first, 1):020d}{_SUFFIX}"
             path.touch()
@@ -307,5 +305,5 @@ class Spool:
 
 
 def _digest(key: str) -> int:
-    """A key in 64 bits, of which 20,000 stay in memory: one in 10^15 records is taken for another one's double."""
+    """A key in 64 bits. With 20,000 of them in memory, one in 10^15 records is wrongly taken for a repeat."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""A sink's place in the spool: what it has taken, across kills and restarts."""
+"""A sink's position in the spool, across kills and restarts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CURSOR = struct.Struct("<QQI")  # next number, records given up, crc32
 
 
 class Reader:
-    """One sink's place in the spool. Used by one thread; made by `Spool.reader`."""
+    """A sink's position in the spool. Used by one thread; made by `Spool.reader`."""
 
     def __init__(self, spool: Spool, name: str, path: Path) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class Reader:
         first = spool._segments[0].first
         committed, self._lost = (spool.end, 0) if new else read_cursor(path)
         if not new and committed == 0:
-            committed = first  # unreadable after a power cut: rather again than never
+            committed = first  # unreadable after a power cut: deliver records again rather than not at all
         self.committed = min(max(committed, first), spool.end)
         self._lost += max(first - committed, 0)
         self._next = self.committed
@@ -47,20 +47,20 @@ class Reader:
 
     @property
     def lost(self) -> int:
-        """Records that were given up before this reader had taken them: the spool was full."""
+        """Number of records that were removed before this reader had taken them, because the spool was full."""
         return self._lost
 
     @property
     def backlog(self) -> int:
-        """Records that wait for this reader."""
+        """Number of records that wait for this reader."""
         return max(self._spool.end - self.committed, 0)
 
     def read(self, most: int, timeout: float) -> list[Record]:
-        """The next records, those that were read and not committed excluded.
+        """The next records after those that were read.
 
         Args:
-            most: so many at most.
-            timeout: seconds that it waits for the first one.
+            most: largest number of records.
+            timeout: seconds to wait for the first one.
         """
         spool = self._spool
         while True:
@@ -82,12 +82,12 @@ class Reader:
                 if found:
                     self._next = max(self._next, found[-1].number + 1)
                     return found
-                if self._next < behind:  # damaged on the disk: on behind what this file holds by now
+                if self._next < behind:  # damaged: go on after the records of this file
                     spool._damaged += behind - self._next
                     self._next, self._offset = behind, size
 
     def _enter(self, segment: Segment) -> None:
-        """Opens a file of the spool at the next record; the lock is held."""
+        """Open a file of the spool at the next record; the lock is held."""
         if segment.path == self._open_segment:
             return
         self._close_segment()
@@ -101,20 +101,20 @@ class Reader:
                 self._offset = end
 
     def commit(self, number: int) -> None:
-        """Everything up to this record has arrived: it is not read again, not even after a kill."""
+        """Commit all records up to this one: they are not read again, even after a kill."""
         with self._spool._changed:
             self.committed = max(self.committed, number + 1)
             self._save()
             self._spool._shrink()
 
     def rewind(self) -> None:
-        """Reads again what was not committed."""
+        """Read uncommitted records again."""
         with self._spool._changed:
             self._next = self.committed
             self._open_segment = None
 
     def lose_before(self, number: int) -> None:
-        """The records before this one are removed; the spool's lock is held."""
+        """The records before this one were removed; the spool's lock is held."""
         if self.committed < number:
             self._lost += number - self.committed
             self.committed = number
@@ -125,7 +125,7 @@ class Reader:
         body = struct.pack("<QQ", self.committed, self._lost)
         try:
             os.pwrite(self._cursor, body + struct.pack("<I", zlib.crc32(body)), 0)
-        except OSError as error:  # it is in memory; after a kill some records come twice
+        except OSError as error:  # it is kept in memory; after a kill some records come twice
             self._spool.last_error = storage_error(self._path, error)
 
     def _close_segment(self) -> None:
@@ -134,7 +134,7 @@ class Reader:
             self._file = None
 
     def close(self) -> None:
-        """Closes the files. May be called twice."""
+        """Close the files. May be called twice."""
         self._close_segment()
         if self._cursor >= 0:
             os.close(self._cursor)
@@ -142,7 +142,7 @@ class Reader:
 
 
 def read_cursor(path: Path) -> tuple[int, int]:
-    """Next number and records given up; zeros where it cannot be read."""
+    """Next number and lost records; zeros if the file cannot be read."""
     with suppress(OSError):
         data = path.read_bytes()[: _CURSOR.size]
         if len(data) == _CURSOR.size:

@@ -1,4 +1,4 @@
-"""Records as a file of the spool holds them: length, checksum, JSON, one behind the other."""
+"""Format of records in a file of the spool: length, checksum, JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["LARGEST", "Record", "frame", "records_in", "records_of"]
 LARGEST = 8 << 20
 """Bytes of the largest record."""
 
-_HEADER = struct.Struct("<III")  # length, crc32 of number and payload, its complement: zeros are no header
+_HEADER = struct.Struct("<III")  # length, crc32 of number and payload, its complement (so zeros are not a header)
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record: its number in the spool, from 1 up, and its JSON as it was written."""
+    """One record: its number in the spool, from 1, and its JSON."""
 
     number: int
     payload: bytes
@@ -36,18 +36,18 @@ class Record:
 
     @property
     def key(self) -> str:
-        """What makes it this record and no other."""
+        """Unique key of the record."""
         return str(self.data.get("key", self.number))
 
 
 def frame(number: int, payload: bytes) -> bytes:
-    """A record as the file has it."""
+    """A record in the file's format."""
     check = zlib.crc32(payload, zlib.crc32(struct.pack("<Q", number)))
     return _HEADER.pack(len(payload), check, check ^ 0xFFFFFFFF) + payload
 
 
 def records_of(path: Path, first: int) -> Iterator[tuple[Record, int]]:
-    """The records of a file, each with where it ends, up to the first that is damaged."""
+    """The records of a file up to the first damaged one, each with its end."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield from records_in(file, 0, os.fstat(file).st_size, first)

@@ -1,4 +1,4 @@
-"""A station: waits for parts, judges each in time, and says what became of it. One thread each, and one that judges."""
+"""A station: waits for parts, judges each in time, and reports the result. One thread waits, another judges."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from .trouble import Trouble
 __all__ = ["MOST_REGIONS", "Chosen", "Judged", "Station"]
 
 MOST_REGIONS = 100
-"""Regions in a record, the strongest."""
+"""Largest number of regions in a record, the strongest first."""
 
-_WAIT = 0.2  # seconds between two looks whether to end
+_WAIT = 0.2  # seconds between two checks whether to end
 
 Judged = Callable[[Part, "NDArray[np.uint8] | None", "Result | None", "Recipe | None"], None]
-"""Told about each part, in order, behind its verdict: record, frame, result, recipe; None for what there is none of."""
+"""Called for each part, in order, after its verdict: record, frame, result, recipe; None for what is missing."""
 
 Chosen = Callable[["Station", Choice], None]
-"""Told about each change of the recipe that the line asks for."""
+"""Called for each change of the recipe requested by the line."""
 
 
 class Station:
     """One station.
 
-    The verdict is computed on a second thread: when it is not there in time, the station goes on without it, and the
-    part is NG. Every exception on the way to a verdict is an NG with its reason; none ends the station.
+    The verdict is computed on a second thread: if it is late, the station goes on without it, and the part is NG. Every
+    exception becomes an NG with its reason; none ends the station.
 
     Args:
         config: of line.toml.
         camera: closed by `close`.
         book: all recipes.
-        judged: told about each part; must not block.
-        source: who asks for parts; None: each frame is a part.
-        chosen: told when the line asks for another recipe; must not block.
-        elsewhere: what the station needs besides and that has stopped for good, in words; empty for nothing.
+        judged: called for each part; must not block.
+        source: of requests for parts; None: each frame is a part.
+        chosen: called when the line requests another recipe; must not block.
+        elsewhere: text of what else the station needs and has failed; empty for nothing.
 
     Attributes:
-        meter: counts `OK`, `NG`, `timeout`, `error` (both of them NG), `missed` (among these: parts that were asked for
-            and that the station never took), `dropped`; latencies from trigger to verdict.
+        meter: counts `OK`, `NG`, `timeout`, `error` (both NG), `missed` (among these: requested parts that the station
+            never took), `dropped`; latencies from trigger to verdict.
     """
 
     def __init__(
@@ -81,23 +81,23 @@ class Station:
         self._feed: Feed | None = None
         self._worker = _Worker(f"judge-{config.name}")
         self._trouble = Trouble(camera, lambda: self.stuck_seconds, elsewhere)
-        self._faulty = False  # whether the source shows a fault of ours
+        self._faulty = False  # whether the source shows our fault
         self._thread = threading.Thread(target=self._run, name=f"station-{config.name}", daemon=True)
         self.finished = threading.Event()
 
     @property
     def name(self) -> str:
-        """Of the station."""
+        """Name of the station."""
         return self.config.name
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe in force where a part names none."""
+        """Name of the active recipe, for parts that name none."""
         return self._recipe
 
     @property
     def source(self) -> TriggerSource | None:
-        """Who asks for parts; None: each frame is a part."""
+        """Source of requests for parts; None: each frame is a part."""
         return self._source
 
     @property
@@ -112,20 +112,20 @@ class Station:
 
     @property
     def trouble(self) -> str:
-        """Why it cannot judge now, in words; empty: it can. Whoever asks for parts sees it as a fault."""
+        """Why it cannot judge now; empty: it can. The trigger source sees it as a fault."""
         return self._trouble.look()
 
     @property
     def stuck_seconds(self) -> float:
-        """For how long the verdict that is being computed is overdue; 0 where none is."""
+        """Seconds by which the current verdict is overdue; 0 if none is."""
         return max(self._worker.busy_seconds - self.config.verdict_timeout, 0.0)
 
     def reading(self) -> Reading:
-        """What its meter shows."""
+        """Readings of its meter."""
         return self.meter.read()
 
     def start(self) -> None:
-        """Begins to work."""
+        """Start the station."""
         if self._source is None:
             self._feed = FreeFeed(self._camera, self._bind, self.config.queue, self.config.queue_size, self.meter)
         else:
@@ -134,13 +134,13 @@ class Station:
         self._thread.start()
 
     def switch(self, recipe: str) -> Recipe:
-        """Puts another recipe in force: every part that comes after this call is judged by it, none before.
+        """Activate another recipe: every part that comes after this call is judged by it, none before.
 
         Returns:
-            The recipe, as it is now.
+            The active recipe.
 
         Raises:
-            ConfigError: the station has no such recipe; the one before stays.
+            ConfigError: the station has no such recipe; the previous one stays active.
         """
         if recipe not in self.config.recipes:
             raise ConfigError(
@@ -154,24 +154,24 @@ class Station:
         return found
 
     def stop(self) -> None:
-        """Takes no further part; returns at once. See `join`."""
+        """Take no further parts; return at once. See `join`."""
         self._stop.set()
         if self._feed is not None:
             self._feed.close()
 
     def join(self, timeout: float) -> bool:
-        """Waits for the part in work, and those that wait; whether all of them are done."""
+        """Wait for the current and waiting parts; return whether all of them are done."""
         if self._feed is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def drop_waiting(self) -> None:
-        """Gives up the frames that wait, which are counted as dropped."""
+        """Drop the waiting frames, which are counted."""
         if isinstance(self._feed, FreeFeed):
             self._feed.drop_waiting()
 
     def close(self) -> None:
-        """Stops and lets go of the camera. May be called twice."""
+        """Stop, and release the camera. May be called twice."""
         self.stop()
         self._worker.stop()
         self._camera.close()
@@ -191,7 +191,7 @@ class Station:
                     job = self._feed.next(_WAIT)
                 except EndOfFrames:
                     return
-                except Exception as error:  # a trigger source that broke: it is asked again
+                except Exception as error:  # the trigger source failed: try again
                     self.meter.fail(error)
                     self._stop.wait(_WAIT)
                     continue
@@ -199,13 +199,13 @@ class Station:
                     self._take(job)
         finally:
             if self._source is not None:
-                self._source.close()  # the line sees no station any more
+                self._source.close()  # the line no longer sees a station
                 self._tell_untaken()
             self.finished.set()
 
     def _show_trouble(self) -> None:
-        """Raise the fault of whoever asks for parts while no part can be judged, and clear it afterwards."""
-        if self._source is None:  # frames come by themselves, and each tries the engine again
+        """Set the fault of the trigger source while no part can be judged, and clear it afterwards."""
+        if self._source is None:  # frames come without requests, and each tries the engine again
             return
         self._trouble.probe(
             self._book.get,
@@ -222,7 +222,7 @@ class Station:
                 self.meter.fail(reason)
 
     def _tell_untaken(self) -> None:
-        """Make the record of each part that was asked for and never taken, and tell of recipes that were chosen."""
+        """Make the record of each requested part that was never taken, and report chosen recipes."""
         if self._source is None:
             return
         for choice in self._source.choices():
@@ -237,7 +237,7 @@ class Station:
             self._tell(part, Job(trigger, None, None, why), None)
 
     def _bind(self, trigger: Trigger) -> Recipe | str:
-        """Chooses the recipe of a part: the one asked for, the one its id names, or the one in force."""
+        """Choose the recipe of a part: the requested one, the one for its id, or the active one."""
         try:
             with self._lock:
                 name = trigger.recipe or self._book.named_by(trigger.part_id, self.config.recipes) or self._recipe
@@ -280,7 +280,7 @@ class Station:
         return part
 
     def _answer(self, job: Job, result: Result | None, reason: str) -> Part:
-        """Gives the verdict to whoever asked, and makes the record of what really came of it."""
+        """Give the verdict to the trigger source, and make the record of what was accepted."""
         part_id, source = job.trigger.part_id, self._feed.source if self._feed is not None else None
         verdict = Verdict.OK if result is not None and not result.is_anomalous else Verdict.NG
         score = None if result is None else result.score
@@ -290,7 +290,7 @@ class Station:
                     source.fail(part_id, reason)
                 elif not source.answer(part_id, verdict, score):
                     verdict, reason = Verdict.NG, TIMEOUT
-            except Exception as error:  # nobody has the verdict, so it is not OK
+            except Exception as error:  # the verdict did not arrive, so it is not OK
                 verdict, reason = Verdict.NG, f"error: the verdict could not be given: {one_line(error)}"
         return Part(
             part_id,
@@ -303,7 +303,7 @@ class Station:
         )
 
     def _tell(self, part: Part, job: Job, result: Result | None) -> None:
-        """Completes the record and hands it on."""
+        """Complete the record and hand it on."""
         changes: dict[str, Any] = {}
         try:
             if job.recipe is not None:
@@ -326,13 +326,13 @@ class Station:
             self._judged(replace(part, **changes), frame, result, job.recipe)
             if job.shot is not None and job.shot.done is not None:
                 job.shot.done()
-        except Exception as error:  # what is told must not stop the line
+        except Exception as error:  # an error of `judged` must not stop the line
             self.meter.count("unrecorded")
             self.meter.fail(error)
 
 
 class _Worker:
-    """A thread that computes one thing after the other, for somebody who does not wait for ever."""
+    """A thread that computes one task after the other, with a time limit for the caller."""
 
     def __init__(self, name: str) -> None:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Result], Future[Result]] | None] = queue.SimpleQueue()
@@ -341,16 +341,16 @@ class _Worker:
 
     @property
     def busy_seconds(self) -> float:
-        """For how long it has been computing what it computes now."""
+        """Seconds since the current task began; 0 without one."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
     def run(self, task: Callable[[], Result], timeout: float) -> Result:
-        """What the task gives.
+        """Run a task and return its result.
 
         Raises:
-            FutureTimeout: not in time; a task that has not begun by then never begins.
-            BaseException: what the task raises.
+            FutureTimeout: not in time; a task that has not started by then never starts.
+            BaseException: the task's exception.
         """
         future: Future[Result] = Future()
         self._tasks.put((task, future))
@@ -361,7 +361,7 @@ class _Worker:
             raise
 
     def stop(self) -> None:
-        """Ends it behind what it computes."""
+        """End the thread after the current task."""
         self._tasks.put(None)
 
     def _work(self) -> None:
@@ -376,4 +376,4 @@ class _Worker:
                 future.set_exception(error)
             finally:
                 self._since = None
-                del task, future, item  # a frame and a map must not stay until the next part
+                del task, future, item  # free the frame and the map before the next part

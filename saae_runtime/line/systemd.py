@@ -1,4 +1,4 @@
-"""What systemd is told: ready, alive, stopping. One datagram each; without systemd nothing happens."""
+"""Notifies systemd (ready, alive, stopping), one datagram each; without systemd nothing happens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["notify", "watchdog_seconds"]
 
 
 def notify(state: str) -> bool:
-    """Sends a state such as `READY=1`, `WATCHDOG=1` or `STATUS=...` to the service manager.
+    """Send a state such as `READY=1`, `WATCHDOG=1` or `STATUS=...` to the service manager.
 
     Returns:
-        Whether there is one and it was sent.
+        Whether it was sent; False without a service manager.
     """
     place = os.environ.get("NOTIFY_SOCKET", "")
     if not place or place[0] not in "/@" or not hasattr(socket, "AF_UNIX"):
@@ -27,7 +27,7 @@ def notify(state: str) -> bool:
 
 
 def watchdog_seconds() -> float | None:
-    """Within how many seconds `WATCHDOG=1` has to come again and again; None: not asked for of this process."""
+    """Longest interval between two `WATCHDOG=1`, in seconds; None: no watchdog for this process."""
     try:
         wanted = int(os.environ.get("WATCHDOG_USEC", "0"))
         process = int(os.environ.get("WATCHDOG_PID", os.getpid()))

@@ -1,4 +1,4 @@
-"""TOML tables as frozen dataclasses: every key known, of its type, within its bounds; all problems found at once."""
+"""Reads TOML tables as frozen dataclasses: checks keys, types and bounds, and finds all problems at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true
 
 
 class Problems:
-    """Collects what is wrong with a file, to say all of it together.
+    """Collects the problems of a file.
 
     Args:
         file: its name, for the message.
@@ -36,14 +36,14 @@ class Problems:
         self._found: list[str] = []
 
     def add(self, where: str, what: str) -> None:
-        """Takes note of one problem; `where` is the table or key."""
+        """Add a problem; `where` is the table or key."""
         self._found.append(f"{where}: {what}" if where else what)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     def raise_any(self) -> None:
-        """Raises ConfigError where there was a problem."""
+        """Raise ConfigError if there was a problem."""
         if not self._found:
             return
         count = len(self._found)
@@ -55,10 +55,10 @@ class Problems:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file.
+    """Read a TOML file.
 
     Raises:
-        ConfigError: missing, unreadable, no TOML, or no library here that reads it.
+        ConfigError: missing, unreadable, not TOML, or no library that reads it.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -86,19 +86,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read(kind: type[T], table: Any, where: str, problems: Problems) -> T | None:
-    """A table as a dataclass.
+    """Convert a table to a dataclass.
 
     Fields may be str, int, float, bool, `X | None`, Literal, tuples and mappings of these, and dataclasses (a table, or
     in a tuple an array of tables). A ValueError of `__post_init__` is a problem of the table.
 
     Args:
         kind: the dataclass.
-        table: what the TOML file has.
+        table: the parsed table.
         where: the table's name, for messages.
-        problems: takes what is wrong.
+        problems: collects problems.
 
     Returns:
-        None where something is wrong.
+        The dataclass; None if there is a problem.
     """
     if not isinstance(table, Mapping):
         problems.add(where, f"expected a table, found {shown(table)}")

@@ -1,4 +1,4 @@
-"""Whether a station can judge: its camera is there, its engine works, nothing that it needs has stopped for good."""
+"""Whether a station can judge: its camera is connected, its engine works, and nothing else has failed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .recipes import Recipe
 __all__ = ["Trouble"]
 
 _STUCK = 5.0  # seconds that a verdict may be overdue
-_FAILURES = 3  # parts in a row that an engine fails at
-_PROBE = (1.0, 30.0)  # seconds between two tries of an engine that fails: first, longest
+_FAILURES = 3  # consecutive parts at which an engine fails
+_PROBE = (1.0, 30.0)  # seconds between two attempts of a failing engine: first, longest
 
 
 class Trouble:
-    """Why a station cannot judge now, in words; empty: it can.
+    """Why a station cannot judge now; empty: it can.
 
     Args:
-        camera: of the station.
-        overdue: seconds by which the verdict in work is overdue.
-        elsewhere: what else has stopped for good, such as the archive; empty for nothing.
+        camera: the station's camera.
+        overdue: seconds by which the current verdict is overdue.
+        elsewhere: what else has failed, such as the archive; empty for nothing.
     """
 
     def __init__(self, camera: Camera, overdue: Callable[[], float], elsewhere: Callable[[], str]) -> None:
@@ -38,7 +38,7 @@ class Trouble:
         self._out_of_frames = False
 
     def look(self) -> str:
-        """The reason now."""
+        """The current reason."""
         stats = self._camera.stats
         if not stats.connected:
             return f"the camera is disconnected: {stats.last_error or 'no reason given'}"
@@ -55,7 +55,7 @@ class Trouble:
         self._failures, self._failed = 0, None
 
     def failed(self, recipe: Recipe, frame: NDArray[np.uint8], error: BaseException) -> None:
-        """Note that the engine gave none. A frame that does not fit a recipe says nothing about the engine."""
+        """Note that the engine failed. A frame that does not fit a recipe does not count."""
         if isinstance(error, FrameError):
             return
         self._failures += 1
@@ -65,14 +65,14 @@ class Trouble:
         self._failed = (recipe, frame)
 
     def ran_out(self) -> None:
-        """Note that the camera has come to its end."""
+        """Note that the camera has no more frames."""
         self._out_of_frames = True
 
     def probe(self, current: Callable[[str], Recipe], judge: Callable[[Recipe, NDArray[np.uint8]], object]) -> None:
-        """Try a failing engine again on the frame that it failed at, ever less often.
+        """Try a failing engine again on the frame that it failed at, after growing pauses.
 
         Args:
-            current: the recipe of a name, as it is now: a changed one may have another engine.
+            current: returns the current recipe of a name; a changed one may have another engine.
             judge: computes a result, or raises.
         """
         if self._failed is None or self._failures < _FAILURES or time.monotonic() < self._due:

@@ -1,4 +1,4 @@
-"""What the line sees of a handshake: the phase, the result, replies to commands, counts."""
+"""The line's view of a handshake: the phase, the result, replies to commands, counts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ __all__ = ["Counts", "Phase", "Reason", "Reply", "View"]
 
 
 class Phase(str, Enum):
-    """Where the handshake is. FAULT is not among them: see `View.fault`."""
+    """Phase of the handshake. A fault is no phase: see `View.fault`.
+
+    Attributes:
+        OFFLINE: the station has not started, or has closed.
+        READY: waits for a trigger.
+        TRIGGERED: a part was asked for, and the station has not taken it yet.
+        BUSY: the station judges the part.
+        RESULT: the verdict stands until it is acknowledged.
+        CLEARING: there is nothing to show, and the station still works on a part that is no longer waited for.
+    """
 
     OFFLINE = "offline"
-    """No station has waited for a part yet, or it has closed."""
     READY = "ready"
     TRIGGERED = "triggered"
-    """A part is asked for, and the station has not taken it yet."""
     BUSY = "busy"
-    """The station judges the part."""
     RESULT = "result"
-    """The verdict stands until it is acknowledged."""
     CLEARING = "clearing"
-    """Nothing to show, and the station still has a part in hand that nobody waits for any more."""
 
 
 class Reason(IntEnum):
-    """Why a verdict is what it is."""
+    """Reason of a verdict."""
 
     NONE = 0
     SCORE = 1
@@ -37,7 +41,7 @@ class Reason(IntEnum):
 
 
 class Reply(IntEnum):
-    """What became of a command. Everything but ACCEPTED is a refusal that changed nothing."""
+    """Reply to a command. Everything except ACCEPTED is a refusal that changed nothing."""
 
     ACCEPTED = 0
     BUSY = 1
@@ -58,15 +62,15 @@ class Reply(IntEnum):
 
 @dataclass(frozen=True)
 class Counts:
-    """What has happened since the start.
+    """Counts since the start.
 
     Attributes:
         parts: triggers that were accepted.
-        ok, ng: verdicts shown, by whatever reason.
-        timeouts: NG for want of a verdict in time.
-        late: answers that came when the part was decided or gone.
+        ok, ng: verdicts shown, for any reason.
+        timeouts: NG without a verdict in time.
+        late: answers after the part was decided or withdrawn.
         refused: commands that were refused.
-        withdrawn: parts dropped before they were acknowledged: client lost, nobody acknowledged, reset, closed.
+        withdrawn: parts dropped before they were acknowledged: client lost, not acknowledged, reset, closed.
     """
 
     parts: int = 0
@@ -80,21 +84,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class View:
-    """Everything that the line may see, taken at one moment.
+    """Everything that the line sees, at one moment.
 
     Attributes:
         phase: see `Phase`.
-        part_id: of the part in work, or whose result stands; else empty.
-        recipe: that the part in work was asked for with, else the one that is selected; None: the station's own.
-        valid: whether `verdict` is one; without it nothing is known of any part.
+        part_id: of the current part, or of the part with a result; else empty.
+        recipe: requested for the current part, else the selected one; None: the station's.
+        valid: whether `verdict` is valid.
         verdict: NG, unless the part `part_id` was judged OK.
-        score: image score; nan where there is none.
-        reason, text: why, as a code and in words.
+        score: image score; nan without one.
+        reason, text: why, as a code and as text.
         fault: why the station cannot judge now; empty: it can.
-        refusal: the reply to the last command that was refused, until one is accepted.
+        refusal: the reply to the last refused command, until one is accepted.
         heartbeat: counts half seconds while the station is alive, from 0.
         counts: see `Counts`.
-        version: another one whenever something else in here has changed, but for the heartbeat.
+        version: changes with everything except the heartbeat.
     """
 
     phase: Phase
@@ -118,7 +122,7 @@ class View:
 
     @property
     def busy(self) -> bool:
-        """Whether a part is in work."""
+        """Whether a part is being judged."""
         return self.phase in (Phase.TRIGGERED, Phase.BUSY, Phase.CLEARING)
 
     @property

@@ -1,4 +1,4 @@
-"""What a line.toml names, opened: files and folders, industrial cameras, PLCs, the HTTP service."""
+"""Opens what a line.toml names: files and folders, industrial cameras, PLCs, the HTTP service."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SECTIONS: dict[str, type] = {"plc": PlcConfig, "http": HttpOptions}
 
 
 def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
-    """The camera of a station: see `cameras.registry.open_camera`; other names are files, folders and videos.
+    """Open a station's camera, see `cameras.registry.open_camera`; other names are files, folders and videos.
 
     Raises:
-        ConfigError, DataError: nothing there, a missing library, an option that is none.
+        ConfigError, DataError: nothing found, a missing library, an invalid option.
     """
     spec = station.camera
     if not is_camera(spec):
@@ -40,10 +40,10 @@ def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
 
 
 def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
-    """The HTTP service of a line whose file has `[http]`; None where it has not.
+    """Open the HTTP service of a line; None without `[http]`.
 
     Raises:
-        As `http.service.HttpService`; ConfigError: a missing library.
+        As for `http.service.HttpService`; ConfigError: a missing library.
     """
     options = line.config.extra.get("http")
     if options is None:
@@ -57,10 +57,10 @@ def open_http(line: Line) -> AbstractContextManager[HttpService | None]:
 
 
 def check_http(config: LineConfig) -> str:
-    """Tries what the HTTP service needs, without serving; in words, what it will be.
+    """Check what the HTTP service needs, without serving; return a description.
 
     Raises:
-        ConfigError: a missing library, token, certificate or key, or an address that cannot be had.
+        ConfigError: a missing library, token, certificate or key, or an address that cannot be used.
     """
     options = config.extra["http"]
     assert isinstance(options, HttpOptions)

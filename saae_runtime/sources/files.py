@@ -1,4 +1,4 @@
-"""Where frames come from: what the user names on a command line, turned into frames in order."""
+"""Turns names on a command line into frames in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .video import VIDEO_SUFFIXES, camera_frames, check_camera, check_video, fra
 __all__ = ["Facts", "Frame", "Source", "facts_of", "find_sources", "image_frames", "read_frames", "unique_stem"]
 
 Facts = tuple[int, int]
-"""Size in bytes and time of the last change in nanoseconds: with its name, what a file is known again by."""
+"""Size in bytes and time of the last change in nanoseconds, which identify a file together with its name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
         return self.kind == "camera"
 
     def count(self) -> int | None:
-        """Number of frames as far as it is known beforehand."""
+        """Number of frames, if known in advance."""
         if self.kind == "image":
             return 1
         return frame_count(self.path) if self.path is not None else None
@@ -51,10 +51,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, or the error in its place.
+    """One frame, or an error.
 
-    index: number within its source, from 0. image: uint8 H x W x 3, RGB; None where `error` says why. page: number from
-    1 in a file of several pages. facts: of an image file, with its last frame: after it, the file is done.
+    index: number within its source, from 0. image: uint8 H x W x 3, RGB; None if there is an `error`. page: number from
+    1 in a file of several pages. facts: of an image file, with its last frame.
     """
 
     source: Source
@@ -79,18 +79,17 @@ class Frame:
 
 
 def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
-    """Resolve what was named into sources, before anything slow is started.
+    """Resolve names into sources, before slow work.
 
-    A name is an image file, a video file, a folder (its images, sorted by name; other files are passed over), a
-    glob pattern (`**` crosses folders), or `camera:N`. A file that is named outright must look like an image or a
-    video.
+    A name is an image file, a video file, a folder (its images, sorted by name; other files are skipped), a glob
+    pattern (`**` crosses folders), or `camera:N`. A named file must have the ending of an image or a video.
 
     Args:
         names: as typed.
         recursive: whether folders below a named folder are read too.
 
     Raises:
-        ConfigError: a name that is none of these, or a library that is needed for it is missing.
+        ConfigError: another name, or a missing library.
         DataError: a folder or pattern without any image.
     """
     found: list[tuple[Path | None, PurePath, int | None]] = []
@@ -121,7 +120,7 @@ def read_frames(sources: Sequence[Source], white_level: int | None = None) -> It
         white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
-        DeviceError: a camera cannot be opened or has gone.
+        DeviceError: a camera cannot be opened or is lost.
     """
     for source in sources:
         if source.kind == "image" and source.path is not None:
@@ -142,11 +141,11 @@ def read_frames(sources: Sequence[Source], white_level: int | None = None) -> It
 
 
 def image_frames(source: Source, facts: Facts | None = None, white_level: int | None = None) -> Iterator[Frame]:
-    """The frames of an image file: one, or one for each of its pages. What cannot be read is a frame with an error.
+    """The frames of an image file: one, or one per page. An unreadable one is a frame with an error.
 
     Args:
         source: an image.
-        facts: of the file, as they were before it is read; looked up where they are not given.
+        facts: of the file before reading; None: looked up.
         white_level: of 16-bit files, see `saae_runtime.images.read_image`.
     """
     assert source.path is not None
@@ -168,7 +167,7 @@ def image_frames(source: Source, facts: Facts | None = None, white_level: int | 
 
 
 def facts_of(path: Path) -> Facts | None:
-    """A file's facts; None where there is no such file."""
+    """A file's facts; None if it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -200,7 +199,7 @@ def _resolve(name: str, recursive: bool, several: bool) -> list[tuple[Path | Non
             raise ConfigError(
                 f"{path}: neither an image nor a video by its name.",
                 f"Known endings: {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}.",
-                "rename the file after what it holds",
+                "give the file the ending of its format",
             )
         return [(path, filing_stem(PurePath(path.name)), None)]
     if glob.has_magic(name):
@@ -221,7 +220,7 @@ def _matches(pattern: str) -> list[tuple[Path | None, PurePath, int | None]]:
             "try the pattern with ls",
         )
     root, _ = fixed_part(pattern)
-    # A pattern may climb (`a/*/../b.png`); where its pictures are filed must not.
+    # A pattern may contain `..` (`a/*/../b.png`); the path of its pictures must not.
     inside = [PurePath(*(part for part in file.relative_to(root).parts if part != "..")) for file in files]
     return [(file, filing_stem(path), None) for file, path in zip(files, inside, strict=True)]
 
@@ -235,9 +234,9 @@ def _near_names(path: Path) -> str:
 
 
 def unique_stem(stem: PurePath, taken: set[str]) -> PurePath:
-    """`stem`, numbered where it is among `taken` (in lower case), and added to them."""
+    """`stem`, with a number if it is in `taken` (lower case), to which it is added."""
     candidate, number = stem, 2
-    # Compared without case: some file systems do not tell A.png from a.png.
+    # Compared without case: on some file systems A.png and a.png are the same.
     while str(candidate).lower() in taken:
         candidate = stem.with_name(f"{stem.name}-{number}")
         number += 1

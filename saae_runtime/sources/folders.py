@@ -1,4 +1,4 @@
-"""Which files a folder or a pattern names: links to folders are followed, and no folder is read twice."""
+"""Lists the files of a folder or a pattern: follows links to folders, and reads no folder twice."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OnError = Callable[[OSError], None]
 
 
 class FolderOnce:
-    """Tells folders apart by what they are, not by their names: a link may lead to one that was read already.
+    """Identifies folders by inode, because a link may lead to one that was read already.
 
-    A folder above the first one counts as read: a link back to it would bring in everything beside the images.
+    Folders above the root count as read, because a link back to them would include everything beside the images.
 
     Args:
-        root: the folder where the reading starts.
+        root: the folder to start from.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,10 +30,10 @@ class FolderOnce:
             self.enter(parent)
 
     def enter(self, folder: str | os.PathLike[str]) -> bool:
-        """Whether this folder was not read yet; from now on it was."""
+        """Whether this folder is new; marks it as read."""
         try:
             facts = Path(folder).stat()
-        except OSError:  # whoever lists it says so
+        except OSError:  # listing it raises the error
             return True
         key = (facts.st_dev, facts.st_ino)
         if key in self._seen:
@@ -43,9 +43,9 @@ class FolderOnce:
 
 
 def folders_below(root: Path, onerror: OnError | None = None) -> Iterator[Path]:
-    """`root` and the folders below it, each real one once and sorted by name; hidden ones are passed over.
+    """`root` and the folders below it, each real one once, sorted by name, without hidden ones.
 
-    Folders come before links to folders, so that what can be reached both ways keeps its own name.
+    Folders come before links, so that a folder that is also linked keeps its own name.
 
     Args:
         root: where.
@@ -78,7 +78,7 @@ def is_picture_name(name: str) -> bool:
 
 
 def images_below(folder: Path, recursive: bool = False, onerror: OnError | None = None) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden ones are passed over.
+    """The image files of a folder, sorted by name, without hidden ones.
 
     Args:
         folder: where.
@@ -106,7 +106,7 @@ def fixed_part(pattern: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def expand(pattern: str) -> list[Path]:
-    """What a glob pattern matches, sorted by name. `**` crosses folders, as `folders_below` does."""
+    """Matches of a glob pattern, sorted by name. `**` crosses folders like `folders_below`."""
     root, parts = fixed_part(pattern)
     return sorted(set(_expand(root, parts)), key=str)
 
@@ -138,7 +138,7 @@ def _fits(name: str, part: str) -> bool:
 
 
 def pattern_takes(pattern: str, path: Path) -> bool:
-    """Whether a pattern would match a file, should it be written.
+    """Whether a pattern would match a file that may not exist yet.
 
     Args:
         pattern: a glob pattern.
@@ -161,5 +161,5 @@ def _takes(pattern: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def filing_stem(relative: PurePath) -> PurePath:
-    """A path without its ending, to file pictures under; a name that is all dots but for its ending stays whole."""
+    """A path without its ending, for pictures; a name of only dots and an ending is kept."""
     return relative.with_name(relative.stem if relative.stem.strip(".") else relative.name)

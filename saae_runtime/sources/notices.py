@@ -1,4 +1,4 @@
-"""What the system says about changes in folders (inotify and its like), through watchdog where it is installed."""
+"""The system's notices of changes in folders (inotify and the like), through watchdog if it is installed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .folders import is_picture_name
 
 __all__ = ["Notices"]
 
-_MOST = 100_000  # paths kept between two looks
-_READING = ("opened", "closed_no_write")  # what our own reading causes
+_MOST = 100_000  # paths kept between two checks
+_READING = ("opened", "closed_no_write")  # events caused by our own reading
 
 
 class Notices:
-    """Collects the image files that the system says were made, written, moved or removed.
+    """Collects notices of created, written, moved and removed image files.
 
-    They only make a look cheaper and sooner: a share that another machine writes to gives none, so nothing may rest on
-    them alone.
+    They only make checks cheaper and sooner. A share that another machine writes to gives no notices, so nothing may
+    depend on them.
 
     Args:
-        folders: which folders.
-        recursive: whether those below them too.
+        folders: the folders.
+        recursive: whether to include subfolders.
     """
 
     def __init__(self, folders: Sequence[Path], recursive: bool) -> None:

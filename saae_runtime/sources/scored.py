@@ -1,4 +1,4 @@
-"""Which files were scored already, across restarts."""
+"""Remembers which files were scored, across restarts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .files import Facts
 
 __all__ = ["Scored"]
 
-_REMEMBERED = 500_000  # files that count as scored, the latest
+_REMEMBERED = 500_000  # largest number of remembered files
 
 
 class Scored:
-    """Which files were scored, by absolute path, size and time of change, across restarts.
+    """Scored files by absolute path, size and time of change, across restarts.
 
-    Kept in `.NAME.scored` beside the log, a line for each file behind its verdict: a run that is killed in between
-    scores one file twice, never none.
+    Kept in `.NAME.scored` beside the log, with a line per file after its verdict: a run that is killed in between
+    scores one file twice, but misses none.
 
     Args:
         log: the result log.
-        forget: begin anew.
+        forget: start with an empty list.
     """
 
     def __init__(self, log: Path, forget: bool = False) -> None:
@@ -44,7 +44,7 @@ class Scored:
         with suppress(FileNotFoundError), self._path.open("rb") as stream:
             for line in stream:
                 lines += 1
-                with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+                with suppress(ValueError, TypeError, KeyError):  # an incomplete line
                     path, size, changed = json.loads(line)
                     self._known.pop(path, None)
                     self._known[path] = (int(size), int(changed))
@@ -57,10 +57,10 @@ class Scored:
         return facts is not None and self._known.get(path) == tuple(facts)
 
     def add(self, path: str, facts: Facts) -> None:
-        """Take note of a file.
+        """Remember a file.
 
         Raises:
-            StorageError: it cannot be written down; in this run the file is known all the same.
+            StorageError: it cannot be saved; this run still knows the file.
         """
         self._known.pop(path, None)
         self._known[path] = facts

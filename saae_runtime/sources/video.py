@@ -1,4 +1,4 @@
-"""Frames of video files and cameras, through PyAV or OpenCV where they are installed."""
+"""Frames of video files and cameras, through PyAV or OpenCV."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".m
 
 Decoded = NDArray[np.uint8] | SaaeError
 
-_CAMERA_MISSES = 30  # frames in a row that a camera may fail to give before it counts as gone (about a second)
+_CAMERA_MISSES = 30  # failed reads in a row after which a camera counts as lost (about a second)
 
 
 def check_video() -> str:
     """Name of the library that will decode video files: "av" or "cv2".
 
     Raises:
-        ConfigError: neither is installed, or the one that is cannot be loaded.
+        ConfigError: neither is installed, or the installed one cannot be loaded.
     """
     for name in ("av", "cv2"):
         if find_spec(name) is not None:
@@ -41,7 +41,7 @@ def check_video() -> str:
 
 
 def check_camera() -> None:
-    """Make sure that a camera can be asked for.
+    """Check that cameras can be used.
 
     Raises:
         ConfigError: OpenCV is not installed or cannot be loaded.
@@ -58,7 +58,7 @@ def check_camera() -> None:
 def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # OpenCV without libGL is the usual case: installed, yet not loadable
+    except Exception as error:  # usually OpenCV without libGL: installed, but not loadable
         package = {"av": "av", "cv2": "opencv-python-headless"}[name]
         raise ConfigError(
             f"The video library {name} is installed but cannot be loaded.",
@@ -68,7 +68,7 @@ def _load(name: str) -> Any:
 
 
 def frame_count(path: Path) -> int | None:
-    """Number of frames that a video's header states, or None where it states none or cannot be read."""
+    """Number of frames in a video's header; None if it has none or cannot be read."""
     try:
         if check_video() == "av":
             with _load("av").open(str(path)) as container:
@@ -86,8 +86,7 @@ def frame_count(path: Path) -> int | None:
 def video_frames(path: Path) -> Iterator[Decoded]:
     """Frames of a video file in order, upright (the file's rotation is applied).
 
-    A damaged stretch yields one error in place of its frames and decoding goes on behind it, as far as the
-    library can.
+    A damaged part yields one error in place of its frames, and decoding goes on after it if the library can.
 
     Args:
         path: the file.
@@ -112,8 +111,8 @@ def video_frames(path: Path) -> Iterator[Decoded]:
     if not read:
         yield DataError(f"{path}: no frame in it.", "The video stream is empty.", "check the recording")
     elif stated is not None and read < stated - 1:
-        # Libraries end in the same way at the end and at a cut; only the header's count tells them apart. One frame
-        # is allowed for: some recorders count the one that they were writing when they were stopped.
+        # Libraries do not tell the end from a cut; only the header's count does. One missing frame is accepted, because
+        # some recorders count the frame that they were writing when they were stopped.
         yield _unreadable(path, OSError(f"the header states {stated} frames, {read} could be decoded"))
 
 
@@ -169,13 +168,13 @@ def _cv2_frames(path: Path) -> Iterator[Decoded]:
 
 
 def camera_frames(index: int) -> Iterator[Decoded]:
-    """Frames of a camera, without end, the newest first where the driver can drop old ones.
+    """Endless frames of a camera; the driver drops old ones if it can.
 
     Args:
         index: the camera's number, 0 for the first.
 
     Yields:
-        uint8 arrays of shape H x W x 3, RGB; or a DeviceError for a frame that did not come.
+        uint8 arrays of shape H x W x 3, RGB; or a DeviceError for a missing frame.
 
     Raises:
         ConfigError: OpenCV is not installed.

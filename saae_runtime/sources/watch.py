@@ -1,4 +1,4 @@
-"""Pictures that appear in folders, or are written again: each is given once, and only when it is whole."""
+"""Watches folders for new or rewritten images; yields each once, when it is complete."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from .notices import Notices
 __all__ = ["PATIENCE", "SETTLE", "FolderWatch"]
 
 SETTLE = 0.5
-"""Seconds without a change of size or time after which a file counts as written."""
+"""Seconds without a change of size or time after which a file is complete."""
 
 PATIENCE = 5.0
-"""Seconds after which a file that cannot be read is reported, and a folder that cannot be listed is said to be away."""
+"""Seconds after which an unreadable file and an unavailable folder are reported."""
 
-_POLL = 0.2  # seconds between two looks
-_BACK_OFF = 10.0  # at most so many seconds between two tries of a folder that is away
-_SWEEP = 2.0  # seconds after which a folder is listed again whatever the system's notices say
-_GRAIN = 2.0  # seconds: some file systems tell times of change no better
+_POLL = 0.2  # seconds between two checks
+_BACK_OFF = 10.0  # longest pause between attempts for an unavailable folder, in seconds
+_SWEEP = 2.0  # seconds after which a folder is listed again regardless of notices
+_GRAIN = 2.0  # seconds; resolution of times on some file systems
 _TICK = 0.05
-_RECENT = 64  # files given last, which are looked at every time: rings and `latest.png`
-_AROUND = 0.007  # seconds of a look for the files given before those, in turn
-_AT_LEAST = 50  # of them, however slow the share
-_FORGET = 100_000  # files that are gone and would be known again
+_RECENT = 64  # latest files, which are checked every time: rings of names and `latest.png`
+_AROUND = 0.007  # seconds per check for earlier files, in turn
+_AT_LEAST = 50  # at least this many of them, also on a slow share
+_FORGET = 100_000  # removed files that are still remembered
 
 State = tuple[int, int, int]  # size, time of the last change, inode
 
 
 @dataclass
 class _Waiting:
-    """A file that was seen and not given yet: its state, since when it has it, whether it was tried."""
+    """A file that is not yielded yet: its state, since when, and whether it was tried."""
 
     state: State
     since: float
@@ -49,7 +49,7 @@ class _Waiting:
 
 @dataclass
 class _Listed:
-    """A folder as it was listed last: its time of change, when that was, its images and the folders to list with it."""
+    """The last listing of a folder: its time of change, when it was listed, its images, and folders to list with it."""
 
     changed: int = -1
     at: float = -1e9
@@ -59,7 +59,7 @@ class _Listed:
 
 @dataclass
 class _Root:
-    """A folder that was named, and since when it is away."""
+    """A named folder, and since when it is unavailable."""
 
     path: Path
     prefix: PurePath
@@ -72,26 +72,26 @@ class _Root:
 
 
 class FolderWatch:
-    """Looks again and again for pictures in folders, those that are there at first included.
+    """Finds images in folders again and again, including those that exist at the start.
 
-    Polling works on every file system, network shares among them; where watchdog is installed, the system's notices
-    make it quicker. A file is a new picture when its name is new, or its size, time or inode changes. Names that start
-    with a dot are passed over, so a program that writes `.x.png` and renames it is always safe. A folder that cannot
-    be listed (a share that is away) is waited for, ever longer between two tries, up to 10 seconds.
+    Polling works on every file system, also network shares; with watchdog, the system's notices make it faster. A file
+    is a new image if its name is new, or its size, time or inode changes. Names that start with a dot are skipped, so
+    a program that writes `.x.png` and renames it is always safe. An unavailable folder (such as a lost share) is tried
+    again after growing pauses of up to 10 seconds.
 
     Args:
         names: the folders.
         recursive: whether folders below them are watched too.
-        say: told in one line about a folder that is away or back.
-        knows: whether a file (absolute path, facts) was scored by an earlier run, so that it is passed over.
+        say: called with a line about a folder that is unavailable or back.
+        knows: whether a file (absolute path, facts) was scored by an earlier run and is skipped.
 
     Attributes:
-        outages: how often a folder was away.
-        away: for how many seconds in all.
+        outages: how often a folder was unavailable.
+        away: total seconds.
         passed_over: files that an earlier run had scored.
 
     Raises:
-        ConfigError: a name that is no folder.
+        ConfigError: a name that is not a folder.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class FolderWatch:
         self._knows = knows
         self._waiting: dict[str, _Waiting] = {}
         self._given: dict[str, State] = {}
-        self._turns: deque[str] = deque()  # those given, in the order in which they are looked at again
+        self._turns: deque[str] = deque()  # yielded files, in the order of their next check
         self._has_turn: set[str] = set()
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._gone: OrderedDict[str, State] = OrderedDict()
@@ -139,16 +139,16 @@ class FolderWatch:
                     yield frame
                     if stop.is_set():
                         return
-                # Not stop.wait(): the signal handler sets `stop` on this very thread, which must not hold its lock.
+                # not stop.wait(): the signal handler sets `stop` on this thread, which must not hold its lock
                 time.sleep(_POLL)
         finally:
             self._notices.close()
 
     def poll(self, now: float) -> Iterator[Frame]:
-        """One look: what has become whole since the last one, by name; an error for what cannot be read.
+        """One check: images completed since the last one, by name; an error for unreadable ones.
 
         Args:
-            now: seconds of a clock that never goes back.
+            now: monotonic time in seconds.
         """
         hints = self._notices.take() if self._notices is not None else set()
         wanted: set[str] = set()
@@ -172,7 +172,7 @@ class FolderWatch:
             yield from self._look(path, now)
 
     def _in_turn(self) -> Iterator[str]:
-        """Some of the files that were given long ago: each has its turn."""
+        """Some of the files that were yielded long ago, in turn."""
         end = time.perf_counter() + _AROUND
         for count in range(len(self._turns)):
             if count >= _AT_LEAST and time.perf_counter() > end:
@@ -191,7 +191,7 @@ class FolderWatch:
             self._turns.append(path)
 
     def _list(self, root: _Root, hints: set[str], now: float) -> tuple[set[str], set[str]]:
-        """Names that are new and that are gone since the last listing.
+        """Names that were added and removed since the last listing.
 
         Raises:
             OSError: the root, or a folder below it that is still there, cannot be listed.
@@ -228,14 +228,14 @@ class FolderWatch:
             root.below[folder] = _Listed()
 
     def _names(self, folder: str, listed: _Listed, hints: set[str], now: float) -> set[str] | None:
-        """The image names in a folder; None where its time of change says that they are the same as before."""
+        """The image names in a folder; None if they have not changed by its time of change."""
         changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 (Path is slow, and this runs for every folder at every look)
         due = now - listed.at >= _SWEEP
         if changed == listed.changed and not (listed.fresh and due):
             return None
         here = {name for path in hints for head, name in (os.path.split(path),) if head == folder}
         if here and not due:
-            # The system has said what is new; a listing of 100,000 names can wait for the next sweep.
+            # New files are known by notices; a listing of 100,000 names can wait for the next sweep.
             return listed.names | {name for name in here if os.path.lexists(os.path.join(folder, name))}  # noqa: PTH118
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if is_picture_name(entry.name)}
@@ -269,7 +269,7 @@ class FolderWatch:
         if self._waiting.pop(path, None) is not None:
             frame = Frame(self._source(path), 0, None, _gone_error(path))
         if path in self._given:
-            # A share may come back empty first: what it then shows again is no new picture.
+            # A share may be empty at first when it is back: files that reappear are not new images.
             self._gone[path] = self._given.pop(path)
             if len(self._gone) > _FORGET:
                 self._drop_stem(self._gone.popitem(last=False)[0])
@@ -280,7 +280,7 @@ class FolderWatch:
     def _look(self, path: str, now: float) -> Iterator[Frame]:
         try:
             facts = os.stat(path)  # noqa: PTH116 (as above)
-        except OSError:  # gone since it was listed, which the next listing says; or the share is away
+        except OSError:  # removed since the listing, or the share is unavailable
             return
         state = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
         waiting = self._waiting.get(path)
@@ -299,7 +299,7 @@ class FolderWatch:
         frames = image_frames(self._source(path), state[:2], self._white_level)
         first = next(frames)
         if isinstance(first.error, ImageError) and not last:
-            waiting.tried = True  # perhaps only a pause of the writer
+            waiting.tried = True  # the writer may only pause
             return
         del self._waiting[path]
         self._give(path, state)
@@ -330,7 +330,7 @@ class FolderWatch:
 
 def _gone_error(path: str) -> DataError:
     return DataError(
-        f"{path}: gone before it was whole.",
+        f"{path}: removed before it was complete.",
         "It was removed, moved or renamed just after it had appeared, so it was not scored.",
         "move images away only after they were scored; write them under a name that starts with a dot, then rename",
     )

@@ -1,1 +1,1 @@
-"""Frames scored by a Triton Inference Server that holds a bundle."""
+"""Client of a Triton Inference Server that serves a bundle."""

@@ -18,17 +18,17 @@ __all__ = ["TritonBackend"]
 class TritonBackend(Backend):
     """Runs one model of a server; see `saae_runtime.backends.base.Backend`.
 
-    The mask is made here: a Triton that forms batches takes no threshold.
+    The mask is made here, because a Triton that forms batches takes no threshold.
 
     Args:
         connection: to the server; closed with the backend.
         model: the model's name.
         version: its version; empty: the server's choice, the latest.
-        precision: whose thresholds apply.
+        precision: of the thresholds.
         frame_size: (height, width) of the model's input.
         max_batch: frames of the largest batch.
         slots: requests in flight in a stream.
-        description: for a person.
+        description: text for users.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class TritonBackend(Backend):
         return values
 
     def submit(self, frames: NDArray[np.uint8], threshold: float) -> Ticket:
-        """Send a batch; several are on the way at once, and the server may join them."""
+        """Send a batch; several are in flight at once, and the server may join them."""
         return Ticket(self._pool.submit(self.infer, frames, threshold))
 
     def collect(self, ticket: Ticket) -> RawOutputs:

@@ -1,4 +1,4 @@
-"""A Triton server behind tritonclient, the same by HTTP and by gRPC, with errors that say what to do."""
+"""Connection to a Triton server by tritonclient, the same for HTTP and gRPC, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Connection", "parse_url"]
 
 _SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
 _PORTS = {"grpc": 8001, "http": 8000}
-_PAUSE = 0.2  # seconds between two looks at a server that is starting
+_PAUSE = 0.2  # seconds between two checks of a starting server
 
 
 def parse_url(url: str) -> tuple[str, str, bool]:
     """(protocol, host:port, TLS) of `grpc://host:8001`, `http://host:8000`, `grpcs://` and `https://`.
 
-    Without a scheme it is gRPC, without a port the protocol's usual one.
+    Default scheme: gRPC; default port: the protocol's.
 
     Raises:
         ConfigError: another scheme, or no host.
@@ -41,7 +41,7 @@ def parse_url(url: str) -> tuple[str, str, bool]:
         parts = urlsplit("")
     if parts.scheme not in _SCHEMES or not host or parts.path.strip("/") or parts.query:
         raise ConfigError(
-            f"{shown(url, 200)} is no address of a Triton server.", "", "grpc://host:8001, or http://host:8000"
+            f"{shown(url, 200)} is not the address of a Triton server.", "", "grpc://host:8001, or http://host:8000"
         )
     protocol, secure = _SCHEMES[parts.scheme]
     named = f"[{host}]" if ":" in host else host
@@ -49,7 +49,7 @@ def parse_url(url: str) -> tuple[str, str, bool]:
 
 
 class Connection:
-    """One server; may be used from several threads.
+    """One server. Thread-safe.
 
     gRPC has one channel for all of them. tritonclient's HTTP client belongs to one thread, so each thread has its own.
 
@@ -85,8 +85,8 @@ class Connection:
         """Return once the model is ready, at the latest after `seconds`.
 
         Raises:
-            BackendUnavailableError: nobody answers there.
-            ConfigError: a server without this model; those that it has are named.
+            BackendUnavailableError: no server answers.
+            ConfigError: a server without this model; lists its models.
         """
         end = time.monotonic() + seconds
         while True:
@@ -123,7 +123,7 @@ class Connection:
         }
 
     def config(self, model: str, version: str) -> dict[str, Any]:
-        """The model's configuration: a ModelConfig message as plain dicts and lists."""
+        """The model's configuration: a ModelConfig message as dicts and lists."""
         with self._explained(model):
             if self.protocol == "grpc":
                 found = self._client().get_model_config(model, version, as_json=True)["config"]
@@ -135,7 +135,7 @@ class Connection:
         """The model's configuration, and what `saae-export triton` has written into it for clients.
 
         Raises:
-            ConfigError: a model that is not of saae.
+            ConfigError: not a model of saae.
             BundleVersionError: written by a newer saae.
         """
         config = self.config(model, version)
@@ -146,7 +146,7 @@ class Connection:
             raise ConfigError(
                 f"The model {model!r} at {self.url} was not written by saae.",
                 f"Its configuration says nothing about thresholds ({type(error).__name__}: {error}).",
-                "write it by: saae-export triton BUNDLE --repository DIR",
+                "write it: saae-export triton BUNDLE --repository DIR",
             ) from error
         if schema > SCHEMA:
             raise BundleVersionError(
@@ -157,17 +157,17 @@ class Connection:
         return config, found
 
     def server(self) -> str:
-        """The server's name and version, in words."""
+        """The server's name and version."""
         with self._explained(""):
             found = self._client().get_server_metadata()
         name, version = (found["name"], found["version"]) if isinstance(found, dict) else (found.name, found.version)
         return f"{name} {version}"
 
     def infer(self, model: str, version: str, frames: NDArray[np.uint8], wanted: Sequence[str]) -> dict[str, Any]:
-        """Score a batch; return the outputs that are named, as numpy arrays.
+        """Score a batch; return the named outputs as numpy arrays.
 
         Raises:
-            DeviceError: the server failed, is gone, or took too long.
+            DeviceError: the server failed, is down, or took too long.
         """
         given = self._library.InferInput("frame", list(frames.shape), "UINT8")
         given.set_data_from_numpy(frames)
@@ -210,7 +210,7 @@ class Connection:
                 said,
                 "look into the server's log; saae-export triton again",
             ) from error
-        except Exception as error:  # the transports have their own: no connection, too late, no HTTP
+        except Exception as error:  # the transports raise their own errors: no connection, timeout, no HTTP
             raise self._unreachable(f"{type(error).__name__}: {error}", model) from error
 
     def _unreachable(self, why: str, model: str) -> BackendUnavailableError:

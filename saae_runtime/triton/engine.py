@@ -1,4 +1,4 @@
-"""The engine whose backend is a Triton server; thresholds come from the server's model, so no bundle is needed here."""
+"""The engine with a Triton server as backend; thresholds come from the server's model, so no bundle is needed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..call_thresholds import CallThresholds
 from ..engine import Engine
 from ..errors import BackendError, ConfigError, shown
 from ..frames import as_frames, enough_memory, to_batch
@@ -27,11 +28,11 @@ __all__ = ["TritonEngine", "Verdict"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a score alone says about one frame.
+    """The verdict on one frame by its score alone.
 
     Attributes:
         score: anomaly score of the whole frame.
-        image_threshold: image threshold in force.
+        image_threshold: image threshold.
         rank: see `saae_runtime.Result`.
     """
 
@@ -51,17 +52,17 @@ class Verdict:
 
 
 class TritonEngine(Engine):
-    """Scores frames by a Triton server that `saae-export triton` has written the model for.
+    """Scores frames by a Triton server with a model from `saae-export triton`.
 
     The same calls, frames, thresholds and results as `saae_runtime.Engine`, at any threshold; frames are resized and
-    masks are made here. `verdict` asks for the scores alone, where nobody wants the map.
+    masks are made here. `verdict` requests only the scores, without maps.
 
     Args:
         url: `grpc://host:8001` or `http://host:8000`; `grpcs://` and `https://` are encrypted.
         model: the model's name.
-        version: its version; empty: the latest that is served.
+        version: its version; empty: the latest.
         fpr, threshold, image_fpr, image_threshold, white_level: see `Engine`.
-        verify: whether a frame of known score is sent first, which a server that hands over wrong numbers fails.
+        verify: whether to send a frame with a known score first, to detect a server with wrong results.
         timeout: seconds that an answer may take.
         wait: seconds that the server may take to be ready.
         slots: requests in flight in `stream`.
@@ -129,7 +130,7 @@ class TritonEngine(Engine):
                 raise
 
     def verdict(self, frames: Any, *, image_fpr: float | None = None, image_threshold: float | None = None) -> Any:
-        """Score one frame or a batch without its maps, which is much less to send.
+        """Score one frame or a batch without its maps, which are large to send.
 
         Args:
             frames: as for a call of the engine.
@@ -141,7 +142,7 @@ class TritonEngine(Engine):
         Raises:
             As a call of the engine.
         """
-        limit = self._choose(None, None, image_fpr, image_threshold, self._limits).image
+        limit = CallThresholds.choose(self._tables, self._limits, None, None, image_fpr, image_threshold).image
         checked = as_frames(frames, self._white_level)
         scores = self._metered(lambda: self._scores(checked.items))
         table = self._tables.image

@@ -1,4 +1,4 @@
-"""What both sides of a Triton agree on: the schema of the parameter `saae`, and one frame whose score is known."""
+"""What server and client share: the schema of the parameter `saae`, and a frame with a known score."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 __all__ = ["SCHEMA", "known_frame"]
 
 SCHEMA = 1
-"""Version of what the parameter `saae` of a served model holds."""
+"""Version of the parameter `saae` of a served model."""
 
 
 def known_frame(size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The frame that a server is checked with: slanted bands of all values, another slant in each channel.
+    """The frame for checking a server: slanted bands of all values, with another slant in each channel.
 
     Args:
         size: (height, width).

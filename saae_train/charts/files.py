@@ -1,7 +1,7 @@
-"""Charts as files of their own: one look, written as SVG or drawn as PNG from the very same elements.
+"""Charts as SVG and PNG files, both drawn from the same elements.
 
 `charts` draws without colours, for a page with a style sheet. Here every element gets its colours as attributes, the
-title stands above, and the ground is white; the PNG is drawn from those attributes by Pillow.
+title stands above, and the background is white. Pillow draws the PNG from those attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["chart_pixels", "chart_svg", "write_chart"]
 _HEAD = 30
 _FONT, _HEAD_FONT = 12, 15
 _SCALE, _FINER = 2, 2
-"""Pixels of the PNG to a unit of the chart, and how much finer it is drawn before it is reduced to that."""
+"""Pixels of the PNG per unit of the chart, and the factor by which it is drawn larger before it is reduced."""
 
 _INK, _SOFT, _GROUND = "#1d2129", "#5b6472", "#ffffff"
 _SERIES = {"s1": "#3a6ea8", "s2": "#2f9e6e", "s3": "#c8442f", "s4": "#8a5fb0"}
@@ -49,7 +49,7 @@ _LOOKS: Mapping[str, Mapping[str, str]] = {
 
 
 def _styled(svg: str, heading: str) -> ElementTree.Element:
-    """The chart with its looks as attributes, a heading above it and a ground under it."""
+    """The chart with its colours as attributes, a heading above and a white background."""
     chart = ElementTree.fromstring(svg)
     _, _, width, height = (float(word) for word in chart.attrib["viewBox"].split())
     for element in chart.iter():
@@ -89,7 +89,7 @@ def chart_svg(svg: str, heading: str = "") -> str:
 
 
 def chart_pixels(svg: str, heading: str = "") -> NDArray[np.uint8]:
-    """A chart of `charts` as a picture, two pixels to its unit.
+    """A chart of `charts` as a picture, two pixels per unit.
 
     Args:
         svg: not empty.
@@ -141,7 +141,7 @@ def _draw(page: Any, pen: Any, element: ElementTree.Element, scale: float, down:
 def _pieces(
     start: tuple[float, float], end: tuple[float, float], dashes: list[float]
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """A straight line as its dashes, or whole."""
+    """A straight line, in dashes if it is dashed."""
     length = math.dist(start, end)
     if not dashes or length == 0:
         return [(start, end)]
@@ -174,7 +174,7 @@ def _write(page: Any, pen: Any, element: ElementTree.Element, place: tuple[float
 
 
 def write_chart(stem: Path, svg: str, heading: str = "") -> list[Path]:
-    """Writes a chart as `stem`.svg and `stem`.png, atomically; returns both.
+    """Write a chart as `stem`.svg and `stem`.png, atomically; return both.
 
     Raises:
         StorageError: the disk is full, or the place may not be written to.

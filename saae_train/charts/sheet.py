@@ -28,10 +28,10 @@ class SheetColumn:
 
 
 def qualitative_sheet(columns: Sequence[SheetColumn], threshold: float, cell: int = 256) -> NDArray[np.uint8]:
-    """Figure 3 of the paper: one column an image; rows input, ground truth, map, segmentation at T.
+    """Figure 3 of the paper: one column per image; rows input, ground truth, map, segmentation at T.
 
     Each picture keeps its proportions inside a cell x cell square. T has the same colour in every map. A truth that is
-    not known is gray: black would say that there is no defect.
+    not known is gray, because black would mean that there is no defect.
 
     Returns:
         uint8 height x width x 3 RGB, for `saae_runtime.render.save_png`.

@@ -1,4 +1,4 @@
-"""Charts as SVG elements drawn from numbers: for a page whose style sheet colours them, or for `chart_files`.
+"""Charts as SVG elements: for a page whose style sheet colours them, or for `charts.files`.
 
 Built as an element tree, so every label is escaped by construction. Classes `s1` to `s4` are the series' colours.
 """
@@ -70,7 +70,7 @@ def plain_text(value: object) -> str:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about so many: steps of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     if not (math.isfinite(rough) and rough > 0):
         return [low]
@@ -83,7 +83,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def smooth(values: Floats, most: int = 300) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A long course as at most `most` means of equal stretches.
+    """A long series as at most `most` means of equal stretches.
 
     Returns:
         (index of each stretch's middle, from 0; mean of its finite values), float64.

@@ -15,10 +15,12 @@ try:
     from . import selftest as cli_selftest
     from . import tables as cli_tables
 except ModuleNotFoundError as error:
-    # The command is installed with the runtime alone, too: there it says what is missing.
+    # The runtime alone installs this command, too; then it says what is missing.
     _missing = (error.name or "").split(".")[0]
     if _missing.startswith("saae"):
         raise
+
+__all__ = ["app", "main"]
 
 app = command_group("Fit models to images of good parts, evaluate them, and get or check images.")
 if not _missing:

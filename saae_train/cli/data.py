@@ -22,6 +22,8 @@ from ..data.check import Report, check
 from ..data.demo import DEMO_CATEGORIES, write_demo
 from ..data.fetch import LICENCE, fetch_mvtec
 
+__all__ = ["app", "print_report"]
+
 app = typer.Typer(no_args_is_help=True, help="Get, draw and check images.")
 
 _err = Console(stderr=True)
@@ -57,7 +59,7 @@ def fetch(
     keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archive after unpacking.")] = False,
 ) -> None:
     """Download MVTec AD from its publisher. An interrupted download resumes where it stopped."""
-    if accept_license:  # otherwise the refusal shows it
+    if accept_license:  # otherwise the error shows it
         typer.echo(LICENCE, err=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True) as bar:
@@ -124,11 +126,11 @@ def check_command(
         typer.Option(metavar="N", help="White of 16-bit images, e.g. 4095 for a 12-bit camera. Default: 65535."),
     ] = None,
 ) -> None:
-    """Open every image and mask, and list everything that is wrong. Exit code 1: something cannot be used."""
+    """Open every image and mask, and list all problems. Exit code 1: something cannot be used."""
     if (category is None) == (not normal) or (category is not None and (abnormal or masks)):
         raise ConfigError(
             "It is not clear which images to check.",
-            "Either a category or folders of one's own (--normal, with --abnormal and --masks) are needed, not both.",
+            "Name either a category or your own folders (--normal, with --abnormal and --masks), not both.",
             "saae-train check zipper --data data   or   saae-train check --normal FOLDER",
         )
     found = find_category(data, category) if category is not None else from_folders(normal or (), abnormal, masks)
@@ -142,7 +144,7 @@ def check_command(
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints a validation report as a table; nothing but one line when all is well."""
+    """Print a validation report as a table, or one line if all is well."""
     if report.problems or report.warnings:
         table = Table(
             "", "file", "what", title=escape(f"{report.category}: {report.images} images"), title_justify="left"

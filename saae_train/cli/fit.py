@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..config import FitConfig
     from ..model.checkpoint import Checkpoint
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate models.")
 
 
@@ -149,7 +151,7 @@ def evaluate(
 
 
 def _thresholds(model: OpenModel, found: Category) -> tuple[float | None, float | None, str]:
-    """Pixel and image T, and where they are from; none for a checkpoint without images that it has not seen."""
+    """Pixel and image T and their origin; None for a checkpoint without unseen images to calibrate on."""
     if model.checkpoint is None:
         return thresholds(model, None, found.name)
     try:

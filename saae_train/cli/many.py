@@ -18,6 +18,8 @@ from ..experiments.many import CategoryFit, fit_many
 from .options import Cache, FitOptions, expand_options
 from .workers import Board, FitsAtOnce, OnRay, opened_workers
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Fit many categories.")
 
 
@@ -49,7 +51,7 @@ def fit_many_command(
 ) -> None:
     """Fit a model to each category and save its checkpoint, as `fit` does for one.
 
-    A category whose checkpoint is there, of the same images with the same settings, is not fitted again; a stopped run
+    A category that has a checkpoint of the same images and settings is not fitted again; a stopped run
     resumes. Exit code 1 if a category failed.
     """
     config = options.config()

@@ -27,7 +27,7 @@ __all__ = ["OpenModel", "named_images", "open_model", "thresholds"]
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A bundle's engine or a fitted checkpoint, one of the two, ready to score.
+    """A bundle's engine or a fitted checkpoint, ready to score.
 
     Attributes:
         scorer: scores one frame.
@@ -41,7 +41,7 @@ class OpenModel:
 
     @property
     def white_level(self) -> int | None:
-        """White of 16-bit images, as the model was fitted with it."""
+        """The white level of 16-bit images that the model was fitted with."""
         if self.engine is not None:
             return self.engine.white_level
         return self.checkpoint.config.white_level if self.checkpoint is not None else None
@@ -52,7 +52,7 @@ def named_images(category: str | None, data: Path | None, normal: Sequence[Path]
 
     Raises:
         ConfigError: neither was given, or both.
-        DataError: they are not there.
+        DataError: there are no such images.
     """
     if normal and data is not None:
         raise ConfigError(
@@ -70,7 +70,7 @@ def named_images(category: str | None, data: Path | None, normal: Sequence[Path]
 
 
 def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
-    """Opens a bundle, or loads a checkpoint; the stack closes it.
+    """Open a bundle, or load a checkpoint; the stack closes it.
 
     Raises:
         BundleError, BackendError: of a bundle.
@@ -79,7 +79,7 @@ def open_model(path: Path, backend: str, stack: ExitStack) -> OpenModel:
     """
     from ..model.weights import refuse_random
 
-    put_back(path)  # whichever of the two a killed writer has moved aside
+    put_back(path)  # also if a killed writer has moved it aside
     if (path / "manifest.json").is_file():
         from saae_runtime.engine import Engine
 
@@ -102,10 +102,10 @@ def thresholds(
     image_fpr: float | None = None,
     progress: Progress = silent,
 ) -> tuple[float, float, str]:
-    """Pixel and image T, and in words where they are from.
+    """Pixel and image T, and a text that says where they come from.
 
     A bundle has its own. A checkpoint has none, so they are calibrated on normal images that it was not fitted on, by
-    default at the paper's rates (section 4.1.2); one with a memory has scores of its own images, each left out.
+    default at the paper's rates (section 4.1.2); one with a memory has leave-one-out scores of its own images.
 
     Args:
         model: from `open_model`.

@@ -1,4 +1,4 @@
-"""How options of a command line become a fitting configuration: one grammar for `saae-train` and `saae-export`."""
+"""Options of fitting and how they become a configuration, shared by `saae-train` and `saae-export`."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ MODELS = ("saae", "cae")
 
 @dataclass(frozen=True)
 class FitOptions:
-    """The options of fitting, of `saae-train fit` and `saae-export build` alike. None: not given, the preset's.
+    """The options of fitting, for `saae-train fit` and `saae-export build`. None: not given, so the preset's.
 
-    `FitConfig` says what values are possible, so no limit stands here.
+    The limits of the values are in `FitConfig`.
     """
 
     preset: Annotated[
@@ -147,7 +147,7 @@ class FitOptions:
     ] = None
 
     def config(self) -> FitConfig:
-        """The configuration that they make. Raises ConfigError as `make_config` does."""
+        """The configuration that these options give. Raises ConfigError as `make_config` does."""
         return make_config(
             self.preset,
             self.model,
@@ -173,9 +173,9 @@ class FitOptions:
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a typer command of a function that takes dataclasses of options, such as `FitOptions`.
+    """Turn a function that takes dataclasses of options, such as `FitOptions`, into a typer command.
 
-    Typer knows one parameter for each option alone: the fields of a dataclass take the place of its parameter, with
+    Typer knows only one parameter per option, so the fields of a dataclass take the place of its parameter, with
     their annotations and defaults.
     """
     groups: dict[str, type[Any]] = {}
@@ -239,9 +239,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_changes(words: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words as FitConfig fields; values are JSON (null: None), or text where they are none.
+    """`KEY=VALUE` words as FitConfig fields; values are JSON (null: None), or else text.
 
-    For the `fixed` of `make_config`, which says what a field cannot take.
+    For the `fixed` of `make_config`, which checks the values.
 
     Raises:
         ConfigError: not KEY=VALUE, no such field (near names are suggested), or a field that is given twice.
@@ -312,7 +312,7 @@ def parse_tiles(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` as seeds, each once, in their order; nothing gives none. Raises ConfigError."""
+    """`0,1,2` as seeds, without repeats, in order; none for an empty text. Raises ConfigError."""
     try:
         seeds = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
         if any(not 0 <= seed < 2**31 for seed in seeds):
@@ -327,7 +327,7 @@ def make_config(
 ) -> FitConfig:
     """A preset with the options that were given (those that are not None), and with all of `fixed`.
 
-    A backbone other than the preset's comes with its own input size and layers where none are given.
+    A backbone other than the preset's brings its own input size and layers unless they are given.
 
     Args:
         name: of the preset.
@@ -347,7 +347,9 @@ def make_config(
     for key in fixed or {}:
         if key in named:
             option = _OPTIONS.get(key, f"--{key.replace('_', '-')}")
-            raise ConfigError(f"{option} and --set {key} exclude each other.", "Both set the same.", "give one of them")
+            raise ConfigError(
+                f"{option} and --set {key} exclude each other.", "They set the same field.", "give one of them"
+            )
     given = named | dict(fixed or {})
     if "input_size" in given:
         given.setdefault("follow_shape", False)

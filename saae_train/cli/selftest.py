@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..data.category import Category
     from ..data.split import Split
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="Try a model without defect images.")
 
 
@@ -56,7 +58,7 @@ def selftest(
 ) -> None:
     """Draw simulated defects onto images of good parts and count how many a model finds, by kind, size and contrast.
 
-    An estimate for when there are no images of defects: real ones may be harder to find.
+    An estimate if there are no images of defects. Real ones may be harder to find.
     """
     from saae_runtime.render import save_png
 
@@ -105,7 +107,7 @@ def selftest(
 
 
 def _split(model: OpenModel, found: Category) -> Split:
-    """Images that the model was not fitted on; of a bundle's, those that its thresholds came from."""
+    """Images that the model was not fitted on; for a bundle, those that it was calibrated on."""
     from ..config import FitConfig
     from ..data.split import Split, content_digest, split_for, split_of
 
@@ -113,7 +115,7 @@ def _split(model: OpenModel, found: Category) -> Split:
         return split_of(model.checkpoint.record, model.checkpoint.config, found)
     assert model.engine is not None
     manifest = model.engine.manifest
-    with suppress(ConfigError, DataError):  # a bundle of another version; a few images that are not the fit's
+    with suppress(ConfigError, DataError):  # a bundle of a different version, or a few other images
         split = split_for(FitConfig.from_json(manifest.model.config), found)
         if content_digest(split.normal) == manifest.calibration.digest:
             return replace(split, unseen=manifest.calibration.held_out is True)

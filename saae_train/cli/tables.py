@@ -38,6 +38,8 @@ from ..experiments.tables import Table, csv_text, fps_table, make_tables, markdo
 from .options import make_config, parse_changes, parse_seeds
 from .workers import Board, FitsAtOnce, OnRay, opened_workers
 
+__all__ = ["app"]
+
 app = typer.Typer(no_args_is_help=True, help="The paper's tables.")
 
 _FPS = "fps"
@@ -122,7 +124,7 @@ def tables(
             _run(plan, folder, results, workers)
             if _FPS in wanted:
                 made.append(fps_table(speeds := _fps(folder, config, data, names, device)))
-        finally:  # Ctrl-C as well: what is finished is shown, what is not says so
+        finally:  # after Ctrl-C, too: show what is finished and what is missing
             made = make_tables(plan, results) + made
             _write(made, out, _measured(results, speeds))
             _print(made)
@@ -174,7 +176,7 @@ def _figures(row: Any) -> str:
 def _fps(
     folder: ResultFolder, config: FitConfig, data: Path, names: tuple[str, ...], device: str | None
 ) -> dict[str, Any]:
-    """The measured speeds, from their file where they are there for the same models on the same device."""
+    """The speeds, from a file if the same models were measured on the same device before."""
     from ..experiments.speed import measure_fps
     from ..fitting.features import pick_device
 
@@ -195,7 +197,7 @@ def _fps(
 
 
 def _list(plan: Plan, folder: ResultFolder, fps: bool) -> None:
-    """What a run would do, as a table on standard output."""
+    """Print what a run would do, as a table."""
     shown = RichTable(title="Experiments to run", title_justify="left")
     for name in ("column", "model", "schedule", "to run", "there"):
         shown.add_column(name)
@@ -241,7 +243,7 @@ def _list(plan: Plan, folder: ResultFolder, fps: bool) -> None:
 def _measured(
     results: dict[tuple[str, str, int], RunResult], speeds: dict[str, Any] | None
 ) -> list[tuple[dict[str, str], list[str]]]:
-    """Versions and the experiments that were measured with them, the frames a second among these."""
+    """Versions, and the experiments that were measured with them, including the frames a second."""
     found = measured_with(results)
     if speeds is not None:
         same = next((experiments for versions, experiments in found if versions == speeds.get("tools", {})), None)

@@ -1,4 +1,4 @@
-"""Where the jobs of a command run, `--processes` here or `--ray` on a cluster, and how it shows them."""
+"""Where a command's jobs run (`--processes` here, `--ray` on a cluster), and their progress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OnRay = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Have the fits on a Ray cluster: auto, local or HOST:PORT. All folders are at the same paths there.",
+        help="Run the fits on a Ray cluster: auto, local or HOST:PORT. All folders must have the same paths there.",
         show_default=False,
     ),
 ]
@@ -42,11 +42,11 @@ OnRay = Annotated[
 
 @contextmanager
 def opened_workers(processes: int | None, ray: str | None, device: str | None) -> Iterator[Workers]:
-    """The workers that `--processes` and `--ray` name; within the block this process is connected to the cluster.
+    """The workers that `--processes` and `--ray` ask for; within the block this process is connected to the cluster.
 
     Raises:
         BackendUnavailableError: no Ray, or no cluster.
-        ConfigError: it has not as much.
+        ConfigError: the cluster is too small.
     """
     if ray is not None:
         from ..experiments.ray_jobs import RayTasks
@@ -67,12 +67,12 @@ def _gpus() -> list[int]:
 
 
 class Board:
-    """How far a command's jobs are: a bar for all and one for each in work on a terminal, else a line for each.
+    """Progress of a command's jobs: on a terminal a bar for all and one for each running job, else a line per job.
 
     A context manager.
 
     Args:
-        console: of the log.
+        console: the log's console.
         what: what is counted.
         total: how many.
     """
@@ -92,18 +92,18 @@ class Board:
         self._bar.stop()
 
     def started(self, key: Any, title: str) -> None:
-        """A job has begun."""
+        """A job has started."""
         self._rows[key] = title, self._bar.add_task(escape(title), total=None)
         if not self._console.is_terminal:
             self._console.print(f"{escape(title)} ...")
 
     def report(self, key: Any, what: str, done: int, total: int) -> None:
-        """A job that has begun is so far."""
+        """A running job has made progress."""
         title, row = self._rows[key]
         self._bar.update(row, description=escape(f"{title}: {what}"), completed=done, total=total or None)
 
     def died(self, job: Job, why: str) -> None:
-        """A job is begun again."""
+        """A job is started again."""
         self.say(f"{job.name}: its process {why}; again", "yellow")
 
     def done(self, key: Any) -> None:
@@ -113,5 +113,5 @@ class Board:
         self._bar.advance(self._all)
 
     def say(self, text: str, style: str | None = None) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(escape(text), style=style)

@@ -1,4 +1,4 @@
-"""Near-copies: images of a burst or a video, whose neighbours are more alike than two images of the product."""
+"""Near-copies: images of a burst or a video, where neighbours are more alike than any two images of the product."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _ALIKE = 0.7
 """Neighbours whose median distance is below this share of that of random pairs are near-copies."""
 
 _APART = 0.9
-"""A distance in the order is far enough where the median distance reaches this share."""
+"""Images are far enough apart in the order if their median distance reaches this share."""
 
 _MOST = 5
-"""No more than one image in so many is left out to each side."""
+"""At most one image in this many is left out on each side."""
 
 
 def sequence_reach(samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None) -> int:
-    """How far near-copies reach in the order of the images: 0 where neighbours are as different as any two.
+    """How far near-copies reach in the order of the images; 0 if neighbours are as different as any two.
 
-    Image i and the images i - reach .. i + reach are one scene to each other: whoever asks how a good image scores that
-    was not fitted leaves all of them out, and a split keeps them on one side.
+    Image i and the images i - reach .. i + reach show one scene. To score image i as if it were new, leave all of
+    them out.
 
     Args:
         samples: in the order of their names, as a folder lists them.

@@ -43,13 +43,13 @@ class Category:
 
     Attributes:
         name: the product's name; it names cache entries and bundles.
-        root: the folder that the images were found in; of several folders the one that holds them all.
+        root: the folder with the images; for several folders, their common parent.
         train: normal images to fit and calibrate on, folder by folder as they were given, each sorted by path.
         test: normal and defective images to evaluate on (may be empty), good first, then by defect type and path.
         synthetic: whether the images were drawn by `saae_train.data.demo`.
         findings: what looked wrong in the folders; `saae_train.data.check.check` reports it.
-        layout: how the folders were read, in words.
-        ignored: files beside the images that are none (.json, .txt).
+        layout: description of how the folders were read.
+        ignored: other files beside the images (.json, .txt).
     """
 
     name: str
@@ -99,7 +99,7 @@ def list_categories(root: str | os.PathLike[str]) -> list[str]:
 
 
 def find_category(root: str | os.PathLike[str], name: str) -> Category:
-    """Lists a category of a published data set, or of a tree like one.
+    """List a category of a published data set, or of a tree like one.
 
     The layouts are those of `saae_train.data.layouts.list_category`: MVTec AD (`<root>/<name>/train/good`,
     `test/<defect>`, `ground_truth/<defect>`), MVTec AD 2, MVTec LOCO AD, VisA, BTAD, KolektorSDD and KolektorSDD2. The
@@ -142,7 +142,7 @@ def from_folders(
     name: str | None = None,
     normal_test: Folders | None = None,
 ) -> Category:
-    """Lists images that lie in folders of one's own; each of these can be one folder or several.
+    """List images in the user's own folders; each argument is one folder or several.
 
     Args:
         normal: normal images to fit on, with those in the folders below.
@@ -156,7 +156,7 @@ def from_folders(
         DataError: a folder is missing, holds no images, is given twice or lies in another one, or the folders of masks
             are not as many as those of defective images.
     """
-    listing = Listing("folders of one's own")
+    listing = Listing("own folders")
     folders = _folders(normal, "normal images")
     listing.train = _normal(folders, "normal images", listing)
     listing.test = _normal(_folders(normal_test, "normal test images"), "normal test images", listing)
@@ -180,7 +180,7 @@ def from_folders(
 
 
 def _folders(given: Folders | None, what: str, nested_too: bool = False) -> list[Path]:
-    """The folders given, all there, and none of them twice or inside another one."""
+    """Check that the given folders exist, and that none is given twice or lies in another one."""
     if given is None:
         return []
     named = [given] if isinstance(given, (str, os.PathLike)) else given
@@ -211,7 +211,7 @@ def _normal(folders: Sequence[Path], what: str, listing: Listing) -> list[Sample
 
 
 def _defective(bad: Path, truth: Path | None, listing: Listing) -> list[Sample]:
-    """Defective images in a folder and in those below it, which name the types, with masks in a tree or flat."""
+    """Defective images in a folder and its subfolders, which name the types, with masks in a tree or flat."""
     loose = "defect"
     types = subfolders(bad)
     own = {entry.name for entry in types if truth is not None and (truth / entry.name).is_dir()}
@@ -231,7 +231,7 @@ def _defective(bad: Path, truth: Path | None, listing: Listing) -> list[Sample]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names; where several share one, with as many of the folders before it as tell them apart."""
+    """The files' names; equal ones get as many parent folders as tell them apart."""
     names = [path.name for path in paths]
     for depth in range(2, max((len(path.parts) for path in paths), default=0) + 1):
         count = Counter(names)
@@ -277,9 +277,9 @@ def _no_category(root: Path, name: str, there: list[str]) -> DataError:
     if suggested:
         cure = "did you mean " + " or ".join(suggested) + "?"
     elif there:
-        cure = "use one of the categories that are there"
+        cure = "use one of the existing categories"
     else:
         place = root / (name or "NAME") / "train" / GOOD
         cure = f"put the images into {place}, or run `saae-train demo` or `saae-train fetch`"
     listed = ", ".join(there) if there else "no category (no folder in a known layout)"
-    return DataError(f"There is no category {name!r} in {root}.", f"What is there: {listed}.", cure)
+    return DataError(f"There is no category {name!r} in {root}.", f"It has: {listed}.", cure)

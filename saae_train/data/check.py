@@ -1,4 +1,4 @@
-"""Opens every image of a category before any training and reports all that is wrong with them at once."""
+"""Checks every image of a category before training and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 SMALLEST_SIDE = 32
-"""Images with a side below this many pixels are pointed out."""
+"""Images with a shorter side than this are reported."""
 
 _CAMERA_BITS = (8, 10, 12, 14)
-"""Bits a pixel of cameras that are saved in 16-bit files."""
+"""Bits per pixel of cameras whose images are saved as 16-bit files."""
 _MOST_MARKED = 0.9
 """A mask that marks more of its image looks inverted."""
 _MOST_BETWEEN, _MOST_LABELS = 0.2, 32
-"""A mask with more gray pixels, of more different levels, is a photograph."""
+"""A mask with a larger share of gray pixels, of more levels, is a photograph."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Report:
         return not self.problems
 
     def raise_if_bad(self, show: int = 20) -> None:
-        """Raises one DataError that lists the problems.
+        """Raise one DataError that lists the problems.
 
         Args:
-            show: print at most so many; `DataError.problems` holds all of them.
+            show: print at most this many; `DataError.problems` holds all of them.
 
         Raises:
             DataError: there are problems.
@@ -91,7 +91,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one image file told."""
+    """What was read from one image file."""
 
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
@@ -103,17 +103,17 @@ class _Look:
 def check(
     category: Category, deep: bool = True, progress: Progress | None = None, workers: int | None = None
 ) -> Report:
-    """Looks at every image and mask of a category in one pass.
+    """Look at every image and mask of a category in one pass.
 
     Problems: unreadable, empty, truncated or not an image; several pages in one file; a mask that is missing, all
-    black, of another size than its image, a photograph (the image itself, for one), or without an image; the same
+    black, of a different size than its image, a photograph (the image itself, for one), or without an image; the same
     image (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
     Warnings: copies within training or within one test label, one colour throughout, very small images,
     transparency, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy formats, with
     soft edges, or that mark nearly everything.
 
     Args:
-        category: what to look at.
+        category: the images to check.
         deep: decode the pixels; False reads the headers only (no search for truncation and copies).
         progress: called after each image.
         workers: threads; by default one per processor, at most 8.
@@ -150,7 +150,7 @@ def check(
     if category.ignored:
         endings = ", ".join(sorted({path.suffix or path.name for path in category.ignored}))
         count = len(category.ignored)
-        noun = "file that is no image is" if count == 1 else "files that are no images are"
+        noun = "file that is not an image is" if count == 1 else "files that are not images are"
         warnings.append(Problem(category.root, f"{count} {noun} ignored ({endings})"))
     if any(s.is_anomalous for s in category.test) and not category.has_masks:
         warnings.append(Problem(category.root, "has no ground-truth masks: only image-level metrics can be computed"))
@@ -190,7 +190,7 @@ class _Header:
 
 
 def _header(path: Path, warnings: list[Problem]) -> _Header:
-    """Reads the file's header only; what is odd about it goes to `warnings`.
+    """Read the file's header only; add oddities to `warnings`.
 
     Raises:
         ImageError: the file is missing, empty or no image.
@@ -255,7 +255,7 @@ def _is_photograph(
 
 
 def _inverted(mask: NDArray[np.bool_]) -> str:
-    """What to say of a mask that marks nearly all of its image, or its whole border and half of it; else nothing."""
+    """Warning about a mask that marks nearly all of its image, or its whole border and half of it; else empty."""
     share = float(mask.mean())
     border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     if share <= _MOST_MARKED and not (share > 0.5 and border.mean() > 0.95):
@@ -264,7 +264,7 @@ def _inverted(mask: NDArray[np.bool_]) -> str:
 
 
 def _soft(path: Path, levels: NDArray[Any], mask: NDArray[np.bool_], white: int | None) -> str:
-    """What to say of a mask in which levels below half-way lie beside defective pixels; else nothing."""
+    """Warning about a mask in which levels below half-way lie beside defective pixels; else empty."""
     if _is_lossy(path):
         return (
             "is a mask in a lossy format, which blurs its edges: half-way between black and white is the limit; use PNG"
@@ -300,7 +300,7 @@ def _is_lossy(path: Path) -> bool:
 
 
 def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tuple[list[Problem], list[Problem]]:
-    """Pictures that occur more than once: (forbidden, merely noteworthy)."""
+    """Images that occur more than once: (problems, warnings)."""
     problems: list[Problem] = []
     warnings: list[Problem] = []
     first: dict[str, int] = {}
@@ -324,7 +324,7 @@ def _copies(category: Category, samples: list[Sample], looks: list[_Look]) -> tu
 
 
 def _white_levels(category: Category, samples: list[Sample], looks: list[_Look]) -> list[Problem]:
-    """What the brightest pixels of the 16-bit images say about their white level."""
+    """Warning about the white level, from the brightest pixels of the 16-bit images; else empty."""
     peaks = [(look.peak, sample) for look, sample in zip(looks, samples, strict=True) if look.peak is not None]
     if not peaks:
         return []
@@ -360,7 +360,7 @@ def _mixed_colour(category: Category, looks: Iterable[_Look]) -> list[Problem]:
 
 
 def _reason(path: Path, error: ImageError) -> str:
-    """Why an image cannot be used, in words that follow the file's name."""
+    """Why an image cannot be used; the text follows the file's name."""
     if error.what == str(path):
         return error.why
     head = error.what.removeprefix(f"{path}: ").rstrip(".")
@@ -369,7 +369,7 @@ def _reason(path: Path, error: ImageError) -> str:
 
 
 def _short(path: Path, error: object) -> str:
-    """An error's text without the file's name, which stands in front anyway."""
+    """An error's text without the file's name, which comes first anyway."""
     return str(error).replace(f" {str(path)!r}", "").strip().rstrip(".")
 
 

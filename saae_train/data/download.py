@@ -1,4 +1,4 @@
-"""Downloads one file over HTTP: goes on after an interruption, and the file appears only when it is complete."""
+"""Downloads one file over HTTP. It resumes after an interruption, and the file appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def download(
     room: Callable[[int], None] | None = None,
     pause_s: float = 1.0,
 ) -> None:
-    """Downloads `url` to `target`.
+    """Download `url` to `target`.
 
-    Bytes are gathered in `<target>.part`; an interrupted call, Ctrl-C included, leaves it there, and the next call
+    Bytes are collected in `<target>.part`; an interrupted call, Ctrl-C included, leaves it there, and the next call
     asks for the rest with an HTTP range request. `<target>.part.json` remembers the version (ETag or date) and the
     length, so that parts of two versions are never joined; a server without ranges starts from the beginning.
 
@@ -53,7 +53,7 @@ def download(
         url: http or https address.
         target: file to write; its folder is made.
         cure: what the user can do when it fails, for the error message.
-        progress: called with ("download", bytes so far, bytes in all or 0 where the server does not say).
+        progress: called with ("download", bytes so far, bytes in all or 0 if unknown).
         room: called once per connection with the bytes still to come; may raise StorageError.
         pause_s: seconds before the second try, doubled each time.
 
@@ -118,7 +118,7 @@ def _continue(url: str, part: Path, scheme: str, progress: Progress | None, room
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # the part is longer than the file: it is of another version
+        if error.code == 416 and have:  # the part is longer than the file: it is of a different version
             error.close()
             part.unlink(missing_ok=True)
             raise _Interrupted("the server has no more bytes than are here; starting again") from error
@@ -158,7 +158,7 @@ def _read(response: Any) -> bytes:
         data: bytes = response.read(_CHUNK)
         return data
     except (OSError, HTTPException) as error:
-        # Told apart from errors of the disk, which are OSErrors as well.
+        # Kept apart from errors of the disk, which are OSErrors as well.
         raise _Interrupted(f"the connection was lost ({error})") from error
 
 

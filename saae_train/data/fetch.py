@@ -35,11 +35,11 @@ https://creativecommons.org/licenses/by-nc-sa/4.0/
 """The licence of MVTec AD in short, shown before every download."""
 
 _MARGIN = 1.1
-"""Room wanted on the disk, as a multiple of the archive's size, for what is unpacked (PNG does not shrink again)."""
+"""Disk space needed for the unpacked images, as a multiple of the archive's size."""
 
 _MOST_FILES = 50_000
 _UNPACKED_AT_MOST = 8
-"""An archive that grows by more than this factor is no image archive but a bomb."""
+"""An archive that grows by more than this factor is not an image archive but a bomb."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Source:
-    """A published collection of categories: where each archive is, and what complete means."""
+    """A published collection of categories: its archives, and how many images a complete category has."""
 
     title: str
     page: str
@@ -123,10 +123,10 @@ def fetch_mvtec(
     progress: Progress | None = None,
     source: Source = MVTEC_AD,
 ) -> tuple[Category, ...]:
-    """Puts a category of MVTec AD (or "all" of them) into `dest`.
+    """Put a category of MVTec AD (or "all" of them) into `dest`.
 
-    A category that is there and complete is left alone, so the call may be repeated at will. An interrupted
-    download goes on where it stopped. Each category's folder appears only when it is complete.
+    A category that is there and complete is left alone, so the call may be repeated. An interrupted
+    download resumes where it stopped. Each category's folder appears only when it is complete.
 
     Args:
         category: name of a category, or "all".
@@ -145,7 +145,7 @@ def fetch_mvtec(
     Raises:
         ConfigError: no such category.
         FetchError: licence not accepted, no network, a wrong hash, an unsafe or incomplete archive.
-        DataError: something else is at the category's place.
+        DataError: the category's folder holds something else.
         StorageError: not enough room, or `dest` may not be written to.
     """
     dest = Path(dest)
@@ -181,7 +181,7 @@ def fetch_mvtec(
 def unpack(
     file: Path, targets: Mapping[str, Path], progress: Progress | None = None, most_bytes: int | None = None
 ) -> None:
-    """Unpacks the folders named in `targets` out of a tar archive, believing nothing that the archive says.
+    """Unpack the folders named in `targets` from a tar archive that is not trusted.
 
     Only plain files and folders are written, with default rights. Absolute names, "..", links, devices, names that
     occur twice and archives that unpack to far more than their size refuse the whole archive, also where the bad
@@ -191,10 +191,10 @@ def unpack(
         file: the archive, compressed or not.
         targets: folder name in the archive -> existing empty folder to write to.
         progress: called with ("unpack", bytes of the archive read, its size).
-        most_bytes: refuse more unpacked bytes than this; by default eight times the archive's size, at least 64 MiB.
+        most_bytes: limit of the unpacked bytes; by default eight times the archive's size, at least 64 MiB.
 
     Raises:
-        FetchError: unsafe, damaged or no archive.
+        FetchError: unsafe, damaged or not an archive.
         OSError: writing failed.
     """
     size = file.stat().st_size
@@ -218,7 +218,7 @@ def unpack(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 stream = tar.extractfile(member)
                 if stream is None:
-                    raise _unsafe(file, member.name, "it is no plain file")
+                    raise _unsafe(file, member.name, "it is not a regular file")
                 with stream, target.open("xb") as out:
                     shutil.copyfileobj(stream, out, 1 << 20)
                 if progress is not None:
@@ -231,7 +231,7 @@ def unpack(
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise FetchError(
             f"{file} cannot be unpacked.",
-            f"It is damaged, incomplete or no archive ({type(error).__name__}: {error}).",
+            f"It is damaged, incomplete or not an archive ({type(error).__name__}: {error}).",
             f"delete {file} and fetch it again",
         ) from error
 
@@ -253,7 +253,7 @@ def _safe_name(file: Path, member: tarfile.TarInfo) -> PurePosixPath:
 
 
 def _place(name: PurePosixPath, targets: Mapping[str, Path]) -> Path | None:
-    """Where a file of the archive goes, None if it belongs to no wanted folder."""
+    """Target path of a file of the archive; None if it is in no wanted folder."""
     for depth in (0, 1):
         if len(name.parts) > depth + 1 and name.parts[depth] in targets:
             return targets[name.parts[depth]].joinpath(*name.parts[depth + 1 :])
@@ -263,7 +263,7 @@ def _place(name: PurePosixPath, targets: Mapping[str, Path]) -> Path | None:
 def _unsafe(file: Path, name: str, why: str) -> FetchError:
     return FetchError(
         f"{file} holds an entry that is not safe to unpack: {name!r}.",
-        f"Of this entry, {why}. Nothing of the archive was kept.",
+        f"Reason: {why}. Nothing of the archive was kept.",
         "take the archive from its publisher; do not use this one",
     )
 
@@ -333,7 +333,7 @@ def _check_hash(file: Path, expected: str | None, progress: Progress | None, rem
         if remove:
             file.unlink()
         raise FetchError(
-            f"{file.name} is not what its publisher offered.",
+            f"{file.name} is not the file that its publisher offers.",
             f"sha256 {found}, expected {expected}." + (" The file was removed." if remove else ""),
             "fetch it again; if the publisher has issued a new version, give its hash with --sha256",
         )
@@ -345,7 +345,7 @@ def _room(dest: Path, needed: int) -> None:
     if needed > free:
         raise StorageError(
             f"Not enough room in {dest}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free.",
-            "The archive and the images unpacked from it have to fit beside each other.",
+            "There must be room for both the archive and the unpacked images.",
             "free space, or choose another folder with --into",
         )
 

@@ -1,4 +1,4 @@
-"""The trees that published data sets come in, recognised by their folders and listed as normal, test and masks."""
+"""Recognises the folder layouts of published data sets and lists their normal images, test images and masks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SIDE_FILES = frozenset(
     {"", ".csv", ".db", ".htm", ".html", ".ini", ".json", ".log", ".md", ".md5", ".pdf", ".sha256", ".txt", ".url"}
     | {".xml", ".yaml", ".yml"}
 )
-"""Endings of files that describe images and are none: no reason to stop."""
+"""Endings of side files that are ignored."""
 
 _EVERY = 5
-"""Where a data set has no split of its own, one normal group in so many is for testing."""
+"""Without a published split, one normal group in this many is for testing."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Listing:
     """What was found in a category's folder.
 
     Attributes:
-        layout: the layout's name, and in words what was made of it where that is not evident.
+        layout: the layout's name, with a remark on how it was read if that is not evident.
         train, test: the images, sorted.
         findings: what looks wrong.
         ignored: side files.
@@ -52,12 +52,12 @@ class Listing:
 
 
 def is_category(folder: Path) -> bool:
-    """Whether a folder is one of the trees that `list_category` reads."""
+    """Whether `list_category` can read this folder."""
     return (folder / "train").is_dir() or _visa_images(folder) is not None or _is_kolektor(folder)
 
 
 def list_category(folder: Path) -> Listing:
-    """Lists the images of a category's folder by the layout that it has.
+    """List the images of a category's folder by the layout that it has.
 
     MVTec AD (`train/good`, `test/<defect>`, `ground_truth/<defect>`), MVTec LOCO AD (several masks an image, in a
     folder of its name), MVTec AD 2 (`test_public`), BTAD (`ok` and `ko`), VisA (`Data/Images`, split by
@@ -117,7 +117,7 @@ def pooled_masks(
     Args:
         samples: without masks.
         folder: of the masks.
-        listing: takes what looks wrong; a name that several of the images share is.
+        listing: takes what looks wrong; a name that several of the images share is a finding.
         leave_out: folders inside that hold the masks of other images.
     """
     stems = Counter(sample.path.stem for sample in samples)
@@ -131,12 +131,12 @@ def pooled_masks(
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones left out."""
+    """Subfolders, sorted by name, without hidden ones."""
     return [entry for entry in entries(folder) if entry.is_dir()]
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name; nothing if it is missing; hidden files left out."""
+    """Entries of a folder, sorted by name, without hidden files; none if it is missing."""
     if not folder.is_dir():
         return []
     return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
@@ -264,10 +264,10 @@ def _beside(folder: Path, listing: Listing) -> tuple[list[Sample], list[Sample]]
 
 
 def _marks(mask: Path) -> bool:
-    """Whether a mask marks anything; one that cannot be read counts as if it did: the check of the images names it."""
+    """Whether a mask marks anything; True if it cannot be read, because `check` reports that."""
     try:
         return bool(read_mask(mask).any())
-    except Exception:  # named by the check, with its reason
+    except Exception:  # `check` reports it, with the reason
         return True
 
 

@@ -1,4 +1,4 @@
-"""One entry of a data set, image and masks, and what looked wrong where it was found."""
+"""One entry of a data set (image and masks), and findings made while listing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saae_runtime.images import read_image, read_mask
 __all__ = ["GOOD", "Finding", "Sample"]
 
 GOOD = "good"
-"""The label of normal images, in MVTec AD and everywhere in this toolkit."""
+"""The label of normal images, as in MVTec AD."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Sample:
     Attributes:
         path: the image.
         label: "good", or the defect type.
-        mask: its ground-truth mask, None for normal images and where there is none.
+        mask: its ground-truth mask; None for normal images, or if there is none.
         is_anomalous: whether the image shows a defect.
         more_masks: further masks of the same image; the defect is what any of them marks.
         white_level: white of a 16-bit image, see `saae_runtime.images.read_image`.
@@ -38,7 +38,7 @@ class Sample:
     white_level: int | None = None
 
     def read(self) -> NDArray[np.uint8]:
-        """The image as training, export and the line see it: uint8 H x W x 3. Raises ImageError."""
+        """The image as training, export and runtime read it: uint8 H x W x 3. Raises ImageError."""
         return read_image(self.path, self.white_level)
 
     @property
@@ -47,7 +47,7 @@ class Sample:
         return () if self.mask is None else (self.mask, *self.more_masks)
 
     def truth(self) -> NDArray[np.bool_] | None:
-        """The defective pixels by all its masks: bool H x W, None where there is no mask.
+        """The union of its masks: bool H x W; None without a mask.
 
         Raises:
             ImageError: a mask cannot be read, or two of them differ in size.

@@ -16,7 +16,7 @@ _TURNED = (5, 6, 7, 8)
 """Values of the EXIF orientation (tag 0x0112) that swap an image's sides."""
 
 _MOST = 4.0
-"""Largest ratio between the sides of the input. A longer image is squeezed along its length, and that is said."""
+"""Largest ratio between the sides of the input. A longer image is squeezed, with a warning."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ImageShape:
     Attributes:
         size: (height, width) of the typical image: the median ratio of the sides at the median area.
         shared: whether every image has exactly this size.
-        spread: largest ratio height / width over the smallest one; 1 where all have one shape.
+        spread: largest ratio height / width divided by the smallest one; 1 if all have one shape.
     """
 
     size: tuple[int, int]
@@ -68,7 +68,7 @@ def follow_shape(budget: tuple[int, int], shape: tuple[int, int], step: int) -> 
     nearest to the image's ratio; among equals the one with more positions. Squares stay squares.
 
     Args:
-        budget: (height, width) in pixels whose positions are to be spent.
+        budget: (height, width) in pixels; the input gets about as many positions.
         shape: (height, width) of the image, in any unit.
         step: pixels of one position along each side, the patch size.
 

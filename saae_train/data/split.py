@@ -1,6 +1,6 @@
-"""Splits a product's normal images into a part to fit on and a held-out part, by content and never by name.
+"""Splits a product's normal images into a part to fit on and a held-out part, by content, not by name.
 
-For a fitted model the split follows from what it was fitted on, whatever the files are called now.
+For a fitted model the split follows from the hashes of the fitted images.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Split:
-    """A product's normal images in two.
+    """The two parts of a product's normal images.
 
     Attributes:
         fitting: to fit on, and to take the ranges of INT8 from.
         held_out: to calibrate thresholds and to test on.
-        unseen: whether the model is fitted on none of `held_out`.
-        note: what a person must know about the choice; empty where nothing is odd.
+        unseen: whether the model has seen none of `held_out`.
+        note: remark on the choice for the user; empty if nothing is unusual.
     """
 
     fitting: tuple[Sample, ...]
@@ -58,7 +58,7 @@ class Split:
 
     @property
     def normal(self) -> tuple[Sample, ...]:
-        """Normal images to look at: those held out, or where none are, those fitted on."""
+        """Normal images to show: the held-out ones, or else the fitted ones."""
         return self.held_out or self.fitting
 
 
@@ -72,11 +72,11 @@ def split_for(config: FitConfig, category: Category) -> Split:
 
 
 def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
-    """The split of a fitted model: its own again, or the images that it was not fitted on.
+    """The split of a fitted model: the split of its fit, or the images that it was not fitted on.
 
     Args:
-        record: of the fit.
-        config: of the fit; its share and seed make the split.
+        record: the record of the fit.
+        config: of the fit; its share and seed decide the split.
         category: the images at hand.
 
     Raises:
@@ -84,7 +84,7 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
     """
     fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
     if config.memory is not None:
-        return Split(fitting, held_out)  # what is normal was measured in the fit
+        return Split(fitting, held_out)  # thresholds come from the fit
     if record.fitted_on is None:
         if record.digest == content_digest(fitting):
             return Split(fitting, held_out)
@@ -113,7 +113,7 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
 
 
 def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """One of each image, in the order of the paths; copies would vouch for each other."""
+    """One copy of each image, in the order of the paths."""
     first: dict[str, Sample] = {}
     for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
         first.setdefault(_file_hash(sample.path), sample)
@@ -129,7 +129,7 @@ def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 def split_held_out(
     samples: Sequence[Sample], fraction: float = 0.15, minimum: int = 4, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Splits normal images into a part to fit on and a part to calibrate thresholds on.
+    """Split normal images into a part to fit on and a part to calibrate thresholds on.
 
     The split follows from what is in the files and from the seed, not from names, order or folder, so renaming or
     moving images changes nothing; copies of one image always fall on the same side. Both parts come back in an
@@ -138,7 +138,7 @@ def split_held_out(
     Args:
         samples: normal images.
         fraction: share to hold out, below 1; with 0 every image is fitted, each once, in the order of the paths.
-        minimum: hold out at least so many where there are enough images (never fewer than `MIN_HELD_OUT`).
+        minimum: hold out at least this many if there are enough images (never fewer than `MIN_HELD_OUT`).
         seed: another seed, another split.
 
     Returns:

@@ -1,6 +1,6 @@
 """Bootstrap intervals over images, from per-image histograms instead of recomputed rankings.
 
-Images, not pixels, are what was sampled, so images are what is resampled: with replacement, defective
+Images are resampled, not pixels: with replacement, defective
 and defect-free ones apart (a replicate always holds both). A replicate's histogram is a weighted sum of
 the images' histograms, one matrix product for all replicates. The binned metric differs slightly
 from the exact one; every replicate is shifted by that difference before the percentiles are taken.
@@ -14,6 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .pixel_pool import PixelPool
+
+__all__ = [
+    "PixelIntervals",
+    "multiplicities",
+    "pixel_intervals",
+    "ranked_intervals",
+    "score_intervals",
+    "share_interval",
+]
 
 Interval = tuple[float, float]
 Array = NDArray[np.float64]
@@ -29,7 +38,7 @@ class PixelIntervals(NamedTuple):
 
 
 def multiplicities(strata: NDArray[np.bool_], replicates: int, seed: int) -> Array:
-    """replicates x images: how often each image is drawn, within its stratum."""
+    """How often each image is drawn, within its stratum: replicates x images."""
     rng = np.random.default_rng(seed)
     out = np.zeros((replicates, strata.size))
     for stratum in (False, True):
@@ -89,7 +98,7 @@ def score_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of the image-level ROC-AUC of scores [n] with labels [n]; exact in every replicate."""
+    """Interval of the image-level ROC-AUC of n scores and n labels; exact in every replicate."""
     s, y = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel() != 0
     if y.sum() < 2 or (~y).sum() < 2:
         return None
@@ -110,8 +119,8 @@ def share_interval(
 ) -> Interval | None:
     """Interval of sum(hits) / sum(totals) over images, such as a rate at T.
 
-    hits [n], totals [n]: counts of each image. strata [n]: whether it is defective; drawn apart. None where fewer than
-    two images have anything to count.
+    hits, totals: n counts, one per image. strata: n flags, whether it is defective; drawn separately. None if fewer
+    than two images have a total above 0.
     """
     h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     kept = t > 0
@@ -130,7 +139,7 @@ def ranked_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> tuple[Interval, Interval] | None:
-    """Intervals of average precision and of the best F1 of scores [n] with labels [n]; exact in every replicate."""
+    """Intervals of average precision and best F1 of n scores and n labels; exact in every replicate."""
     s, y = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel() != 0
     if y.sum() < 2 or (~y).sum() < 2:
         return None

@@ -1,7 +1,7 @@
 """Curves of an evaluation, ready to be drawn.
 
-A curve over millions of pixels has millions of corners; a picture shows a thousand. `decimate` keeps points
-at even distances along the curve, so that steep and flat parts are drawn alike, and states how far any
+A curve over millions of pixels has millions of corners. `decimate` keeps points
+at even distances along the curve, so that steep and flat parts are drawn equally well, and states how far any
 dropped point can lie from the drawn line.
 """
 
@@ -83,7 +83,7 @@ class Curve:
 def decimate(x: ArrayLike, y: ArrayLike, points: int = 400) -> tuple[Array, Array]:
     """At most `points` of a curve's points, both ends included, evenly spaced along it.
 
-    x, y [n]. Distance is |dx| + |dy|; with a total length L, every dropped point lies within L / (points - 1)
+    Distance is |dx| + |dy|; with a total length L, every dropped point lies within L / (points - 1)
     of a kept one (for a monotone curve in the unit square L <= 2).
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -93,7 +93,7 @@ def decimate(x: ArrayLike, y: ArrayLike, points: int = 400) -> tuple[Array, Arra
         return x, y
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
     marks = np.linspace(0.0, length[-1], points)
-    # Of two equal positions the last stands for both; rounding must not lose the ends.
+    # Of equal positions the last one is kept; rounding must not lose the ends.
     keep = np.unique(np.clip(np.searchsorted(length, marks, side="right") - 1, 0, x.size - 1))
     keep = np.unique(np.concatenate([[0], keep, [x.size - 1]]))
     if keep.size > points:
@@ -102,7 +102,7 @@ def decimate(x: ArrayLike, y: ArrayLike, points: int = 400) -> tuple[Array, Arra
 
 
 def curves(ranking: Ranking, limit: float = 0.3, points: int = 400) -> list[Curve]:
-    """ROC, PRO (when there are regions) and precision-recall of one ranking; [] when it has one class only."""
+    """ROC, PRO (if there are regions) and precision-recall of one ranking; empty if it has one class only."""
     if ranking.missing():
         return []
     noun = ranking.noun

@@ -1,4 +1,4 @@
-"""What the verdicts cost: false alarms and misses at a threshold, and how far it is from the best one."""
+"""False alarms and misses at a threshold, and its distance to the best threshold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saae_runtime.thresholds import ThresholdTable
 __all__ = ["NOMINAL", "Decision", "best_youden", "decide", "decisions"]
 
 NOMINAL = (None, 0.01, 0.05)
-"""Rates that are reported: the default, one and five good images in a hundred."""
+"""False-alarm rates that are reported: the default, 1 % and 5 % of the good images."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Decision:
     """Verdicts on labelled images at one image threshold.
 
     Attributes:
-        rate: false-alarm rate that was asked for, 0..1; None: the default.
+        rate: requested false-alarm rate, 0..1; None: the default.
         threshold: image threshold.
         good, false_alarms: good images, and those of them called defective.
-        defective, found: defective images, and those of them called so.
+        defective, found: defective images, and those of them called defective.
         best: the largest Youden index (share found less share of false alarms) that any threshold reaches.
     """
 
@@ -40,22 +40,22 @@ class Decision:
 
     @property
     def fpr(self) -> float:
-        """Share of the good images that are called defective; 0 of none."""
+        """Share of the good images that are called defective; 0 without good images."""
         return self.false_alarms / self.good if self.good else 0.0
 
     @property
     def tpr(self) -> float:
-        """Share of the defective images that are found; 0 of none."""
+        """Share of the defective images that are found; 0 without defective images."""
         return self.found / self.defective if self.defective else 0.0
 
     @property
     def regret(self) -> float:
-        """What the threshold loses against the best one, in Youden's index."""
+        """How much lower Youden's index is than at the best threshold."""
         return self.best - (self.tpr - self.fpr)
 
     @property
     def fpr_limit(self) -> float:
-        """The largest false-alarm rate that the good images do not rule out, at 95 %."""
+        """Upper bound of the false-alarm rate at 95 % confidence."""
         return highest_rate(self.false_alarms, self.good) if self.good else 1.0
 
     def to_json(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Scores a category's test images and measures the result, overall and by defect type.
 
-Everything is measured at the images' own resolution: a map of another size is brought to its image's first, by the
-runtime's one upsampling. Images are read, scored and pooled one by one, so memory holds the pool (4 bytes a pixel,
-bounded; see pixel_pool.py) and never a list of maps. What cannot be measured carries its reason.
+Everything is measured at the images' own resolution. A map of a different size is first resized to its image's, by the
+runtime's upsampling. Images are read, scored and pooled one by one, so memory holds the pool (4 bytes a pixel,
+bounded; see pixel_pool.py) and never a list of maps. A metric that cannot be measured has a reason.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def evaluate(
     exact_pixels: int = EXACT_PIXELS,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Scores the test images and measures everything (paper section 4.1.3 and more; see metrics.py).
+    """Score the test images and measure everything (paper section 4.1.3 and more; see metrics.py).
 
     Args:
         scorer: scores one frame.
         category: its test images; masks are read from the samples.
-        threshold: pixel T, image_threshold: image T. A score above T means defective; None: no rates at T.
+        threshold: pixel T, image_threshold: image T. A score above T means defective. None: no rates at T.
         limit: FPR up to which PRO counts.
         intervals: add 95 % bootstrap intervals over images.
-        exact_pixels: pixels kept exactly; beyond, values are binned and the error bound is stated.
+        exact_pixels: pixels kept exactly; with more, values are binned and the error bound is stated.
         progress: called with (done, total).
 
     Raises:
-        DataError: no test image; a mask of another size; a score or map that is not finite (the image is named).
+        DataError: no test image; a mask of a different size; a score or map that is not finite (the image is named).
     """
     if not category.test:
         raise DataError(
@@ -86,7 +86,7 @@ def evaluate(
 
 @dataclass
 class _ScoredImages:
-    """What is kept of the scored images: their pixels, one row an image, and pixels above T."""
+    """What is kept of the scored images: pixels, one row per image, and counts above T."""
 
     pool: PixelPool
     threshold: float | None
@@ -96,7 +96,7 @@ class _ScoredImages:
     empty_mask: list[str] = field(default_factory=list)
 
     def add_pixels(self, full: NDArray[np.float32], sample: Sample, label: str) -> None:
-        """Takes in a map at its image's size; nothing of a defective image without a mask."""
+        """Add a map at its image's size, unless the image is defective and has no mask."""
         if sample.is_anomalous and sample.mask is None:
             self.without_mask.append(str(sample.path))
             return
@@ -110,7 +110,7 @@ class _ScoredImages:
 
 @dataclass(frozen=True)
 class _Measures:
-    """What is measured, see `evaluate`."""
+    """What to measure, see `evaluate`."""
 
     threshold: float | None
     image_threshold: float | None
@@ -152,7 +152,7 @@ def _measure(
         found.update(_pixel_rates(scored.pool, how.threshold, groups, scored.counts, how.intervals))
     unmasked = set(scored.without_mask)
     if any(row.file in unmasked for row in rows) and scored.pool.ranking(groups).total_positives == 0:
-        # Without masks nothing says which pixels are defective; those of the good images still have an FPR.
+        # Without masks it is unknown which pixels are defective; the good images still have an FPR.
         reason = "the defective images have no ground-truth masks"
         found = {key: metric if key.startswith("pixel_fpr") else Metric(None, reason) for key, metric in found.items()}
     found.update(_image_metrics(rows, how.intervals))
@@ -190,7 +190,7 @@ def _image_rates(rows: list[ImageScore], threshold: float, intervals: bool) -> d
 
 @dataclass(frozen=True)
 class _Counts:
-    """Pixels of one image, and those of them above T: defect-free and defective."""
+    """Pixels of one image and how many are above T, defect-free and defective."""
 
     label: str
     negative: int
@@ -225,7 +225,7 @@ def _pixel_rates(
 
 
 def _false_alarms(counts: list[_Counts], kind: str, intervals: bool) -> Metric:
-    """Share of the defect-free pixels of some images above T; `kind` says in words of which images."""
+    """Share of the defect-free pixels of some images above T; `kind` describes the images."""
     negative = sum(c.negative for c in counts)
     if not negative:
         what = "image has a defect-free pixel" if counts else "image is in the test set"

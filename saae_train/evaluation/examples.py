@@ -1,4 +1,4 @@
-"""Which test images to show, and their columns for the sheet of the paper's Figure 3."""
+"""Chooses test images to show, and makes their columns for the sheet of the paper's Figure 3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["representatives", "sheet_columns"]
 
 
 def representatives(evaluation: Evaluation, per_type: int = 1) -> list[ImageScore]:
-    """Images to show: of each label those around its median score, so that neither luck nor failure is picked."""
+    """Typical images to show: those around the median score of each label."""
     chosen: list[ImageScore] = []
     for label in [GOOD, *sorted({i.label for i in evaluation.images if i.is_anomalous})]:
         ranked = sorted((i for i in evaluation.images if i.label == label), key=lambda i: (i.score, i.file))

@@ -106,12 +106,12 @@ def pool_metrics(
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> Metric:
-    """ROC-AUC of scores [n] with labels [n] (nonzero = defective); ties count one half."""
+    """ROC-AUC of n scores and n labels (nonzero = defective); ties count one half."""
     return roc_auc_of(Ranking.from_scores(scores, labels))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> Metric:
-    """Average precision of scores [n] with labels [n]."""
+    """Average precision of n scores and n labels."""
     return average_precision_of(Ranking.from_scores(scores, labels))
 
 
@@ -121,5 +121,5 @@ def best_f1(scores: ArrayLike, labels: ArrayLike) -> BestF1:
 
 
 def rates(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Rates:
-    """FPR and TPR of scores [n] with labels [n] at T (`score > T`)."""
+    """FPR and TPR of n scores and n labels at T (`score > T`)."""
     return rates_of(scores, labels, threshold)

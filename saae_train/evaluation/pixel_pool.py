@@ -1,6 +1,6 @@
 """Collect anomaly maps and masks image by image, and rank all their pixels exactly.
 
-Pixels of defect-free and of defective regions are kept apart: ranking then needs one plain sort of
+Pixels of defect-free and of defective regions are kept separate: ranking then needs one plain sort of
 the former (no index sort over all pixels) and a small one of the latter. Up to `exact_pixels` every
 value is kept (4 bytes a float32 pixel, about as much again while ranking) and all results are exact.
 Beyond that, values are counted in bins of 15 mantissa bits (relative width 2**-15 or finer): memory
@@ -21,6 +21,8 @@ from scipy import ndimage
 from saae_runtime.errors import DataError
 
 from .ranking import Floats, Metric, Ranking, Rates, recall_at, require_finite
+
+__all__ = ["EXACT_PIXELS", "PROFILE_BINS", "PixelPool", "Profiles"]
 
 EXACT_PIXELS = 150_000_000  # about 1.2 GB at the peak with float32 maps
 PROFILE_BINS = 2048
@@ -108,7 +110,7 @@ class PixelPool:
         self._regions: dict[str, int] = {}
         self._edges: Floats | None = None
         self._profiles: list[tuple[str, NDArray[np.float64], int]] = []
-        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # one: a ranking can be large
+        self._last_ranking: tuple[frozenset[str], Ranking] | None = None  # only the last one: a ranking can be large
         self._last_profiles: Profiles | None = None
 
     @classmethod

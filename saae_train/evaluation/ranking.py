@@ -53,13 +53,13 @@ METRIC_NAMES = {
     "image_fpr": "image FPR at T",
     "image_tpr": "image TPR at T",
 }
-"""What an evaluation's metrics are called for a person, by their keys, the headlines first."""
+"""Display names of an evaluation's metrics, by key, the main ones first."""
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
 
-#: Above this many samples the products behind ROC-AUC no longer fit an int64.
 _INT64_SAFE_SAMPLES = 2**31
+"""Above this many samples the products behind ROC-AUC no longer fit an int64."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Metric:
 
     Attributes:
         value: the metric as a fraction (0..1), or None.
-        reason: why `value` is None, in words; empty otherwise.
+        reason: why `value` is None; empty otherwise.
         error: bound on |value - exact value|: 0.0 if exact, larger if values were binned.
         low, high: bootstrap interval over images; None if not requested or not available.
     """
@@ -86,7 +86,7 @@ class Metric:
             raise ValueError(f"a Metric must be finite, got {self.value}")
 
     def __float__(self) -> float:
-        """The value; raises DataError with the reason when there is none."""
+        """The value. Raises DataError with the reason if there is none."""
         if self.value is None:
             raise DataError(
                 "this metric has no value",
@@ -197,7 +197,7 @@ class Ranking:
         )
 
     def missing(self) -> str:
-        """Why no two-class metric can be had, or "" when it can."""
+        """Why a metric of two classes is not possible; empty if it is."""
         n = self.total_positives
         if n == 0 and self.negatives == 0:
             return f"there is no {self.noun} to evaluate"
@@ -209,7 +209,7 @@ class Ranking:
 
 
 def require_finite(values: Floats, name: str) -> None:
-    """Raise DataError when a value is NaN or infinite: neither has a place in a ranking."""
+    """Raise DataError if a value is NaN or infinite."""
     if values.size and not np.isfinite(values).all():
         nan = int(np.isnan(values).sum())
         kind = "NaN" if nan else "infinite"
@@ -236,12 +236,12 @@ def roc_auc_of(r: Ranking) -> Metric:
 
 
 def roc_points(r: Ranking) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(FPR, TPR) at every corner of the ROC curve, from (0, 0) to (1, 1); [2n + 2] each."""
+    """(FPR, TPR) at every corner of the ROC curve, from (0, 0) to (1, 1); 2n + 2 values each."""
     return _corners(r, np.cumsum(r.positives) / max(r.total_positives, 1))
 
 
 def pro_points(r: Ranking) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(FPR, mean per-region overlap) at every corner of the PRO curve; [2n + 2] each."""
+    """(FPR, mean per-region overlap) at every corner of the PRO curve; 2n + 2 values each."""
     return _corners(r, np.cumsum(r.weight))
 
 
@@ -279,7 +279,7 @@ def pro_auc_of(r: Ranking, limit: float = 0.3) -> Metric:
     value = min(area / limit, 1.0)
     if r.exact:
         return Metric(value)
-    # Inside a bin the true curve may run anywhere in its rectangle, and so off the chord by half of it
+    # Inside a bin the true curve may run anywhere in its rectangle, so off the chord by half of it
     # (by all of it in the bin the limit cuts).
     width = np.minimum(r.level / r.negatives, limit) - np.minimum(r.above / r.negatives, limit)
     halves = np.where(r.level / r.negatives > limit, 1.0, 0.5)

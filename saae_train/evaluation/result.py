@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics overall and by defect type, scores of the images, curves; as JSON and a table."""
+"""The result of an evaluation: metrics overall and by defect type, image scores, curves; as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Evaluation", "ImageScore", "Subset"]
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One test image: its (height, width), its score, its map's largest value, and the seconds the scorer took."""
+    """One test image: (height, width), score, largest value of the map, and the scorer's time in seconds."""
 
     file: str
     size: tuple[int, int]
@@ -33,8 +33,8 @@ class Subset:
 
     Keys of `metrics`: pixel_roc_auc, pro_auc, pixel_average_precision, pixel_best_f1, image_roc_auc,
     image_average_precision, image_best_f1; with thresholds also pixel_fpr, pixel_tpr, image_fpr, image_tpr, and
-    pixel_fpr in its parts: pixel_fpr_good, of the good images, which is what T promises, and pixel_fpr_halo, of the
-    pixels of defective images beside the defect, where a map is never as sharp as a mask.
+    pixel_fpr split in two: pixel_fpr_good, of the good images, which is what T is set for, and pixel_fpr_halo, of the
+    pixels around the defects, where a map is never as sharp as a mask.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that `evaluate` found. `threshold` and `image_threshold` are the T in force, None when none was."""
+    """The result of `evaluate`. `threshold` and `image_threshold` are the T that was used, None without one."""
 
     category: str
     synthetic: bool
@@ -69,7 +69,7 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def metric(self, name: str) -> Metric:
-        """A metric over all images, by its key (see Subset)."""
+        """A metric over all images, by its key (see `Subset`)."""
         return self.overall.metrics[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Evaluation:
         shown = {k: v for k, v in columns.items() if k in self.overall.metrics}
         title = f"{self.category} (synthetic data)" if self.synthetic else self.category
         caption = "\n".join(self._reasons()) or None
-        # Narrow, so that 80 columns show every defect type's name whole.
+        # narrow, so that the names of defect types fit into 80 columns
         table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("defect type", no_wrap=True, overflow="fold")
         table.add_column("images", justify="right")
@@ -131,7 +131,7 @@ class Evaluation:
         if self.threshold is not None:
             good, halo = (self.overall.metrics[name] for name in ("pixel_fpr_good", "pixel_fpr_halo"))
             lines.append(
-                f"pixels above T = {self.threshold:.4g}: {good} of good images (what T promises), "
+                f"pixels above T = {self.threshold:.4g}: {good} of good images (what T is set for), "
                 f"{halo} around the defects of defective ones (in percent)"
             )
         if self.image_threshold is not None:

@@ -1,6 +1,6 @@
 """One experiment: one category fitted, calibrated and evaluated with one configuration, in a process of its own.
 
-Its result is a row of plain JSON. `run_experiment` runs in this process; `run_fresh` starts a fresh one and reports its
+Its result is a row of JSON. `run_experiment` runs in this process; `run_fresh` starts a fresh one and reports its
 progress, so that memory, threads or a crash of one experiment cannot affect the next (`saae_train.experiments.jobs`).
 """
 
@@ -72,7 +72,7 @@ class Experiment:
     device: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the numbers depend on, as plain JSON values; a finished experiment is found by them."""
+        """Everything that the result depends on, as JSON values; finished experiments are found by them."""
         return {
             "category": self.category,
             "method": self.method,
@@ -168,7 +168,7 @@ def tools() -> dict[str, str]:
 def fit_saae(
     experiment: Experiment, backbone: Features, samples: tuple[Sample, ...], cache: Path, report: Report
 ) -> FittedMethod:
-    """Fits SAAE."""
+    """Fit SAAE."""
     from ..fitting.features import pick_device
     from ..fitting.fit import fit
     from ..fitting.loop import Reporter
@@ -189,7 +189,7 @@ def fit_saae(
         TorchScorer(checkpoint.detector, device=pick_device(experiment.device)),
         facts,
         checkpoint.config,
-        lambda: discard_state(checkpoint),  # the model is not kept, and the next run must time the whole fit again
+        lambda: discard_state(checkpoint),  # the model is not kept, and another run must time the whole fit again
         checkpoint,
     )
 
@@ -201,8 +201,8 @@ def _under(what: str, report: Report) -> Progress:
 def run_experiment(
     experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
 ) -> dict[str, Any]:
-    """Runs one experiment in this process: splits off the held-out normal images, fits on the others, calibrates T on
-    the held-out ones and evaluates on the test set at the images' own resolution.
+    """Run one experiment in this process: hold out normal images, fit on the others, calibrate T on the held-out ones,
+    and evaluate on the test set at the images' own resolution.
 
     Returns:
         The row: the settings, the metrics (`overall`, `by_type`, `notes`), times and memory.
@@ -270,7 +270,7 @@ def run_experiment(
 def _tables(
     fitted: FittedMethod, config: FitConfig, category: Category, held_out: Sequence[Sample], progress: Progress
 ) -> tuple[Calibration, float]:
-    """Threshold tables and the default pixel FPR, by the rule of the preset: the same one for every method."""
+    """Threshold tables and the default pixel FPR, by the preset's rule, which is the same for every method."""
     from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
 
     if config.memory is None:

@@ -1,4 +1,4 @@
-"""Long jobs, each in a process of its own: several at once, here or on a cluster; one whose process dies is retried."""
+"""Runs long jobs, each in its own process, here or on a cluster. A job whose process dies is retried."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Task = Callable[[Any, Report], Mapping[str, Any]]
 """Does a job: its argument in, plain JSON out. A module-level function, so that another process can import it."""
 
 TRIES = 3
-"""How often a job is begun whose process dies; then it is the job's fault."""
+"""How often a job is started before a process that dies counts as the job's fault."""
 
 _GRACE, _PATIENCE = 10.0, 20.0
 """Seconds to wait for a job to end after Ctrl-C (a fit saves its state first), then after SIGTERM."""
@@ -56,25 +56,25 @@ class Workers(Protocol):
     room: int
 
     def begin(self, job: Job, report: Report) -> Any:
-        """Begins a job; the value stands for it in the other calls. `report` may be called from `first`."""
+        """Start a job and return its handle for the other calls. `report` may be called from `first`."""
 
     def first(self, begun: Sequence[Any]) -> Any:
-        """Waits until one of these has ended, and gives it."""
+        """Wait until one of these has ended, and return it."""
 
     def result(self, ended: Any) -> Mapping[str, Any]:
-        """What its task gave. Raises WorkerDied, and SaaeError if the task failed."""
+        """The task's result. Raises WorkerDied, or SaaeError if the task failed."""
 
     def close(self) -> None:
-        """Ends what is in work, in order: a fit saves its state."""
+        """Stop running jobs cleanly: a fit saves its state."""
 
 
 class Jobs:
-    """Jobs in work, as many at once as the workers have room for. A context manager; at its end none is in work.
+    """Running jobs, as many at once as the workers have room for. A context manager; at its end all have stopped.
 
     Args:
         workers: closed at the end.
-        died: told of each job that is begun again, with what was seen of its process's end.
-        tries: how often a job is begun whose process dies.
+        died: called with each job that is started again, and how its process ended.
+        tries: how often a job is started at most.
     """
 
     def __init__(
@@ -92,22 +92,22 @@ class Jobs:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more may begin."""
+        """Whether another job may start."""
         return len(self._flying) < self._workers.room
 
     @property
     def keys(self) -> list[Any]:
-        """Of the jobs in work."""
+        """Keys of the running jobs."""
         return [key for _, key, *_ in self._flying]
 
     def begin(self, key: Any, job: Job, report: Report) -> None:
-        """Begins a job; `next` gives its key."""
+        """Start a job; `next` returns its key."""
         self._flying.append((self._workers.begin(job, report), key, job, report, 1))
 
     def next(self) -> tuple[Any, Mapping[str, Any] | SaaeError]:
-        """Waits for a job to end, whichever is first: its key, and what its task gave or why it failed.
+        """Wait for the first job to end; return its key, and its result or error.
 
-        A job whose process died (killed, out of memory, its machine gone) is begun again.
+        A job whose process died (killed, out of memory, machine lost) is started again.
         """
         while True:
             ended = self._workers.first([begun for begun, *_ in self._flying])
@@ -134,7 +134,7 @@ def _deadly(job: Job, why: str, tries: int = 1) -> SaaeError:
 
 
 class _Running:
-    """A process at its job."""
+    """A process that runs a job."""
 
     def __init__(self, job: Job, report: Report, slot: int) -> None:
         self.job, self.report, self.slot = job, report, slot
@@ -144,7 +144,7 @@ class _Running:
         self.ended = False
 
     def read(self) -> None:
-        """Takes one message; at the last one waits for the process to end."""
+        """Read one message; after the last one wait for the process to end."""
         try:
             message = json.loads(self.receiver.recv_bytes())
         except (EOFError, OSError):
@@ -165,7 +165,7 @@ class Processes:
         room: how many at once.
         threads: of each; None: what the libraries take, which is every core.
         gpus: numbers of GPUs; the processes take turns at them. Empty: each sees them all.
-        grace: seconds for a process to end by the Ctrl-C that reached it too, before it is told to.
+        grace: seconds for a process to end by the Ctrl-C that it got itself, before it gets a signal.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Processes:
             for running in begun:
                 if running.ended:
                     return running
-            # In pieces: an interrupt of this thread by another, as a cluster's, is heard in between.
+            # In pieces, so that an interrupt from another thread, such as a cluster's, is noticed.
             ready = multiprocessing.connection.wait([running.receiver for running in begun], timeout=1.0)
             for running in begun:
                 if running.receiver in ready:
@@ -234,7 +234,7 @@ class Processes:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables for a process that is started within the block: libraries read them when they are loaded."""
+    """Environment variables for a process that is started within the block; libraries read them when they load."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -248,11 +248,11 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def read_message(message: Mapping[str, Any], otherwise: str) -> Mapping[str, Any]:
-    """What the last message of a process says.
+    """The result in the last message of a process.
 
     Raises:
         SaaeError: the task's error, with its own class if saae defines it.
-        WorkerDied: there was none.
+        WorkerDied: there was no message.
     """
     if "row" in message:
         row: Mapping[str, Any] = message["row"]
@@ -265,8 +265,8 @@ def read_message(message: Mapping[str, Any], otherwise: str) -> Mapping[str, Any
 
 
 def _child(job: Job, sender: Connection, parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clean as Ctrl-C
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a cluster's processes do not hear
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as cleanly as Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which does not reach a cluster's processes
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     last = [0.0]
 
@@ -295,7 +295,7 @@ def _child(job: Job, sender: Connection, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Stops this process as Ctrl-C does where its parent is gone: nobody waits for what it finds."""
+    """Stop this process as Ctrl-C does if its parent has died."""
     while os.getppid() == parent:
         time.sleep(0.5)
     with suppress(ProcessLookupError):

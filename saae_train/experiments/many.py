@@ -1,4 +1,4 @@
-"""Many categories fitted, each by a job of its own; one whose checkpoint is there is not fitted again."""
+"""Fits many categories, each in its own job; one that has its checkpoint is not fitted again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CategoryFit:
 
     Attributes:
         experiment: the category and the configuration.
-        out: folder of all; the checkpoint is `out/CATEGORY/checkpoint`, and beside it a record, `fit.json`.
+        out: folder of all categories; the checkpoint is `out/CATEGORY/checkpoint`, beside it the record `fit.json`.
         texture: a texture or an object; None: by the category's name.
     """
 
@@ -40,7 +40,7 @@ class CategoryFit:
 
     @property
     def folder(self) -> Path:
-        """Of the category."""
+        """Folder of the category."""
         return Path(self.out) / self.experiment.category
 
     def key(self) -> str:
@@ -51,7 +51,7 @@ class CategoryFit:
 
 
 def kept_fit(wanted: CategoryFit) -> dict[str, Any] | None:
-    """The record of a fit that is done, of the same images with the same settings; None if there is none.
+    """The record of a finished fit of the same images and settings; None if there is none.
 
     Raises:
         DataError: the images cannot be listed.
@@ -65,12 +65,12 @@ def kept_fit(wanted: CategoryFit) -> dict[str, Any] | None:
 
 
 def fit_category(wanted: CategoryFit, report: Report) -> Mapping[str, Any]:
-    """Fits a category in this process and writes its checkpoint, then its record, which is returned.
+    """Fit a category in this process and write its checkpoint, then its record, which is returned.
 
     Raises:
-        SaaeError: images, weights, configuration or fit are invalid, or there is no place for the checkpoint.
+        SaaeError: images, weights, configuration or fit are invalid, or the checkpoint cannot be written.
     """
-    # Imported late: it loads PyTorch, which a job's process imports with its own number of threads.
+    # Imported late: it loads PyTorch, which each job's process sets to its own number of threads.
     from ..fitting.backbone import backbone_for
     from ..fitting.fit import fit
     from ..fitting.loop import Reporter
@@ -127,13 +127,13 @@ def fit_many(
     died: Callable[[Job, str], None] = lambda job, why: None,
     done: Callable[[str, Mapping[str, Any] | SaaeError, bool], None] = lambda category, outcome, fresh: None,
 ) -> dict[str, Mapping[str, Any] | SaaeError]:
-    """Fits the categories that have no checkpoint yet. One that fails does not stop the others.
+    """Fit the categories that have no checkpoint yet. One that fails does not stop the others.
 
     Args:
         fits: one for each category.
         workers: where; closed at the end.
         started, report, done: called for each category; `fresh` is True if it was fitted now.
-        died: called when a fit is begun again because its process died.
+        died: called when a fit is started again because its process died.
 
     Returns:
         Category -> its record, or why it failed.

@@ -34,7 +34,7 @@ MEANS: Mapping[str, Sequence[str]] = {
     "mean of objects": OBJECT_CLASSES,
     "mean": CLASSES,
 }
-"""The paper's mean rows, and the classes that each is over; every class counts the same."""
+"""The paper's mean rows, and the classes of each; all classes have the same weight."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PaperTable:
     figures: Mapping[str, Mapping[str, float]]
 
     def figure(self, row: str, column: str) -> float | None:
-        """The paper's figure; None if it prints none."""
+        """The paper's figure; None if it has none."""
         return self.figures.get(row, {}).get(column)
 
 
@@ -84,17 +84,17 @@ def paper_fps() -> dict[str, float]:
 
 
 def paper_fps_title() -> str:
-    """What `paper_fps` is, in the words of a heading."""
+    """Heading of `paper_fps`."""
     return str(_data()["fps"]["title"])
 
 
 def paper_mean(table: PaperTable, column: str, row: str, classes: Sequence[str]) -> float | None:
-    """The paper's mean over `classes`: its printed one for all classes of `row`, else that of its printed classes.
+    """The paper's mean over `classes`: the printed one for all classes of `row`, else the mean of the printed classes.
 
     The columns of Table 4 are named after Table 2's: "Ours" has the same classes.
 
     Returns:
-        Percent; None where the paper prints nothing to take it from.
+        Percent; None if the paper prints too little to compute it.
     """
     if set(classes) == set(MEANS[row]):
         return table.figure(row, column)

@@ -105,7 +105,7 @@ class Plan:
         columns: columns to run, by table.
         categories: names, in the order of the rows.
         seeds: every experiment runs once per seed.
-        runs: every experiment once; a run whose V another one needs comes before it.
+        runs: every experiment once, in an order in which a run comes before those that need its V.
     """
 
     tables: tuple[str, ...]
@@ -127,7 +127,7 @@ class Plan:
         weights: str | None = None,
         device: str | None = None,
     ) -> Plan:
-        """Lists the experiments.
+        """List the experiments.
 
         Args:
             data: folder of categories.
@@ -160,7 +160,7 @@ class Plan:
         single = [name for name in order if wants_v and name in _SINGLE and name != _V_FROM]
         if single and _V_FROM not in order:
             order.append(_V_FROM)
-        order.sort(key=lambda name: name != _V_FROM)  # first the one that others wait for
+        order.sort(key=lambda name: name != _V_FROM)  # first the one that others need
         kept = tuple(seeds) or (base.seed,)
         runs = []
         for category in categories:
@@ -241,7 +241,7 @@ class ResultFolder:
             return None
 
     def keep(self, experiment: Experiment, result: RunResult) -> None:
-        """Writes a result file."""
+        """Write a result file."""
         record = (
             {"row": result.row}
             if result.row is not None
@@ -279,10 +279,10 @@ def run_plan(
     done: Callable[[PlannedRun, RunResult, bool], None] = lambda planned, result, fresh: None,
     results: dict[tuple[str, str, int], RunResult] | None = None,
 ) -> dict[tuple[str, str, int], RunResult]:
-    """Runs the experiments that have no result yet. A failure is recorded with its reason; the others go on.
+    """Run the experiments that have no result yet. A failure is recorded with its reason; the others go on.
 
-    An experiment whose V is another's waits for it. If a backbone's weights are missing, its experiments that have not
-    begun get the same reason.
+    An experiment that needs another's V waits for it. If a backbone's weights are missing, its other experiments are
+    not started and get the same reason.
 
     Args:
         plan: the experiments.
@@ -290,71 +290,92 @@ def run_plan(
         run: runs one experiment.
         workers: where; None: one fresh process after another. Closed at the end.
         started, report, done: called for each experiment; `fresh` is True if it ran now.
-        died: called when an experiment is begun again because its process died.
+        died: called when an experiment is started again because its process died.
         results: filled as experiments finish, so that the caller keeps them if this is interrupted.
 
     Returns:
         (category, column, seed) -> result.
     """
-    found = {} if results is None else results
-    missing: dict[tuple[str, str | None], str] = {}
-    in_work: dict[PlannedRun, Experiment] = {}
+    runner = _Runner(folder, run, started, report, done, {} if results is None else results)
+    with Jobs(workers or Processes(), died) as jobs:
+        waiting: Sequence[PlannedRun] = plan.runs
+        while waiting or runner.running:
+            waiting = runner.start(waiting, jobs)
+            if runner.running:
+                runner.collect(jobs)
+    return runner.found
 
-    def settle(planned: PlannedRun, result: RunResult, fresh: bool) -> None:
-        found[_place(planned)] = result
-        done(planned, result, fresh)
 
-    def take(planned: PlannedRun, jobs: Jobs, pending: set[tuple[str, str, int]]) -> bool:
-        """Settles or begins a run; False if it has to wait."""
+@dataclass
+class _Runner:
+    """State of `run_plan`: the results so far, running experiments, and why weights of a backbone are missing."""
+
+    folder: ResultFolder
+    task: Task
+    started: Callable[[PlannedRun], None]
+    report: Callable[[PlannedRun, str, int, int], None]
+    done: Callable[[PlannedRun, RunResult, bool], None]
+    found: dict[tuple[str, str, int], RunResult]
+    running: dict[PlannedRun, Experiment] = field(default_factory=dict)
+    missing: dict[tuple[str, str | None], str] = field(default_factory=dict)
+
+    def start(self, waiting: Sequence[PlannedRun], jobs: Jobs) -> list[PlannedRun]:
+        """Settle or start as many runs as possible; return those that have to wait."""
+        left = []
+        pending = {_place(planned) for planned in (*waiting, *self.running)}
+        for planned in waiting:
+            if not self._take(planned, jobs, pending):
+                left.append(planned)
+            elif planned not in self.running:
+                pending.discard(_place(planned))
+        return left
+
+    def collect(self, jobs: Jobs) -> None:
+        """Wait for a running experiment and keep its result."""
+        planned, outcome = jobs.next()
+        experiment = self.running.pop(planned)
+        result = _result(outcome)
+        self.folder.keep(experiment, result)
+        if result.row is not None:
+            shutil.rmtree(self.folder.work(experiment), ignore_errors=True)
+        if result.reason.startswith(_NO_WEIGHTS):
+            self.missing[experiment.config.backbone, experiment.weights] = result.reason
+        self._settle(planned, result, True)
+
+    def _take(self, planned: PlannedRun, jobs: Jobs, pending: set[tuple[str, str, int]]) -> bool:
+        """Settle or start a run; False if it has to wait."""
         if not jobs.has_room or _source(planned) in pending:
             return False
-        experiment = resolved(planned, found)
+        experiment = resolved(planned, self.found)
         if isinstance(experiment, str):
-            settle(planned, RunResult(reason=experiment), False)
+            self._settle(planned, RunResult(reason=experiment), False)
             return True
-        if experiment in in_work.values():  # the same under another column
+        if experiment in self.running.values():  # the same under another column
             return False
-        earlier = folder.find(experiment)
+        earlier = self.folder.find(experiment)
         backbone = (experiment.config.backbone, experiment.weights)
         if earlier is not None and earlier.row is not None:
-            settle(planned, earlier, False)
-        elif backbone in missing:
-            settle(planned, RunResult(reason=missing[backbone]), False)
+            self._settle(planned, earlier, False)
+        elif backbone in self.missing:
+            self._settle(planned, RunResult(reason=self.missing[backbone]), False)
         else:
-            started(planned)
-            try:
-                work = folder.work(experiment)
-            except DataError as error:  # without a list of images there is no key, so no file
-                settle(planned, RunResult(reason=f"failed: {_sentence(error)}"), True)
-                return True
-            in_work[planned] = experiment
-            job = Job(planned.title, run, replace(experiment, cache=str(work)))
-            jobs.begin(planned, job, partial(report, planned))
+            self._begin(planned, experiment, jobs)
         return True
 
-    waiting = list(plan.runs)
-    with Jobs(workers or Processes(), died) as jobs:
-        while waiting or in_work:
-            left = []
-            pending = {_place(planned) for planned in (*waiting, *in_work)}
-            for planned in waiting:
-                if take(planned, jobs, pending):
-                    if planned not in in_work:
-                        pending.discard(_place(planned))
-                else:
-                    left.append(planned)
-            waiting = left
-            if in_work:
-                planned, outcome = jobs.next()
-                experiment = in_work.pop(planned)
-                result = _result(outcome)
-                folder.keep(experiment, result)
-                if result.row is not None:
-                    shutil.rmtree(folder.work(experiment), ignore_errors=True)
-                if result.reason.startswith(_NO_WEIGHTS):
-                    missing[experiment.config.backbone, experiment.weights] = result.reason
-                settle(planned, result, True)
-    return found
+    def _begin(self, planned: PlannedRun, experiment: Experiment, jobs: Jobs) -> None:
+        self.started(planned)
+        try:
+            work = self.folder.work(experiment)
+        except DataError as error:  # without a list of images there is no key and no result file
+            self._settle(planned, RunResult(reason=f"failed: {_sentence(error)}"), True)
+            return
+        self.running[planned] = experiment
+        job = Job(planned.title, self.task, replace(experiment, cache=str(work)))
+        jobs.begin(planned, job, partial(self.report, planned))
+
+    def _settle(self, planned: PlannedRun, result: RunResult, fresh: bool) -> None:
+        self.found[_place(planned)] = result
+        self.done(planned, result, fresh)
 
 
 _NO_WEIGHTS = "not run: no weights"
@@ -365,7 +386,7 @@ def _place(planned: PlannedRun) -> tuple[str, str, int]:
 
 
 def _source(planned: PlannedRun) -> tuple[str, str | None, int]:
-    """The place of the run whose V it takes."""
+    """The key of the run whose V it uses."""
     return planned.experiment.category, planned.v_from, planned.experiment.config.seed
 
 
@@ -382,6 +403,6 @@ def _sentence(error: SaaeError) -> str:
 
 
 def known_categories(names: Iterable[str]) -> tuple[str, ...]:
-    """Categories in the paper's order, others behind them by name."""
+    """Categories in the paper's order, then others by name."""
     order = {name: index for index, name in enumerate(CLASSES)}
     return tuple(sorted(dict.fromkeys(names), key=lambda name: (order.get(name, len(order)), name)))

@@ -1,4 +1,4 @@
-"""Long jobs on a Ray cluster: each a task of its machine, which runs it in a fresh process as one machine does."""
+"""Long jobs on a Ray cluster: each is a Ray task that runs the job in a fresh process on its machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .jobs import Job, Processes, Report, read_message
 __all__ = ["RayTasks"]
 
 _PATIENCE = 30.0
-"""Seconds for tasks to end in order before their workers are killed."""
+"""Seconds for tasks to end cleanly before their workers are killed."""
 
 _HANDED_ON = ("SAAE_", "HF_")
-"""Beginnings of the variables that a job sees as if it ran here."""
+"""Prefixes of the environment variables that are passed on to jobs."""
 
 
 class RayTasks:
     """Tasks of the cluster that this process is connected to; see `saae_train.experiments.jobs.Workers`.
 
-    Each takes a GPU if the cluster has any and `device` leaves it the choice, else its share of the CPUs. Folders are
+    Each takes a GPU if the cluster has any and `device` allows it, else its share of the CPUs. Folders are
     at the same paths on every machine.
 
     Args:
@@ -34,7 +34,7 @@ class RayTasks:
         device: torch device of the jobs; None: a GPU where there is one.
 
     Raises:
-        ConfigError: the cluster has not as much.
+        ConfigError: the cluster is too small.
     """
 
     def __init__(self, room: int | None = None, device: str | None = None) -> None:
@@ -50,7 +50,7 @@ class RayTasks:
         self._waiting: list[Any] = []
 
     def begin(self, job: Job, report: Report) -> Any:
-        """See `Workers`. Progress within a job is not told from machine to machine."""
+        """See `Workers`. Progress within a job is not sent between machines."""
         report("on the cluster", 0, 0)
         variables = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
         begun = self._begin.remote(job, self.cpus, str(Path.cwd()), variables)
@@ -59,7 +59,7 @@ class RayTasks:
 
     def first(self, begun: Sequence[Any]) -> Any:
         """See `Workers`."""
-        while True:  # in pieces, so that Ctrl-C is heard
+        while True:  # in pieces, so that Ctrl-C is noticed
             ready, _ = self._ray.wait(list(begun), num_returns=1, timeout=1.0)
             if ready:
                 return next(item for item in begun if item == ready[0])
@@ -90,10 +90,10 @@ class RayTasks:
 
 
 def _perform(job: Job, threads: int, folder: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    """On a machine of the cluster: runs a job in a fresh process there; its last message, or how it died."""
+    """Run a job in a fresh process on a machine of the cluster; return its last message, or how it died."""
     os.environ.update(variables)
     with suppress(OSError):
-        os.chdir(folder)  # where relative paths begin
+        os.chdir(folder)  # relative paths start here
     workers = Processes(threads=threads, grace=0.0)
     try:
         running = workers.first([workers.begin(job, lambda what, done, total: None)])

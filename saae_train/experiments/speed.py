@@ -30,7 +30,7 @@ _IMAGES = 4
 def measure_fps(
     configs: Mapping[str, FitConfig], samples: Sequence[Sample], device: str | None = None, seconds: float = 20.0
 ) -> dict[str, Any]:
-    """Times the models interleaved.
+    """Time the models interleaved.
 
     Each model comes from an ordinary fit of one step to a few images.
 

@@ -68,9 +68,9 @@ class Figure:
 
     def __post_init__(self) -> None:
         if self.ours is None and not self.reason:
-            raise ValueError("an Figure without a value must give its reason")
+            raise ValueError("a Figure without a value must give its reason")
         if self.ours is not None and not np.isfinite(self.ours):
-            raise ValueError(f"an Figure must be finite, got {self.ours}")
+            raise ValueError(f"a Figure must be finite, got {self.ours}")
 
     @property
     def difference(self) -> float | None:
@@ -78,7 +78,7 @@ class Figure:
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and `difference`, as plain values."""
+        """All fields and `difference`, as JSON values."""
         return {**asdict(self), "difference": None if self.difference is None else round(self.difference, 4)}
 
 
@@ -88,10 +88,10 @@ class Table:
 
     Attributes:
         name, title: the paper's.
-        rows: in order; `columns` likewise.
+        rows, columns: names, in order.
         figures: by (row, column).
         also: the paper's other columns, by row.
-        setup: sentences on how the set-up differs from the paper's, and in which experiments.
+        setup: how the set-up differs from the paper's, and in which experiments.
     """
 
     name: str
@@ -167,7 +167,7 @@ def _marks(figure: Figure, notes: list[str]) -> str:
 
 
 def make_tables(plan: Plan, results: RunResults) -> list[Table]:
-    """Builds the tables of a plan.
+    """Build the tables of a plan.
 
     Means are over the paper's classes that were measured, with equal weights; the paper's mean is taken over the same
     classes. Other categories, and drawn ones, get rows but do not enter a mean.
@@ -371,9 +371,9 @@ def fps_table(measured: Mapping[str, Any]) -> Table:
 
 
 def measured_with(results: RunResults) -> list[tuple[dict[str, str], list[str]]]:
-    """Groups the experiments by the library versions that measured them, largest group first.
+    """Group the experiments by the library versions that measured them, largest group first.
 
-    Results of earlier runs may have other versions; {} means that none were recorded.
+    Results of earlier runs may have other versions; empty if none were recorded.
     """
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for (category, column, seed), result in results.items():

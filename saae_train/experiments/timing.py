@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ["PeakMemory", "Timing", "Turn", "interleaved", "stopwatch", "timed_calls"]
 
 Turn = Callable[[float], list[float]]
-"""Works for about so many seconds and returns timed seconds, at least one."""
+"""Works for about the given seconds and returns the timed seconds, at least one value."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -54,7 +54,7 @@ class Timing:
 def timed_calls(
     call: Callable[[], object], seconds: float, *, warm_up: int = 1, fewest: int = 2, most: int | None = None
 ) -> list[float]:
-    """Times single calls for about `seconds`. A call that starts work on a device must wait for it.
+    """Time single calls for about `seconds`. A call that starts work on a device must wait for it.
 
     Args:
         call: what is timed.
@@ -84,11 +84,10 @@ def interleaved(
     length: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, list[float]]:
-    """Times several things in short turns, round after round, so that a drifting machine slows all alike.
+    """Time several things in short turns, round after round, so that a drifting machine slows all of them equally.
 
-    A pause comes before each turn, so that the thread pool of the turn before has gone to sleep. An entry whose turns
-    take too long skips rounds: it ends with the others, and its turns stay spread over the whole time. The garbage
-    collector is off meanwhile.
+    A pause before each turn lets the thread pool of the previous turn go to sleep. An entry whose turns take too long
+    skips rounds, so that it ends with the others. The garbage collector is off during the turns.
 
     Args:
         turns: name -> turn, for example `partial(timed_calls, call)`.
@@ -111,7 +110,7 @@ def interleaved(
             for place, (name, turn) in enumerate(turns.items()):
                 if progress is not None:
                     progress(number * len(turns) + place, rounds * len(turns))
-                if used[name] > 1.5 * seconds * number / rounds:  # a turn also makes calls that it does not count
+                if used[name] > 1.5 * seconds * number / rounds:  # a turn also makes calls that are not counted
                     continue
                 time.sleep(PAUSE)
                 start = time.perf_counter()
@@ -163,7 +162,7 @@ def _high_water_kib() -> float:
 
 @contextmanager
 def stopwatch() -> Iterator[Callable[[], float]]:
-    """Yields a function that returns the seconds since the block began; after the block, its length."""
+    """Yield a function that returns the seconds since the block began; after the block, its length."""
     start = time.perf_counter()
     end: list[float] = []
     try:

@@ -1,4 +1,4 @@
-"""The backbone that a configuration and the training images ask for: its layers, its input size, its weights."""
+"""Builds the backbone for a configuration and the training images: its layers, input size and weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def backbone_for(
     weights: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Features:
-    """Builds the frozen features of a fit.
+    """Build the frozen features of a fit.
 
     Args:
-        config: names the backbone; layers that it leaves out are the backbone's own, and its input size takes the
-            images' shape where it says so.
+        config: names the backbone; without layers, the backbone's default ones; the input size follows the images'
+            shape if `follow_shape` is set.
         samples: the images to fit on.
         weights: see `saae_train.model.weights.load_state_dict`.
-        say: told what was chosen that a person may want to change.
+        say: called with a text for each choice that the user may want to change.
 
     Raises:
         ConfigError: no such model, layer or size.
@@ -67,7 +67,7 @@ def _geometry(
 def _say_geometry(
     config: FitConfig, shape: ImageShape, size: tuple[int, int], tiles: tuple[int, int], say: Callable[[str], None]
 ) -> None:
-    """Says what was chosen that a person may want to change."""
+    """Report the choices that the user may want to change."""
     text = f"{size[0]} x {size[1]}"
     if config.follow_shape and shape.mixed:
         say(

@@ -15,11 +15,11 @@ from .features import FeatureSet
 __all__ = ["principal_components"]
 
 _STATISTICS_ROWS = 60_000
-"""Rows that the mean, deviation and covariance rest on, spread over all images and positions."""
+"""Rows that mean, deviation and covariance are computed from, spread over all images and positions."""
 
 
 def principal_components(features: FeatureSet, config: FitConfig) -> tuple[FeatureSpace, int]:
-    """The feature space and V, from a spread sample of the training features' rows."""
+    """The feature space and V, from a sample of the training features' rows."""
     count, positions, channels = features.values.shape
     stride = max(1, count * positions // _STATISTICS_ROWS)
     # A stride that shares no factor with the row length visits every position of the grid.
@@ -27,7 +27,7 @@ def principal_components(features: FeatureSet, config: FitConfig) -> tuple[Featu
         stride += 1
     rows = _strided(features, stride)
     mean = rows.mean(dim=0) if config.standardise else torch.zeros(channels)
-    # A channel that never varies (a dead unit) must not become infinitely loud.
+    # A channel that never varies (a dead unit) must not be scaled by infinity.
     deviation = rows.std(dim=0).clamp_min(1e-6 * float(rows.std()) + 1e-12)
     scale = 1.0 / deviation if config.standardise else torch.ones(channels)
     standard = (rows - mean) * scale
@@ -43,7 +43,7 @@ def principal_components(features: FeatureSet, config: FitConfig) -> tuple[Featu
         latent = min(latent, config.latent_limit // 3 * 3)
     if vectors is None:
         return FeatureSpace(mean, scale), latent
-    k = min(config.components, channels // 2)  # something must be left outside
+    k = min(config.components, channels // 2)  # leave residual energy
     leading = eigenvalues[:k].clamp_min(float(eigenvalues[0]) * 1e-9)
     weights = leading**-config.component_power
     return FeatureSpace(mean, scale, vectors.flip(1)[:, :k].float(), (weights / weights.mean()).float()), latent

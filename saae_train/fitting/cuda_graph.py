@@ -12,36 +12,36 @@ from torch import Tensor
 __all__ = ["EAGER_STEPS", "Captured", "CudaRecorder", "Recorder", "recorder_for"]
 
 EAGER_STEPS = 3
-"""Steps before the recording: they make what is made once (moments, library handles, workspaces)."""
+"""Steps before the capture: they allocate what is made once (moments, library handles, workspaces)."""
 
 Step = Callable[[], Tensor]
-"""Reads and writes tensors that stay where they are, decides by no number read back, and returns a scalar."""
+"""A step: reads and writes tensors in place, has no branch on values read back, and returns a scalar."""
 
 
 class Recorder(Protocol):
-    """What records a step on a device and plays it back."""
+    """Captures a step on a device and replays it."""
 
     def warm_up(self, step: Step) -> Tensor:
-        """Runs the step, in the place where it will be recorded."""
+        """Run the step eagerly, on the stream on which it will be captured."""
 
     def record(self, step: Step) -> Tensor:
-        """Notes the step's operations and executes none; gives the tensor that a replay leaves the result in.
+        """Capture the step's operations without executing them; return the tensor that a replay writes its result to.
 
         Raises:
-            RuntimeError: it cannot be recorded.
+            RuntimeError: it cannot be captured.
         """
 
     def replay(self) -> None:
-        """Runs the operations again, on the very same tensors."""
+        """Run the captured operations on the same tensors."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """A recorder for the device, None where there is none."""
+    """A recorder for the device; None on a CPU."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
 class CudaRecorder:
-    """A CUDA graph. Recording and what leads up to it have a stream of their own, which capturing needs."""
+    """A CUDA graph. The capture and the steps before it use a separate stream, which capturing needs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -53,7 +53,7 @@ class CudaRecorder:
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            # Adam says that it need not have been prepared for this.
+            # Adam warns if it was not made capturable.
             warnings.filterwarnings("ignore", message=".*capturable=True")
             found = step()
         here.wait_stream(self._stream)
@@ -62,7 +62,7 @@ class CudaRecorder:
     def record(self, step: Step) -> Tensor:
         """See `Recorder`."""
         try:
-            # The outer block puts the stream back where a failed capture does not. `thread_local`: what other threads
+            # The outer block restores the stream if a failed capture does not. `thread_local`: what other threads
             # of the program do meanwhile does not spoil it.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),
@@ -70,7 +70,7 @@ class CudaRecorder:
             ):
                 return step()
         except BaseException:
-            self._graph = torch.cuda.CUDAGraph()  # lets go of the memory of the one that came to nothing
+            self._graph = torch.cuda.CUDAGraph()  # frees the memory of the failed capture
             raise
 
     def replay(self) -> None:
@@ -81,12 +81,12 @@ class CudaRecorder:
 class Captured:
     """A step that runs eagerly a few times, then is captured and replayed.
 
-    Where it cannot be recorded it is run as it is on and on: recording executes nothing, so nothing has changed.
+    If it cannot be captured it is always run eagerly; a failed capture has executed nothing.
 
     Args:
         step: see `Step`.
-        recorder: None: every call runs the step as it is.
-        say: is told once where recording was refused.
+        recorder: None: every call runs the step eagerly.
+        say: called once if the capture failed.
 
     Attributes:
         replayed: calls that were replayed.
@@ -99,14 +99,14 @@ class Captured:
         self.replayed = 0
 
     def __call__(self) -> Tensor:
-        """Runs or plays back one step; its result, a tensor of its own."""
+        """Run or replay one step; return its result in a tensor of its own."""
         if self._recorder is not None and self._to_warm_up:
             self._to_warm_up -= 1
             return self._recorder.warm_up(self._step)
         if self._recorder is not None and self._result is None:
             try:
                 self._result = self._recorder.record(self._step)
-            except RuntimeError as error:  # every refusal of CUDA's, too little memory included
+            except RuntimeError as error:  # any CUDA error, also too little memory
                 self._recorder = None
                 self._say(f"the step cannot be captured as a CUDA graph, so it goes on without: {_reason(error)}")
         if self._recorder is None or self._result is None:
@@ -117,7 +117,7 @@ class Captured:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what ended a recording, not of what ending it led to. Raises it where it is a Ctrl-C."""
+    """First line of the error that ended a capture, not of a follow-up error. Raises a KeyboardInterrupt again."""
     while error.__context__ is not None:
         error = error.__context__
     if not isinstance(error, Exception):

@@ -37,7 +37,7 @@ class FeatureSet:
 
     Attributes:
         values: float16, N x L x U, memory-mapped: only what is read is loaded.
-        key: sha256 of everything that shaped them.
+        key: sha256 of everything that they depend on.
     """
 
     values: NDArray[np.float16]
@@ -60,7 +60,7 @@ def cache_root() -> Path:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device asked for, or the first CUDA GPU, or the CPU. Raises FitError where it is not there."""
+    """The requested device, or the first CUDA GPU, or the CPU. Raises FitError if it is missing."""
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(chosen)
@@ -108,9 +108,9 @@ def extract(
     precision: str = "auto",
     progress: Progress = silent,
 ) -> FeatureSet:
-    """Features of `samples`, from the cache where they are there.
+    """Features of `samples`, from the cache if possible.
 
-    An interrupted extraction goes on where it stopped. Values are stored as float16, rounded once.
+    An interrupted extraction resumes where it stopped. Values are stored as float16, rounded once.
 
     Args:
         backbone: frozen features.
@@ -139,7 +139,7 @@ def extract(
     else:
         progress(len(samples), len(samples))
     values = None
-    with suppress(ValueError, EOFError):  # cut short or no array
+    with suppress(ValueError, EOFError):  # truncated, or not an array
         values = np.load(done_file, mmap_mode="r")
     if values is None or values.shape != shape:
         done_file.unlink()
@@ -186,19 +186,19 @@ def _fill(
 
 
 def _open_part(part_file: Path, mark: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:
-    """The file being filled, and how many images it holds already."""
+    """The unfinished file, and how many images it holds."""
     start = _resume_at(part_file, mark)
     if start:
         size = part_file.stat().st_size
         with suppress(ValueError):
             values = np.lib.format.open_memmap(part_file, "r+")
-            # A file that was cut short is filled up with zeros by opening it: begin again.
+            # Opening a truncated file would fill it up with zeros: start again.
             if values.shape == shape and values.dtype == np.float16 and values.offset + values.nbytes == size:
                 return values, start
     mark.unlink(missing_ok=True)
     values = np.lib.format.open_memmap(part_file, "w+", np.float16, shape)
     if hasattr(os, "posix_fallocate"):
-        # A mapped file with holes would end the process, not raise an error, once the disk is full.
+        # On a full disk, a mapped file with holes would kill the process instead of raising an error.
         with part_file.open("rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, part_file.stat().st_size)
     return values, 0

@@ -42,12 +42,11 @@ def fit(
     held_out: Sequence[Sample] = (),
     synthetic: bool | None = None,
 ) -> Checkpoint:
-    """Fits one category.
+    """Fit one category.
 
     The same samples, configuration and machine give the same weights, whether or not the run was interrupted: the
     order of images follows from the seed and the step, and a stopped run resumes from its last saved state. (On a GPU
-    up to rounding, where sums have no fixed order.) The state stays until the checkpoint is saved (`save_checkpoint`)
-    or given up (`discard_state`).
+    up to rounding, because sums have no fixed order.) The state stays until `save_checkpoint` or `discard_state`.
 
     Args:
         backbone: frozen features; its layers and input size override the configuration's.
@@ -62,39 +61,34 @@ def fit(
         synthetic: whether the images were drawn; for the record.
 
     Raises:
-        ConfigError: an unknown loss or score, or one that needs components; a latent width or a patch that the
-            autoencoder cannot have.
+        ConfigError: an unknown loss or score, one that needs components, or an impossible latent width or patch.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
         StorageError: no room for cache or state.
     """
-    patch = (config.saae_patch or backbone.saae_patch) if config.transformer else 1
     _check(samples, config)
-    check_shape(config.latent, backbone.grid, patch)
+    is_texture = category in TEXTURES if texture is None else texture
+    config = _completed(config, backbone, is_texture)
+    check_shape(config.latent, backbone.grid, config.saae_patch or 1)
     watch = reporter or Reporter()
     place = pick_device(device)
     started = time.monotonic()
     features = extract(backbone, samples, cache, place, config.precision, watch.features)
     seconds_features = time.monotonic() - started
-    is_texture = category in TEXTURES if texture is None else texture
-    ratio = config.mlp_ratio or (1 if is_texture else 2)
     watch.say("principal components of the features")
     space, latent = principal_components(features, config)
-    config = replace(config, layers=backbone.layers, input_size=backbone.input_size, latent=latent, mlp_ratio=ratio)
-    config = replace(config, saae_patch=patch, tiles=backbone.tiles.counts if len(backbone.tiles) > 1 else None)
-    state_key = sha256_bytes(
-        canonical_json({"features": features.key, "config": config.to_json(), "saae": saae_version()}).encode()
-    )
-    state = (cache or cache_root()) / "states" / state_key
+    config = replace(config, latent=latent)
+    state_key = {"features": features.key, "config": config.to_json(), "saae": saae_version()}
+    state = (cache or cache_root()) / "states" / sha256_bytes(canonical_json(state_key).encode())
     torch.manual_seed(config.seed)
     saae = SAAE(
         space.channels,
         latent,
         backbone.grid[0] * backbone.grid[1],
-        ratio * latent,
+        (config.mlp_ratio or 1) * latent,
         transformer=config.transformer,
         grid=backbone.grid,
-        patch=patch,
+        patch=config.saae_patch or 1,
     )
     loop = Loop(saae, space, features, config, place, state)
     history = loop.run(watch)
@@ -121,8 +115,20 @@ def fit(
     return Checkpoint(detector, config, category, record, state, left_out)
 
 
+def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfig:
+    """The configuration with the defaults that depend on backbone and product filled in."""
+    return replace(
+        config,
+        layers=backbone.layers,
+        input_size=backbone.input_size,
+        mlp_ratio=config.mlp_ratio or (1 if texture else 2),
+        saae_patch=(config.saae_patch or backbone.saae_patch) if config.transformer else 1,
+        tiles=backbone.tiles.counts if len(backbone.tiles) > 1 else None,
+    )
+
+
 def _check(samples: Sequence[Sample], config: FitConfig) -> None:
-    """Finds before the first image is read what would only fail after the last step."""
+    """Check the configuration before the first image is read."""
     if not samples:
         raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
     if config.loss not in LOSSES:
@@ -132,7 +138,7 @@ def _check(samples: Sequence[Sample], config: FitConfig) -> None:
     if config.steps == 0 and config.memory is None:
         raise ConfigError(
             "An autoencoder cannot be fitted in 0 steps.",
-            "Without one, only a memory of normal patches can score.",
+            "Without an autoencoder, only a memory of normal patches can score.",
             "give --steps, or --preset bank",
         )
     if config.score == "joint" and config.components is None:

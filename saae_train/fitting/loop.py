@@ -34,13 +34,13 @@ _SAVE_EVERY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Reporter:
-    """What a caller may watch; each is called often and must return quickly.
+    """Callbacks for progress; each is called often and must return quickly.
 
     Attributes:
         features: called with (done, total).
         steps: called with (steps done, steps in all, loss).
         memory: called with (done, total, what) while the memory is built.
-        say: called with a line for a person.
+        say: called with a line of text.
     """
 
     features: Progress = silent
@@ -50,7 +50,7 @@ class Reporter:
 
 
 class Loop:
-    """The training loop with its saved state: weights, moments and step; the order of images needs no saving."""
+    """The training loop with its saved state: weights, moments and step (the order of images follows from the seed)."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class Loop:
         self.total = per_epoch * int(config.epochs or 1) if config.steps is None else config.steps
         self.recorder = recorder_for(device)
         recorded = self.recorder is not None
-        # What is recorded finds the rate where it was: in a tensor, which is written before each step.
+        # A captured step reads the rate from a tensor, which is written before each step.
         rate = torch.tensor(config.learning_rate, device=device) if recorded else config.learning_rate
         self.optimizer = torch.optim.Adam(saae.parameters(), lr=rate, fused=True, capturable=recorded)
         self.arithmetic = arithmetic(config.precision, device)
         self.step = self.captured_steps = 0
-        self.whole = True  # no step is half done
+        self.whole = True  # the saved state is consistent
         self.seconds = 0.0
         self.history: list[tuple[int, float]] = []
         self.average = 0.0
-        # Reading a number makes the processor wait for a GPU, so there it is done now and then.
+        # Reading a number makes the CPU wait for the GPU, so it is rarely done there.
         self.read_every = 20 if device.type == "cuda" else 1
         self.unread: list[Tensor] = []
         with matmul_precision(self.arithmetic, device):
@@ -85,14 +85,14 @@ class Loop:
         self.picked = torch.zeros(config.batch, dtype=torch.int64, device=device)
 
     def _resident(self) -> Projected | None:
-        """The whole set in the SAAE's space, on the device, where it fits; else batches are read from disk."""
+        """All features in the SAAE's space on the device, if they fit; None: batches are read from disk."""
         needed = len(self.features) * self.features.values.shape[1] * self.space.channels * 2
         if needed > _free_memory(self.device) // 2:
             return None
         return self._project(range(len(self.features)))
 
     def _project(self, indices: Iterable[int]) -> Projected:
-        """Images in the SAAE's space, in half precision; each by itself, so that its numbers depend on no other."""
+        """Images in the SAAE's space, in half precision; one at a time, so that a batch does not change the result."""
         g, residual_energy = [], []
         for index in indices:
             with torch.no_grad():
@@ -103,18 +103,18 @@ class Loop:
         return Projected(torch.cat(g), torch.cat(residual_energy) if residual_energy else None)
 
     def _step_on_resident(self) -> Tensor:
-        """A step on the images in `picked`; all that it reads and writes stays in place (see `cuda_graph.Captured`)."""
+        """A step on the images in `picked`; it reads and writes tensors in place (see `cuda_graph.Captured`)."""
         assert self.resident is not None
         g, residual_energy, _ = self.resident
         return self._train(Projected(g[self.picked], None if residual_energy is None else residual_energy[self.picked]))
 
     def _pick(self, indices: list[int]) -> None:
         picked = torch.tensor(indices)
-        # Pinned memory is not handed out again before it was read, so the copy need not be waited for.
+        # Pinned memory is not reused before it was read, so there is no need to wait for the copy.
         self.picked.copy_(picked.pin_memory() if self.device.type == "cuda" else picked, non_blocking=True)
 
     def run(self, watch: Reporter) -> list[tuple[int, float]]:
-        """Trains to the end; returns (step, mean loss per position) pairs."""
+        """Train to the end; return (step, mean loss per position) pairs."""
         self._resume(watch)
         if self.recorder is not None and self.resident is None:
             watch.say("the features do not fit into the GPU's memory: they are read from disk, step by step")
@@ -135,12 +135,12 @@ class Loop:
                         self._save()
                         saved = time.monotonic()
                 if self.step > first:
-                    with suppress(StorageError):  # no room for the state: the model in hand still counts
+                    with suppress(StorageError):  # no room for the state: keep the model and go on
                         self._save()
                 if stopped():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            if self.whole:  # half a step has moved the norms' statistics: what was saved before it stays
+            if self.whole:  # half a step has changed the norms' statistics: keep the state saved before
                 self._save()
             raise
         self.captured_steps = step.replayed
@@ -180,7 +180,7 @@ class Loop:
         return value.detach() / batch.g.shape[1]
 
     def _read(self) -> None:
-        """Takes in the losses of the steps since the last time. Raises FitError where one is not finite."""
+        """Record the losses of the steps since the last call. Raises FitError if one is not finite."""
         first = self.step - len(self.unread)
         numbers = torch.stack(self.unread).tolist()
         self.unread.clear()
@@ -203,7 +203,7 @@ class Loop:
         return rate
 
     def _indices(self) -> list[int]:
-        """Images of this step: consecutive pieces of one seeded permutation after another."""
+        """Images of this step: consecutive pieces of seeded permutations."""
         count, batch = len(self.features), self.config.batch
         first = self.step * batch
         picked = []
@@ -223,7 +223,7 @@ class Loop:
 
     def _save(self) -> None:
         if self.unread:
-            self._read()  # what is not finite is not saved
+            self._read()  # never save NaN or infinity
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
@@ -251,7 +251,7 @@ class Loop:
             state = self.optimizer.state_dict()
             self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
             self.step, self.seconds, self.average, self.history = step, seconds, average, history
-            watch.say(f"going on from step {self.step} of {self.total}")
+            watch.say(f"resuming at step {self.step} of {self.total}")
 
 
 def _free_memory(device: torch.device) -> int:

@@ -23,19 +23,19 @@ from .loop import Reporter
 __all__ = ["balance", "build_memory", "remember"]
 
 _POOL = 440_000
-"""Patches that entries are chosen from at most, spread over all images."""
+"""Largest number of patches that entries are chosen from, spread over all images."""
 
 _FEW = 4096
-"""Entries that need not be spared."""
+"""Number of entries up to which every patch may become one."""
 
 _SPARED = 3
-"""Patches that there are for each entry at least, where there are more entries than `_FEW`."""
+"""Fewest patches per entry, beyond `_FEW` entries."""
 
 _SKETCH = 64
-"""Width of the random projection on which entries are chosen; distances survive it (Johnson-Lindenstrauss)."""
+"""Width of the random projection for choosing entries; it preserves distances (Johnson-Lindenstrauss)."""
 
 _POOLED = 4
-"""Entries whose patches an entry's radius rests on besides its own."""
+"""Neighbouring entries whose patches also count for an entry's radius."""
 
 _PRIOR = 3
 """Patches at the mean distance that every radius starts from."""
@@ -44,10 +44,10 @@ _SHARE = 0.6
 """Spread of normal patches that the autoencoder's factor of the score adds, in units of the memory's own."""
 
 _TOGETHER = 8
-"""Entries that are chosen in one pass over the pool."""
+"""Entries chosen in one pass over the pool."""
 
 _WEIGHT_POWER = -0.25
-"""Components are weighted by their variance to this power: the few largest do not own the distance."""
+"""Components are weighted by their variance to this power, so that the few largest do not dominate the distance."""
 
 Rows = Callable[[int], Tensor]
 """Number of an image -> its patches g, float32 L x k."""
@@ -62,7 +62,7 @@ def build_memory(
     search: int | None = None,
     progress: Progress = silent,
 ) -> tuple[Memory, Nearest]:
-    """Chooses entries that cover the patches of all images, and measures how far normal patches lie from them.
+    """Choose entries that cover the patches of all images, and measure how far normal patches lie from them.
 
     Entries by greedy k-centre on a random projection (PatchCore, Roth et al. 2022, algorithm 1). The radius of an
     entry is the root mean square of d over the normal patches that are nearest to it or to one of its neighbours,
@@ -73,21 +73,21 @@ def build_memory(
         images: how many.
         entries: number of entries; a third of the patches or 4096 where that is fewer.
         seed: of the choice.
-        reach: images so near in the order are near-copies (`saae_train.data.bursts`) and never vouch for each other.
+        reach: images this near in the order are near-copies (`saae_train.data.bursts`) and are left out together.
         search: components that the memory chooses candidates by, see `Memory`.
         progress: called with (images done, images, what).
 
     Returns:
-        The memory, its alpha yet to come, and d and r of every fitted image with itself and its near-copies left out
-        of the entries and of the radii, each float32 N x L.
+        The memory without its alpha, and d and r of every fitted image with itself and its near-copies left out of
+        the entries and radii, each float32 N x L.
 
     Raises:
         FitError: fewer than two images that are no near-copies, or all entries from one of them.
     """
     if images < 2 + reach:
         raise FitError(
-            "A memory of normal patches needs two images or more that are no copies of each other.",
-            "How far a normal patch may lie is measured on the images that it is not taken from.",
+            "A memory of normal patches needs two images or more that are not copies of each other.",
+            "The distances of normal patches are measured between different images.",
             "add normal images",
         )
     generator = torch.Generator().manual_seed(seed)
@@ -102,8 +102,8 @@ def build_memory(
     vouching = [int(((held_image - index).abs() > reach).sum()) for index in range(images)]
     if (fewest := min(vouching)) == 0:
         raise FitError(
-            f"A memory of {len(held)} normal patches holds those of one image, or of its near-copies, alone.",
-            "How far its patches lie from those of other images cannot be said.",
+            f"All {len(held)} normal patches of the memory come from one image or its near-copies.",
+            "Distances to patches of other images are unknown.",
             "--set memory=8192, or more normal images",
         )
     distances, neighbours = [], []
@@ -118,7 +118,7 @@ def build_memory(
     spread = _Spread(held, distance, near[..., 0])
     found = []
     for index in range(images):
-        # An image that is unlike the others would excuse itself: it widens the radii where it lies.
+        # An image that is unlike the others would widen the radii around itself.
         radius = spread.radii(slice(max(0, index - reach), index + reach + 1))
         near_patches = held[near[index]][None]
         found.append(compare(rows(index)[None] * weight, near_patches, radius[near[index]][None]).radius[0])
@@ -178,9 +178,8 @@ def remember(
 def balance(nearest: Nearest, cosine: Tensor) -> float:
     """The exponent alpha of the score `memory`.
 
-    Of the logarithm of the score of normal patches, the autoencoder's part then spreads 0.6 times as far as the
-    memory's: where the product lets the autoencoder explain little (parts at any angle), its noise does not drown the
-    distance.
+    In the log score of normal patches, the autoencoder's part then spreads 0.6 times as far as the memory's. If the
+    autoencoder explains little (parts at any angle), its noise does not drown the distance.
 
     Args:
         nearest: d and r of normal patches that are not in the memory, any shape.
@@ -207,8 +206,8 @@ def _pool(rows: Rows, images: int, generator: torch.Generator, progress: Progres
 def _cover(points: Tensor, count: int) -> Tensor:
     """Numbers of `count` points, each far from those before it: points, n x width -> int64, count.
 
-    Farthest first, a few at a time: among the farthest points of a pass, one is taken after the other as long as it
-    is the farthest of them, which reads the pool once for several entries.
+    Farthest first: from the farthest points of a pass, several are taken one after the other, so that one pass over
+    the pool serves several entries.
     """
     energy = points.square().sum(dim=1)
     far = torch.full((len(points),), torch.inf)
@@ -218,7 +217,7 @@ def _cover(points: Tensor, count: int) -> Tensor:
         centres = points[fresh]
         to_fresh = (energy[None] - 2.0 * centres @ points.T).add_(energy[fresh][:, None]).amin(dim=0).clamp_min_(0)
         torch.minimum(far, to_fresh, out=far)
-        far[fresh] = -1.0  # never twice, whatever the rounding
+        far[fresh] = -1.0  # never twice, despite rounding
         among = far.topk(min(4 * _TOGETHER, len(points))).indices
         far_among, fresh = far[among].clone(), []
         for _ in range(min(_TOGETHER, count - len(chosen))):

@@ -1,4 +1,4 @@
-"""In which numbers a fit computes: bfloat16, or float32 with its products in TF32 or in full."""
+"""Arithmetic of a fit: bfloat16, or float32 with matrix products in TF32 or in full precision."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["arithmetic", "matmul_precision", "reached"]
 
 
 def arithmetic(precision: str, device: torch.device) -> str:
-    """What `FitConfig.precision` comes to on a device: `bf16`, `tf32` or `fp32`.
+    """Resolve `FitConfig.precision` for a device: `bf16`, `tf32` or `fp32`.
 
-    `auto` is bf16 where the processor has instructions for it, not where it is emulated, else FP32. TF32 is a matter of
-    NVIDIA's GPUs from Ampere on; elsewhere `tf32` is FP32.
+    `auto` is bf16 if the processor has instructions for it, else FP32. Only NVIDIA GPUs from Ampere on have TF32;
+    elsewhere `tf32` is FP32.
     """
     if precision == "auto":
         return "bf16" if _has_bf16(device) else "fp32"
@@ -32,20 +32,20 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def _from_ampere_on(device: torch.device) -> bool:
-    """Matrix units for bf16 and TF32 came together."""
+    """Whether the GPU has matrix units for bf16 and TF32, which came together."""
     return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
 
 
 @contextmanager
 def matmul_precision(kind: str, device: torch.device) -> Iterator[None]:
-    """Within the block, float32 products on a CUDA device are in TF32 where `kind` is `tf32`, else in full.
+    """Within the block, float32 products on a CUDA device are computed in TF32 if `kind` is `tf32`, else in full.
 
-    By default PyTorch computes matrix products in full and convolutions in TF32. What was set before is put back. The
-    switches are the process's, so the block is to hold this device's work and no caller's.
+    By default PyTorch computes matrix products in full and convolutions in TF32. The previous settings are restored.
+    The switches are global to the process, so keep callers' code out of the block.
 
     Args:
         kind: from `arithmetic`.
-        device: elsewhere than on CUDA nothing is touched.
+        device: unless it is a CUDA device, nothing changes.
     """
     if device.type != "cuda":
         yield
@@ -62,10 +62,10 @@ def matmul_precision(kind: str, device: torch.device) -> Iterator[None]:
 
 
 def reached(device: torch.device, convolutions: bool) -> str:
-    """What float32 products are computed in on a device, as things are set now: `fp32`, or what is in TF32.
+    """Arithmetic of float32 products on a device with the current settings: `fp32`, or which products are in TF32.
 
     Args:
-        device: where.
+        device: torch device.
         convolutions: whether there are convolutions besides matrix products.
     """
     if device.type != "cuda" or not _from_ampere_on(device):

@@ -1,4 +1,4 @@
-"""The process while a model is fitted: its arithmetic, its memory, and Ctrl-C at a moment when nothing is half done."""
+"""Settings of the process during a fit: denormals, freed memory, and Ctrl-C only between steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DEFAULT_TRIM, _DEFAULT_MMAPS = 128 * 1024, 65536
 
 @contextmanager
 def set_for_training() -> Iterator[None]:
-    """Within the block, vanishing numbers count as zero, and freed memory is kept for the next step.
+    """Within the block, denormal numbers are zero, and freed memory is kept for the next step.
 
-    Gradients that vanish otherwise slow the processor tenfold, and every large tensor costs the system a fresh page
-    every 4 KiB, which took a fifth of a step.
+    Otherwise vanishing gradients slow the processor tenfold, and page faults of new large tensors take a fifth of a
+    step.
     """
     flushed = torch.set_flush_denormal(True)
     library = _malloc()
@@ -43,7 +43,7 @@ def set_for_training() -> Iterator[None]:
 
 
 def _malloc() -> ctypes.CDLL | None:
-    """glibc, None where memory comes from elsewhere (musl, macOS, Windows)."""
+    """glibc; None with another C library (musl, macOS, Windows)."""
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)
@@ -52,9 +52,9 @@ def _malloc() -> ctypes.CDLL | None:
 
 @contextmanager
 def ctrl_c_after_the_step() -> Iterator[Callable[[], bool]]:
-    """Lets the step in hand end before a Ctrl-C counts, so that a whole state can be saved; a second one stops at once.
+    """Delay Ctrl-C until the current step has ended, so that its state can be saved. A second one stops at once.
 
-    Gives a function that says whether to stop.
+    Yields a function that tells whether to stop.
     """
     before = signal.getsignal(signal.SIGINT)
     asked = False
@@ -65,7 +65,7 @@ def ctrl_c_after_the_step() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    # Elsewhere than in the main thread, or where Ctrl-C is ignored or handled already, it stays as it is.
+    # Outside the main thread, or if Ctrl-C is ignored or handled already, nothing changes.
     ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, note)

@@ -41,7 +41,7 @@ _LEFT_OUT = "left_out.scores"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A fitted model and how it came about.
+    """A fitted model and the record of its fit.
 
     Attributes:
         detector: the model, in evaluation mode, on the CPU.
@@ -49,7 +49,7 @@ class Checkpoint:
         category: product name.
         record: how it was fitted.
         left_out: scores of the fitted images, each as if it were new; None without a memory.
-        state: where the fit can be resumed from, as long as the model is not saved; not part of what is saved.
+        state: folder that the fit can be resumed from until the model is saved; not saved itself.
     """
 
     detector: Detector
@@ -61,40 +61,40 @@ class Checkpoint:
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Says before a fit, not after it, that a checkpoint has no place to go.
+    """Check before a fit that a checkpoint can be written to a folder.
 
     Raises:
-        StorageError: a file, or a folder with something else, is there.
+        StorageError: the place is taken by a file, or by a folder with something else.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder} is a file.", "A folder is to be written there.", "choose another with --out")
+        raise StorageError(f"{folder} is a file.", "A folder must be written there.", "choose another with --out")
     if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
         raise StorageError(
-            f"{folder} holds something that is no checkpoint.", "It would be replaced.", "choose another with --out"
+            f"{folder} holds something that is not a checkpoint.", "It would be replaced.", "choose another with --out"
         )
     return folder
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder may be replaced by a checkpoint: its config.json is ours, not another library's of that name."""
+    """Whether a folder may be replaced by a checkpoint: it holds one, not another library's config.json."""
     try:
         record: Any = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # a damaged one is ours if nothing else is there
+    except (OSError, ValueError, RecursionError):  # a damaged one is ours if the folder holds nothing else
         return {entry.name for entry in folder.iterdir()} <= {_CONFIG, _WEIGHTS}
     return isinstance(record, Mapping) and "saae_version" in record
 
 
 def discard_state(checkpoint: Checkpoint) -> None:
-    """Deletes the resumable state of a fit, once its model is saved or not needed."""
+    """Delete the resumable state of a fit, once its model is saved or not needed."""
     if checkpoint.state is not None:
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
+    """Write a checkpoint folder atomically; the backbone's used weights are in it, so it needs nothing else.
 
-    Only when it is written, the state that the fit could be resumed from is removed.
+    The resumable state of the fit is removed afterwards.
 
     Raises:
         StorageError: the disk is full, the place may not be written to, or a folder with something else is there.
@@ -108,7 +108,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         try:
             save_file(tensors, temporary / _WEIGHTS)
         except SafetensorError as error:
-            told = re.search(r"os error (\d+)", str(error))  # the system's number, in the words of safetensors
+            told = re.search(r"os error (\d+)", str(error))  # the system's error number, in safetensors' text
             code = int(told[1]) if told else errno.EIO
             raise storage_error(folder, OSError(code, str(error))) from error
         record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
@@ -119,7 +119,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint folder and checks its hash, its keys and that every weight is finite.
+    """Read a checkpoint folder and check its hash, its keys and that every weight is finite.
 
     Raises:
         CheckpointError: missing, damaged, of a newer version, or holding NaN.
@@ -154,7 +154,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def read_fit_config(path: str | os.PathLike[str]) -> FitConfig:
-    """How the model in a checkpoint folder was fitted, without its weights.
+    """The configuration of the model in a checkpoint folder, without its weights.
 
     Raises:
         CheckpointError: missing, damaged or of a newer version.
@@ -246,7 +246,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
-    """The detector's modules with weights yet to come."""
+    """The detector's modules, without weights."""
     config = FitConfig.from_json(record["config"])
     about, saae, space = record["backbone"], record["saae"], record["space"]
     info = WeightsInfo(about["weights_source"], about["weights_sha256"])
@@ -257,7 +257,7 @@ def _build(record: Mapping[str, Any]) -> tuple[Detector, FitConfig]:
     memory = None
     if (held := record.get("memory")) is not None:
         width = channels if components is None else components
-        entries, search = held["entries"], held.get("search")  # earlier memories were searched by all components
+        entries, search = held["entries"], held.get("search")  # older checkpoints search by all components
         memory = Memory(torch.zeros(entries, width), torch.ones(entries), torch.ones(width), search=search)
     detector = Detector(
         backbone,

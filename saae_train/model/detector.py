@@ -45,7 +45,7 @@ class Projected(NamedTuple):
 class FeatureSpace(nn.Module):
     """The space in which the SAAE works: g = ((f - mean) * scale) @ basis * component_scale.
 
-    With no basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
+    Without a basis it only standardises, and with mean 0 and scale 1 (the `paper` preset) it changes nothing. With one,
     the SAAE sees the k leading principal components, so its widest convolutions are U/k times narrower. The energy
     outside them, |f_s - basis basis^T f_s|^2, enters the score. It is computed from the residual, because
     |f_s|^2 - |basis^T f_s|^2 is a small difference of large sums and loses its digits in bf16.

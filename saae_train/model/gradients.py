@@ -1,6 +1,6 @@
-"""Gradients that cost less than by PyTorch's own formulas: of attention and linear layers in bfloat16, of the cosine.
+"""Gradients that are cheaper than PyTorch's own: of attention and linear layers in bfloat16, and of the cosine.
 
-What goes forward through the layers is PyTorch's, bit for bit; the gradients are the same sums, rounded elsewhere.
+The forward pass is PyTorch's, bit for bit. The gradients are the same sums with other rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 __all__ = ["attention", "cosine_distance", "linear"]
 
 _WIDE = 1 << 18
-"""Weights from which on writing out the transposed gradient costs less than multiplying by it as it lies."""
+"""Number of weights from which a contiguous copy of the transposed gradient makes the product faster."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def attention(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """One minus the cosine between rows; a zero row counts as of length 1e-6. Gradients go to `b` alone.
+    """One minus the cosine between rows; a zero row has length 1e-6. Only `b` gets gradients.
 
     Args:
         a: float32, N x L x C, fixed.
@@ -61,7 +61,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _CosineDistance(torch.autograd.Function):
-    """The features are the widest rows of a step: each pass over them counts."""
+    """Written out to make few passes over the features, the widest rows of a step."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class _CosineDistance(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """With a long matrix lying across, a product runs at a third of its speed: it is turned round first."""
+    """A product with a long transposed matrix runs at a third of the speed, so it is copied first."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Forward is PyTorch's fused attention; backward are plain products, image by image, so that they stay in cache."""
+    """Forward is PyTorch's fused attention; backward uses matrix products image by image, which stay in cache."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key_value: Tensor, heads: int) -> Tensor:
@@ -120,7 +120,7 @@ class _Attention(torch.autograd.Function):
         scale = (query.shape[2] // heads) ** -0.5
         d_query, d_key_value = torch.empty_like(query), torch.empty_like(key_value)
         scores, mixing, d_mixing = query.new_empty(3, heads, query.shape[1], key_value.shape[1])
-        # Written out head by head first, for products of strided rows take longer.
+        # A contiguous copy per head first: products of strided rows are slower.
         parts = (*_split(query * scale, key_value, heads), outer.unflatten(2, (heads, -1)).transpose(1, 2))
         images = zip(*(part.contiguous().unbind(0) for part in parts), strict=True)
         gradients = zip(*(part.unbind(0) for part in _split(d_query, d_key_value, heads)), strict=True)

@@ -12,10 +12,10 @@ __all__ = ["LeftOut"]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a fit says of its own images: the score of each as if it were new.
+    """Scores of the fitted images, each as if it were new.
 
     The memory leaves out the image and its near-copies, exactly. The autoencoder was fitted to the image; on four real
-    sets that moved the mean of the log score by -0.03 to 0.03 against images that were held out (docs/quality.md).
+    sets this moved the mean of the log score by -0.03 to 0.03 against images that were held out (docs/quality.md).
 
     Attributes:
         scores: A of every position, not smoothed, float32 N x h x w.

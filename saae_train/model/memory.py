@@ -13,17 +13,17 @@ NEIGHBOURS = 8
 """Entries that a patch is compared with; the last one only says where the weights end."""
 
 SEARCH = 96
-"""Leading components by which candidates are chosen among all entries; all components choose among the candidates."""
+"""Leading components used to choose candidates among all entries; distances to the candidates use all components."""
 
 CANDIDATES = 16
-"""Entries that are chosen so."""
+"""Number of candidates."""
 
 KERNEL = 0.5
-"""Width of the kernel that weighs them, in units of the smallest squared distance."""
+"""Width of the kernel that weights the entries, in units of the smallest squared distance."""
 
 
 class Nearest(NamedTuple):
-    """What the memory says of every position.
+    """Distance and radius at every position.
 
     Attributes:
         distance: d, to the kernel-weighted mean of the nearest entries, float32 N x L.
@@ -37,8 +37,8 @@ class Nearest(NamedTuple):
 class Memory(nn.Module):
     """Normal patches z = g * weight, chosen to cover all that were seen (PatchCore, Roth et al. 2022, section 3.2).
 
-    A patch is compared with the mean of its nearest entries, weighted by a kernel, so that it counts as normal between
-    entries as well as on one, and so that a neighbour more or less, as rounding chooses, moves nothing by a step.
+    A patch is compared with the kernel-weighted mean of its nearest entries. So a patch between entries counts as
+    normal, too, and the result does not jump if rounding adds or drops a neighbour.
 
     Args:
         entries: B x k, normal patches.
@@ -71,7 +71,7 @@ class Memory(nn.Module):
 
         Args:
             g: N x L x k.
-            left_out: bool B, entries that do not count.
+            left_out: bool B, entries to leave out.
 
         Returns:
             Each float32 N x L.
@@ -103,8 +103,8 @@ class Memory(nn.Module):
 def compare(z: Tensor, entries: Tensor, radius: Tensor) -> Nearest:
     """d and r of patches against their nearest entries.
 
-    Every distance is the sum of a residual, not |z|^2 - 2 z.e + |e|^2, a small difference of large numbers that bf16
-    would not survive.
+    Distances are sums of squared residuals. |z|^2 - 2 z.e + |e|^2 would be a small difference of large numbers, too
+    inaccurate in bf16.
 
     Args:
         z: float32 N x L x k.

@@ -24,7 +24,7 @@ HEADS = 3
 
 
 class Linear(nn.Linear):
-    """A linear layer; where it is trained on a CPU in bfloat16, its gradients are computed faster."""
+    """A linear layer with faster gradients when trained on a CPU in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         """... x I -> ... x O."""
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 def _trains_in_bf16(x: Tensor) -> bool:
-    """Whether gradients are wanted, on a CPU, under autocast to bfloat16: there `gradients` is faster."""
+    """Whether to use `gradients`, which is faster for training on a CPU under autocast to bfloat16."""
     autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     return autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
@@ -144,10 +144,10 @@ def from_patches(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def check_shape(latent: int | None, grid: Sequence[int] | None, patch: int, heads: int = HEADS) -> None:
-    """Checks the configuration of an SAAE before a fit.
+    """Check the configuration of an SAAE before a fit.
 
     Args:
-        latent: V, or None where it is yet to be found.
+        latent: V, or None if it is not known yet.
         grid: (h, w), needed for a patch above 1.
         patch: the SAAE's patch size p, in positions of the grid.
         heads: attention heads.
@@ -180,7 +180,7 @@ class SAAE(nn.Module):
         mlp_size: hidden width of the transformer's MLP; the paper has V for textures, 2V for objects.
         heads: attention heads.
         transformer: False gives the CAE.
-        grid: (h, w); needed for a patch above 1 alone.
+        grid: (h, w); needed only for a patch above 1.
         patch: p, the side in positions of the patches that the transformer sees (paper: 1; with VGG19 8, section 4.3).
             Its width stays V, so a projection of p*p*V channels to V stands before it and the inverse behind it.
 
@@ -222,7 +222,7 @@ class SAAE(nn.Module):
             nn.init.trunc_normal_(self.queries, std=0.02)
 
     def forward(self, f: Tensor) -> Tensor:
-        """Reconstructs the features.
+        """Reconstruct the features.
 
         Args:
             f: N x L x U.

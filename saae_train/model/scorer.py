@@ -1,4 +1,4 @@
-"""A fitted Detector as a function of camera frames: resize, score, smooth, upsample, in FP32 with nothing folded."""
+"""Scores camera frames with a fitted Detector: resize, score, smooth, upsample, in FP32 and without folding."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["TorchScorer"]
 class TorchScorer:
     """Scores frames with the Detector itself (paper section 3.3); a `saae_runtime.result.Scorer`.
 
-    Takes the frame's way through a deployed graph: host resize to the graph's frame size, resize to the model's size,
+    Same steps as a deployed graph: host resize to the graph's frame size, resize to the model's size,
     map at the frame's size with torch's own interpolation. The score is the largest value of the map.
 
     Args:
         detector: the fitted model; it is moved to `device`.
         frame_size: (H, W) of the graph; None: every frame at its own size, as in a graph made for that size.
-        device: where to compute.
+        device: torch device.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class TorchScorer:
         height, width = detector.backbone.grid
         self._smooth_rows = torch.tensor(gaussian_matrix(height, detector.smoothing)).to(self.device)
         self._smooth_columns = torch.tensor(gaussian_matrix(width, detector.smoothing)).T.to(self.device)
-        # In a set where every image has another size, the matrices would be rebuilt for each.
+        # If images differ in size, the matrices would be rebuilt for each.
         self._resize = lru_cache(maxsize=128)(self._matrix)
 
     @torch.no_grad()
     def __call__(self, frame: NDArray[np.uint8]) -> Scored:
-        """Scores one frame, uint8 H x W x 3. The score is the map's largest value at the graph's frame size."""
+        """Score one frame, uint8 H x W x 3. The score is the map's largest value at the graph's frame size."""
         own = (int(frame.shape[0]), int(frame.shape[1]))
         size = self.frame_size or own
         pixels = torch.tensor(resize_frames(frame, size)).permute(2, 0, 1)[None].to(self.device).float()

@@ -13,13 +13,13 @@ _OVERLAPS = (4, 5, 6, 7)
 """Positions that neighbouring windows share, tried in this order."""
 
 MOST_TOKENS = 1024
-"""Positions that the transformer of the SAAE sees at most, where a patch of them makes that possible."""
+"""Largest number of patches that the SAAE's transformer sees, if a patch size makes that possible."""
 
 _ZOOM = 2.0
-"""Pixels of the image for one of the model's, up to which a defect is seen well enough without more tiles."""
+"""Image pixels per model pixel up to which defects are seen well enough without more tiles."""
 
 _MOST = 4
-"""Tiles along one side that are chosen automatically; more is asked for by number."""
+"""Largest number of tiles along one side that is chosen automatically."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tiles:
 
     @classmethod
     def over(cls, window: tuple[int, int], counts: tuple[int, int] = (1, 1)) -> Tiles:
-        """Windows side by side, overlapping by 4 to 7 positions, so that a patch of the SAAE divides the grid."""
+        """Make windows that overlap by 4 to 7 positions, so that a patch of the SAAE divides the grid."""
         plain = _cover(window, counts, 1)
         assert plain is not None
         for patch in range(1, max(counts) + 1):
@@ -75,7 +75,7 @@ class Tiles:
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     def index(self, prefix: int = 0) -> Tensor:
-        """Where each position of the grid is found among the rows of all windows.
+        """Row of each grid position among the rows of all windows.
 
         Args:
             prefix: rows of other tokens before each window's positions.
@@ -100,7 +100,7 @@ class Tiles:
 def tiles_for(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of windows for images of a size.
 
-    As many that one of the model's pixels stands for about two of the image's at most, up to four along a side.
+    As many as it takes for one model pixel to cover about two image pixels at most, up to four along a side.
 
     Args:
         size: (height, width) of the images, pixels.
@@ -113,7 +113,7 @@ def tiles_for(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]
 
 
 def _cover(window: tuple[int, int], counts: tuple[int, int], patch: int) -> tuple[int, int] | None:
-    """The grid that the windows cover, its sides multiples of `patch`; None where no overlap gives that."""
+    """The grid that the windows cover, with sides that are multiples of `patch`; None if no overlap allows that."""
     sides = []
     for side, count in zip(window, counts, strict=True):
         found = [count * side - (count - 1) * overlap for overlap in _OVERLAPS if count == 1 or overlap < side]
@@ -129,7 +129,7 @@ def _starts(window: int, count: int, total: int) -> list[int]:
 
 
 def _most_central(starts: Tensor, window: int, total: int) -> tuple[Tensor, Tensor]:
-    """Along one side: the window that each position is taken from, and its place there; int64 total each."""
+    """For each position along one side: its window, and its index in that window; int64, total each."""
     place = torch.arange(total)[:, None] - starts[None]
     off_centre = (2 * place - (window - 1)).abs()
     chosen = off_centre.masked_fill((place < 0) | (place >= window), 4 * (window + total)).argmin(dim=1)

@@ -1,4 +1,4 @@
-"""Frozen VGG19 features, aligned on one grid as DFR does: the paper's ablation "w/o ViT" and its speed baseline.
+"""Frozen VGG19 features, aligned on one grid as in DFR: the paper's ablation "w/o ViT" and its speed baseline.
 
 DFR is Yang, Shi and Qi, "Unsupervised anomaly segmentation via deep feature reconstruction", Neurocomputing 2021 (the
 paper's [3]); sections 4.3 and 4.4.2 use its regional feature generator on the first 12 feature maps.
@@ -30,7 +30,7 @@ _FAMILY = "vgg19"
 
 
 def is_vgg(name: str) -> bool:
-    """Whether a timm model name, with or without its pretrained tag, is the one that this file builds."""
+    """Whether a timm model name, with or without its pretrained tag, is VGG19."""
     return name.split(".", 1)[0] == _FAMILY
 
 
@@ -51,7 +51,7 @@ class VGGFeatures(nn.Module):
         channels: U, their sum; 3456 for layers 1 to 12.
         mean, std: normalisation of an RGB image scaled to 0..1, three floats each.
         weights: what was loaded.
-        saae_patch: the SAAE's patch size where none is given (paper section 4.3: 8).
+        saae_patch: the SAAE's default patch size (paper section 4.3: 8).
     """
 
     saae_patch = 8
@@ -80,7 +80,7 @@ class VGGFeatures(nn.Module):
         self.convs = nn.ModuleList(convs[: max(self.layers)])
         self.widths = tuple(convs[layer - 1].out_channels for layer in self.layers)
         self.channels = sum(self.widths)
-        # By the convolution's stride; rebuilt from the geometry, so not saved.
+        # One per stride; not saved, because the geometry gives them.
         for stride in {self.strides[layer - 1] for layer in self.layers}:
             for axis, side in zip(("rows", "columns"), self.input_size, strict=True):
                 matrix = torch.tensor(align_matrix(side // stride, side))
@@ -93,7 +93,7 @@ class VGGFeatures(nn.Module):
 
     def align(self, x: Tensor, stride: int) -> Tensor:
         """A map of the given stride, N x C x H/stride x W/stride, on the grid: float32 N x C x h x w."""
-        # Sums of up to 16 x 16 values: never in half precision.
+        # Sums of up to 16 x 16 values need FP32.
         with torch.autocast(x.device.type, enabled=False):
             down = torch.matmul(self.get_buffer(f"rows_{stride}"), x.float())
             return torch.matmul(down, self.get_buffer(f"columns_{stride}").T)
@@ -155,7 +155,7 @@ def build_vgg(
     weights: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> VGGFeatures:
-    """Builds the frozen extractor; see `saae_train.model.vit.build_backbone`.
+    """Build the frozen extractor; see `saae_train.model.vit.build_backbone`.
 
     Raises:
         ConfigError: an unknown pretrained tag or layer, or a size that its stride does not divide.
@@ -168,7 +168,7 @@ def build_vgg(
         wrong = next((layer for layer in chosen if not 1 <= layer <= len(convs)), None)
         raise ConfigError(
             f"Layers {list(layers)} are not possible." if wrong is None else f"{name} has no layer {wrong}.",
-            f"Its layers are the convolutions 1 to {len(convs)}; a patch projection, layer 0, is what a ViT has.",
+            f"Its layers are the convolutions 1 to {len(convs)}; only a ViT has layer 0, the patch projection.",
             f"choose layers from 1 to {len(convs)}; the paper takes 1-12",
         )
     step = max(PIXELS, strides[chosen[-1] - 1])
@@ -176,7 +176,7 @@ def build_vgg(
         near = tuple(max(step, round(side / step) * step) for side in input_size)
         raise ConfigError(
             f"{name} cannot take {input_size[0]} x {input_size[1]} pixels.",
-            f"The stride of layer {chosen[-1]} and its grid divide multiples of {step} alone.",
+            f"Layer {chosen[-1]} needs multiples of {step}.",
             f"use --input-size {near[0]}x{near[1]}",
         )
     _initialise(features, seed)
@@ -189,13 +189,13 @@ def build_vgg(
 
 
 def bare_vgg(name: str, layers: Sequence[int], input_size: tuple[int, int], info: WeightsInfo) -> VGGFeatures:
-    """The same modules with weights yet to come, for reading a checkpoint."""
+    """The same modules without weights, for reading a checkpoint."""
     features, mean, std = _network(name)
     return VGGFeatures(features.to_empty(device="cpu"), name, layers, input_size, info, mean, std)
 
 
 def _network(name: str) -> tuple[nn.Sequential, Sequence[float], Sequence[float]]:
-    """timm's convolutions without storage, and the normalisation; the classifier, most of it, is never made."""
+    """timm's convolutions without storage, and the normalisation. Most of the classifier is not created."""
     try:
         with torch.device("meta"):
             vgg = timm.create_model(name, pretrained=False, num_classes=0)
@@ -206,7 +206,7 @@ def _network(name: str) -> tuple[nn.Sequential, Sequence[float], Sequence[float]
 
 
 def _initialise(features: nn.Sequential, seed: int) -> None:
-    """Storage and random weights, as VGG's authors draw them: the variance is kept from layer to layer."""
+    """Allocate random weights as VGG's authors do, so that the variance is the same in all layers."""
     features.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

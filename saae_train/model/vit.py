@@ -30,7 +30,7 @@ __all__ = [
     "patch_size",
 ]
 
-# Unknown keys that start so would change the features; others (heads, masks of self-supervised training) do not.
+# Unknown keys with these prefixes would change the features; others (heads, masks of pretraining) would not.
 _PART_OF_FEATURES = ("blocks.", "patch_embed.", "norm_pre.", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
@@ -54,7 +54,7 @@ class ViTFeatures(nn.Module):
         channels: U = len(layers) * D.
         mean, std: normalisation of an RGB image scaled to 0..1, three floats each.
         weights: what was loaded.
-        saae_patch: the SAAE's patch size where none is given (paper section 4.1.2: 1).
+        saae_patch: the SAAE's default patch size (paper section 4.1.2: 1).
     """
 
     saae_patch = 1
@@ -129,9 +129,9 @@ layer_maps."""
 
 
 def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
-    """Class/register tokens with their share of the position embedding, and the patches' share.
+    """Class and register tokens with their part of the position embedding, and the patches' part.
 
-    timm keeps two conventions (`no_embed_class`: the position embedding covers the patches alone).
+    timm has two conventions (`no_embed_class`: the position embedding covers the patches alone).
     """
     # A distilled ViT (DeiT) has a second class token.
     every = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
@@ -151,7 +151,7 @@ def _fixed_tokens(vit: VisionTransformer) -> tuple[Tensor, Tensor]:
 
 
 def choose_layers(name: str) -> tuple[tuple[int, ...], bool]:
-    """The layers used when none are named, and whether they were measured for this backbone (else: a guess).
+    """The default layers, and whether they were measured for this backbone (otherwise they are a guess).
 
     Args:
         name: timm model name; an unknown name or another kind of model gets layer 1; `build_backbone` reports it.
@@ -183,7 +183,7 @@ def choose_input_size(name: str) -> tuple[int, int]:
 
 
 def patch_size(name: str) -> int | None:
-    """Pixels of a position along each side; None for a backbone that is no ViT."""
+    """Patch size in pixels; None if the backbone is not a ViT."""
     if is_vgg(name):
         return None
     shape = _shape(name)
@@ -192,12 +192,12 @@ def patch_size(name: str) -> int | None:
 
 @lru_cache(maxsize=8)
 def _shape(name: str) -> tuple[int, int, tuple[int, int]] | None:
-    """(blocks, patch size, pretrained height and width) of a timm ViT, None where it is unknown or none."""
+    """(blocks, patch size, pretrained height and width) of a timm ViT; None for other or unknown models."""
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0)
         _, height, width = vit.pretrained_cfg["input_size"]
         return len(vit.blocks), int(vit.patch_embed.patch_size[0]), (int(height), int(width))
-    except Exception:  # a model of another kind lacks attributes
+    except Exception:  # another kind of model lacks these attributes
         return None
 
 
@@ -209,7 +209,7 @@ def build_backbone(
     seed: int = 0,
     tiles: tuple[int, int] = (1, 1),
 ) -> Features:
-    """Builds the frozen feature extractor.
+    """Build the frozen feature extractor.
 
     Args:
         name: timm model name of a plain ViT, patch 14 or 16 (others work if they divide the input size), or vgg19.
@@ -226,7 +226,7 @@ def build_backbone(
     if is_vgg(name):
         if tiles != (1, 1):
             raise ConfigError(
-                "vgg19 takes no tiles.",
+                "vgg19 does not support tiles.",
                 "Tiles are windows of a ViT.",
                 "leave --tiles out, or give a larger --input-size",
             )
@@ -257,7 +257,7 @@ def bare_backbone(
     info: WeightsInfo,
     tiles: tuple[int, int] = (1, 1),
 ) -> Features:
-    """The extractor's modules with weights yet to come, for reading a checkpoint; arguments as it was saved."""
+    """The extractor's modules without weights, for reading a checkpoint; arguments as saved."""
     if is_vgg(name):
         return bare_vgg(name, layers, input_size, info)
     return ViTFeatures(

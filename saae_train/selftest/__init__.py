@@ -1,1 +1,1 @@
-"""The self-test: simulated defects on images that the model has not seen."""
+"""The self-test: simulated defects on unseen images."""

@@ -1,4 +1,4 @@
-"""The self-test as a picture: the share of simulated defects found against size and contrast, a panel a kind."""
+"""The self-test as a chart: share of simulated defects found by size and contrast, one panel per kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIZE, _CONTRAST = (58, 110, 168), (200, 68, 47)
 
 
 def chart(result: SelfTest) -> NDArray[np.uint8]:
-    """Draws the result: in each panel the share found by size (left) and by contrast (right), with 95 % intervals.
+    """Draw the result: in each panel the share found by size (left) and by contrast (right), with 95 % intervals.
 
     Returns:
         uint8 height x width x 3 RGB, for `saae_runtime.render.save_png`.

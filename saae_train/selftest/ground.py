@@ -1,11 +1,10 @@
-"""Where the product lies in an image of a normal part, and what the ground behind it looks like.
+"""Estimates where the product lies in an image of a normal part, and the background behind it.
 
-A simulated defect on an empty background proves nothing, so defects are placed on the product. The estimate is simple:
-a smooth surface of colour (quadratic in the place) is fitted to the image's border, robustly, so that parts which
-reach the border do not pull it; the distances from it are split in two by Otsu's threshold, and the far ones are the
-product. Where the border is no plain ground, where the two groups run into each other, or where next to nothing or
-nearly everything would be product, the image is taken to show the product alone (a texture, a tile). It is an
-estimate for placing defects, nothing more: no metric depends on it being exact.
+A simulated defect on an empty background proves nothing, so defects are placed on the product. A smooth surface of
+colour (quadratic in the position) is fitted robustly to the image's border. Otsu's threshold splits the distances from
+it in two groups; the far one is the product. If the border is not uniform, if the groups overlap, or if almost nothing
+or almost everything would be product, the image is taken to show the product alone (a texture, a tile). This only
+places defects: no metric depends on it.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from saae_runtime.geometry import resize_frames
 __all__ = ["Ground", "find_ground"]
 
 _SIDE = 128  # pixels of the reduced image's longer side
-_PLAIN = 8.0  # grey levels: a border whose typical distance from its surface is larger is no plain ground
-_LEAST = 20.0  # grey levels from the surface that any product has
+_PLAIN = 8.0  # grey levels: a border with a larger typical distance from its surface is not uniform
+_LEAST = 20.0  # grey levels: smallest distance of a product from the surface
 _VALLEY = 0.12  # at most this share of the pixels may lie within a quarter of the threshold around it
 
 
 @dataclass(frozen=True)
 class Ground:
-    """The product's place and the background's colour.
+    """The product's region and the background's colour.
 
     Attributes:
         product: bool H x W, True where the product lies; all True where no background was found.
@@ -56,7 +55,7 @@ def _terms(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[n
 
 
 def find_ground(frame: NDArray[np.uint8]) -> Ground:
-    """Estimates product and background of one image; see the head of this file.
+    """Estimate product and background of one image; see the head of this file.
 
     Args:
         frame: uint8 H x W x 3.

@@ -1,8 +1,8 @@
 """The kinds of simulated defects: each paints one window of a frame and returns its coverage.
 
 A painter gets a `Window` and returns (layer, cover): float32 side x side x 3 grey levels, and float32 side x side in
-0..1. The damaged window is `pixels + cover * (layer - pixels)`. What can be set to a wanted contrast is set; a missing
-part, a pasted patch and a blur change what they change, and are measured afterwards like everything else.
+0..1. The damaged window is `pixels + cover * (layer - pixels)`. Where possible the contrast is set; for a missing part,
+a pasted patch and a blur it is only measured afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Window:
         top, left: where the square begins in the frame (may be negative).
         extent: wanted pixels across the defect's longest direction; the square is larger.
         target: wanted mean change inside the defect, grey levels.
-        gray: the frame has no colour, so the defect may have none either.
+        gray: the frame has no colour, so the defect has none either.
         sources: uint8 frames to take patches from, each with where its product lies.
         ground: the frame's own product and background.
     """
@@ -65,9 +65,9 @@ def _tint(window: Window) -> F32:
 def _shifted(window: Window, cover: F32, direction: F32) -> F32:
     """The window's pixels moved along a colour direction until the mean change under the cover is the target.
 
-    Towards the side that has room: a white mark on white is none. Clipping at 0 and 255 is allowed for.
+    In the direction that has room, because a white mark on white is invisible. Accounts for clipping at 0 and 255.
     """
-    inside = cover > 0.08  # what will be in the mask: faint edges count, too
+    inside = cover > 0.08  # pixels that will be in the mask, faint edges included
     if not inside.any():
         return window.pixels
     under, weight = window.pixels[inside], cover[inside][:, None]
@@ -88,7 +88,7 @@ def _shifted(window: Window, cover: F32, direction: F32) -> F32:
 def _cut_paste(window: Window) -> Painted:
     """A patch from elsewhere on the product, or from another normal image, turned or mirrored.
 
-    Of several places the one whose difference is nearest to the wanted contrast is taken.
+    Of several places, takes the one whose difference is nearest to the wanted contrast.
     """
     rng, side = window.rng, window.side
     shape = rectangle if rng.random() < 0.5 else blob
@@ -124,7 +124,7 @@ def _scratch(window: Window) -> Painted:
 
 
 def _texture(window: Window) -> Painted:
-    """A foreign texture: Perlin noise of two octaves or distorted stripes, in a shape that noise cuts out."""
+    """A foreign texture: Perlin noise of two octaves or distorted stripes, in a shape cut out by noise."""
     rng, side = window.rng, window.side
     cover = blob(rng, side, window.extent, 1.5, rough=0.3)
     ragged = perlin(rng, side, window.extent / 3)
@@ -139,7 +139,7 @@ def _texture(window: Window) -> Painted:
     inside = cover > 0.5
     noise = noise / max(float(np.abs(noise[inside]).mean()) if inside.any() else 1.0, 1e-3)
     base = window.pixels[inside].mean(axis=0) if inside.any() else window.pixels.mean(axis=(0, 1))
-    # Away from the end of the scale, or half of the texture would be clipped.
+    # Stay away from the ends of the scale, or half of the texture would be clipped.
     offset = np.clip(base + rng.normal(0.0, 0.5 * window.target), window.target, 255.0 - window.target)
     offset = offset - base if not window.gray else np.full(3, float((offset - base).mean()))
     pattern = noise[:, :, None] * _tint(window)
@@ -151,7 +151,7 @@ def _texture(window: Window) -> Painted:
         if change >= window.target:
             break
         strength *= np.float32(1.3)
-    # Covering the product's own structure may change more than was asked for: then the texture lets it through.
+    # Covering the product's own structure may change too much: then make the texture transparent.
     if change > window.target:
         layer = window.pixels + np.float32(window.target / change) * (layer - window.pixels)
     return layer, cover

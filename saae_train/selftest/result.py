@@ -1,7 +1,7 @@
 """The result of a self-test: simulated defects counted by kind, size and contrast, with Wilson intervals.
 
 The intervals assume independent defects; several share an image, so the true intervals are a little wider.
-Everything made from a result (table, JSON, manifest entry) carries the word "simulated".
+Everything made from a result (table, JSON, manifest entry) says "simulated".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_FOUND", "LEAST_JUDGED", "Defect", "Recipe", "SelfTest", "Share"]
 
 LEAST_FOUND = 0.5
-"""A model is called blind where it surely (at 95 %) finds less than this share of the large, strong simulated ones."""
+"""A model is blind if it finds, at 95 % confidence, less than this share of the large, strong simulated defects."""
 LEAST_JUDGED = 5
 """Fewest large, strong defects for a verdict."""
 
@@ -98,18 +98,18 @@ class Defect:
 
     @property
     def easy(self) -> bool:
-        """Large and strong: no model should miss it."""
+        """Whether it is large and strong: no model should miss it."""
         return self.size == "large" and self.contrast == "strong"
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What `selftest` found. Every defect in it is simulated.
+    """The result of `selftest`. All defects are simulated.
 
     Attributes:
         defects: each one drawn and scored.
         false_alarms: untouched normal images above the image threshold.
-        threshold, image_threshold: T in force for pixels and images.
+        threshold, image_threshold: T for pixels and images.
         pixel_roc_auc, pro_auc: over simulated and untouched images together.
         not_drawn: kind -> defects that several tries could not make visible.
         images: different normal images that defects were drawn onto.
@@ -131,7 +131,7 @@ class SelfTest:
     def share(
         self, kind: str | None = None, size: str | None = None, contrast: str | None = None, *, marked: bool = False
     ) -> Share:
-        """Found (or marked) among the defects of one kind, size and contrast; None takes all."""
+        """Share found (or marked) of the defects of one kind, size and contrast; None: all."""
         chosen = [
             d.marked if marked else d.found
             for d in self.defects
@@ -142,7 +142,7 @@ class SelfTest:
     def balanced(self, kind: str | None = None, *, marked: bool = False) -> float | None:
         """Mean share found (or marked) over the combinations of kind, size and contrast that were drawn.
 
-        A fifth of all defects is drawn large and strong for the gate, so the plain share is that of the easiest ones.
+        The unweighted share would be too high, because a fifth of all defects is drawn large and strong for the gate.
         """
         shares = [
             self.share(one, size, contrast, marked=marked).value
@@ -152,7 +152,7 @@ class SelfTest:
         return sum(drawn) / len(drawn) if drawn else None
 
     def balanced_text(self, kind: str | None = None, *, marked: bool = False) -> str:
-        """`balanced` in percent, a dash for nothing."""
+        """`balanced` in percent, or a dash."""
         value = self.balanced(kind, marked=marked)
         return "-" if value is None else f"{100 * value:.0f} %"
 
@@ -163,17 +163,17 @@ class SelfTest:
 
     @property
     def easy(self) -> Share:
-        """Found among the large, strong defects."""
+        """Share found of the large, strong defects."""
         return Share(sum(d.found for d in self.defects if d.easy), sum(d.easy for d in self.defects))
 
     @property
     def judged(self) -> bool:
-        """Whether there are enough large, strong defects to call a model blind or not."""
+        """Whether there are enough large, strong defects to decide whether a model is blind."""
         return self.easy.count >= LEAST_JUDGED
 
     @property
     def misses_easy(self) -> bool:
-        """Whether too many of the large, strong defects were missed; False where it cannot be judged."""
+        """Whether too many of the large, strong defects were missed; False if there are too few to decide."""
         interval = self.easy.interval
         return self.judged and interval is not None and interval[1] < LEAST_FOUND
 
@@ -188,7 +188,7 @@ class SelfTest:
         return notes
 
     def summary(self) -> dict[str, Any]:
-        """The counts without the single defects, as a manifest keeps them."""
+        """The counts without the list of defects, for the manifest."""
         cells = [
             (kind, size, contrast, self.share(kind, size, contrast), self.share(kind, size, contrast, marked=True))
             for kind, size, contrast in itertools.product(self.kinds, SIZES, CONTRASTS)
@@ -218,7 +218,7 @@ class SelfTest:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, plain values."""
+        """All values, as JSON."""
         return {
             **self.summary(),
             "notes": self.notes(),
@@ -226,7 +226,7 @@ class SelfTest:
         }
 
     def table(self) -> Table:
-        """Found of drawn, one row a kind, for a terminal."""
+        """Found of drawn defects, one row per kind, for a terminal."""
         from rich.table import Table
 
         data = " on synthetic images" if self.synthetic else ""
@@ -245,7 +245,7 @@ class SelfTest:
             last = (self.balanced_text(kind), self.balanced_text(kind, marked=True))
             table.add_row(kind or "all", *(f"{s.found}/{s.count}" if s.count else "-" for s in cells), *last)
         lines = [
-            f"large and strong: {_with_interval(self.easy)}; all and marked weight every size and contrast alike",
+            f"large and strong: {_with_interval(self.easy)}; all and marked weight every size and contrast equally",
             f"simulated pixel ROC-AUC {self.pixel_roc_auc.percent}, PRO-AUC {self.pro_auc.percent}",
             *self.notes(),
         ]

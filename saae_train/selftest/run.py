@@ -1,4 +1,4 @@
-"""How many simulated defects a model finds, by kind, size and contrast: an estimate where no defect images exist.
+"""Counts how many simulated defects a model finds, by kind, size and contrast: an estimate without defect images.
 
 Simulated defects are drawn onto held-out normal images (simulate.py), scored, and counted: found when the image score
 is above the image threshold, marked when the map is above T somewhere inside the true mask. A model that misses large,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -31,7 +31,7 @@ from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 __all__ = ["DEFAULT_FRAMES", "check_request", "draw_examples", "require_detection", "selftest"]
 
 DEFAULT_FRAMES = 60
-_EASY_SHARE = 0.2  # of the frames: planned large and strong, for the sake of the verdict
+_EASY_SHARE = 0.2  # share of the frames that are planned large and strong, for the verdict
 _LOUD = ("scratch", "texture", "spot")  # kinds that reach any contrast on any product
 _SIMULATED = "simulated"
 
@@ -48,7 +48,7 @@ def selftest(
     synthetic: bool = False,
     progress: Progress = silent,
 ) -> SelfTest:
-    """Draws defects onto held-out normal images and counts what a scorer finds.
+    """Draw defects onto held-out normal images and count what a scorer finds.
 
     Two scorers given the same samples, kinds, frames and seed see the same images, so their results can be compared
     one by one.
@@ -60,7 +60,7 @@ def selftest(
         image_threshold: image T.
         kinds: of `saae_train.selftest.simulate.KINDS`.
         frames: images with a defect; up to half as many untouched ones are scored beside them.
-        seed: of places, shapes and colours.
+        seed: decides places, shapes and colours.
         synthetic: whether the samples themselves were drawn; said in the result.
         progress: called with (done, total) frames.
 
@@ -90,16 +90,13 @@ def selftest(
         pool.add(found.anomaly_map, None, GOOD, name)
     defects: list[Defect] = []
     not_drawn: dict[str, int] = {}
-    for number, (kind, size, contrast) in enumerate(plan):
+    for number, recipe in enumerate(_recipes(plan, len(chosen), seed)):
         progress(len(untouched) + number, total)
-        # With few frames, spread over all images: not only onto those that are scored untouched.
-        index = number % len(chosen) if frames >= len(chosen) else number * len(chosen) // frames
-        recipe = (index, (index + 1) % len(chosen), kind, size, contrast, seed * 1_000_003 + number)
         drawn = _draw(read, recipe)
         if drawn is None:
-            not_drawn[kind] = not_drawn.get(kind, 0) + 1
+            not_drawn[recipe[2]] = not_drawn.get(recipe[2], 0) + 1
             continue
-        name = str(chosen[index].path)
+        name = str(chosen[recipe[0]].path)
         found = _score(scorer, drawn.frame, name)
         pool.add(found.anomaly_map, drawn.mask, _SIMULATED, name)
         defects.append(_judge(drawn, found, name, recipe, threshold, image_threshold))
@@ -108,7 +105,7 @@ def selftest(
         raise SimulationError(
             "No simulated defect could be made visible.",
             f"{len(plan)} were tried: {', '.join(dict.fromkeys(kinds))}.",
-            "give images that show something, or all kinds",
+            "give images with visible structure, or all kinds",
         )
     metrics = pool_metrics(pool)
     return SelfTest(
@@ -123,6 +120,13 @@ def selftest(
         seed=seed,
         synthetic=synthetic,
     )
+
+
+def _recipes(plan: Sequence[tuple[str, str, str]], images: int, seed: int) -> Iterator[Recipe]:
+    """What to draw onto which image. A few defects are spread over all images."""
+    for number, wanted in enumerate(plan):
+        index = number % images if len(plan) >= images else number * images // len(plan)
+        yield (index, (index + 1) % images, *wanted, seed * 1_000_003 + number)
 
 
 def require_detection(result: SelfTest, cure: str) -> None:
@@ -145,7 +149,7 @@ def require_detection(result: SelfTest, cure: str) -> None:
 def draw_examples(
     scorer: Scorer, samples: Sequence[Sample], result: SelfTest, per_kind: int = 2
 ) -> list[tuple[Defect, SheetColumn]]:
-    """Of each kind the easiest miss, then what was found with a score around the middle; drawn and scored again.
+    """Examples of each kind: the easiest miss, then found ones with a middle score; drawn and scored again.
 
     Args:
         scorer, samples: those that `result` came from.
@@ -175,13 +179,13 @@ def draw_examples(
 
 
 def check_request(frames: int, kinds: Sequence[str]) -> None:
-    """Checks a request for a self-test before any slow work.
+    """Check a request for a self-test before any slow work.
 
     Raises:
         ConfigError: no frames, no kinds, or an unknown kind.
     """
     if frames < 1:
-        raise ConfigError(f"A self-test on {frames} frames says nothing.", "", "--frames 60")
+        raise ConfigError(f"A self-test needs at least one frame, not {frames}.", "", "--frames 60")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigError(
@@ -192,7 +196,7 @@ def check_request(frames: int, kinds: Sequence[str]) -> None:
 
 
 def _plan(frames: int, kinds: Sequence[str], seed: int) -> list[tuple[str, str, str]]:
-    """What to draw: a fixed share large and strong, the rest every combination in turn, in an order of the seed."""
+    """What to draw: a fixed share large and strong, the rest all combinations in turn, shuffled by the seed."""
     check_request(frames, kinds)
     rng = np.random.default_rng([seed, 20])
     easy = [(kind, "large", "strong") for kind in kinds if kind in _LOUD]

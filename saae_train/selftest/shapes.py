@@ -32,7 +32,7 @@ def blob(rng: Random, side: int, extent: float, feather: float, rough: float = 0
         side: pixels of the square.
         extent: pixels across its longest direction.
         feather: pixels over which the edge fades.
-        rough: how far the edge leaves the ellipse, as a share of the radius.
+        rough: deviation of the edge from the ellipse, as a share of the radius.
 
     Returns:
         float32 side x side, coverage in 0..1.

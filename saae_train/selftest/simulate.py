@@ -1,7 +1,7 @@
 """Draws simulated defects onto images of normal parts, with the exact mask of what was changed.
 
-For products without images of defects. A model that finds none of these finds little else; a model that finds all of
-them may still miss a real defect, which looks different. Every result made from these images says "simulated".
+For products without images of defects. A model that misses these is of little use; a model that finds all of them may
+still miss a real defect, which looks different. Every result made from these images says "simulated".
 
 Deterministic: the same frame, donor, kind, size, contrast and seed give the same image. Size and
 contrast of a `Simulated` are measured on the pixels that differ.
@@ -28,13 +28,13 @@ KINDS: tuple[str, ...] = tuple(PAINTERS)
 SIZES: dict[str, tuple[float, float]] = {"small": (0.03, 0.06), "medium": (0.08, 0.14), "large": (0.2, 0.32)}
 """Drawn sizes: pixels across the longest direction, as a share of the square root of the image's area."""
 CONTRASTS: dict[str, tuple[float, float]] = {"faint": (6.0, 11.0), "clear": (14.0, 28.0), "strong": (40.0, 75.0)}
-"""Drawn contrasts: mean absolute change inside the mask in grey levels of 255, where the kind lets one choose."""
+"""Drawn contrasts: mean absolute change inside the mask in grey levels of 255, for kinds with a settable contrast."""
 MIN_SIDE = 32
-"""Pictures with a shorter side cannot hold a small defect of more than a few pixels."""
+"""Smallest side of an image: on smaller ones, a small defect would be only a few pixels."""
 
 _SIZE_LIMITS = (0.07, 0.17)
 _CONTRAST_LIMITS = (12.0, 35.0)
-_CHANGED = 3  # grey levels: less is no part of the mask, and is taken back
+_CHANGED = 3  # grey levels: smaller changes are undone and not part of the mask
 _VISIBLE = 2.0  # grey levels, see `_seen`
 _FEWEST = 6  # pixels
 _TRIES = 8
@@ -92,17 +92,17 @@ def simulate(
     seed: int = 0,
     donor: NDArray[np.uint8] | None = None,
 ) -> Simulated | None:
-    """Draws one defect onto a normal frame, on the product where a background can be told from it.
+    """Draw one defect onto a normal frame, on the product if it can be told from the background.
 
     Args:
         frame: uint8 H x W x 3.
         kind: one of `KINDS`.
         size: key of `SIZES`; contrast: key of `CONTRASTS`. Both are requests; the result has the measured values.
-        seed: another seed, another defect.
+        seed: another seed draws another defect.
         donor: uint8 h x w x 3, another normal image of the product, to take patches from.
 
     Returns:
-        The frame with its defect; None where several tries changed nothing that can be seen (a patch pasted onto the
+        The frame with its defect; None if several tries changed nothing visible (a patch pasted onto the
         same texture, a blur on a plain surface).
 
     Raises:
@@ -120,7 +120,7 @@ def simulate(
     if min(height, width) < MIN_SIDE:
         raise SimulationError(
             f"An image of {height} x {width} pixels is too small to draw defects on.",
-            f"A small defect would be less than a few pixels; the shorter side needs {MIN_SIDE}.",
+            f"A small defect would be only a few pixels; the shorter side must have at least {MIN_SIDE}.",
             "use larger images, or leave the self-test out",
         )
     digest = hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest()
@@ -146,7 +146,7 @@ def simulate(
 
 
 def _place(rng: np.random.Generator, ground: Ground, extent: float, kind: str) -> tuple[int, int]:
-    """The defect's middle: anywhere on the product, mostly not cut off by the image's edge; parts break at edges."""
+    """The defect's middle: anywhere on the product, also at its edges, mostly not cut off by the image's edge."""
     height, width = ground.product.shape
     margin = int(min(0.4 * extent, (min(height, width) - 1) / 2))
     inner = np.zeros_like(ground.product)
@@ -167,7 +167,7 @@ def _cut(frame: NDArray[np.uint8], top: int, left: int, side: int) -> NDArray[np
 
 
 def _composed(frame: NDArray[np.uint8], window: Window, kind: str, scale: float) -> Simulated | None:
-    """Paints, rounds, finds what really changed, takes back what did not, and measures; None if it cannot be seen."""
+    """Paint and round, find the pixels that changed, restore the others, and measure; None if nothing can be seen."""
     layer, cover = PAINTERS[kind](window)
     drawn = np.clip(np.rint(window.pixels + cover[:, :, None] * (layer - window.pixels)), 0, 255).astype(np.uint8)
     height, width = frame.shape[:2]
@@ -192,7 +192,7 @@ def _composed(frame: NDArray[np.uint8], window: Window, kind: str, scale: float)
 
 
 def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], cover: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where the two differ, gaps closed, crumbs dropped; never beyond the painted shape."""
+    """Mask of the difference inside the painted shape, with gaps closed and tiny areas dropped."""
     change = np.abs(after.astype(np.int16) - before).max(axis=2)
     painted = cover > 0.05
     mask = ndimage.binary_closing(np.pad((change >= _CHANGED) & painted, 3), iterations=2)[3:-3, 3:-3]
@@ -207,9 +207,9 @@ def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], cover: NDArray
 
 
 def _seen(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float) -> bool:
-    """Whether the change could be seen: in the level over a small neighbourhood, or in the amount of fine detail.
+    """Whether the change is visible: in the level over a small neighbourhood, or in the amount of fine detail.
 
-    Pixels alone do not tell: a patch of grass pasted onto grass changes each of them and nothing else.
+    Single pixels do not tell: a patch of grass pasted onto grass changes all of them, invisibly.
     """
     sigma = max(1.0, 0.01 * scale)
     a, b = before.astype(np.float32), after.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tiny_models import TINY, noise_frames, tiny_detector
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import common, fps, fps_variants, random_model
+from benchmarks import common, fps, fps_table, fps_variants, random_model
 from benchmarks.torch_variants import Deployed, TorchBackend, gflop, score_frames, torch_backend
 from saae_export.parity.pytorch import TorchReference
 from saae_runtime.bundle import Bundle
@@ -76,6 +77,31 @@ def test_everything_is_timed_within_full_products(
     assert asked == []
 
 
+def test_kinds_can_be_chosen_and_every_batch_size_is_kept(
+    bundle: Bundle, checkpoint: Checkpoint, settings: fps_variants.Settings
+) -> None:
+    kept: list[dict[str, Any]] = []
+    chosen = dataclasses.replace(
+        settings, backends=("pytorch", "onnxruntime:cpu"), precisions=("fp32",), kinds=("compute", "stream")
+    )
+    data = fps.run(bundle, checkpoint.detector, chosen, "random", keep=lambda part: kept.append(copy.deepcopy(part)))
+    assert {(row["backend"], row["kind"]) for row in data["rows"]} == {
+        ("pytorch", "compute"),
+        ("onnxruntime:cpu", "compute"),
+        ("onnxruntime:cpu", "stream"),
+    }
+    assert [{row["batch"] for row in part["rows"]} for part in kept] == [{1}, {1, 2}]
+    assert kept[0]["rows"] == [row for row in data["rows"] if row["batch"] == 1]
+    assert set(data) - set(kept[0]) == {"peak_memory_gib"}
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--kinds frames"):
+        fps._kinds("frames")
+    assert fps._kinds("compute,stream graph") == ("compute", "stream graph")
+    assert fps._kinds(None) is None
+
+
 def test_int8_and_the_whole_model(checkpoint: Checkpoint, settings: fps_variants.Settings, tmp_path: Path) -> None:
     bundle = random_model.random_bundle(checkpoint, tmp_path / "bundle", None, ("fp32", "int8"))
     assert {item.precision for item in bundle.manifest.artefacts} == {"fp32", "int8"}
@@ -105,7 +131,7 @@ def test_result_says_what_was_timed(data: dict[str, Any], tmp_path: Path, capsys
     found = {(row["backend"], row["precision"], row["kind"], row["batch"]) for row in data["rows"]}
     torch_rows = [("pytorch", "fp32"), ("pytorch", "bf16"), ("pytorch:fused", "fp32")]
     expected = {(*name, kind, n) for name in torch_rows for kind in ("compute", "frame") for n in (1, 2)}
-    expected |= {("onnxruntime:cpu", "fp32", kind, n) for kind in fps.KINDS[:5] for n in (1, 2)}
+    expected |= {("onnxruntime:cpu", "fp32", kind, n) for kind in fps_table.KINDS[:5] for n in (1, 2)}
     assert found == expected
     assert len(found) == len(data["rows"])
     for row in data["rows"]:
@@ -113,7 +139,7 @@ def test_result_says_what_was_timed(data: dict[str, Any], tmp_path: Path, capsys
         assert timing["runs"] >= 1
         assert 0 < timing["min_ms"] <= timing["median_ms"] <= timing["p95_ms"] <= timing["p99_ms"]
         assert set(data["inside"]) >= {row["kind"]}
-    fps.show(data, path)
+    fps_table.show(data, path)
     out = capsys.readouterr().out
     for word in ("onnxruntime:cpu fp32", "compute, batch 1", "stream graph, batch 2", "Weights: random"):
         assert word in out
@@ -151,15 +177,15 @@ def test_ratio_to_dfr_and_the_papers() -> None:
         }
 
     rows = [row("pytorch", "compute", 10.0), row("onnxruntime:cpu", "compute", 5.0), row("dfr", "compute", 30.0)]
-    fps.add_ratios(rows)
+    fps_table.add_ratios(rows)
     assert [r["ratio"] for r in rows] == [1.0, 2.0, pytest.approx(1 / 3, abs=1e-3)]
     assert [r["ratio_dfr"] for r in rows] == [3.0, 6.0, 1.0]
-    paper, here = fps.saae_to_dfr(rows, "vit_x")
+    paper, here = fps_table.saae_to_dfr(rows, "vit_x")
     assert paper["ratio"] == pytest.approx(paper["saae_fps"] / paper["dfr_fps"], abs=0.005)
     assert here == {"where": "here, vit_x, compute, batch 1", "ratio": 3.0}
     rows.append(row("pytorch:whole", "compute", 15.0))
-    fps.add_ratios(rows)
-    assert fps.saae_to_dfr(rows, "vit_x")[1]["ratio"] == 2.0  # the paper's model has no components
+    fps_table.add_ratios(rows)
+    assert fps_table.saae_to_dfr(rows, "vit_x")[1]["ratio"] == 2.0  # the paper's model has no components
 
 
 def test_every_variant_computes_the_same(data: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from benchmarks import common, fps, report
+from benchmarks import common, fps_table, report
 from saae_runtime.errors import DataError
 
 PLACE = "# Speed\n\nBefore.\n\n<!-- table: {} -->\n<!-- end of table -->\n\nAfter.\n"
@@ -30,7 +30,7 @@ def fps_result() -> dict[str, Any]:
             timing = common.Timing.of([0.01 * factor, 0.012 * factor, 0.02 * factor])
             row = {"backend": backend, "precision": "fp32", "kind": kind, "batch": 1, "timing": timing.to_json()}
             rows.append({**row, "fps": timing.per_second})
-    fps.add_ratios(rows)
+    fps_table.add_ratios(rows)
     return common.result(
         "fps",
         rows,
@@ -44,7 +44,7 @@ def fps_result() -> dict[str, Any]:
             "preset": "paper",
         },
         variants=[{"backend": name, "precision": "fp32"} for name in ("pytorch", "onnxruntime:cpu", "dfr")],
-        saae_to_dfr=fps.saae_to_dfr(rows, "vit_x"),
+        saae_to_dfr=fps_table.saae_to_dfr(rows, "vit_x"),
     )
 
 

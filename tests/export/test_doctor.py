@@ -67,6 +67,18 @@ def test_a_machine_with_everything():
     assert "pip install" in seen["tensorrt_rtx"].cure
 
 
+def test_a_provider_without_its_library_is_not_offered():
+    """onnxruntime-gpu lists its TensorRT provider on machines without TensorRT."""
+    providers = "TensorrtExecutionProvider,CUDAExecutionProvider,CPUExecutionProvider"
+    missing = "TensorRT (libnvinfer.so.10) is not installed"
+    seen = findings(doctor(probe=machine(ADA, onnxruntime=("1.31.1", providers, missing))))
+    assert not seen["onnxruntime TensorRT"].ok
+    assert missing in seen["onnxruntime TensorRT"].detail
+    assert "pip install" in seen["onnxruntime TensorRT"].cure
+    assert seen["onnxruntime CUDA"].ok
+    assert findings(doctor(probe=machine(ADA, onnxruntime=("1.31.1", providers, ""))))["onnxruntime TensorRT"].ok
+
+
 def test_a_machine_with_nothing_has_a_cure_for_everything():
     found = doctor(probe=machine())
     assert found.findings

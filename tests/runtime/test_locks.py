@@ -28,7 +28,7 @@ def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, repo_roo
     with subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(ConfigError, match="A fit is going on") as caught, alone(lock, "A fit", "wait"):
+        with pytest.raises(ConfigError, match="A fit is already running") as caught, alone(lock, "A fit", "wait"):
             pass
         assert caught.value.cure == "wait"
         other.kill()

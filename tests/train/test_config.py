@@ -46,7 +46,7 @@ PAPER: dict[str, tuple[Any, str]] = {
 """Every number of the `paper` preset, with the section of the paper that it is from."""
 
 FREE = {"preset", "seed", "held_out", "white_level"}
-"""What the paper does not say: its seed, its camera, and how the threshold's normal images are kept apart."""
+"""What the paper does not say: its seed, its camera, and how the threshold's normal images are kept separate."""
 
 
 def test_paper_preset_is_the_papers() -> None:

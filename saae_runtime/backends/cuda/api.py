@@ -1,4 +1,4 @@
-"""Every CUDA call of saae, through NVIDIA's cuda-python, on a device's primary context."""
+"""All CUDA calls of saae, through NVIDIA's cuda-python, in a device's primary context."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def cuda_install_hint() -> str:
 
 
 class CudaApi:
-    """The few CUDA calls that saae makes. Streams, events, graphs and addresses are plain integers.
+    """The CUDA calls that saae makes. Streams, events, graphs and addresses are integers.
 
-    One object serves any number of engines and threads. Every method
-    raises DeviceError (CudaFailure) when CUDA reports an error.
+    One object serves any number of engines and threads. Every method raises DeviceError (CudaFailure) if CUDA reports
+    an error.
 
     Raises:
         BackendUnavailableError: cuda-python is not installed.
@@ -78,7 +78,7 @@ class CudaApi:
     # -- driver and devices -----------------------------------------------------------------------------------------
 
     def driver_version(self) -> tuple[int, int]:
-        """CUDA version that the installed driver supports, (0, 0) where there is no driver."""
+        """CUDA version that the installed driver supports; (0, 0) without a driver."""
         try:
             return _version(self._call("cudaDriverGetVersion"))
         except CudaFailure as error:
@@ -91,7 +91,7 @@ class CudaApi:
         return _version(self._call("cudaRuntimeGetVersion"))
 
     def check_driver(self, needs_major: int | None = None) -> None:
-        """Make sure that a driver is there and new enough, before anything touches the GPU.
+        """Check that a driver is installed and new enough, before anything uses the GPU.
 
         Args:
             needs_major: CUDA major version that another library was made for.
@@ -117,7 +117,7 @@ class CudaApi:
                 )
 
     def device_count(self) -> int:
-        """How many GPUs CUDA sees, 0 where there are none."""
+        """Number of GPUs that CUDA sees."""
         status, count = self._raw("cudaGetDeviceCount")
         if status.name == "cudaErrorNoDevice":
             return 0
@@ -151,11 +151,11 @@ class CudaApi:
 
     @contextmanager
     def on(self, device: int) -> Iterator[None]:
-        """Make a device's primary context current in this thread, and put back what was there.
+        """Make a device's primary context current in this thread, and restore the previous one.
 
-        Others choose a device too (torch), or make a context of their own (pycuda.autoinit), in which streams and
-        memory of ours mean nothing. It is pushed and popped through the driver: cudaSetDevice, to put back device 0 in
-        a thread that had none, would make a context there, some 300 MiB of another GPU's memory.
+        Other libraries choose a device, too (torch), or make their own context (pycuda.autoinit), in which our streams
+        and memory are invalid. The driver pushes and pops it: cudaSetDevice would make a context on device 0 in a
+        thread without one, which takes some 300 MiB.
         """
         primary = self._retained(device)
         if int(self._context()) == int(primary):
@@ -190,10 +190,10 @@ class CudaApi:
         return values[0] if values else None
 
     def _context(self) -> Any:
-        """This thread's context, 0 where it has none."""
+        """This thread's context; 0 without one."""
         try:
             status, context = self._driver.cuCtxGetCurrent()
-        except RuntimeError:  # no libcuda: the next call of the runtime says so
+        except RuntimeError:  # no libcuda: the next call of the runtime raises an error
             return 0
         return context if int(status) == 0 else 0
 
@@ -275,11 +275,11 @@ class CudaApi:
         self._call("cudaStreamSynchronize", stream)
 
     def synchronize_device(self) -> None:
-        """Wait for all work on the current device, whoever started it."""
+        """Wait for all work on the current device, also of other libraries."""
         self._call("cudaDeviceSynchronize")
 
     def event(self, blocking: bool = False) -> int:
-        """An event without timing, which is the cheap kind; `blocking`: a thread that waits for it sleeps."""
+        """An event without timing, which is cheap; `blocking`: waiting threads sleep."""
         flags = int(self._rt.cudaEventDisableTiming) | (int(self._rt.cudaEventBlockingSync) if blocking else 0)
         return int(self._call("cudaEventCreateWithFlags", flags))
 
@@ -318,12 +318,12 @@ class CudaApi:
             self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self, stream: int) -> None:
-        """End a recording that is not wanted; never raises for its state."""
+        """End an unwanted capture; never raises."""
         with suppress(CudaFailure):
             _, graph = self._raw("cudaStreamEndCapture", stream)
             if graph is not None and int(graph) != 0:
                 self._raw("cudaGraphDestroy", graph)
-            self._raw("cudaGetLastError")  # a spoiled recording leaves its error behind
+            self._raw("cudaGetLastError")  # a failed capture leaves its error behind
 
     def launch(self, graph: int, stream: int) -> None:
         """Run a recorded graph."""
@@ -336,7 +336,7 @@ class CudaApi:
     # -- errors -----------------------------------------------------------------------------------------------------
 
     def _raw(self, name: str, *arguments: Any) -> Any:
-        """A call as cuda-python has it. Releases before 12.9 raise where they find no libcuda; later ones return it."""
+        """Call cuda-python. Releases before 12.9 raise an error without libcuda; later ones return it."""
         try:
             return getattr(self._rt, name)(*arguments)
         except RuntimeError as error:
@@ -368,7 +368,7 @@ class CudaApi:
         raise CudaFailure(
             "A call to CUDA failed.",
             reason,
-            "if this repeats, close the engine and start the process anew: after some errors a GPU context is lost",
+            "if this repeats, close the engine and restart the process: after some errors a GPU context is lost",
             code,
         )
 

@@ -1,4 +1,4 @@
-"""Arrays that already lie on the GPU: frames taken in without a host copy, and outputs given out the same way."""
+"""Arrays on the GPU: frames taken without a host copy, and outputs returned the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .api import CudaApi
 __all__ = ["DeviceArray", "DeviceFrames", "device_rank", "is_device_array", "read_device_frames"]
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged of the DLPack standard
-_ORDERED = 3  # version of the CUDA array interface from which it names the stream to wait for
+_ORDERED = 3  # first version of the CUDA array interface that names the stream to wait for
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class DeviceFrames:
 class DeviceArray:
     """An output left on the GPU; torch, CuPy, Numba and pycuda read it through `__cuda_array_interface__`.
 
-    Looking at the interface of memory that is not lent any more raises BackendError.
+    Reading the interface after the memory was released raises BackendError.
 
     Attributes:
         pointer: address of the first element.
         shape: as the graph has it.
         dtype: numpy's type of an element.
         stream: the stream that writes it; a reader of the interface waits for it (see `DeviceOutputs`: not all do).
-        owner: what keeps the memory from being used again, see `DeviceOutputs`.
-        check: raises where it is not lent any more.
+        owner: keeps the memory from being reused, see `DeviceOutputs`.
+        check: raises an error after the release.
     """
 
     pointer: int
@@ -103,12 +103,12 @@ def device_rank(value: Any) -> int:
 
 @contextmanager
 def _asking(value: Any) -> Iterator[None]:
-    """Within the block a caller's object is asked about itself: what goes wrong there is an error of the frame."""
+    """Within the block, errors of a caller's object become errors of the frame."""
     try:
         yield
     except (SaaeError, MemoryError):
         raise
-    except Exception as error:  # the value's own code may raise whatever it likes
+    except Exception as error:  # the value's own code may raise anything
         raise FrameError(
             f"The frames ({type(value).__name__}) cannot be read as an array on the GPU.",
             f"{type(error).__name__}: {error}",
@@ -121,7 +121,7 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
 
     Args:
         value: uint8 H x W x 3 or N x H x W x 3 (RGB), C-contiguous, on `device`.
-        size: (H, W) of the graph's input; nothing is resized on this way in.
+        size: (H, W) of the graph's input; frames on the GPU are not resized.
         api: CUDA.
         device: the engine's GPU.
         stream: the stream that will read the frames; DLPack producers make it wait for theirs.
@@ -136,12 +136,10 @@ def read_device_frames(value: Any, size: tuple[int, int], api: CudaApi, device: 
         ordered = interface is not None and interface.get("version", 0) >= _ORDERED
         view_type = None if ordered or not hasattr(value, "__dlpack__") else _view_type(needed=interface is None)
         producer = None
-        if (
-            view_type is not None
-        ):  # orders the producer's current stream before ours, where the older interface is silent
+        if view_type is not None:  # orders the producer's current stream before ours, which older interfaces do not
             view = view_type.from_dlpack(value, stream_ptr=stream)
             pointer, shape, dtype, strides = _from_dlpack(view)
-            keep = (value, view)  # an exporter may free or reuse the memory as soon as the view is gone
+            keep = (value, view)  # an exporter may free or reuse the memory when the view is deleted
         else:
             assert interface is not None
             pointer, shape, dtype, strides = _from_interface(interface)
@@ -188,7 +186,7 @@ def _from_dlpack(view: Any) -> _Layout:
 
 
 def _view_type(needed: bool) -> Any:
-    """cuda-core's reader of DLPack; None where it is not installed and there is another way."""
+    """cuda-core's reader of DLPack; None if it is not installed and not needed."""
     try:
         return importlib.import_module("cuda.core.utils").StridedMemoryView
     except ImportError as error:

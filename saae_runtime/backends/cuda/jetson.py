@@ -1,4 +1,4 @@
-"""Whether this machine is an NVIDIA Jetson, and which Jetson Linux and JetPack it runs."""
+"""Detects an NVIDIA Jetson, its Jetson Linux and JetPack."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 
 @dataclass(frozen=True)
 class Jetson:
-    """One Jetson: the board's model, and its Jetson Linux (L4T) release such as `36.4.3`, empty where unknown."""
+    """A Jetson: the board's model, and its Jetson Linux (L4T) release such as `36.4.3`, empty if unknown."""
 
     model: str
     l4t: str
 
     @property
     def jetpack(self) -> str:
-        """JetPack generation (`6`, `7`), empty where the release is not known."""
+        """JetPack generation (`6`, `7`), empty if the release is unknown."""
         major = self.l4t.partition(".")[0]
         return _JETPACK.get(int(major), "") if major else ""
 
@@ -37,7 +37,7 @@ class Jetson:
 
 
 def find_jetson(root: str | Path = "/") -> Jetson | None:
-    """The Jetson that this is, or None.
+    """This machine as a Jetson, or None.
 
     Reads /etc/nv_tegra_release and the device tree's model; in a container one of the two may be missing.
 

@@ -75,13 +75,13 @@ class OrtBackend(Backend):
         self._check_graph()
         self.max_batch = self._largest_batch(options)
         self.description = f"ONNX Runtime {ort.__version__}, {details}, {artefact.precision.upper()} {artefact.file}"
-        self.slots = options.slots or (1 if name == "onnxruntime:cpu" else 2)  # on a GPU copies overlap compute
+        self.slots = options.slots or (1 if name == "onnxruntime:cpu" else 2)  # on a GPU, copies overlap computation
         self._workers = ThreadPoolExecutor(self.slots, "saae-infer") if self.slots > 1 else None
         self._pool: BindingPool | None = None
         if name in ("onnxruntime:cuda", "onnxruntime:tensorrt"):
             self._pool = BindingPool(ort, self._session, "cuda", device, self.frame_size, max(self.slots, 2))
         if options.warm_up:
-            # The first run allocates arenas and, on a GPU, picks kernels; nobody should wait for that in a frame.
+            # The first run allocates arenas and, on a GPU, picks kernels; do that now, not in a frame.
             self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
 
     def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
@@ -145,7 +145,7 @@ class OrtBackend(Backend):
         batch = options.max_batch or _MAX_BATCH[self.name]
         providers = gpu_providers(tensorrt, device, self.frame_size, batch, cache)
         label = "TensorRT" if tensorrt else "CUDA"
-        # TensorRT would take T's default for a constant.
+        # TensorRT would treat T's default as a constant.
         model = self._without_default() if tensorrt else str(self._file)
         return self._session_of(self._settings(options), model, label, providers), f"{label} device {device}"
 
@@ -160,7 +160,7 @@ class OrtBackend(Backend):
 
     def _settings(self, options: BackendOptions) -> Any:
         settings = self._ort.SessionOptions()
-        settings.log_severity_level = 3  # errors; its warnings speak of graph details that nobody can act on
+        settings.log_severity_level = 3  # only errors; its warnings are about details of the graph
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         return settings
@@ -169,7 +169,7 @@ class OrtBackend(Backend):
         try:
             with stdout_kept(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a missing provider is an error here, see below
-                # Its own fallback would open a slower provider, and hide the error of the one that was asked for.
+                # Its own fallback would open a slower provider and hide the error.
                 session = self._ort.InferenceSession(
                     model, sess_options=settings, providers=providers, enable_fallback=0
                 )
@@ -177,7 +177,7 @@ class OrtBackend(Backend):
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} ({label}) cannot load {self._file}.",
                 _first_line(error),
-                "pip install --upgrade onnxruntime; if that is no help: saae-export verify the bundle",
+                "pip install --upgrade onnxruntime; if that does not help: saae-export verify the bundle",
             ) from error
         wanted = PROVIDERS[self.name]
         if wanted not in session.get_providers():
@@ -203,7 +203,7 @@ class OrtBackend(Backend):
             )
 
     def _graph_problem(self) -> str:
-        """How inputs and outputs differ from those of the fused graph; empty where they do not."""
+        """How inputs and outputs differ from those of the fused graph; empty if they do not."""
         inputs = {item.name: item for item in self._session.get_inputs()}
         inputs.update({item.name: item for item in self._session.get_overridable_initializers()})
         outputs = {item.name for item in self._session.get_outputs()}

@@ -1,20 +1,22 @@
-"""Which of ONNX Runtime's backends can run a bundle here, with which of its graphs; and opening one."""
+"""Finds ONNX Runtime's backends for a bundle and their graphs, and opens one."""
 
 from __future__ import annotations
 
 import ctypes
 from importlib.util import find_spec
+from pathlib import Path
 
 from ...bundle import Bundle
 from ...errors import BackendUnavailableError
 from ..base import BackendOptions, Candidate
 from ..pick import no_graph, pick_graph
 from .backend import INSTALL, PROVIDERS, OrtBackend
+from .gpu import load_tensorrt
 from .quiet import import_onnxruntime
 
 __all__ = ["candidates", "open_backend"]
 
-# An INT8 graph is only in a bundle where somebody asked for it and it passed its quality gate, so it comes first.
+# An INT8 graph is only in a bundle by request and after its quality gate, so it comes first.
 # FP16 on a CPU is emulated: last.
 _PREFERENCE = {
     "onnxruntime:cpu": ("int8", "fp32", "fp16"),
@@ -24,7 +26,7 @@ _PREFERENCE = {
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """What ONNX Runtime could run of this bundle here; see `saae_runtime.backends.candidates`."""
+    """ONNX Runtime's backends for this bundle; see `saae_runtime.backends.candidates`."""
     return [_candidate(bundle, name, precision) for name in PROVIDERS]
 
 
@@ -32,8 +34,8 @@ def open_backend(bundle: Bundle, name: str, device: int, precision: str | None, 
     """Open `onnxruntime:cpu`, `:cuda` or `:tensorrt`.
 
     Raises:
-        BackendUnavailableError: ONNX Runtime or its provider is not there, or the bundle has no file for it.
-        DeviceError: the device is there and fails.
+        BackendUnavailableError: ONNX Runtime or its provider is missing, or the bundle has no file for it.
+        DeviceError: the device fails.
         BackendError: the file cannot be loaded.
     """
     candidate = _candidate(bundle, name, precision)
@@ -53,12 +55,12 @@ def _candidate(bundle: Bundle, name: str, precision: str | None) -> Candidate:
 
 
 def _missing(name: str) -> tuple[str, str]:
-    """Why a provider is not there, and what to install; empty where it seems to be there."""
+    """Why a provider is missing, and what to install; empty if it seems to be installed."""
     if find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed", INSTALL[name]
     try:
         ort = import_onnxruntime()
-    except Exception as error:  # a wheel for another platform fails in many ways
+    except Exception as error:  # a wheel for another platform fails in various ways
         why = f"ONNX Runtime is installed but cannot be imported ({error})"
         return why, "pip install --force-reinstall onnxruntime"
     if PROVIDERS[name] not in ort.get_available_providers():
@@ -67,6 +69,8 @@ def _missing(name: str) -> tuple[str, str]:
         return why, f"pip uninstall onnxruntime; {INSTALL[name]}"
     if name != "onnxruntime:cpu" and not _has_nvidia_driver():
         return "there is no NVIDIA driver (libcuda.so.1)", "install the driver; saae-export doctor shows what is there"
+    if name == "onnxruntime:tensorrt" and (why := load_tensorrt(Path(ort.__file__).parent)):
+        return why, INSTALL[name]
     return "", ""
 
 

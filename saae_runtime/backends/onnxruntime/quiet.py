@@ -1,4 +1,4 @@
-"""Imports and opens ONNX Runtime with standard output kept for the caller's own results."""
+"""Imports and opens ONNX Runtime without output on standard output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["import_onnxruntime", "stdout_kept"]
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Within the block, what ONNX Runtime prints goes to standard error.
+    """Within the block, ONNX Runtime's output goes to standard error.
 
-    Its GPU package prints while it is imported, while it loads CUDA's libraries and while it opens a session. A program
-    that writes its results to standard output (`saae-run --json -`) would begin with that.
+    Its GPU package prints when it is imported, loads CUDA's libraries and opens a session, which would disturb results
+    on standard output (`saae-run --json -`).
     """
     with redirect_stdout(sys.stderr if sys.stderr is not None else io.StringIO()):
         yield

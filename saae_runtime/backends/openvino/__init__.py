@@ -1,4 +1,4 @@
-"""OpenVINO: CPUs of every make, Intel's GPUs and NPUs."""
+"""OpenVINO: CPUs, Intel's GPUs and NPUs."""
 
 from .choose import bf16_missing, candidates, open_backend
 

@@ -1,4 +1,4 @@
-"""What OpenVINO computes a precision in: what its thresholds were calibrated in, unless another was asked for."""
+"""The arithmetic in which OpenVINO computes a precision: by default the one that its thresholds were calibrated in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def calibrated(precision: str, kind: str) -> str:
 
 
 def calibrated_first(precisions: Sequence[str], arithmetic: str, kind: str) -> tuple[str, ...]:
-    """The precisions with those first whose thresholds were calibrated in an arithmetic, those of bf16 else last."""
+    """The precisions, first those calibrated in an arithmetic; those of bf16 last otherwise."""
 
     def rank(precision: str) -> int:
         own = calibrated(precision, kind)
@@ -38,7 +38,7 @@ def has_bf16(device: Device) -> bool:
 
 
 def arithmetic_of(device: Device, precision: str, asked: str | None) -> str:
-    """What was asked for, or what the thresholds were calibrated in: never what merely happens to be fast.
+    """The requested arithmetic, or the one that the thresholds were calibrated in.
 
     Args:
         device: computes.
@@ -46,11 +46,11 @@ def arithmetic_of(device: Device, precision: str, asked: str | None) -> str:
         asked: `f32`, `bf16`, `f16` or None.
 
     Raises:
-        BackendUnavailableError: the device has it not.
+        BackendUnavailableError: the device does not have it.
     """
     able = [kind for kind in _CAPABILITY if _CAPABILITY[kind] in device.capabilities]
     wanted = asked or calibrated(precision, device.kind)
-    if wanted in able or (wanted == "f32" and not able):  # every device that says nothing has f32
+    if wanted in able or (wanted == "f32" and not able):  # a device that reports nothing has f32
         return wanted
     others = " or ".join(f"arithmetic={kind!r}" for kind in able if kind != wanted)
     if asked is None:

@@ -32,9 +32,8 @@ _MOST_SLOTS = 8
 class OpenVinoBackend(Backend):
     """An ONNX graph of a bundle, compiled by OpenVINO for one device.
 
-    A single frame has a model of its own whose batch is fixed at one: that is up to a tenth faster than a batch of any
-    size, and an NPU takes nothing else. The model for batches is compiled when the first batch comes, or immediately if
-    `max_batch` is given.
+    Single frames have a model with a fixed batch of one, which is up to a tenth faster than a dynamic batch, and the
+    only kind for an NPU. The model for batches is compiled with the first batch, or at once if `max_batch` is given.
     """
 
     def __init__(self, bundle: Bundle, artefact: Artefact, options: BackendOptions) -> None:
@@ -70,7 +69,7 @@ class OpenVinoBackend(Backend):
         )
         self.slots = options.slots or self._useful_slots(options)
         if options.warm_up:
-            # The first inference allocates and picks kernels; nobody should wait for that in a frame.
+            # The first inference allocates memory and picks kernels; do that now, not in a frame.
             self.infer(np.full((1, *self.frame_size, 3), 128, np.uint8), 0.0)
             if self._many is not None and options.max_batch is not None:
                 self.infer(np.full((self.max_batch, *self.frame_size, 3), 128, np.uint8), 0.0)
@@ -114,12 +113,12 @@ class OpenVinoBackend(Backend):
 
     def _graph(self) -> bytes:
         try:
-            return without_default(self._file.read_bytes(), "threshold")  # else it would be taken for a constant
+            return without_default(self._file.read_bytes(), "threshold")  # otherwise it would be a constant
         except (OSError, ValueError) as error:
             raise self._unreadable(error) from error
 
     def _same(self, sha256: str) -> bytes:
-        """The graph again, as it was when the engine was opened."""
+        """Read the graph again; it must be the same file as when the engine was opened."""
         data = self._graph()
         if sha256_bytes(data) != sha256:
             raise BackendError(
@@ -154,7 +153,7 @@ class OpenVinoBackend(Backend):
             )
 
     def _graph_problem(self, model: Any) -> str:
-        """How inputs and outputs differ from those of the fused graph; empty where they do not."""
+        """How inputs and outputs differ from those of the fused graph; empty if they do not."""
         inputs = {name: item for item in model.inputs for name in item.names}
         outputs = {name for item in model.outputs for name in item.names}
         if not inputs.keys() >= {"frame", "threshold"} or not outputs >= set(_OUTPUTS):
@@ -192,7 +191,7 @@ class OpenVinoBackend(Backend):
         return BackendError(
             f"OpenVINO {self._library.version} ({self._kind}) cannot load {self._file}.",
             _last_line(error),
-            "pip install --upgrade openvino; if that is no help: saae-export verify the bundle",
+            "pip install --upgrade openvino; if that does not help: saae-export verify the bundle",
         )
 
     def _unreadable(self, error: Exception) -> BundleCorruptError:
@@ -200,7 +199,7 @@ class OpenVinoBackend(Backend):
 
 
 class Compiled:
-    """A model that is compiled when it is first needed, and its requests: each call has one for itself."""
+    """A model that is compiled when first needed, and its requests, one per call."""
 
     def __init__(self, compile_it: Callable[[], Any]) -> None:
         self._compile_it: Callable[[], Any] | None = compile_it
@@ -218,13 +217,13 @@ class Compiled:
         with self._lock:
             if self._compile_it is not None:
                 self._model = self._compile_it()
-                self._compile_it = None  # what it was compiled from holds the weights once more
+                self._compile_it = None  # frees the uncompiled model, which holds the weights again
             return self._model
 
     def take(self, model: Any) -> Any:
-        """A request that nobody else has."""
+        """An exclusive request."""
         try:
-            return self._free.pop()  # last in, first out: one thread alone keeps using one warm request
+            return self._free.pop()  # last in, first out: a single thread keeps using one warm request
         except IndexError:
             return model.create_infer_request()
 
@@ -252,6 +251,6 @@ def properties(kind: str, arithmetic: str, options: BackendOptions, cache: Path 
 
 
 def _last_line(error: Exception) -> str:
-    """What an exception says at its end: OpenVINO's begin with places in its own sources."""
+    """The last line of an exception; OpenVINO's begin with positions in its source code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,4 +1,4 @@
-"""Whether OpenVINO can run a bundle here, with which of its graphs; and opening it."""
+"""Finds the graph of a bundle that OpenVINO can run here, and opens it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .backend import NAME, OpenVinoBackend
 
 __all__ = ["bf16_missing", "candidates", "open_backend"]
 
-# An INT8 graph is only in a bundle where somebody asked for it and it passed its quality gate, so it comes first.
+# An INT8 graph is only in a bundle by request and after its quality gate, so it comes first.
 _PREFERENCE: tuple[str, ...] = ("int8-bf16", "bf16", "int8", "fp32", "fp16")
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """What OpenVINO could run of this bundle here; see `saae_runtime.backends.candidates`."""
+    """OpenVINO's backend for this bundle; see `saae_runtime.backends.candidates`."""
     return [_candidate(bundle, precision)]
 
 
@@ -28,7 +28,7 @@ def open_backend(
     """Open `openvino`.
 
     Raises:
-        BackendUnavailableError: OpenVINO, or the device or arithmetic asked for, is not there, or the bundle has no
+        BackendUnavailableError: OpenVINO, or the requested device or arithmetic, is missing, or the bundle has no
             file for it.
         BackendError: the file cannot be loaded.
     """
@@ -40,7 +40,7 @@ def open_backend(
 
 
 def bf16_missing() -> str:
-    """Why nothing can be computed in bf16 on this machine's processor; empty if it can."""
+    """Why this machine's processor cannot compute in bf16; empty if it can."""
     why, _ = library.device_missing("CPU")
     if why:
         return why

@@ -1,4 +1,4 @@
-"""The package `openvino`: imported once for the process, and what its devices say of themselves."""
+"""The package `openvino`, imported once per process, and its devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Device:
     Attributes:
         kind: `CPU`, `GPU` or `NPU`.
         name: its full name.
-        capabilities: such as `FP32`, `BF16` and `INT8`; without what it would emulate.
+        capabilities: such as `FP32`, `BF16` and `INT8`, without emulated ones.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Library:
-    """The imported package and the one core of this process, whose plug-ins stay loaded from engine to engine."""
+    """The imported package and the core of this process, whose plug-ins stay loaded for later engines."""
 
     module: Any
     core: Any
@@ -59,7 +59,7 @@ class Library:
         try:
             name = str(self.core.get_property(kind, "FULL_DEVICE_NAME")).strip()
             reported = self.core.get_property(kind, "OPTIMIZATION_CAPABILITIES")
-        except Exception as error:  # OpenVINO raises RuntimeError for all that it does not have
+        except Exception as error:  # OpenVINO raises RuntimeError for everything that is missing
             raise BackendUnavailableError(f"OpenVINO has no {kind} device here.", *self._no_device(kind)) from error
         emulated = {"BF16"} if kind == "CPU" and _emulates_bf16() else set()
         return Device(kind, name, tuple(item for item in reported if item not in emulated))
@@ -78,7 +78,7 @@ class Library:
 def _emulates_bf16() -> bool:
     """Whether bf16 has no instructions on this processor.
 
-    OpenVINO reports BF16 on every processor with AVX-512 and emulates it where only that is there, which took 26 times
+    OpenVINO reports BF16 on every processor with AVX-512. Without BF16 instructions it is emulated, which took 26 times
     as long as FP32.
     """
     flags = processor_flags()
@@ -86,7 +86,7 @@ def _emulates_bf16() -> bool:
 
 
 def device_missing(kind: str) -> tuple[str, str]:
-    """Why OpenVINO cannot be used on a kind of device, and the cure; both empty where it can."""
+    """Why OpenVINO cannot be used on a kind of device, and the cure; both empty if it can."""
     try:
         load_library().device(kind)
     except BackendUnavailableError as error:
@@ -95,7 +95,7 @@ def device_missing(kind: str) -> tuple[str, str]:
 
 
 def load_library() -> Library:
-    """The package and its core; every call ends as the first did.
+    """The package and its core; later calls return or raise the same as the first.
 
     Raises:
         BackendUnavailableError: it is not installed, or does not load.
@@ -123,10 +123,10 @@ def _load() -> Library | BackendUnavailableError:
 
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Within the block, OpenVINO finds no `openvino_telemetry` and takes its own empty stand-in.
+    """Within the block, OpenVINO finds no `openvino_telemetry` and uses its own empty replacement.
 
-    Else importing it writes an identifier below the home folder and reports to a host, which a line PC does not do
-    unless its owner says so. A program that has imported the package before has said so.
+    Otherwise its import writes an identifier below the home folder and reports to a host. A program that has imported
+    the telemetry package before keeps it.
     """
     if _TELEMETRY in sys.modules:
         yield

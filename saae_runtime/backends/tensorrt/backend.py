@@ -27,9 +27,9 @@ from .slots import Plan, Resources, Slot, capacity_for
 __all__ = ["TensorRTBackend"]
 
 _SLOTS = 3
-_CAPTURES = 3  # tries for one batch size of a slot: what spoils one may pass (another thread, another library)
+_CAPTURES = 3  # attempts per batch size of a slot: the cause of a failure may pass (another thread, another library)
 _SHAPES = 8
-"""Batch sizes with a context and a CUDA graph of their own in each slot; further ones share one context."""
+"""Batch sizes with their own context and CUDA graph in each slot; further ones share one context."""
 
 _INPUTS = {"frame": np.uint8, "threshold": np.float32}
 _OUTPUTS = {"anomaly_map": np.float32, "score": np.float32, "mask": np.uint8}
@@ -37,7 +37,7 @@ _OUTPUTS = {"anomaly_map": np.float32, "score": np.float32, "mask": np.uint8}
 
 @dataclass(frozen=True)
 class _Running:
-    """A batch in flight: its slot, its size as asked for, and what has to stay alive meanwhile."""
+    """A batch in flight: its slot, its requested size, and what must stay alive meanwhile."""
 
     slot: Slot
     plan: Plan
@@ -56,18 +56,18 @@ class _Waiting:
 class TensorRTBackend(Backend):
     """One engine on one GPU; see `Backend`.
 
-    Copy in, computation and copy out have a stream each, so they overlap between batches; computations run one after
-    the other, so one block of activation memory serves all. A batch size gets memory, an execution context and a CUDA
-    graph the first two times it is seen; after that a call allocates nothing on the device.
+    Copy in, computation and copy out each have a stream, so they overlap between batches. Computations run one after
+    the other, so one block of activation memory is enough. A batch size gets memory, an execution context and a CUDA
+    graph in its first two calls; later calls allocate nothing on the device.
 
     Args:
-        name: as asked for.
+        name: the backend's name.
         library: the loaded flavour of TensorRT.
         engine: the deserialized engine.
         api: CUDA.
         gpu: the device it is on.
         precision: of the engine, whose thresholds apply.
-        frame_size: (H, W) as the bundle has it.
+        frame_size: (H, W) of the bundle's frames.
         options: see `BackendOptions`.
         label: the engine's file name, for messages.
         kernels: file for kernels that are compiled at run time (TensorRT for RTX); None keeps them in memory only.
@@ -116,7 +116,7 @@ class TensorRTBackend(Backend):
         try:
             with api.on(gpu.index):
                 self._kernels = self._resources.kernels = KernelCache(library, engine, kernels)
-            if options.warm_up:  # a largest batch that was named will come: nothing is allocated then
+            if options.warm_up:  # prepare an announced largest batch, so that nothing is allocated later
                 self.prepare((self._low,) if options.max_batch is None else (self._low, self._high))
         except BaseException:
             self.close()
@@ -130,7 +130,7 @@ class TensorRTBackend(Backend):
         slot = self._take()
         if slot is not None:
             return self.collect(self._started(slot, frames, threshold, self._give_back))
-        with self._spare_lock:  # every slot is in flight: one more is kept for calls like this one, which always end
+        with self._spare_lock:  # every slot is in flight: an extra one is kept for such calls, which always end
             if self._spare is None:
                 self._spare = self._resources.add_slot()
             return self.collect(self._started(self._spare, frames, threshold, _nothing))
@@ -212,7 +212,7 @@ class TensorRTBackend(Backend):
         return DeviceOutputs(arrays, lease)
 
     def prepare(self, batches: tuple[int, ...]) -> None:
-        """Make memory, contexts and CUDA graphs for these batch sizes in every slot, so that no later call has to."""
+        """Make memory, contexts and CUDA graphs for these batch sizes in every slot in advance."""
         height, width = self.frame_size
         slots = list(iter(self._take, None))
         try:
@@ -226,7 +226,7 @@ class TensorRTBackend(Backend):
                         with self._api.on(self._gpu.index):
                             self._api.wait_host(slot.done)
             with self._enqueue_lock, self._api.on(self._gpu.index):
-                self._kernels.save()  # now: a process on a line is killed more often than closed
+                self._kernels.save()  # now, because a process on a line may be killed instead of closed
         finally:
             for slot in slots:
                 self._give_back(slot)
@@ -249,10 +249,10 @@ class TensorRTBackend(Backend):
 
     def _give_back(self, slot: Slot) -> None:
         with self._pool_lock:
-            if slot.ahead:  # its work may still run: the others first
+            if slot.ahead:  # its work may still run, so use others first
                 self._free.append(slot)
             else:
-                self._free.appendleft(slot)  # the one used last is warm
+                self._free.appendleft(slot)  # the last used one is warm
 
     # -- one batch --------------------------------------------------------------------------------------------------
 
@@ -291,8 +291,8 @@ class TensorRTBackend(Backend):
                 else:
                     self._copy_out(slot, plan)
             except BaseException:
-                # Something may be under way in this slot's memory. Waiting is safe under the lock alone: a stream that
-                # another thread captures must not be waited for. What fails before this has nothing under way.
+                # Work may be running in this slot's memory. Wait only under the lock, because a stream that another
+                # thread captures must not be waited for. Before this point no work was started.
                 with suppress(SaaeError):
                     resources.synchronize()
                 raise
@@ -396,7 +396,7 @@ class TensorRTBackend(Backend):
         if plan.graph is not None:
             self._api.launch(plan.graph, stream)
             return
-        if self.cuda_graph and plan.capturable and plan.runs:  # the first run settles what TensorRT does lazily
+        if self.cuda_graph and plan.capturable and plan.runs:  # the first run does TensorRT's lazy work
             plan.graph = self._capture(plan)
             if plan.graph is not None:
                 self._api.launch(plan.graph, stream)
@@ -428,12 +428,12 @@ class TensorRTBackend(Backend):
             return self._without_graph(plan, error.why)
 
     def _without_graph(self, plan: Plan, reason: str, for_good: bool = False) -> int | None:
-        """Return None: this launch runs without a graph. Capture is tried again a few times before it is given up.
+        """Return None: this launch runs without a graph. Capture is tried a few more times.
 
         Args:
             plan: what was to be captured.
             reason: why it was not.
-            for_good: the engine can never be captured.
+            for_good: whether the engine can never be captured.
         """
         plan.refusals += 1
         if not for_good and plan.refusals < _CAPTURES:
@@ -483,14 +483,14 @@ class TensorRTBackend(Backend):
         return DeviceError(
             f"{self._label} failed on GPU {self._gpu.index}. {what}",
             f"{self._library.title} said: {said}" if said else "",
-            "if this repeats, close the engine and start the process anew: after some errors a GPU context is lost",
+            "if this repeats, close the engine and restart the process: after some errors a GPU context is lost",
         )
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a shape is the wanted one, a fixed batch being as good as a free one."""
+    """Whether a shape is the wanted one; a fixed batch is accepted for a free one."""
     return len(found) == len(wanted) and all(want in (have, -1) for have, want in zip(found, wanted, strict=True))
 
 
 def _nothing(_: Slot) -> None:
-    """Give no slot back."""
+    """Do nothing: there is no slot to give back."""

@@ -1,4 +1,4 @@
-"""Backends `tensorrt`, `tensorrt_rtx` and `tensorrt_lean`: which engine of a bundle runs here, and opening it."""
+"""Backends `tensorrt`, `tensorrt_rtx` and `tensorrt_lean`: finds a bundle's engine that runs here, and opens it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PREFERENCE = ("fp16", "int8", "bf16", "fp32")
 
 
 def candidates(bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-    """How each flavour of TensorRT could run a bundle here; never raises for what is missing.
+    """The backends of all flavours of TensorRT for a bundle; never raises for missing ones.
 
     Args:
         bundle: the bundle.
@@ -87,7 +87,7 @@ def open_backend(
 
 
 def engine_problem(artefact: Artefact, flavour: str, version: str, sm: str | None) -> str | None:
-    """Why an engine does not run with a library and GPU, None where it does; `sm` None leaves the GPU out."""
+    """Why an engine does not run with a library and GPU; None if it does. `sm` None ignores the GPU."""
     problem = version_problem(artefact, flavour, version)
     if problem is None and sm is not None:
         problem = sm_problem(artefact, sm)
@@ -136,7 +136,7 @@ def _open(
 
 
 def _engines(bundle: Bundle, flavour: str, precision: str | None) -> list[Artefact]:
-    """The engines that a flavour might run, the preferred precision first, those that failed their comparison last."""
+    """The engines for a flavour, the preferred precision first, those that failed their comparison last."""
     found = bundle.artefacts(kind="engine", library=engine_library(flavour), precision=precision)
     return sorted(found, key=lambda item: (_failed(item), _PREFERENCE.index(item.precision)))
 
@@ -146,7 +146,7 @@ def _failed(artefact: Artefact) -> bool:
 
 
 def _graph_precision(bundle: Bundle, wanted: str | None) -> str:
-    """A precision that the bundle has a graph for an engine of: the wanted one, else FP16, else what there is."""
+    """A precision of the bundle's graphs for an engine: the wanted one, else FP16, else any."""
     held = [item.precision for item in bundle.artefacts(kind="onnx") if item.precision not in IN_BF16]
     for precision in (wanted, "fp16", *held):
         if precision in held:

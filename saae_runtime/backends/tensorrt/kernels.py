@@ -1,4 +1,4 @@
-"""Kernels that TensorRT for RTX compiles when an engine runs: shared by all contexts, kept for the next process."""
+"""Keeps kernels that TensorRT for RTX compiles when an engine runs, for all contexts and the next process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["KernelCache", "kernel_file"]
 
 
 def kernel_file(engine_file: str, gpu_name: str) -> str:
-    """Name of the kept kernels of one engine on one model of GPU, which alone can use them."""
+    """File name for the kernels of one engine on one model of GPU."""
     plain = re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
     return f"{engine_file.removesuffix('.engine')}-{plain}.kernels"
 
@@ -23,8 +23,8 @@ def kernel_file(engine_file: str, gpu_name: str) -> str:
 class KernelCache:
     """The compiled kernels of one engine. If the library compiles none, this does nothing.
 
-    The library refuses kernels of another release, driver or GPU; such a file is rewritten. A file that cannot be read
-    or written only costs time, so it is no error.
+    The library refuses kernels of a different release, driver or GPU; such a file is rewritten. A file that cannot be
+    read or written only costs time, so it is not an error.
 
     Args:
         library: the loaded flavour.
@@ -35,14 +35,14 @@ class KernelCache:
     def __init__(self, library: TrtLibrary, engine: Any, file: Path | None = None) -> None:
         self._library = library
         self._file = file
-        self._kept = ""  # digest of what the file holds
+        self._kept = ""  # digest of the file
         self._used = False
         self.handle: Any = library.new_runtime_cache(engine)
         if self.handle is not None and file is not None:
             self._load(file)
 
     def context(self, engine: Any) -> Any:
-        """A new execution context that takes its kernels from here and leaves new ones here.
+        """A new execution context that uses these kernels and adds new ones.
 
         Raises:
             DeviceError: not created.
@@ -51,7 +51,7 @@ class KernelCache:
         return self._library.create_context(engine, self.handle)
 
     def save(self) -> None:
-        """Write the kernels, where some may have come since the last time."""
+        """Write the kernels, if there may be new ones."""
         if self.handle is None or self._file is None or not self._used:
             return
         self._used = False
@@ -77,4 +77,4 @@ class KernelCache:
             return
         if data and self.handle.deserialize(data):
             self._kept = sha256_bytes(data)
-        self._library.take_messages()  # a refusal is said there, and means only that they are compiled again
+        self._library.take_messages()  # a refusal is logged there, and only means that they are compiled again

@@ -1,4 +1,4 @@
-"""TensorRT in its three flavours behind one face: the only place that imports them or asks for their version."""
+"""The three flavours of TensorRT behind one interface; the only place that imports them or checks their version."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LOG_KEPT = 40
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One input or output of an engine; `shape` has -1 where the batch is free."""
+    """One input or output of an engine; in `shape`, -1 is a free batch."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,14 +57,14 @@ class TensorInfo:
 
 
 def library_name(name: str) -> str:
-    """The module's name for what a person typed: `tensorrt-rtx` and `tensorrt_rtx` are the same.
+    """The module's name for an option: `tensorrt-rtx` and `tensorrt_rtx` are the same.
 
     Raises:
         ConfigError: no such library.
     """
     plain = name.strip().lower().replace("-", "_")
     if plain not in FLAVOURS:
-        raise ConfigError(f"{name!r} is no TensorRT library.", "", f"one of: {', '.join(FLAVOURS)}")
+        raise ConfigError(f"{name!r} is not a TensorRT library.", "", f"one of: {', '.join(FLAVOURS)}")
     return plain
 
 
@@ -91,7 +91,7 @@ def install_hint(flavour: str, jetson: Jetson | None = None) -> str:
 
 
 def known_fault(flavour: str, version: str) -> tuple[str, str]:
-    """What is publicly reported against a release, and the way out; both empty where nothing is known.
+    """Publicly reported faults of a release, and the cure; both empty if none are known.
 
     Source: NVIDIA/TensorRT issues 4558, 4723 and 4742 on GitHub.
     """
@@ -105,7 +105,7 @@ def known_fault(flavour: str, version: str) -> tuple[str, str]:
 
 
 def wheel_cuda_major(flavour: str) -> int | None:
-    """CUDA major version that a flavour's wheel was made for; None where it cannot be told (as with JetPack's)."""
+    """CUDA major version that a flavour's wheel was made for; None if unknown (as with JetPack's)."""
     names = {str(item.metadata["Name"]).lower().replace("-", "_") for item in importlib.metadata.distributions()}
     majors = {major for major in (11, 12, 13, 14) if f"{flavour}_cu{major}_libs" in names}
     return majors.pop() if len(majors) == 1 else None
@@ -125,9 +125,9 @@ def version_tuple(version: str) -> tuple[int, ...]:
 def version_problem(artefact: Artefact, flavour: str, version: str) -> str | None:
     """Why an installed library cannot read an engine, or None where it can.
 
-    An engine belongs to the exact release that built it. Built version-compatible, `tensorrt` engines also run on
-    later releases of the same major version, and those of 10 on 11. Where one side gives fewer numbers, only the
-    common ones are compared.
+    An engine belongs to the exact release that built it. Version-compatible `tensorrt` engines also run on later
+    releases of the same major version, and those of 10 on 11. If one side has fewer numbers, only the common ones are
+    compared.
     """
     built, have = version_tuple(artefact.library_version or ""), version_tuple(version)
     wanted = f"{artefact.file} was built by {artefact.library} {artefact.library_version}"
@@ -163,7 +163,7 @@ class TrtLibrary:
     Attributes:
         name: `tensorrt`, `tensorrt_rtx` or `tensorrt_lean`.
         module: the imported module.
-        version: as the module says it.
+        version: of the module.
     """
 
     def __init__(self, name: str, module: Any) -> None:
@@ -177,7 +177,7 @@ class TrtLibrary:
 
     @property
     def title(self) -> str:
-        """Name and version for a person."""
+        """Display name and version."""
         return f"{TITLES[self.name]} {self.version}"
 
     # -- what the library said ---------------------------------------------------------------------------------------
@@ -197,17 +197,17 @@ class TrtLibrary:
         return wheel_cuda_major(self.name)
 
     def deserialize(self, data: bytes, *, host_code: bool) -> Any:
-        """The engine in `data`. The caller has made sure of a driver: without one some releases crash the process.
+        """Load the engine in `data`. The caller must have checked the driver, without which some releases crash.
 
         Args:
             data: the serialized engine, its hash checked.
-            host_code: whether the engine carries a runtime of its own (built version-compatible).
+            host_code: whether the engine contains its own runtime (built version-compatible).
 
         Raises:
             EngineIncompatibleError: the library does not take it.
             DeviceError: no memory for it.
         """
-        with self._lock:  # the permission below is the runtime's, and must be this engine's
+        with self._lock:  # a runtime per engine, because the permission below applies to the runtime
             if self._runtime is None:
                 self._runtime = self.module.Runtime(self.logger)
             if hasattr(self._runtime, "engine_host_code_allowed"):
@@ -253,7 +253,7 @@ class TrtLibrary:
 
     @staticmethod
     def new_runtime_cache(engine: Any) -> Any:
-        """An empty store for kernels that are compiled at run time; None where the library compiles none."""
+        """An empty store for kernels that are compiled at run time; None if the library compiles none."""
         if not hasattr(engine, "create_runtime_config"):
             return None
         config = engine.create_runtime_config()
@@ -262,15 +262,15 @@ class TrtLibrary:
     def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
         """An execution context whose activation memory the caller provides.
 
-        TensorRT for RTX compiles kernels when it runs: asked for eager compilation, so that a CUDA graph captures the
-        kernels made for the shape and not the fallback ones.
+        TensorRT for RTX compiles kernels when it runs. It is set to compile eagerly, so that a CUDA graph captures the
+        kernels for the shape and not the fallback ones.
 
         Args:
             engine: the deserialized engine.
             runtime_cache: from `new_runtime_cache`, or None.
 
         Raises:
-            DeviceError: not created, for want of memory as a rule.
+            DeviceError: not created, usually for lack of memory.
         """
         self.take_messages()
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -286,7 +286,7 @@ class TrtLibrary:
             context = engine.create_execution_context(strategy)
         if context is None:
             raise DeviceError(
-                f"{self.title} made no execution context.",
+                f"{self.title} could not create an execution context.",
                 "; ".join(self.take_messages()) or "The GPU may be out of memory.",
                 "free GPU memory (nvidia-smi shows who holds it), or build the engine with a smaller --max-batch",
             )
@@ -294,7 +294,7 @@ class TrtLibrary:
 
     @staticmethod
     def needs_memory(engine: Any) -> bool:
-        """Whether an engine has activation memory at all; True where the release does not say."""
+        """Whether an engine has activation memory; True if the release does not report it."""
         return int(getattr(engine, "device_memory_size_v2", getattr(engine, "device_memory_size", 1))) > 0
 
     @staticmethod
@@ -323,14 +323,14 @@ class TrtLibrary:
         return self.name == "tensorrt" and hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE")
 
     def hardware_levels(self) -> tuple[str, ...]:
-        """Hardware-compatibility levels that can be asked for, lower case."""
+        """Supported hardware-compatibility levels, lower case."""
         if self.name != "tensorrt" or not hasattr(self.module, "HardwareCompatibilityLevel"):
             return ()
         known = ("AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
         return tuple(level.lower() for level in known if hasattr(self.module.HardwareCompatibilityLevel, level))
 
     def buildable_sms(self) -> tuple[str, ...]:
-        """GPU generations that can be built for without owning one; empty where the builder needs the GPU itself."""
+        """GPU generations that can be built for without such a GPU; empty if the builder needs the GPU."""
         capability = getattr(self.module, "ComputeCapability", None)
         if capability is None or not hasattr(self.module.IBuilderConfig, "set_compute_capability"):
             return ()
@@ -338,12 +338,12 @@ class TrtLibrary:
         return tuple(sorted(names, key=lambda name: int(name[2:])))
 
     def strongly_typed_network(self, builder: Any) -> Any:
-        """An empty network that keeps the graph's own types: a flag in 10, the rule in 11."""
+        """An empty network that keeps the graph's types: a flag in TensorRT 10, always in 11."""
         flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def target(self, config: Any, sms: Sequence[str]) -> None:
-        """Ask for GPU generations other than this machine's.
+        """Set GPU generations other than this machine's.
 
         Raises:
             ConfigError: the library does not know one of them.
@@ -363,7 +363,7 @@ class TrtLibrary:
             config.set_compute_capability(getattr(self.module.ComputeCapability, sm.upper()), index)
 
     def require_capturable(self, config: Any) -> None:
-        """Ask for an engine whose memory is all the caller's, which a CUDA graph needs, where that is an option."""
+        """Make an engine that only uses the caller's memory, which a CUDA graph needs, if that is an option."""
         flag = getattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
         if flag is not None:
             config.set_flag(flag)
@@ -389,7 +389,7 @@ _load_lock = threading.Lock()
 
 
 def is_installed(name: str) -> bool:
-    """Whether a flavour is there to be imported; whether the import works, only trying it tells."""
+    """Whether a flavour is installed; its import may still fail."""
     return name in _loaded or importlib.util.find_spec(name) is not None
 
 
@@ -405,7 +405,7 @@ def load_library(name: str) -> TrtLibrary:
             try:
                 module = importlib.import_module(name)
                 _loaded[name] = TrtLibrary(name, module)
-            except Exception as error:  # a broken wheel raises whatever it likes
+            except Exception as error:  # a broken wheel may raise anything
                 missing = isinstance(error, ModuleNotFoundError) and error.name == name
                 raise BackendUnavailableError(
                     f"{TITLES[name]} cannot be used.",

@@ -1,4 +1,4 @@
-"""Outputs left on the GPU: a slot's own memory, lent to the caller until it is given back."""
+"""Outputs left on the GPU: a slot's memory, lent to the caller until it is released."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["DeviceOutputs", "Lease"]
 
 
 class Lease:
-    """A slot that is lent out; goes back once, by `release` or when nothing refers to it any more.
+    """A lent slot; returned once, by `release` or when it is no longer referenced.
 
     Args:
-        slot: what is lent.
-        resources: what it belongs to.
-        back: takes the slot back.
+        slot: the slot.
+        resources: its resources.
+        back: called with the returned slot.
     """
 
     def __init__(self, slot: Slot, resources: Resources, back: Callable[[Slot], None]) -> None:
@@ -53,7 +53,7 @@ class Lease:
             self._resources.api.wait(stream, self._slot.done)
 
     def release(self, stream: int | None) -> None:
-        """Give the slot back, once; `stream`: later work of ours waits for what it does now."""
+        """Return the slot, once; our later work waits for the current work of `stream`."""
         if not self._finalizer.alive:
             return
         resources = self._resources
@@ -69,9 +69,9 @@ class Lease:
 class DeviceOutputs:
     """Outputs that stay on the GPU: `anomaly_map`, `score` and `mask` (uint8 0/1), N x H x W and N.
 
-    They are a slot's own memory, lent until `release` (or the end of a `with` block, or collection of this object and
-    of the arrays). They may still be written when they are given out: CuPy and Numba wait for the stream that
-    `__cuda_array_interface__` names; PyTorch does not, so call `hold(torch.cuda.current_stream().cuda_stream)` or
+    They are a slot's memory, lent until `release` (or the end of a `with` block, or collection of this object and the
+    arrays). They may still be being written: CuPy and Numba wait for the stream in `__cuda_array_interface__`;
+    PyTorch does not, so call `hold(torch.cuda.current_stream().cuda_stream)` or
     `synchronize` first.
     """
 
@@ -90,7 +90,7 @@ class DeviceOutputs:
         self._lease.hold(stream)
 
     def release(self, stream: int | None = None) -> None:
-        """Give the memory back; later calls may overwrite it.
+        """Return the memory; later calls may overwrite it.
 
         Args:
             stream: the stream that still reads it; the memory is not written before that work has ended.

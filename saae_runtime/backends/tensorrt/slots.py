@@ -1,4 +1,4 @@
-"""Memory, events and execution contexts of the batches in flight: planned once, made once, released once."""
+"""Memory, events and execution contexts of the batches in flight."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .library import TensorInfo
 __all__ = ["ALIGNMENT", "BufferPlan", "Plan", "Resources", "Slot", "capacity_for"]
 
 ALIGNMENT = 256
-"""Bytes: what TensorRT asks of addresses, and what cudaMalloc gives."""
+"""Alignment in bytes, which TensorRT needs and cudaMalloc gives."""
 
 
 def capacity_for(batch: int, largest: int) -> int:
-    """Frames to make room for when `batch` come: the next power of two, so that growing soon ends; up to `largest`."""
+    """Capacity for `batch` frames: the next power of two, to limit reallocations, up to `largest`."""
     return min(largest, 1 << (batch - 1).bit_length())
 
 
 @dataclass(frozen=True)
 class BufferPlan:
-    """Where each tensor lies in one block of memory that takes `capacity` frames.
+    """Layout of the tensors in one block of memory for `capacity` frames.
 
     Attributes:
         capacity: most frames N.
@@ -60,7 +60,7 @@ class BufferPlan:
         return _nbytes(self.tensor(name), batch)
 
     def view(self, block: NDArray[np.uint8], name: str, batch: int) -> NDArray[Any]:
-        """A tensor of `batch` frames inside a block, as an array of its own type and shape."""
+        """A tensor of `batch` frames in a block, as an array of its type and shape."""
         tensor, start = self.tensor(name), self.offsets[name]
         flat = block[start : start + _nbytes(tensor, batch)].view(tensor.dtype)
         return flat.reshape(_shape(tensor, batch))
@@ -86,7 +86,7 @@ class Plan:
         batch: the batch size.
         arrays: the tensors in pinned memory at this batch size.
         graph: captured launches, or None.
-        runs: how often the context ran since anything about it changed.
+        runs: number of runs since the context was changed.
         capturable: whether a graph may be captured.
         refusals: how often a capture failed.
     """
@@ -106,10 +106,10 @@ class Slot:
 
     Attributes:
         copied, computed, done: events after the copy in, the computation and the copy out.
-        borrowed: event for streams that are not ours (a producer's or a reader's).
-        threshold: T as it lies on the device, None before the first copy.
+        borrowed: event for other streams (a producer's or a reader's).
+        threshold: T on the device; None before the first copy.
         ahead: whether the host went on without waiting for the work in this slot (outputs left on the GPU).
-        source: what that work still reads, kept alive until it has ended.
+        source: inputs of that work, kept alive until it has ended.
     """
 
     copied: int
@@ -150,7 +150,7 @@ class Slot:
 class Resources:
     """Everything on the GPU that one backend owns; `release` may run at close, at collection or at interpreter exit.
 
-    It knows nothing of the backend, so that a finalizer can hold it without keeping the backend alive.
+    It has no reference to the backend, so that a finalizer can hold it without keeping the backend alive.
     """
 
     def __init__(self, api: CudaApi, device: int, engine: Any, tensors: Sequence[TensorInfo]) -> None:
@@ -168,7 +168,7 @@ class Resources:
             with api.on(device):
                 for _ in range(4):
                     self._streams.append(api.stream())
-            # Captured on a stream of its own: others may wait for the one that computes (readers of outputs, other
+            # Captured on a separate stream: others may wait for the computing one (readers of outputs, other
             # threads that give outputs back), and a wait that falls into a capture spoils it.
             self.copy_in_stream, self.compute_stream, self.copy_out_stream, self.capture_stream = self._streams
         except BaseException:
@@ -185,20 +185,20 @@ class Resources:
         except BaseException:
             self._each(self.api.destroy_event, events)
             raise
-        done, copied, computed, borrowed = events  # the host waits for `done` alone
+        done, copied, computed, borrowed = events  # the host only waits for `done`
         slot = Slot(copied, computed, done, borrowed)
         self.slots.append(slot)
         return slot
 
     def settle(self, slot: Slot) -> None:
-        """Wait for what the host has not waited for yet, so that the slot's memory may be written again."""
+        """Wait for unfinished work, so that the slot's memory may be written again."""
         if slot.ahead:
             with self.api.on(self.device):
                 self.api.wait_host(slot.done)
             slot.ahead, slot.source = False, None
 
     def reserve(self, slot: Slot, capacity: int) -> None:
-        """Give an idle slot memory for `capacity` frames; what it had is released after the new is there.
+        """Give an idle slot memory for `capacity` frames; the old memory is released afterwards.
 
         Raises:
             DeviceError: out of memory; the slot keeps what it had.
@@ -220,7 +220,7 @@ class Resources:
 
         Args:
             size: bytes that a context asks for.
-            give: tells a context the address and size of its memory.
+            give: sets the address and size of a context's memory.
         """
         if self.workspace and size <= self.workspace_size:
             return
@@ -251,7 +251,7 @@ class Resources:
                 self.api.synchronize(stream)
 
     def release(self) -> None:
-        """Give everything back, in the order that CUDA wants; go on past errors (the driver may be gone already)."""
+        """Release everything in the order that CUDA needs; ignore errors (the driver may be shut down already)."""
         if self.released:
             return
         self.released = True
@@ -262,7 +262,7 @@ class Resources:
         with self.api.on(self.device):
             self._each(self.api.synchronize, self._streams)
             if self.kernels is not None:
-                with suppress(Exception):  # the library's own errors too: what follows has to be done
+                with suppress(Exception):  # also the library's errors: the rest must still be released
                     self.kernels.save()
             for slot in self.slots:
                 slot.source = None

@@ -17,18 +17,18 @@ from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_genicam"]
 
-_LOOK = 500  # milliseconds in which an interface has to name its cameras
+_LOOK = 500  # milliseconds for an interface to list its cameras
 
 
 def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
-    """A camera named `genicam:PRODUCER.cti` (its first one) or `genicam:PRODUCER.cti#SERIAL`.
+    """Open a camera named `genicam:PRODUCER.cti` (its first one) or `genicam:PRODUCER.cti#SERIAL`.
 
     Args:
-        spec: as above, with or without `genicam:`.
+        spec: the name, with or without `genicam:`.
         options: see `saae_runtime.line.cameras.options.NodeOptions`.
 
     Raises:
-        ConfigError: harvesters is missing, there is no such producer, or the camera lacks what was asked of it.
+        ConfigError: harvesters is missing, there is no such producer, or the camera lacks a requested feature.
     """
     path, _, serial = spec.removeprefix("genicam:").partition("#")
     wanted = NodeOptions.read(options)
@@ -51,7 +51,7 @@ def open_genicam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
 
 
 class _Producer:
-    """A producer file, loaded once in a process and shared by its cameras."""
+    """A producer file, loaded once per process and shared by its cameras."""
 
     _known: dict[str, _Producer] = {}  # noqa: RUF012
     _lock = threading.Lock()
@@ -77,7 +77,7 @@ class _Producer:
             return cls._known[key]
 
     def acquirer(self, name: str, serial: str) -> Any:
-        """Connects to a camera, looked for again each time."""
+        """Search for a camera and connect to it."""
         with self.lock:
             self._look()
             there = [str(info.property_dict.get("serial_number")) for info in self.harvester.device_info_list]
@@ -93,7 +93,7 @@ class _Producer:
             return found
 
     def release(self, acquirer: Any) -> None:
-        """Lets go of a camera, whatever state it is in."""
+        """Release a camera, whatever its state."""
         with self.lock:
             self._open -= 1
             try:
@@ -102,7 +102,7 @@ class _Producer:
                 acquirer.destroy()
 
     def _look(self) -> None:
-        """Looks which cameras there are. The library's own way to do so ends every camera of the producer."""
+        """Search for cameras. The library's own function would disconnect every camera of the producer."""
         if not self._open:
             self.harvester.update()
             return
@@ -148,10 +148,10 @@ class _GenicamDevice:
         return Picture(frame, lost)
 
     def _lost(self, buffer: Any) -> int:
-        """Frames that are missing by their numbers, where the producer numbers them."""
+        """Number of missing frames by their numbers, if the producer numbers them."""
         try:
             number = int(buffer.module.frame_id)
-        except Exception:  # not every producer does
+        except Exception:  # not every producer numbers frames
             return 0
         before, self._last = self._last, number
         return max(number - before - 1, 0) if before is not None else 0
@@ -170,7 +170,7 @@ class _GenicamDevice:
 
 @contextmanager
 def _keep_interrupt() -> Iterator[None]:
-    """Keeps the handler of Ctrl-C: a camera that harvesters opens in the main thread would take its place."""
+    """Keep the handler of Ctrl-C, which harvesters replaces when it opens a camera in the main thread."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -188,6 +188,6 @@ def _load() -> Any:
             f"harvesters cannot be imported: {error}",
             "pip install 'saae[genicam]'",
         ) from error
-    # It logs as errors, with a traceback, what is raised as well and told by the camera's stats.
+    # It logs errors with a traceback that are raised and in the camera's stats, too.
     logging.getLogger("harvesters").setLevel(logging.CRITICAL)
     return Harvester

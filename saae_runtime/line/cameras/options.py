@@ -1,4 +1,4 @@
-"""The options of a camera in line.toml, checked: every key is known or an error with near names."""
+"""Checks the options of a camera in line.toml; an unknown key is an error that suggests near names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["NodeOptions", "known_only", "number"]
 
 
 def known_only(options: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
-    """Makes sure that there is no other key.
+    """Check that there are only known keys.
 
     Raises:
-        ConfigError: there is, with near names.
+        ConfigError: an unknown key; near names are suggested.
     """
     for key in options:
         if key not in known:
@@ -34,7 +34,7 @@ def number(options: Mapping[str, Any], key: str, default: float, what: str, leas
     """A number above `least`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the value is not.
     """
     value = options.get(key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < 1e9:
@@ -44,17 +44,17 @@ def number(options: Mapping[str, Any], key: str, default: float, what: str, leas
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """What is set in a camera that has GenICam's nodes.
+    """Settings of a camera with GenICam nodes.
 
     Attributes:
-        trigger: `off`: it runs freely; `software`: a picture for each part, when the station asks; `hardware`: as the
-            camera itself is set up, by its own input.
-        pixel_format: value of PixelFormat; None: as the camera has it.
-        white_level: of gray with more than 8 bits; None: all its bits.
-        early: seconds that a picture of the camera's own input may come before the line's trigger.
-        silent_after: seconds without a frame after which a freely running camera is opened again.
-        buffer: frames that wait for the station at most; older ones are dropped and counted.
-        buffers: buffers of the producer; 0: its own choice.
+        trigger: `off`: free-running; `software`: one frame per part, when the station asks; `hardware`: by the camera's
+            input, as set up in the camera.
+        pixel_format: value of PixelFormat; None: the camera's setting.
+        white_level: of gray with more than 8 bits; None: the maximum of its bits.
+        early: seconds that a frame of a hardware trigger may come before the line's trigger.
+        silent_after: seconds without a frame after which a free-running camera is opened again.
+        buffer: largest number of waiting frames; older ones are dropped and counted.
+        buffers: buffers of the producer; 0: its default.
         nodes: further nodes by name, such as ExposureTime, set in this order.
     """
 
@@ -72,7 +72,7 @@ class NodeOptions:
         """The options of a table.
 
         Raises:
-            ConfigError: a key or a value that cannot be.
+            ConfigError: an unknown key or an impossible value.
         """
         known_only(options, tuple(cls.__dataclass_fields__), what)
         trigger = options.get("trigger", "off")
@@ -99,12 +99,12 @@ class NodeOptions:
         )
 
     def apply(self, name: str, node: Callable[[str], Any], write: Callable[[Any, Any], None]) -> None:
-        """Sets the camera's nodes.
+        """Set the camera's nodes.
 
         Args:
             name: of the camera, in errors.
-            node: looks a node up; None where there is none.
-            write: sets one.
+            node: looks up a node; returns None if there is none.
+            write: sets a node.
 
         Raises:
             ConfigError: the camera has no such node, or does not take the value.
@@ -141,7 +141,7 @@ class NodeOptions:
 
 
 def _choices(node: Any) -> list[str]:
-    """What an enumeration offers; empty for other nodes. Libraries raise errors of their own for what is not there."""
+    """Values of an enumeration; empty for other nodes. Libraries raise their own errors for missing ones."""
     for name in ("symbolics", "Symbolics"):
         with suppress(Exception):
             return [str(choice) for choice in getattr(node, name)]

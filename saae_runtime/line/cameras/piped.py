@@ -23,10 +23,10 @@ __all__ = ["RawFrames", "open_stdin"]
 
 
 def open_stdin(spec: str, options: Mapping[str, Any]) -> RawFrames:
-    """Raw frames on standard input, one after the other: `stdin:640x480` (width x height, RGB), `stdin:640x480:gray`.
+    """Open raw frames on standard input: `stdin:640x480` (width x height, RGB), `stdin:640x480:gray`.
 
     Raises:
-        ConfigError: this is no such name, or a frame of it would be too large.
+        ConfigError: another name, or a frame would be too large.
     """
     known_only(options, (), "camera")
     found = re.fullmatch(r"stdin:(\d{1,6})x(\d{1,6})(:gray)?", spec)
@@ -39,10 +39,10 @@ def open_stdin(spec: str, options: Mapping[str, Any]) -> RawFrames:
 
 
 class RawFrames:
-    """Frames of one size, one after the other, from a pipe.
+    """Frames of one size from a pipe.
 
     Args:
-        stream: where they come from.
+        stream: the pipe.
         size: (height, width).
         channels: 3 (RGB) or 1 (gray).
     """
@@ -51,7 +51,7 @@ class RawFrames:
 
     def __init__(self, stream: BinaryIO, size: tuple[int, int], channels: int) -> None:
         self._descriptor = stream.fileno()
-        self._stream = stream  # kept, so that the descriptor stays open
+        self._stream = stream  # keeps the descriptor open
         self._shape = (*size, channels)
         self._length = size[0] * size[1] * channels
         self._have = bytearray()
@@ -61,17 +61,17 @@ class RawFrames:
 
     @property
     def stats(self) -> CameraStats:
-        """What it has done so far."""
+        """Counts so far."""
         return self._stats
 
     def trigger(self) -> None:
-        """Nothing: the next frame is the picture."""
+        """Do nothing: the next frame is used."""
 
     def grab(self, timeout: float) -> Shot:
-        """The next frame; what has come of it by a time-out is kept."""
+        """The next frame; after a time-out its first part is kept."""
         end = time.monotonic() + timeout
         while len(self._have) < self._length:
-            # In short turns, so that `close` ends it.
+            # in short steps, so that `close` ends it
             ready, _, _ = select.select([self._descriptor], [], [], max(min(end - time.monotonic(), 0.1), 0))
             if self._closed:
                 raise EndOfFrames
@@ -106,5 +106,5 @@ class RawFrames:
         raise EndOfFrames
 
     def close(self) -> None:
-        """Ends it. May be called twice."""
+        """End it. May be called twice."""
         self._closed = True

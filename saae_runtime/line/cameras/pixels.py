@@ -1,4 +1,4 @@
-"""Pixels as industrial cameras send them, brought to uint8 H x W x 3 (RGB)."""
+"""Converts pixels of industrial cameras to uint8 H x W x 3 (RGB)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _COLOUR = {
     "BGRA8Packed": (4, (2, 1, 0)),
 }
 FORMATS = (*_GRAY, *_COLOUR)
-"""Names of the pixel formats that are taken, as GenICam's PFNC and older cameras spell them."""
+"""Names of the supported pixel formats, as in GenICam's PFNC and in older cameras."""
 
 
 def to_rgb(
     data: NDArray[Any], pixel_format: str, size: tuple[int, int], white_level: int | None = None, name: str = ""
 ) -> NDArray[np.uint8]:
-    """A frame of its own memory from a buffer.
+    """Copy a buffer into a frame.
 
     Gray of more than 8 bits is scaled by its white level, the same for every frame; alpha is dropped.
 
@@ -39,15 +39,15 @@ def to_rgb(
         data: the buffer's values (uint8, or uint16 for gray of more bits), any shape; lines may be padded.
         pixel_format: its name.
         size: (height, width) in pixels.
-        white_level: of gray with more than 8 bits; None: what the format's bits hold at most.
+        white_level: of gray with more than 8 bits; None: the maximum of the format's bits.
         name: of the frame, in errors.
 
     Returns:
         uint8 H x W x 3.
 
     Raises:
-        ConfigError: a format that is not taken.
-        BadFrameError: a buffer of another length.
+        ConfigError: an unsupported format.
+        BadFrameError: a buffer of a different length.
     """
     height, width = size
     if pixel_format in _GRAY:

@@ -13,18 +13,18 @@ from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_pylon"]
 
-_READY = 1000  # milliseconds that a camera may take until it can be triggered again
+_READY = 1000  # milliseconds until a camera must be ready for a trigger
 
 
 def open_pylon(spec: str, options: Mapping[str, Any]) -> LiveCamera:
-    """A camera named `pylon:` (the first one) or `pylon:SERIAL`.
+    """Open a camera named `pylon:` (the first one) or `pylon:SERIAL`.
 
     Args:
-        spec: as above.
+        spec: the name.
         options: see `saae_runtime.line.cameras.options.NodeOptions`.
 
     Raises:
-        ConfigError: pypylon is missing, or the camera lacks what was asked of it.
+        ConfigError: pypylon is missing, or the camera lacks a requested feature.
     """
     serial = spec.removeprefix("pylon:").removeprefix("pylon")
     wanted = NodeOptions.read(options)
@@ -67,9 +67,9 @@ class _PylonDevice:
     def _node(self, name: str) -> Any:
         try:
             found = getattr(self._camera, name)
-        except Exception:  # the library's own, for a node that is not there
+        except Exception:  # the library's own error for a missing node
             return None
-        valid = getattr(found, "IsValid", None)  # newer releases give a placeholder
+        valid = getattr(found, "IsValid", None)  # newer releases return a placeholder
         return found if valid is None or valid() else None
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""One way for all live cameras to be read, lost, looked for again and triggered."""
+"""Reading, reconnecting and triggering for all live cameras."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from ..part import now
 
 __all__ = ["BackOff", "Device", "LiveCamera", "Mode", "Picture"]
 
-_TICK = 0.1  # seconds that a device is asked to wait for a frame at once
-_FLUSH = 5.0  # seconds within which a device has to drop what is under way
-_CLOSE = 1.0  # seconds that `close` waits for the reading thread, which ends behind what it does
+_TICK = 0.1  # seconds of one wait for a frame
+_FLUSH = 5.0  # seconds for a device to drop pending frames
+_CLOSE = 1.0  # seconds that `close` waits for the reading thread
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What a device gave: uint8 H x W x 3 (RGB) in memory of its own, and how many frames were lost before it."""
+    """A frame of a device: uint8 H x W x 3 (RGB) in its own memory, and how many frames were lost before it."""
 
     frame: NDArray[np.uint8]
     lost: int = 0
 
 
 Mode = Literal["off", "software", "hardware"]
-"""What makes a camera take a picture: itself, all the time; `trigger`, one each; or an input of its own."""
+"""What makes a camera take a frame: nothing (free-running), `trigger` (one each), or the camera's input."""
 
 
 class Device(Protocol):
-    """A connected camera. `fetch`, `flush` and `close` are called by one thread; `trigger` by another."""
+    """A connected camera. One thread calls `fetch`, `flush` and `close`, another one `trigger`."""
 
     @property
     def mode(self) -> Mode:
-        """What makes it take pictures."""
+        """What makes it take frames."""
 
     def fetch(self, timeout: float) -> Picture | None:
-        """The next frame; None when none came within about so many seconds.
+        """The next frame; None if none came within about `timeout` seconds.
 
         Raises:
-            BadFrameError: one frame that is lost.
-            ConfigError: frames that can never be used.
-            Exception: whatever else means that the camera has gone.
+            BadFrameError: one frame is lost.
+            ConfigError: the frames can never be used.
+            Exception: the camera is lost.
         """
 
     def trigger(self) -> None:
-        """Takes one picture."""
+        """Take one frame."""
 
     def flush(self) -> None:
-        """Drops every frame that is under way, so that the next one was taken afterwards."""
+        """Drop pending frames, so that the next one is taken afterwards."""
 
     def close(self) -> None:
-        """Lets go of it, whatever state it is in."""
+        """Release it, whatever its state."""
 
 
 class BackOff:
-    """Pauses between tries: twice as long each time.
+    """Pauses between attempts, twice as long each time.
 
     Args:
         first, longest: seconds.
@@ -79,32 +79,32 @@ class BackOff:
         return pause
 
     def succeeded(self) -> None:
-        """The next pause is the first one again."""
+        """Start again with the first pause."""
         self._next = self._first
 
 
 class LiveCamera:
-    """A camera that a thread reads all the time, so that the newest frame is at hand and nothing old piles up.
+    """A camera that a thread reads all the time, so that the newest frame is available.
 
-    A device that fails is closed, and opened again after growing pauses until it is there. Frames that nobody has
-    fetched are thrown away, the oldest first, and counted; once `trigger` is used, they are not counted any more,
-    since then a frame without a trigger is none that was missed.
+    A device that fails is closed, and opened again after growing pauses. Frames that are not fetched are dropped, the
+    oldest first, and counted. Once `trigger` is used they are no longer counted, because then a frame without a
+    trigger is not a missed part.
 
-    A picture taken for one part never serves another: before each trigger, waiting frames are thrown away, and where a
-    triggered picture is still owed, the device drops all that is under way. A camera that runs freely gives the
-    second frame that comes after the trigger, since the first may have been exposed before it. One that an input of its
-    own triggers gives the first one that comes after the line's trigger, or `early` seconds before it at most.
+    A frame that was taken for one part is never used for another: before each trigger, waiting frames are dropped, and
+    if a triggered frame is still to come, the device drops its pending ones. A free-running camera gives the second
+    frame after the trigger, because the first may have been exposed before it. A camera with a hardware trigger gives
+    the first frame after the line's trigger, or up to `early` seconds before it.
 
     Args:
         name: in shots and errors.
         connect: opens the device.
-        keep: frames at most that wait.
-        silent_after: seconds without a frame after which a freely running device counts as gone; None: never.
-        back_off: between two tries to connect.
-        early: seconds that the picture of an input of the camera's own may come before the line's trigger.
+        keep: largest number of waiting frames.
+        silent_after: seconds without a frame after which a free-running device counts as lost; None: never.
+        back_off: pauses between attempts to connect.
+        early: seconds that a frame of a hardware trigger may come before the line's trigger.
 
     Raises:
-        ConfigError: of the first try to connect. A device that is merely not there is looked for from then on.
+        ConfigError: from the first attempt to connect. A device that is only missing is searched for from then on.
     """
 
     live = True
@@ -122,7 +122,7 @@ class LiveCamera:
         self._name, self._connect, self._keep, self._silent_after = name, connect, keep, silent_after
         self._back_off = back_off or BackOff()
         self._changed = threading.Condition()
-        self._shots: deque[tuple[float, Shot | SaaeError]] = deque()  # with when it came
+        self._shots: deque[tuple[float, Shot | SaaeError]] = deque()  # with its arrival time
         self._stats = CameraStats(connected=False)
         self._device: Device | None = None
         self._number = 0
@@ -137,7 +137,7 @@ class LiveCamera:
         self._thread = threading.Thread(target=self._read, name=f"camera-{name}", daemon=True)
         self._thread.start()
         try:
-            with self._changed:  # the connecting itself, on the thread, may hang where no Ctrl-C reaches it
+            with self._changed:  # connect on the thread, because connecting may hang where Ctrl-C does not reach it
                 self._changed.wait_for(lambda: self._tried)
             if self._broken is not None:
                 raise self._broken
@@ -147,15 +147,15 @@ class LiveCamera:
 
     @property
     def stats(self) -> CameraStats:
-        """What it has done so far."""
+        """Counts so far."""
         with self._changed:
             return self._stats
 
     def trigger(self) -> None:
-        """Takes one picture now. Of a camera that runs freely, only frames from now on count.
+        """Take one frame now. For a free-running camera, only frames from now on count.
 
         Raises:
-            DeviceError: it is not there, or does not take it.
+            DeviceError: it is not connected, or refuses the trigger.
         """
         with self._changed:
             self._asked = True
@@ -185,7 +185,7 @@ class LiveCamera:
             device.trigger()
         except Exception as error:
             raise DeviceError(
-                f"{self._name}: the picture could not be triggered.",
+                f"{self._name}: the frame could not be triggered.",
                 f"{type(error).__name__}: {error}",
                 "see the camera",
             ) from error
@@ -210,9 +210,9 @@ class LiveCamera:
             raise NoFrameError(f"{self._name} gave no frame within {timeout:g} s.", away, "check cable, power, trigger")
 
     def close(self) -> None:
-        """Let go of the camera. May be called twice.
+        """Release the camera. May be called twice.
 
-        A device that hangs in a call is left to the reading thread, which lets go of it when the call comes back.
+        A device that hangs in a call is released by the reading thread when the call returns.
         """
         with self._changed:
             self._closed = True
@@ -243,7 +243,7 @@ class LiveCamera:
             self._disconnect(self._device)
 
     def _serve(self, device: Device) -> bool:
-        """Reads until the device fails or the camera is closed; whether it ever gave a frame."""
+        """Read until the device fails or the camera is closed; return whether it gave a frame."""
         gave = False
         heard = time.monotonic()
         while True:
@@ -288,11 +288,11 @@ class LiveCamera:
             if self._skip:
                 self._skip -= 1
                 return
-            if self._flushing:  # taken for a part that is not waited for any more
+            if self._flushing:  # taken for a part that is no longer waited for
                 return
             if isinstance(item, BadFrameError):
                 self._stats = replace(self._stats, bad=self._stats.bad + 1, last_error=item.what)
-            before = 0  # what was lost in front of those that are thrown away now, and is counted already
+            before = 0  # lost before the frames that are dropped now, and already counted
             while len(self._shots) >= self._keep:
                 _, old = self._shots.popleft()
                 before += old.dropped if isinstance(old, Shot) else 0
@@ -338,7 +338,7 @@ class LiveCamera:
             self._changed.notify_all()
         try:
             device.close()
-        except Exception as error:  # it has gone already
+        except Exception as error:  # it is lost already
             if not self._closed:
                 self._note(error)
 

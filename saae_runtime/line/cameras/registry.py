@@ -1,4 +1,4 @@
-"""Which camera a name means."""
+"""Opens live cameras by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .webcam import open_webcam
 __all__ = ["Opener", "is_camera", "open_camera"]
 
 Opener = Callable[[str, Mapping[str, Any]], Camera]
-"""Opens what is named, with the options of the configuration."""
+"""Opens the named camera with the options of the configuration."""
 
 _BY_PREFIX: dict[str, Opener] = {
     "camera": open_webcam,
@@ -40,13 +40,13 @@ def is_camera(spec: str) -> bool:
 
 
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
-    """Opens a camera by its name.
+    """Open a camera by its name.
 
     Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live
-    camera that is not there is looked for from then on; see its `stats`.
+    camera that is missing is searched for from then on; see its `stats`.
 
     Raises:
-        ConfigError: a name of no kind, a missing library, an option that the camera does not take.
+        ConfigError: an unknown kind of name, a missing library, an option that the camera does not have.
     """
     opener = _opener(spec)
     if opener is None:

@@ -13,19 +13,19 @@ from .reconnect import LiveCamera, Mode, Picture
 __all__ = ["STREAMS", "open_stream"]
 
 STREAMS = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "srt")
-"""Schemes of addresses that are opened as a stream."""
+"""Schemes of the addresses of streams."""
 
 
 def open_stream(spec: str, options: Mapping[str, Any]) -> LiveCamera:
-    """A stream named by its address, `rtsp://user:password@host/path`.
+    """Open a stream by its address, `rtsp://user:password@host/path`.
 
     Args:
         spec: the address. Name and password are left out of every message and record.
-        options: `timeout`: seconds until a silent or frozen server counts as gone (3); `transport`: `tcp` (default)
-            or `udp`; `buffer`: frames that wait for the station at most (1).
+        options: `timeout`: seconds until a silent or frozen server counts as lost (3); `transport`: `tcp` (default)
+            or `udp`; `buffer`: largest number of waiting frames (1).
 
     Raises:
-        ConfigError: PyAV is missing, or an option that is none.
+        ConfigError: PyAV is missing, or an invalid option.
     """
     known_only(options, ("timeout", "transport", "buffer"), "camera")
     timeout = number(options, "timeout", 3.0, "camera")
@@ -40,12 +40,12 @@ def open_stream(spec: str, options: Mapping[str, Any]) -> LiveCamera:
         ) from error
     name = without_password(spec)
     keep = int(number(options, "buffer", 1, "camera"))
-    # PyAV itself gives up after `timeout`, so silence needs no second watch.
+    # PyAV gives up after `timeout`, so `silent_after` is not needed.
     return LiveCamera(name, lambda: _Stream(av, spec, name, timeout, transport), keep, silent_after=None)
 
 
 def without_password(address: str) -> str:
-    """An address as it may be shown."""
+    """An address without name and password."""
     parts = urlsplit(address)
     return address if "@" not in parts.netloc else address.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1)
 
@@ -65,7 +65,7 @@ class _Stream:
         if not streams:
             self._container.close()
             raise DeviceError(f"{name} has no video stream.", "", "check the address")
-        streams[0].thread_type = "NONE"  # frames at once, not some behind
+        streams[0].thread_type = "NONE"  # deliver frames without delay
         self._frames: Iterator[Any] = self._container.decode(streams[0])
 
     def fetch(self, timeout: float) -> Picture | None:
@@ -78,11 +78,11 @@ class _Stream:
         return Picture(picture.to_ndarray(format="rgb24"))
 
     def trigger(self) -> None:
-        """Refused: it runs freely."""
-        raise DeviceError(f"{self._name} takes no trigger.", "It is free-running.", "a part uses its next frame")
+        """Refuse: it is free-running."""
+        raise DeviceError(f"{self._name} cannot be triggered.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there are no pending frames."""
 
     def close(self) -> None:
         self._container.close()

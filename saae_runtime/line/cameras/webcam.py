@@ -16,14 +16,14 @@ __all__ = ["open_webcam"]
 
 
 def open_webcam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
-    """A camera named `camera:0`.
+    """Open a camera named `camera:0`.
 
     Args:
-        spec: as above.
-        options: `buffer`: frames that wait for the station at most (1).
+        spec: the name.
+        options: `buffer`: largest number of waiting frames (1).
 
     Raises:
-        ConfigError: OpenCV is missing, or this is no such name.
+        ConfigError: OpenCV is missing, or another name.
     """
     known_only(options, ("buffer",), "camera")
     found = re.fullmatch(r"camera:(\d{1,3})", spec)
@@ -53,11 +53,11 @@ class _Webcam:
         return Picture(item)
 
     def trigger(self) -> None:
-        """Refused: it runs freely."""
-        raise DeviceError("A webcam takes no trigger.", "It is free-running.", "a part uses its next frame")
+        """Refuse: it is free-running."""
+        raise DeviceError("A webcam cannot be triggered.", "It is free-running.", "a part uses its next frame")
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there are no pending frames."""
 
     def close(self) -> None:
         self._frames.close()  # type: ignore[attr-defined]

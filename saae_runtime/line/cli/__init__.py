@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point. The command itself is imported late, when a Ctrl-C has somebody to take it."""
+    """Entry point. Imports the command late, after Ctrl-C has its handler."""
 
     def load() -> Callable[[], None]:
         from .command import main

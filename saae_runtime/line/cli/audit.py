@@ -1,4 +1,4 @@
-"""`saae-line audit verify`: whether an audit log is as it was written."""
+"""`saae-line audit verify`: checks whether an audit log was changed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def about() -> None:
 def verify_command(
     file: Annotated[Path, typer.Argument(help="The log, such as http/audit.jsonl.")],
     anchor: Annotated[
-        str | None, typer.Option(help="sha256 of an entry, kept elsewhere, that has to be in the log.")
+        str | None, typer.Option(help="sha256 of an entry, kept elsewhere, that must be in the log.")
     ] = None,
 ) -> None:
-    """Follow the chain of an audit log: a changed, removed, added or moved entry is found, and one cut off at the end.
+    """Check the hash chain of an audit log: find changed, removed, added or moved entries, also at the end.
 
-    Whoever can write both the log and its .head file can write a new chain. The sinks of the line get a copy of each
-    entry with its hash; `--anchor` compares with one of these. Exit codes: 0 whole, 2 not.
+    Anyone who can write both the log and its .head file can write a new chain. The sinks of the line get a copy of each
+    entry with its hash; `--anchor` compares with one of these. Exit codes: 0 intact, 2 not.
     """
     found = verify(file, anchor)
     error = explain(found)

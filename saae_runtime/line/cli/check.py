@@ -25,7 +25,7 @@ _FRAME = 5.0  # seconds for a camera's first frame
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was tried: what, whether it is good, and in words what was found."""
+    """One checked item: what, whether it works, and a text."""
 
     what: str
     good: bool
@@ -38,10 +38,10 @@ def check_line(
     open_trigger: OpenTrigger | None = None,
     others: Mapping[str, Callable[[LineConfig], str]] | None = None,
 ) -> Iterator[Finding]:
-    """Tries each part of a line by itself, and gives what was found as it goes.
+    """Check each part of a line, and yield the results one by one.
 
-    A frame of each camera is judged by each recipe of its station, so that masks and thresholds are tried, too.
-    `others` tries further tables, where the file has them.
+    A frame of each camera is judged by each recipe of its station, which checks masks and thresholds, too. `others`
+    checks further tables, if the file has them.
     """
     engines = Engines()
     books: dict[str, RecipeBook] = {}
@@ -106,7 +106,7 @@ def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, b
             except NoFrameError:
                 if time.monotonic() > end:
                     if station.camera.startswith("watch:"):
-                        return "no picture there yet"
+                        return "no image there yet"
                     raise
             except EndOfFrames:
                 return "no frame there"

@@ -34,9 +34,9 @@ from .recalibrate import recalibrate_command
 
 __all__ = ["app", "main"]
 
-app = command_group("Run inspection stations from one file: cameras, recipes, records, pictures.")
+app = command_group("Run inspection stations from one file: cameras, recipes, records, images.")
 
-_TICK = 0.2  # seconds between two looks of the main thread
+_TICK = 0.2  # seconds between two checks of the main thread
 _PRINTED = 1000  # lines that may wait for a slow reader
 
 File = Annotated[Path, typer.Argument(help="The line.toml.")]
@@ -58,7 +58,7 @@ def run_command(
     with (
         Line(config, open_any_camera, open_trigger) as line,
         open_http(line) as http,
-        stopped_by_signals(stop) as received,  # a stop before this ends the start itself
+        stopped_by_signals(stop) as received,  # an earlier stop ends the start itself
     ):
         printer = None if quiet else _Printer()
         if printer is not None:
@@ -87,7 +87,7 @@ def run_command(
 def check_command(file: File = Path("line.toml")) -> None:
     """Open everything that a line.toml names, judge a frame of each camera, and list what is missing.
 
-    Exit codes: 0 all is there, 2 something is missing.
+    Exit codes: 0 everything is there, 2 something is missing.
     """
     console = Console(soft_wrap=True, highlight=False)
     bad = 0
@@ -103,12 +103,12 @@ def init_command(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("line.toml"),
     bundle: Annotated[Path | None, typer.Option(help="The bundle's folder.")] = None,
     camera: Annotated[
-        str | None, typer.Option(help="Pictures, or another camera; default: the bundle's samples.")
+        str | None, typer.Option(help="Folder of images, or another camera; default: the bundle's samples.")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the line.")] = "line-1",
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
-    """Write a commented line.toml that runs at once on a bundle and a folder of pictures."""
+    """Write a commented line.toml that runs at once on a bundle and a folder of images."""
     if file.exists() and not force:
         raise ConfigError(f"{file} already exists.", "", f"saae-line init {file} --force")
     if bundle is None:
@@ -119,7 +119,7 @@ def init_command(
     if camera is None:
         camera = str(bundle / "samples")
         if not (opened.path / "samples").is_dir():
-            raise ConfigError(f"{bundle} has no sample pictures.", "", "--camera FOLDER names pictures to judge")
+            raise ConfigError(f"{bundle} has no sample images.", "", "--camera FOLDER, a folder of images to judge")
     if Path(camera).exists():
         camera = _beside(file, Path(camera))
     write_text(file, example(_beside(file, bundle), camera, name))
@@ -127,7 +127,7 @@ def init_command(
 
 
 def _beside(file: Path, target: Path) -> str:
-    """A path as it is written into the file: relative to it where that is short."""
+    """A path as it is written into the file: relative to it if that is shorter."""
     there, here = target.resolve(), file.resolve().parent
     relative = Path(os.path.relpath(there, here))
     return str(there if relative.parts[:3] == ("..", "..", "..") else relative)
@@ -138,18 +138,18 @@ def _load(file: Path) -> LineConfig:
 
 
 def _wait(line: Line, stop: threading.Event) -> None:
-    """Until it is stopped or at its end; tells the watchdog that it lives as long as it does."""
+    """Wait until it is stopped or at its end; notify the watchdog meanwhile."""
     seconds = watchdog_seconds()
     due = time.monotonic()
     while not stop.is_set() and not line.finished:
-        time.sleep(_TICK)  # not stop.wait(): the signal handler sets it on this very thread
+        time.sleep(_TICK)  # not stop.wait(): the signal handler sets it on this thread
         if seconds is not None and time.monotonic() >= due and line.health()["live"]:
             notify("WATCHDOG=1")
             due = time.monotonic() + seconds / 3
 
 
 class _Printer:
-    """Prints a line for each part on a thread of its own: whoever reads slowly, or not at all, holds up no station."""
+    """Prints a line for each part on its own thread, so that a slow reader does not delay a station."""
 
     def __init__(self) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue(_PRINTED)
@@ -157,14 +157,14 @@ class _Printer:
         self._thread.start()
 
     def say(self, part: Part) -> None:
-        """Takes a part in; without room its line is left out."""
+        """Queue a part's line; drop it if there is no room."""
         score = "" if part.score is None else f" {part.score:.4g} (limit {part.threshold:.4g})"
         reason = "" if part.reason == "score" else f" {part.reason}"
         with suppress(queue.Full):
             self._lines.put_nowait(f"{part.verdict.value} {part.station} {part.part_id}{score}{reason}\n")
 
     def finish(self) -> None:
-        """Prints what waits, for a moment at most."""
+        """Print waiting lines, for a moment at most."""
         with suppress(queue.Full):
             self._lines.put_nowait(None)
         self._thread.join(0.3)
@@ -175,12 +175,12 @@ class _Printer:
                 sys.stdout.write(line)
                 if self._lines.empty():
                     sys.stdout.flush()
-            except (OSError, ValueError):  # nobody reads along any more; the records are elsewhere
+            except (OSError, ValueError):  # nobody reads any more; the records are elsewhere
                 return
 
 
 def _summarize(console: Console, health: dict[str, object]) -> int:
-    """Says what became of everything; returns the number of records that were lost."""
+    """Print the summary; return the number of lost records."""
     stations: list[dict[str, object]] = health["stations"]  # type: ignore[assignment]
     sinks: list[dict[str, object]] = health["sinks"]  # type: ignore[assignment]
     spool: dict[str, int] = health["spool"]  # type: ignore[assignment]
@@ -202,7 +202,7 @@ def _summarize(console: Console, health: dict[str, object]) -> int:
     return lost
 
 
-# The order is that of the help.
+# in the order of the help
 app.command("run", cls=LineCommand)(run_command)
 app.command("check", cls=LineCommand)(check_command)
 app.command("init", cls=LineCommand)(init_command)

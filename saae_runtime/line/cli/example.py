@@ -1,4 +1,4 @@
-"""The line.toml that `saae-line init` writes: it runs as it is, and explains every key."""
+"""The line.toml that `saae-line init` writes, with comments on every key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sync_seconds = 1.0        # a power loss costs at most this much; 0: each record
 [[station]]
 name = "station-1"
 camera = {camera}
-# camera = "watch:FOLDER" # pictures that arrive in a folder; "camera:0" a webcam; a video file
+# camera = "watch:FOLDER" # images that arrive in a folder; "camera:0" a webcam; a video file
 # camera_options = {{ interval = 0.5, repeat = true }}   # replays files at the pace of a line
 trigger = "free"          # each frame is a part
 recipes = ["recipe-1"]    # the first one is active at the start
@@ -64,10 +64,10 @@ path = "records.sqlite"
 # token_env = "MES_TOKEN"
 # only_ng = true
 
-# Pictures. When space runs out, the oldest OK pictures are deleted first.
+# Images of parts. When space runs out, the oldest OK images are deleted first.
 [archive]
 folder = "pictures"
-ok_share = 0.01           # share of OK parts whose picture is kept; all NG pictures are kept
+ok_share = 0.01           # share of OK parts whose image is kept; all NG images are kept
 ok_days = 7
 ng_days = 90
 max_gb = 20
@@ -94,9 +94,9 @@ def example(bundle: str, camera: str, name: str = "line-1") -> str:
     """The text of the file.
 
     Args:
-        bundle: its folder, as it is written.
-        camera: what the station looks at.
-        name: of the line.
+        bundle: the bundle's folder, as written into the file.
+        camera: the station's camera.
+        name: the line's name.
     """
-    # A JSON string of these is a TOML string.
+    # a JSON string is a TOML string
     return _TEXT.format(bundle=json.dumps(bundle), camera=json.dumps(camera), name=json.dumps(name))

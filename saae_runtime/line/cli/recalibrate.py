@@ -1,4 +1,4 @@
-"""`saae-line recalibrate`: thresholds from parts that people confirmed, and which parts would change their verdict."""
+"""`saae-line recalibrate`: thresholds from confirmed parts, and which parts would change their verdict."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from ..wiring import SECTIONS
 
 __all__ = ["recalibrate_command", "recorded"]
 
-_TAIL = 64 << 20  # bytes of a file of records that are looked through
+_TAIL = 64 << 20  # bytes that are read from the end of a file of records
 _SHOWN = 20
 _COLUMNS = ("part_id", "station", "time", "score", "verdict", "reason", "recipe", "bundle")
 
 
 def recalibrate_command(
     file: Annotated[Path, typer.Argument(help="The line.toml.")] = Path("line.toml"),
-    recipe: Annotated[str | None, typer.Option(help="Which; needed where there are several.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe; needed if there are several.")] = None,
     normal: Annotated[
-        list[Path] | None, typer.Option(help="Further folders of pictures of good parts. May be repeated.")
+        list[Path] | None, typer.Option(help="Further folders of images of good parts. May be repeated.")
     ] = None,
     archive: Annotated[
-        bool, typer.Option("--archive/--no-archive", help="Whether the archive's OK pictures count as well.")
+        bool, typer.Option("--archive/--no-archive", help="Whether to use the archive's OK images as well.")
     ] = True,
-    last: Annotated[int, typer.Option(help="So many of the latest recorded parts are compared.")] = 1000,
+    last: Annotated[int, typer.Option(help="Number of the latest recorded parts to compare.")] = 1000,
     write: Annotated[
         bool, typer.Option("--write", help="Write the new version; without it, nothing is written.")
     ] = False,
 ) -> None:
-    """Compute thresholds from the parts that people confirmed as good, and show what they would change.
+    """Compute thresholds from the parts that people confirmed as good, and show what would change.
 
     The bundle stays as it is; `--write` puts a new version beside it, NAME.recal-1 and so on. A running line
     switches to it, and back, without a stop: on the page, or by POST /v1/bundle.
@@ -76,7 +76,7 @@ def recalibrate_command(
     finally:
         book.close()
     judged, changed = changed_parts(parts, result.after)
-    table = Table(title=f"Recipe {name}, {result.pictures} pictures of good parts", title_justify="left")
+    table = Table(title=f"Recipe {name}, {result.pictures} images of good parts", title_justify="left")
     for heading in ("threshold", "in force", "new"):
         table.add_column(heading, justify="left" if heading == "threshold" else "right")
     table.add_row("images", f"{result.before:.5g}", f"{result.after:.5g}")
@@ -106,13 +106,13 @@ def _chosen(config: LineConfig, recipe: str | None) -> str:
 
 
 def recorded(config: LineConfig, recipe: str, bundle: str, last: int) -> tuple[list[dict[str, Any]], str]:
-    """The latest parts that the line's own records have of a recipe and bundle, and where they were read.
+    """The latest parts of a recipe and bundle in the line's records, and where they were read.
 
     Args:
-        config: of line.toml: its first sink that can be read again, `sqlite` or `jsonl`.
-        recipe: its name.
-        bundle: its hash: scores of another bundle tell nothing.
-        last: so many at most.
+        config: of line.toml; its first `sqlite` or `jsonl` sink is read.
+        recipe: the recipe's name.
+        bundle: the bundle's hash: scores of other bundles cannot be compared.
+        last: largest number of parts.
     """
     for sink in config.sinks:
         if isinstance(sink.options, SqliteOptions):
@@ -121,7 +121,7 @@ def recorded(config: LineConfig, recipe: str, bundle: str, last: int) -> tuple[l
         if isinstance(sink.options, JsonlOptions):
             path = config.place(sink.options.path)
             return (_from_lines(path, recipe, bundle, last) if path.is_file() else []), path.name
-    return [], "no sink of this line can be read again"
+    return [], "no sink of this line can be read"
 
 
 def _from_sqlite(path: Path, recipe: str, bundle: str, last: int) -> list[dict[str, Any]]:
@@ -149,6 +149,6 @@ def _from_lines(path: Path, recipe: str, bundle: str, last: int) -> list[dict[st
             record = json.loads(line)
             if record["type"] == "part" and record["recipe"] == recipe and record["bundle"] == bundle:
                 found.append({key: record[key] for key in _COLUMNS})
-        except (ValueError, KeyError, TypeError):  # the half line at the beginning
+        except (ValueError, KeyError, TypeError):  # an incomplete first line
             continue
     return found

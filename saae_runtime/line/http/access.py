@@ -1,4 +1,4 @@
-"""Who may ask for what: users by token or session, tried and failed logins."""
+"""Authentication: users by token or session, and limits on failed logins."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COOKIE = "saae_session"
 
 _SESSION = 12 * 3600.0  # seconds
 _SESSIONS = 200
-_FAILURES = 5  # of one address in a minute, before it is not listened to any more
-_ALL_FAILURES = 60  # of all addresses in a minute that are told
+_FAILURES = 5  # wrong tokens of one address per minute, after which it is blocked
+_ALL_FAILURES = 60  # wrong tokens of all addresses per minute that are reported
 _MINUTE = 60.0
 _ADDRESSES = 1000
 _LEVELS: dict[Role, int] = {"operator": 1, "engineer": 2}
@@ -28,22 +28,22 @@ _LEVELS: dict[Role, int] = {"operator": 1, "engineer": 2}
 
 @dataclass(frozen=True)
 class Who:
-    """Somebody who was let in."""
+    """An authenticated user."""
 
     name: str
     role: Role
 
     def may(self, role: Role) -> bool:
-        """Whether they may do what this role may."""
+        """Whether the user has the rights of this role."""
         return _LEVELS[self.role] >= _LEVELS[role]
 
 
 LOCAL = Who("local", "engineer")
-"""Everybody, where no users are configured: the service listens on this machine alone then."""
+"""The user of all requests if no users are configured; then the service listens only on this machine."""
 
 
 class Throttled(Exception):
-    """Too many wrong tokens from one address; `seconds` until it is listened to again."""
+    """Too many wrong tokens from one address, which is blocked for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"{seconds:.0f}")
@@ -51,12 +51,12 @@ class Throttled(Exception):
 
 
 class Access:
-    """Knows users by their tokens and by the sessions that these open.
+    """Authenticates users by their tokens and sessions.
 
     Args:
         users: none: everybody is `LOCAL`.
-        failed: told (address, how) of wrong tokens, at most 60 a minute.
-        clock: seconds, never going back.
+        failed: called with (address, how) for wrong tokens, at most 60 times a minute.
+        clock: monotonic, in seconds.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Access:
         return not self._users
 
     def by_token(self, token: str, address: str) -> Who | None:
-        """Whose token it is; None: nobody's, which is counted and told.
+        """The token's user; None for a wrong token, which is counted and reported.
 
         Raises:
-            Throttled: there were too many wrong ones from this address.
+            Throttled: too many wrong tokens from this address.
         """
         self._check(address)
         given = _digest(token)
         found = None
-        for digest, who in self._users:  # all of them, so that the time tells nothing
+        for digest, who in self._users:  # compare with all of them, so that the time reveals nothing
             if hmac.compare_digest(digest, given):
                 found = who
         if found is None:
@@ -94,7 +94,7 @@ class Access:
         return found
 
     def login(self, token: str, address: str) -> str | None:
-        """Opens a session; its secret, for a cookie. None: a wrong token.
+        """Open a session; return its secret for a cookie, or None for a wrong token.
 
         Raises:
             Throttled: see `by_token`.
@@ -110,7 +110,7 @@ class Access:
         return secret
 
     def by_session(self, secret: str) -> Who | None:
-        """Whose session it is; None: of nobody, or over."""
+        """The session's user; None if it is unknown or expired."""
         with self._lock:
             found = self._sessions.get(_digest(secret))
             if found is None or found[1] < self._clock():
@@ -118,7 +118,7 @@ class Access:
             return found[0]
 
     def logout(self, secret: str) -> None:
-        """Ends a session."""
+        """End a session."""
         with self._lock:
             self._sessions.pop(_digest(secret), None)
 

@@ -1,4 +1,4 @@
-"""The certificate of the HTTP service: whether it can be served with, before anything listens."""
+"""Checks the certificate of the HTTP service before it listens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["certificate_of"]
 
 
 def certificate_of(config: LineConfig, options: HttpOptions) -> tuple[Path, Path] | None:
-    """Certificate and key, which fit together; None: plain HTTP.
+    """Paths of a matching certificate and key; None: plain HTTP.
 
     Raises:
-        ConfigError: a file is missing, is no PEM file of that kind, needs a password, or the two do not fit.
+        ConfigError: a file is missing, is not such a PEM file, needs a password, or the two do not match.
     """
     if options.certificate is None or options.key is None:
         return None

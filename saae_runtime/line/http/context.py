@@ -1,4 +1,4 @@
-"""What all requests share: the line, who is let in, the latest parts, the judge; and errors as JSON."""
+"""What all requests share: the line, users, the latest parts, the batcher; and errors as JSON."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Context:
     Args:
         line: the line.
         options: `[http]`.
-        access: who is let in.
+        access: users and sessions.
         recent: the latest parts.
-        control: what people change.
-        batcher: judges pictures.
+        control: changes by users.
+        batcher: judges images.
 
     Attributes:
         stopping: set when the service ends.
@@ -73,22 +73,22 @@ class Context:
         self._lock = threading.Lock()
 
     def health(self) -> Mapping[str, Any]:
-        """`Line.health`, at most half a second old: however many ask, the line is asked twice a second."""
+        """`Line.health`, at most half a second old, so that requests do not burden the line."""
         with self._lock:
             if self._health is None or time.monotonic() - self._health[0] > _HEALTH_AGE:
                 self._health = (time.monotonic(), self.line.health())
             return self._health[1]
 
     async def operator(self, request: Request) -> Who:
-        """Lets in who may do what an operator may."""
+        """Require the rights of an operator."""
         return self._let_in(request, "operator")
 
     async def engineer(self, request: Request) -> Who:
-        """Lets in who may do what an engineer may."""
+        """Require the rights of an engineer."""
         return self._let_in(request, "engineer")
 
     def who(self, request: Request) -> Who | None:
-        """Who asks; None: nobody known."""
+        """The request's user; None if unknown."""
         if self.access.open:
             return LOCAL
         given = request.headers.get("authorization")
@@ -110,7 +110,7 @@ class Context:
         return found
 
     def install(self, app: FastAPI) -> None:
-        """Has the app answer every error as JSON: what, why, cure."""
+        """Make the app answer every error as JSON: what, why, cure."""
         app.add_exception_handler(SaaeError, self._saae_error)
         app.add_exception_handler(HTTPException, self._http_error)
         app.add_exception_handler(RequestValidationError, self._not_valid)
@@ -149,7 +149,7 @@ class Context:
 def refuse(
     status: int, what: str, why: str = "", cure: str = "", headers: dict[str, str] | None = None
 ) -> HTTPException:
-    """The exception that ends a request with such an answer."""
+    """An exception that ends a request with an error."""
     return HTTPException(status, problem(what, why, cure), headers)  # type: ignore[arg-type]
 
 
@@ -160,5 +160,5 @@ def throttled(error: Throttled) -> HTTPException:
 
 
 def address_of(request: Request) -> str:
-    """Where a request comes from."""
+    """The address of a request's client."""
     return request.client.host if request.client else "unknown"

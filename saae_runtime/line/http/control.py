@@ -1,4 +1,4 @@
-"""What people change while the line runs: recipes, thresholds, bundles, overrides; written down and kept."""
+"""Changes by users while the line runs: recipes, thresholds, bundles, overrides; logged and saved."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from .recent import Recent
 __all__ = ["Control"]
 
 _CHANGED_SHOWN = 200
-_LAST_CHOICES = 0.5  # seconds at the end for recipes that were chosen and are not written yet
-_HIGHEST = 20.0  # times the highest threshold of the bundle's table that people may set
+_LAST_CHOICES = 0.5  # seconds at the end for writing chosen recipes
+_HIGHEST = 20.0  # times the highest threshold in the bundle's table: the limit of what users may set
 SERVICE = Who("saae-line", "engineer")
 
 
 class Control:
-    """Every change goes through here: audit log first, then the change, then the file that keeps it.
+    """Applies every change: first the audit log, then the change, then the file that keeps it.
 
-    What people changed of a recipe (threshold, rate, bundle) is in force again after a restart, as long as the recipe's
-    table in line.toml is still the one that they changed: whoever edits the file has the last word.
+    Changes of a recipe (threshold, rate, bundle) apply again after a restart, as long as the recipe's table in
+    line.toml is unchanged: an edit of line.toml takes precedence.
 
     Args:
         line: the line.
@@ -57,7 +57,7 @@ class Control:
         self._line, self._recent = line, recent
         self._folder = line.config.place(options.folder)
         self._in_force = InForce(self._folder / "in-force.json", line.config)
-        self._lock = threading.Lock()  # one change after the other
+        self._lock = threading.Lock()  # one change at a time
         self._job_lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -81,15 +81,15 @@ class Control:
     # --- recipes ---
 
     def switch(self, who: Who, station: str, recipe: str) -> dict[str, Any]:
-        """Puts a recipe in force at a station, for every part that comes from now on.
+        """Activate a recipe at a station, for all later parts.
 
         Raises:
-            DataError: no such station. ConfigError: no such recipe there. StorageError: it could not be written down.
+            DataError: no such station. ConfigError: no such recipe there. StorageError: it could not be logged.
         """
         found = self._station(station)
         with self._lock:
             if recipe not in found.config.recipes:
-                found.switch(recipe)  # raises, with the right words
+                found.switch(recipe)  # raises the right error
             self._write(who, "recipe", {"station": station, "before": found.recipe, "after": recipe})
             now_in_force = found.switch(recipe)
         return {"station": station, "recipe": now_in_force.name, "version": now_in_force.version}
@@ -97,10 +97,10 @@ class Control:
     def threshold(
         self, recipe: str, false_alarms: float | None = None, threshold: float | None = None, last: int = 200
     ) -> dict[str, Any]:
-        """What an image threshold would have made of the latest parts of a recipe; changes nothing.
+        """What another image threshold would have decided on the latest parts of a recipe; changes nothing.
 
         Raises:
-            ConfigError: no such recipe, or a rate that is none.
+            ConfigError: no such recipe, or an invalid rate.
         """
         found = self._recipe(recipe)
         wanted = found.threshold
@@ -127,11 +127,11 @@ class Control:
     def set_threshold(
         self, who: Who, recipe: str, false_alarms: float | None, threshold: float | None, version: int | None
     ) -> dict[str, Any]:
-        """Changes a recipe's image threshold, by rate or by value.
+        """Change a recipe's image threshold, by rate or by value.
 
         Raises:
-            ConfigError: no such recipe, not exactly one of rate and value, a value that cannot be, or `version` is not
-                the recipe's any more: somebody else has changed it meanwhile.
+            ConfigError: no such recipe, not exactly one of rate and value, an impossible value, or `version` is out of
+                date because somebody else has changed the recipe.
         """
         if (false_alarms is None) == (threshold is None):
             raise ConfigError("Give `false_alarms` or `threshold`.", "Exactly one of them sets the threshold.", "")
@@ -151,7 +151,7 @@ class Control:
         return {"recipe": recipe, "threshold": made.threshold, "version": made.version}
 
     def bundles(self, recipe: str) -> dict[str, Any]:
-        """The versions of a recipe's bundle, and the one in force.
+        """The versions of a recipe's bundle, and the active one.
 
         Raises:
             ConfigError: no such recipe.
@@ -161,16 +161,16 @@ class Control:
         return {"recipe": recipe, "bundle": bundle.name, "versions": [path.name for path in versions(bundle)]}
 
     def set_bundle(self, who: Who, recipe: str, bundle: str, version: int | None) -> dict[str, Any]:
-        """Puts another version of a recipe's bundle in force, without a stop.
+        """Activate another version of a recipe's bundle, without a stop.
 
         Args:
-            who: changes it.
-            recipe: of which.
-            bundle: one of the names that `bundles` lists; nothing else on the disk is ever looked at.
+            who: the user.
+            recipe: name of the recipe.
+            bundle: one of the names that `bundles` lists; no other path is read.
             version: see `set_threshold`.
 
         Raises:
-            ConfigError: no such recipe or version. BundleError: it cannot be used, and nothing changes.
+            ConfigError: no such recipe or version. BundleError: it cannot be used; nothing changes.
         """
         with self._lock:
             found = self._current(recipe, version)
@@ -188,7 +188,7 @@ class Control:
         }
 
     def _chose(self, station: Station, choice: Choice) -> None:
-        """Take note of a recipe that a PLC or a client of the trigger asked for: the writer waits for the disk."""
+        """Queue a recipe change by a PLC or a trigger's client for the audit log, without waiting for the disk."""
         self._choices.put((station.name, station.recipe, choice))
 
     def _write_choices(self) -> None:
@@ -197,13 +197,13 @@ class Control:
             data = {"station": station, "before": choice.before or own, "after": choice.after or own}
             try:
                 self.audit.append(choice.who, choice.role, "recipe", {**data, "asked": stamp(choice.time)})
-            except Exception as error:  # the parts' records name their recipe all the same
+            except Exception as error:  # the parts' records still name their recipe
                 self._line.meter.fail(error)
 
     # --- overrides ---
 
     def override(self, who: Who, key: str, verdict: Verdict, note: str) -> Override:
-        """A person says what a part really is.
+        """Override a part's verdict.
 
         Raises:
             DataError: the part is not among the latest parts. ConfigError: it is overridden already.
@@ -228,10 +228,10 @@ class Control:
         return made
 
     def undo(self, who: Who, key: str) -> Override:
-        """Takes an override back.
+        """Undo an override.
 
         Raises:
-            DataError: none stands for this part.
+            DataError: this part has no override.
         """
         with self._lock:
             if self.overrides.get(key) is None:
@@ -244,21 +244,21 @@ class Control:
     # --- recalibration ---
 
     def start_recalibration(self, who: Who, recipe: str, dry_run: bool, archive: bool) -> dict[str, Any]:
-        """Has thresholds computed from the pool, on a thread and in a process of their own; `job` says how it goes.
+        """Compute thresholds from the pool, on a separate thread and process; `job` tells the progress.
 
         Args:
-            who: asks for it.
-            recipe: for which.
-            dry_run: only say what would change.
-            archive: whether the archive's OK pictures count, too, beside those that people confirmed.
+            who: the user.
+            recipe: name of the recipe.
+            dry_run: only tell what would change.
+            archive: whether to use the archive's OK images as well as the confirmed ones.
 
         Raises:
-            ConfigError: no such recipe, or one is under way.
+            ConfigError: no such recipe, or a recalibration is running.
         """
         found = self._recipe(recipe)
         with self._job_lock:
             if self._closed or self.job["state"] == "running":
-                raise ConfigError("A recalibration is under way.", "", "GET /v1/recalibration shows its progress")
+                raise ConfigError("A recalibration is running.", "", "GET /v1/recalibration shows its progress")
             self.job = {"state": "running", "recipe": recipe, "dry_run": dry_run, "since": stamp(now())}
             started = dict(self.job)
         if not dry_run:
@@ -303,7 +303,7 @@ class Control:
                 process.kill()
 
     def close(self) -> None:
-        """Ends a recalibration and closes the files. May be called twice."""
+        """End a recalibration and close the files. May be called twice."""
         with self._job_lock:
             self._closed = True
             if self._process is not None:
@@ -355,7 +355,7 @@ class Control:
         self.audit.append(who.name, who.role, what, data)
 
     def _copy(self, entry: Mapping[str, Any]) -> None:
-        with suppress(SaaeError):  # the log itself has it
+        with suppress(SaaeError):  # it is in the log already
             self._line.event("audit", None, {key: value for key, value in entry.items() if key != "time"})
 
     def _tell(self, kind: str, made: Override) -> None:
@@ -364,22 +364,22 @@ class Control:
             self._line.event(kind, made.station, data)
 
     def _frame(self, record: Mapping[str, Any]) -> tuple[NDArray[np.uint8] | None, str]:
-        """A part's frame, from memory or from the archive; else why there is none."""
+        """A part's frame, from memory or the archive, or why there is none."""
         seen = self._recent.seen(record["number"])
         if seen is not None:
             return seen.frame, ""
         kept = self._line.config.archive
         if kept is None or record["picture"] is None:
-            return None, "its frame is not in memory any more, and the archive has none"
+            return None, "its frame is no longer in memory, and not in the archive"
         if kept.format != "png":
-            return None, "the archive has it as JPEG only, which is not what the model saw"
+            return None, "the archive has it only as JPEG, which differs from what the model saw"
         try:
             return read_image(self._line.config.place(kept.folder) / record["picture"]), ""
         except SaaeError as error:
             return None, one_line(error)
 
     def _restore(self) -> None:
-        """Puts in force again what people changed; what cannot be is said and left out."""
+        """Apply saved changes again; report and skip those that do not apply."""
         changes, problems = self._in_force.read()
         for name, change in changes.items():
             try:

@@ -1,4 +1,4 @@
-"""Recipes, thresholds, bundles, overrides, recalibration and the audit log over HTTP."""
+"""Routes for recipes, thresholds, bundles, overrides, recalibration and the audit log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Name = Annotated[str, Field(max_length=64)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=0.0, le=1e30, allow_inf_nan=False)]
 Last = Annotated[int, Query(ge=1, le=100_000)]
-Key = Annotated[str, Field(max_length=300, description="Of the part's record.")]
+Key = Annotated[str, Field(max_length=300, description="`key` of the part's record.")]
 Any_ = dict[str, Any]
 
 
 class SwitchBody(BaseModel):
-    """Which recipe is in force where."""
+    """Active recipe of a station."""
 
     station: Name
     recipe: Name
@@ -35,19 +35,19 @@ class ThresholdBody(BaseModel):
     recipe: Name
     false_alarms: Rate | None = Field(None, description="Acceptable share of good parts called NG.")
     threshold: Score | None = None
-    version: int | None = Field(None, description="The recipe's, as it was looked at: another one is refused.")
+    version: int | None = Field(None, description="The version that was read; refused if it has changed.")
 
 
 class BundleBody(BaseModel):
-    """Which version of its bundle a recipe uses."""
+    """Version of a recipe's bundle."""
 
     recipe: Name
-    bundle: Annotated[str, Field(max_length=255, description="A name of GET /v1/bundle.")]
+    bundle: Annotated[str, Field(max_length=255, description="A name from GET /v1/bundle.")]
     version: int | None = None
 
 
 class OverrideBody(BaseModel):
-    """What a part really is."""
+    """Verdict of a person on a part."""
 
     key: Key
     verdict: Literal["OK", "NG"]
@@ -55,7 +55,7 @@ class OverrideBody(BaseModel):
 
 
 class UndoBody(BaseModel):
-    """An override to be taken back."""
+    """Override to undo."""
 
     key: Key
 
@@ -65,18 +65,18 @@ class RecalibrationBody(BaseModel):
 
     recipe: Name
     dry_run: bool = True
-    archive: bool = Field(True, description="Whether the archive's OK pictures count, beside the confirmed ones.")
+    archive: bool = Field(True, description="Whether to use the archive's OK images as well as the confirmed ones.")
 
 
 def router(context: Context) -> APIRouter:
-    """All routes that change something, and those that show what can be changed."""
+    """Routes that change something, and routes that show what can be changed."""
     routes = APIRouter(prefix="/v1", dependencies=[Depends(bearer)], tags=["control"])
     control = context.control
     operator, engineer = Depends(context.operator), Depends(context.engineer)
 
     @routes.get("/recipe")
     def recipes(who: Who = operator) -> Any_:
-        """The recipes, and the one in force at each station."""
+        """The recipes, and the active one at each station."""
         stations = {
             name: {"recipe": station.recipe, "recipes": list(station.config.recipes)}
             for name, station in context.line.stations.items()
@@ -85,7 +85,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/recipe")
     def switch(body: SwitchBody, who: Who = operator) -> Any_:
-        """Put a recipe in force at a station; parts that have begun keep theirs."""
+        """Activate a recipe at a station; parts that have begun keep theirs."""
         return control.switch(who, body.station, body.recipe)
 
     @routes.get("/threshold")
@@ -96,7 +96,7 @@ def router(context: Context) -> APIRouter:
         last: Last = 200,
         who: Who = operator,
     ) -> Any_:
-        """What a threshold would have made of the latest parts; changes nothing."""
+        """What a threshold would have decided on the latest parts; changes nothing."""
         return control.threshold(recipe, false_alarms, threshold, last)
 
     @routes.post("/threshold")
@@ -111,32 +111,32 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/bundle")
     def set_bundle(body: BundleBody, who: Who = engineer) -> Any_:
-        """Put another version of a recipe's bundle in force, without a stop."""
+        """Activate another version of a recipe's bundle, without a stop."""
         return control.set_bundle(who, body.recipe, body.bundle, body.version)
 
     @routes.get("/overrides")
     def overrides(last: Last = 100, who: Who = operator) -> list[Any_]:
-        """The latest overrides, also those taken back."""
+        """The latest overrides, including undone ones."""
         return control.overrides.latest(last)
 
     @routes.post("/overrides")
     def override(body: OverrideBody, who: Who = operator) -> Any_:
-        """Say what a part really is; its picture goes to the pool."""
+        """Override a part's verdict; its frame goes to the pool."""
         return asdict(control.override(who, body.key, Verdict(body.verdict), body.note))
 
     @routes.post("/overrides/undo")
     def undo(body: UndoBody, who: Who = operator) -> Any_:
-        """Take an override back."""
+        """Undo an override."""
         return asdict(control.undo(who, body.key))
 
     @routes.get("/recalibration")
     def recalibration(who: Who = operator) -> Any_:
-        """How the recalibration goes that was asked for last."""
+        """Progress of the last recalibration."""
         return control.job
 
     @routes.post("/recalibration", status_code=202)
     def recalibrate(body: RecalibrationBody, who: Who = engineer) -> Any_:
-        """Compute thresholds from the pool into a new version of the bundle, or only say what would change."""
+        """Compute thresholds from the pool into a new version of the bundle, or only tell what would change."""
         return control.start_recalibration(who, body.recipe, body.dry_run, body.archive)
 
     @routes.get("/audit")

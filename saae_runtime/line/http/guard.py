@@ -1,4 +1,4 @@
-"""What every request passes first: its host, its origin, its size and its time; and the answer's headers."""
+"""Checks every request first: host, origin, size and time; and sets the answer's headers."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ SECURITY_HEADERS = {
 
 _DRAIN_BYTES = 8 << 20
 _DRAIN_SECONDS = 1.0
-_SMALL_BODY = 1 << 20  # bytes of a request that is no picture
+_SMALL_BODY = 1 << 20  # bytes of a request without an image
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
-    """Refuses what no request of ours looks like, whatever it asks for.
+    """Refuses unusual requests, whatever their path.
 
-    - Host: an IP address, `localhost` or a name of `hosts`; else a page of another site could read from here by having
-      its own name point to this address (DNS rebinding).
-    - Origin: that of the host, and `Sec-Fetch-Site` not of another site, so that no other page posts here; there are
-      no CORS headers, so that none reads.
-    - Body: `max_body_mb` where pictures come in, else 1 MiB, counted as it comes, within `timeout` seconds.
-    - The client takes each piece of the answer within `timeout` seconds.
+    - Host: an IP address, `localhost` or one of `hosts`. Otherwise a page of another site could read from here by
+      pointing its own name to this address (DNS rebinding).
+    - Origin: the host, and `Sec-Fetch-Site` not another site, so that no other page can post here. Without CORS
+      headers none can read.
+    - Body: `max_body_mb` for images, else 1 MiB, counted as it arrives, within `timeout` seconds.
+    - The client must read each piece of the answer within `timeout` seconds.
 
     Args:
-        app: behind it.
+        app: the application.
         options: `[http]`.
-        pictures: paths whose bodies are pictures.
+        pictures: paths whose bodies are images.
     """
 
     def __init__(self, app: App, options: HttpOptions, pictures: tuple[str, ...] = ("/v1/judge",)) -> None:
@@ -89,7 +89,7 @@ class Guard:
             return
         try:
             await self._app(scope, _limited(receive, most, self._options.timeout), answer)
-        except HTTPException as error:  # of the body, where nobody before has turned it into an answer
+        except HTTPException as error:  # from the body, if it has not become an answer yet
             if started:
                 raise
             await _send(answer, error.status_code, error.detail, close=True)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ class Guard:
         else:
             foreign = origin == "null"
         if foreign or headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
-            # A link to the page from elsewhere is no harm; anything else from elsewhere is.
+            # A link to the page from another site is harmless; other requests are not.
             if scope["method"] in _SAFE and scope["path"] == "/" and origin is None:
                 return None
             return 403, problem("Requests from other sites are refused.", "", "open this service's own page")
@@ -120,12 +120,12 @@ class Guard:
 
 
 def problem(what: str, why: str = "", cure: str = "") -> dict[str, str]:
-    """An error as the service answers it."""
+    """The answer to an error."""
     return {"what": what, "why": why, "cure": cure}
 
 
 def is_our_name(host: str, options: HttpOptions) -> bool:
-    """Whether a Host header names this service: any IP address, `localhost`, what it listens on, or one of `hosts`."""
+    """Whether a Host header names this service: any IP address, `localhost`, its own address, or one of `hosts`."""
     name = host.lower()
     if name.startswith("["):
         name, closed, port = name[1:].partition("]")
@@ -158,7 +158,7 @@ def _too_large(most: int) -> dict[str, str]:
 
 
 def _limited(receive: Receive, most: int, seconds: float) -> Receive:
-    """Counts a body as it comes, and ends it when it has taken too long; waiting for a disconnect behind it is free."""
+    """Count a body as it arrives, and end it if it takes too long; a wait for the disconnect is not limited."""
     count, done, end = 0, False, time.monotonic() + seconds
 
     async def take() -> Message:
@@ -181,7 +181,7 @@ def _limited(receive: Receive, most: int, seconds: float) -> Receive:
 
 
 async def _drain(receive: Receive) -> None:
-    """Takes what is on the way of a body that is refused, within limits: a client that still writes reads no answer."""
+    """Read the rest of a refused body, within limits: a client that still writes does not read the answer."""
     taken, end = 0, time.monotonic() + _DRAIN_SECONDS
     while taken < _DRAIN_BYTES:
         try:

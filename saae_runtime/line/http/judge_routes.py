@@ -1,4 +1,4 @@
-"""`POST /v1/judge` and `POST /v1/trigger`: a picture in, its verdict out; or a part asked for at a station."""
+"""`POST /v1/judge` (judges an image) and `POST /v1/trigger` (requests a part at a station)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .yielding import give_way
 __all__ = ["router"]
 
 STATION = "http"
-"""Station of the record of pictures that were posted."""
+"""Station in the records of posted images."""
 
 _DECODERS = 2
 _BODIES = 4  # bodies in memory at once
 _LOOK = 0.25  # seconds
-_RECORD = 0.5  # seconds that the record of a triggered part may take behind its verdict
+_RECORD = 0.5  # seconds that the record of a triggered part may come after its verdict
 
-Id = Annotated[str | None, Query(description="What the line calls the part.", max_length=LONGEST_PART_ID)]
+Id = Annotated[str | None, Query(description="The part's id.", max_length=LONGEST_PART_ID)]
 Name = Annotated[str | None, Query(max_length=64)]
 
 
@@ -48,13 +48,11 @@ class MapPicture(BaseModel):
 
     kind: str
     png: str = Field(description="base64")
-    score_per_level: float | None = Field(
-        description="Of kind `levels`: the score that one of 65535 levels stands for."
-    )
+    score_per_level: float | None = Field(description="For kind `levels`: the score of one of 65535 levels.")
 
 
 class Verdicts(BaseModel):
-    """What the model says of a picture."""
+    """The model's result for an image."""
 
     part_id: str
     verdict: Literal["OK", "NG"]
@@ -75,22 +73,22 @@ class Verdicts(BaseModel):
 
 
 class Triggered(BaseModel):
-    """What came of a trigger. NG for everything that is not known to be good."""
+    """The result of a trigger. NG for everything that is not known to be good."""
 
     part_id: str
     station: str
     verdict: Literal["OK", "NG"]
     score: float | None
     reason: str
-    record: dict[str, Any] | None = Field(description="The part's record, where it came at once.")
+    record: dict[str, Any] | None = Field(description="The part's record, if it is available at once.")
 
 
 class TriggerBody(BaseModel):
     """A part to be judged."""
 
     part_id: str = Field(max_length=LONGEST_PART_ID, description="1 to 64 printable ASCII characters.")
-    station: str | None = Field(None, max_length=64, description="Needed where there are several.")
-    recipe: str | None = Field(None, max_length=64, description="Default: the one in force.")
+    station: str | None = Field(None, max_length=64, description="Needed if there are several.")
+    recipe: str | None = Field(None, max_length=64, description="Default: the active one.")
 
 
 _BODY = {
@@ -119,10 +117,10 @@ def router(context: Context) -> APIRouter:
         recipe: Name = None,
         station: Name = None,
         part_id: Id = None,
-        map: Annotated[Literal["heat", "levels"] | None, Query(description="The map as PNG, too.")] = None,
+        map: Annotated[Literal["heat", "levels"] | None, Query(description="Return the map as PNG, too.")] = None,
         who: Who = Depends(context.operator),
     ) -> Verdicts:
-        """Judge a picture: a raw body, or the first file of a multipart form."""
+        """Judge an image: a raw body, or the first file of a multipart form."""
         started = time.monotonic()
         name = part_id if part_id is not None else f"{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         if not is_part_id(name):
@@ -140,7 +138,7 @@ def router(context: Context) -> APIRouter:
             judged = await asyncio.wait_for(asyncio.wrap_future(future), left)
         except asyncio.TimeoutError:
             raise refuse(
-                504, "The picture was not judged in time.", f"It had {limit:g} seconds.", "[http] timeout"
+                504, "The image was not judged in time.", f"It had {limit:g} seconds.", "[http] timeout"
             ) from None
         if context.options.record:
             await to_thread.run_sync(_record, context, name, frame, judged, started)
@@ -148,7 +146,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/trigger", response_model=Triggered, responses=_errors(404, 409))
     def trigger(body: TriggerBody, who: Who = Depends(context.operator)) -> Triggered:
-        """Ask a station for the verdict of a part, as its PLC would; answers when it stands, and acknowledges it."""
+        """Request the verdict of a part at a station, as a PLC would; wait for it and acknowledge it."""
         return _triggered(context, body, who)
 
     return routes
@@ -156,10 +154,10 @@ def router(context: Context) -> APIRouter:
 
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
     words = {
-        404: "not there",
-        409: "not now",
+        404: "not found",
+        409: "not possible now",
         413: "too large",
-        422: "no such picture",
+        422: "not a valid image",
         503: "too busy",
         504: "not in time",
     }
@@ -179,13 +177,13 @@ def _recipe(context: Context, recipe: str | None, station: str | None) -> Recipe
 
 
 def _picture(body: bytes, content_type: str) -> bytes:
-    """The picture in a body: the body itself, or the first file of a form."""
+    """The image in a body: the body itself, or the first file of a form."""
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         return body
     boundary = options.get(b"boundary", b"")
     parts: list[tuple[bytearray, bytearray]] = []  # headers, content
-    whole: list[bytes] = []  # files that have come to their end
+    whole: list[bytes] = []  # complete files
 
     def begin() -> None:
         parts.append((bytearray(), bytearray()))
@@ -216,7 +214,7 @@ def _picture(body: bytes, content_type: str) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise ImageError("The form cannot be read.", str(error), "send the picture as the request body") from error
+        raise ImageError("The form cannot be read.", str(error), "send the image as the request body") from error
     if whole:
         return whole[0]
     raise ImageError(
@@ -227,7 +225,7 @@ def _picture(body: bytes, content_type: str) -> bytes:
 
 
 def _decoded(context: Context, recipe: Recipe, data: bytes) -> Any:
-    give_way()  # a thread that decodes pictures, and does little else
+    give_way()  # a thread that only decodes images
     options = context.options
     white = recipe.shared.engine.white_level
     return read_image_bytes(data, "the picture", white, formats=options.formats, pixels=options.max_pixels)
@@ -299,7 +297,7 @@ def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     if not isinstance(source, Handshake):
         raise refuse(
             409,
-            f"Station {name} takes no triggers.",
+            f"Station {name} cannot be triggered.",
             "Each frame of its camera is a part.",
             'trigger = "http" in line.toml',
         )
@@ -317,7 +315,7 @@ def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
     try:
         view = _verdict(context, source, body.part_id, version)
     finally:
-        source.lost(owner)  # nothing, where it was acknowledged
+        source.lost(owner)  # does nothing if it was acknowledged
     score = view.score if view is not None and math.isfinite(view.score) else None
     record = _its_record(context, name, body.part_id, latest) if view is not None else None
     return Triggered(
@@ -331,14 +329,14 @@ def _triggered(context: Context, body: TriggerBody, who: Who) -> Triggered:
 
 
 def _verdict(context: Context, source: Handshake, part_id: str, version: int) -> View | None:
-    """The view in which the part's verdict stands, acknowledged; None: it was withdrawn."""
+    """Wait for the part's verdict and acknowledge it; return its view, or None if it was withdrawn."""
     while not context.stopping.is_set():
         view = source.watch(version, _LOOK)
         version = view.version
         if view.part_id != part_id or view.phase is Phase.OFFLINE:
             return None
         if view.valid:
-            # Whoever else is connected may have acknowledged it in between; then it is theirs, and NG for us.
+            # Another client may have acknowledged it in between; then the part is NG here.
             return view if source.acknowledge(part_id).accepted else None
     return None
 

@@ -1,4 +1,4 @@
-"""Pictures of requests, judged: computed together where several wait, and behind the parts of the line."""
+"""Judges images of requests, in batches if several wait, and after the parts of the line."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .yielding import give_way
 
 __all__ = ["Batcher", "BusyError", "Judged"]
 
-_YIELD = 0.25  # seconds at most that requests wait for the parts of the line, before each batch
-_ACTIVE = 5.0  # seconds after a part of the line during which requests take one picture at a time, and every other turn
-_LONGEST_TURN = 0.5  # seconds that they leave to the line after a batch at most
+_YIELD = 0.25  # longest wait of a batch for the parts of the line, in seconds
+_ACTIVE = 5.0  # seconds after a part of the line in which batches are single images, with pauses
+_LONGEST_TURN = 0.5  # longest pause for the line after a batch, in seconds
 _STEP = 0.002
-_WAITING_BYTES = 512 << 20  # of frames that wait
+_WAITING_BYTES = 512 << 20  # of waiting frames
 
 
 class BusyError(DeviceError):
-    """So many pictures wait already; one more would only make all of them late."""
+    """Too many images wait already; one more would only delay all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A picture's result, the recipe that gave it, and how many pictures were computed together."""
+    """An image's result, its recipe, and how many images were computed together."""
 
     result: Result
     recipe: Recipe
@@ -48,18 +48,18 @@ class _Task:
 
 
 class Batcher:
-    """Computes what waits, in order, on one thread; what came while it computed is computed together.
+    """Computes waiting images in order, on one thread; images that arrive meanwhile form the next batch.
 
-    Pictures of the same recipe are one call of the engine. A task whose future is cancelled by then is not computed.
-    One picture that cannot be judged costs the others nothing: they are computed again one by one.
+    Images of the same recipe are one call of the engine. Cancelled tasks are skipped. If one image of a batch cannot
+    be judged, all are computed again one by one.
 
-    The line goes first. While its stations have parts, a batch is one picture, so that a part waits for one computation
-    at most; after each the thread rests as long as it computed; and it has a lower priority.
+    The line goes first. While its stations have parts, a batch is one image, so that a part waits for at most one
+    computation; after each batch the thread pauses as long as it computed; and it has a lower priority.
 
     Args:
-        most: pictures in one call.
-        waiting: pictures that may wait.
-        busy: whether the line computes a verdict; then requests wait, a quarter of a second at most.
+        most: images in one call.
+        waiting: images that may wait.
+        busy: whether the line computes a verdict; then requests wait, at most a quarter of a second.
     """
 
     def __init__(self, most: int, waiting: int, busy: Callable[[], bool] = lambda: False) -> None:
@@ -73,7 +73,7 @@ class Batcher:
         self._thread.start()
 
     def admit(self) -> None:
-        """Refuse early, before a body is read and decoded for nothing.
+        """Refuse early, before a body is read and decoded.
 
         Raises:
             BusyError: too many wait, or it is closed.
@@ -86,17 +86,17 @@ class Batcher:
             raise BusyError("The service is stopping.")
         if len(self._tasks) >= self._waiting or (self._tasks and self._bytes + size > _WAITING_BYTES):
             raise BusyError(
-                f"{len(self._tasks)} pictures are waiting.",
-                "Pictures arrive faster than they are judged.",
+                f"{len(self._tasks)} images are waiting.",
+                "Images arrive faster than they are judged.",
                 "retry later, or send fewer at a time",
             )
 
     def submit(self, frame: NDArray[np.uint8], recipe: Recipe) -> Future[Judged]:
-        """Has a frame judged.
+        """Queue a frame.
 
         Args:
             frame: uint8 H x W x 3, RGB.
-            recipe: by which.
+            recipe: the recipe to judge by.
 
         Raises:
             BusyError: too many wait, or it is closed.
@@ -110,7 +110,7 @@ class Batcher:
         return future
 
     def close(self, timeout: float = 0.5) -> None:
-        """Ends; what waits is refused. May be called twice."""
+        """End; refuse waiting tasks. May be called twice."""
         with self._changed:
             self._closed = True
             tasks, self._tasks = list(self._tasks), deque()
@@ -121,7 +121,7 @@ class Batcher:
         self._thread.join(timeout)
 
     def part_came(self) -> None:
-        """Note that the line has a part: requests give way for some seconds."""
+        """Note that the line has a part: requests yield for some seconds."""
         self._line_seen = time.monotonic()
 
     @property
@@ -146,10 +146,10 @@ class Batcher:
                 with self._changed:
                     rest = min(time.monotonic() - began, _LONGEST_TURN)
                     self._changed.wait_for(lambda: self._closed, rest)
-            del tasks  # frames and maps must not stay until the next request
+            del tasks  # free frames and maps before the next request
 
     def _taken(self, most: int) -> list[_Task]:
-        """The first task, and those behind it with the same recipe, as many as go together."""
+        """The first task, and the next ones with the same recipe, up to a batch."""
         taken: list[_Task] = []
         with self._changed:
             while self._tasks and len(taken) < most:
@@ -174,5 +174,5 @@ def _compute(tasks: list[_Task]) -> None:
                 _compute([task])
         return
     for task, result in zip(tasks, results, strict=True):
-        with suppress(Exception):  # a future that somebody has ended otherwise
+        with suppress(Exception):  # a future that has ended otherwise
             task.future.set_result(Judged(result, recipe, len(tasks)))

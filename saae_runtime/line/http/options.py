@@ -1,4 +1,4 @@
-"""`[http]` of line.toml: where the service listens, who may do what, its limits; read without any library."""
+"""`[http]` of line.toml: address, users and limits of the service; needs no web library."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ class HttpOptions:
     """`[http]`.
 
     Attributes:
-        host: address to listen on. Beyond this machine (127.0.0.1, ::1) users with tokens are needed.
+        host: address to listen on. Other than 127.0.0.1 and ::1, users with tokens are needed.
         port: 0: any free one.
-        user: who may do what; none: everybody on this machine may do everything.
-        hosts: names that the service is called by, beside its address and `localhost`.
+        user: users and their roles; none: everybody on this machine may do everything.
+        hosts: names of the service, besides its address and `localhost`.
         certificate, key: PEM files, for https.
-        folder: audit log, overrides, pool and what was changed lie there; made where it is missing.
-        formats: of pictures that are taken; some of PNG, JPEG, BMP, TIFF, WEBP, PPM.
+        folder: of audit log, overrides, pool and changes; created if missing.
+        formats: accepted image formats; some of PNG, JPEG, BMP, TIFF, WEBP, PPM.
         max_body_mb: of a request.
-        max_pixels: of a picture.
+        max_pixels: of an image.
         timeout: seconds that a request may take, from its first byte to the answer.
-        batch: pictures judged together at most.
-        waiting: pictures that may wait; more are refused with 503.
-        record: whether pictures that are posted become parts in the record.
+        batch: largest number of images judged together.
+        waiting: images that may wait; more are refused with 503.
+        record: whether posted images become parts in the records.
         frames_mb: memory for the last frames, for the page and for overrides.
         parts: records kept for the page.
-        pool_mb: of pictures that people confirmed.
+        pool_mb: size of the pool of confirmed images.
         shifts: when shifts begin, HH:MM, local time.
     """
 
@@ -129,7 +129,7 @@ class HttpOptions:
 
 @dataclass(frozen=True)
 class User:
-    """Somebody known: name, role, token."""
+    """A user with name, role and token."""
 
     name: str
     role: Role
@@ -156,14 +156,14 @@ def users_of(options: HttpOptions) -> tuple[User, ...]:
     if len({user.token for user in found}) != len(found):
         raise ConfigError(
             "Two users of [http] have the same token.",
-            "The audit log could not tell them apart.",
+            "The audit log could not distinguish them.",
             "give each user a token",
         )
     return tuple(found)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
+    """Whether only this machine can reach that address."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The page, its events and pictures; health for people and programs."""
+"""Routes of the page, its events and pictures, and of health."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-_STREAMS = 16  # pages that are open
+_STREAMS = 16  # largest number of open pages
 _PAUSE = 0.1  # seconds between two events
 _STATE = 2.0  # seconds between two events of the state
-_MOST = 50  # parts in one event
-_DRAWN = 32  # pictures kept as they were drawn
-_DRAWING = 2  # at once
+_MOST = 50  # largest number of parts in one event
+_DRAWN = 32  # drawn pictures in memory
+_DRAWING = 2  # pictures drawn at once
 _LONGEST_SESSION = 12 * 3600
 
 Any_ = dict[str, Any]
@@ -53,12 +53,13 @@ def router(context: Context) -> APIRouter:
     _add_health(routes, context)
     _add_sessions(routes, context)
     _add_parts(routes, context)
+    _add_events(routes, context)
     return routes
 
 
 def _add_files(routes: APIRouter) -> None:
     folder = resources.files(__package__) / "page"
-    for place, (name, kind) in _FILES.items():  # read once: nothing of a request ever names a file
+    for place, (name, kind) in _FILES.items():  # read once: no request names a file
         routes.add_api_route(place, _serving((folder / name).read_bytes(), kind), include_in_schema=False)
 
 
@@ -72,7 +73,7 @@ def _serving(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
 def _add_health(routes: APIRouter, context: Context) -> None:
     @routes.get("/livez", tags=["health"])
     def livez() -> Response:
-        """200 while every station moves; 503: only a restart helps."""
+        """200 while every station's thread is alive; 503: only a restart helps."""
         return _yes_or_no(is_live(context.health()))
 
     @routes.get("/readyz", tags=["health"])
@@ -82,12 +83,12 @@ def _add_health(routes: APIRouter, context: Context) -> None:
 
     @routes.get("/v1/health", tags=["health"], dependencies=[Depends(bearer)])
     def health(who: Who = Depends(context.operator)) -> Any_:
-        """How everything is."""
+        """Health of the line."""
         return dict(context.health())
 
     @routes.get("/metrics", tags=["health"], dependencies=[Depends(bearer)])
     def metrics(who: Who = Depends(context.operator)) -> Response:
-        """The same for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(prometheus_text(context.health()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -98,7 +99,7 @@ def _yes_or_no(good: bool) -> Response:
 def _add_sessions(routes: APIRouter, context: Context) -> None:
     @routes.get("/v1/me", tags=["session"])
     async def me(request: Request) -> Any_:
-        """Who asks, and what they may do; `needs_token` where that is nobody known."""
+        """The user and their role; `needs_token` for an unknown user."""
         who = context.who(request)
         if who is None:
             return {"name": None, "role": None, "needs_token": True}
@@ -135,7 +136,6 @@ def _add_sessions(routes: APIRouter, context: Context) -> None:
 
 def _add_parts(routes: APIRouter, context: Context) -> None:
     recent = context.recent
-    streams = 0
     drawing = threading.Semaphore(_DRAWING)
     drawn: OrderedDict[tuple[int, Layer, int], bytes] = OrderedDict()
     lock = threading.Lock()
@@ -158,7 +158,7 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
         size: Annotated[int, Query(ge=16, le=2048, description="Pixels of the longer side at most.")] = 1280,
         who: Who = Depends(context.operator),
     ) -> Response:
-        """A part's frame as JPEG: as it was, with heat and outline, or the heat alone."""
+        """A part's frame as JPEG: the frame itself, with heat and outline, or only the heat."""
         key = (number, layer, size)
         with lock:
             data = drawn.get(key)
@@ -179,9 +179,14 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
                     drawn.popitem(last=False)
         return Response(data, media_type="image/jpeg")
 
+
+def _add_events(routes: APIRouter, context: Context) -> None:
+    recent = context.recent
+    streams = 0
+
     @routes.get("/v1/events", tags=["parts"], dependencies=[Depends(bearer)])
     async def events(who: Who = Depends(context.operator)) -> Response:
-        """Server-sent events: `parts` (a list of records, oldest first) as they come, `state` every two seconds."""
+        """Server-sent events: `parts` (a list of new records, oldest first), and `state` every two seconds."""
         nonlocal streams
         if streams >= _STREAMS:
             raise refuse(503, f"{streams} pages are open.", "", "close one", {"retry-after": "10"})
@@ -220,7 +225,7 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
 
 
 def _shown(context: Context, record: Any_) -> Any_:
-    """A record with what people say of the part."""
+    """A record with the part's override."""
     found = context.control.overrides.get(record["key"])
     said = (
         None if found is None else {"verdict": found.verdict, "who": found.who, "time": found.time, "note": found.note}
@@ -233,7 +238,7 @@ def _event(kind: str, data: Any) -> bytes:
 
 
 def _state(context: Context) -> Any_:
-    """What the page shows beside the parts."""
+    """State of the line for the page."""
     context.recent.save()
     health = context.health()
     stations = [

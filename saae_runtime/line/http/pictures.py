@@ -1,4 +1,4 @@
-"""Frames as the page shows them: scaled to a screen, with heat and outline, as JPEG or PNG."""
+"""Draws frames for the page: scaled to a screen, with heat and outline, as JPEG or PNG."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _WHITE = 65535
 
 
 def picture(frame: NDArray[np.uint8], result: Result | None, layer: Layer, most: int) -> NDArray[np.uint8]:
-    """A frame as it is shown.
+    """Draw a frame.
 
     Args:
         frame: uint8 H x W x 3.
-        result: of it; None shows the frame alone.
-        layer: `frame` as it is, `overlay` with heat and outline, `heat` the map in colours.
-        most: pixels of the longer side, at most; scaled before it is drawn, so that a large frame costs little.
+        result: of the frame; None draws only the frame.
+        layer: `frame`: unchanged; `overlay`: with heat and outline; `heat`: the map in colours.
+        most: largest number of pixels of the longer side; frames are scaled before drawing.
 
     Returns:
         uint8 h x w x 3.
@@ -43,7 +43,7 @@ def picture(frame: NDArray[np.uint8], result: Result | None, layer: Layer, most:
     mask: NDArray[Any] = result.mask
     if scale < 1.0:
         anomaly_map = np.asarray(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BOX))
-        # A defect of one pixel stays one: whatever has a part in a pixel of the screen outlines it.
+        # A defect of one pixel stays visible: any part of it in a screen pixel sets that pixel.
         mask = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)) > 0
     if layer == "heat":
         return render.heatmap(anomaly_map, result.threshold)
@@ -60,9 +60,9 @@ def jpeg(values: NDArray[np.uint8]) -> bytes:
 
 
 def levels_png(result: Result) -> tuple[bytes, float]:
-    """The anomaly map itself: a 16-bit gray PNG, and the score that one level stands for.
+    """The anomaly map as a 16-bit gray PNG, and the score of one level.
 
-    What is below 0 is 0. The brightest level is the map's maximum, or T where that is higher.
+    Values below 0 become 0. The brightest level is the map's maximum, or T if that is higher.
     """
     from PIL import Image
 

@@ -25,7 +25,7 @@ from ..part import Part, Verdict
 
 __all__ = ["Recent", "Seen"]
 
-_REGIONS = 10  # kept with a record here; the record itself has all of them
+_REGIONS = 10  # regions kept here with a record; the record itself has all of them
 _SAVE = 10.0  # seconds between two writes of the counters
 _LARGEST_COUNTS = 1 << 20
 
@@ -35,10 +35,10 @@ class Seen:
     """A part with its frame.
 
     Attributes:
-        number: counts parts since the service started, from 1.
+        number: number of the part since the service started, from 1.
         record: as `Part.to_dict`, with `number`.
         frame: uint8 H x W x 3.
-        result: of it; None where it was not judged.
+        result: of the frame; None if it was not judged.
     """
 
     number: int
@@ -48,22 +48,22 @@ class Seen:
 
     @property
     def size(self) -> int:
-        """Bytes in memory."""
+        """Size in memory, bytes."""
         result = self.result
         return self.frame.nbytes + (0 if result is None else result.anomaly_map.nbytes + result.mask.nbytes)
 
 
 class Recent:
-    """Remembers the latest parts, in bounded memory; any thread may use it.
+    """Keeps the latest parts in bounded memory. Thread-safe.
 
-    Half of the memory for frames belongs to NG parts, so that a hundred good ones do not drive out the bad one that
-    somebody wants to look at.
+    Half of the memory for frames is reserved for NG parts, so that good parts do not displace the bad ones that people
+    want to see.
 
     Args:
-        parts: records kept.
-        frames_mb: memory for frames, in megabytes; the latest frame is kept whatever its size.
+        parts: number of records.
+        frames_mb: memory for frames, in megabytes; the latest frame is always kept.
         shifts: when shifts begin, local time, in order.
-        counts: file in which the counters of the shift survive a restart; None: they do not.
+        counts: file that keeps the counters of the shift over a restart; None: they are lost.
         clock: local time.
     """
 
@@ -89,7 +89,7 @@ class Recent:
         self._load()
 
     def take(self, part: Part, frame: NDArray[np.uint8] | None, result: Result | None) -> None:
-        """Takes a part in; for `Line.listen`."""
+        """Add a part; for `Line.listen`."""
         record = part.to_dict()
         record["regions"] = record["regions"][:_REGIONS]
         with self._lock:
@@ -104,7 +104,7 @@ class Recent:
             watcher()
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Has a function called after each part, on the station's thread: it must not block. Returns what ends it."""
+        """Call a function after each part, on the station's thread: it must not block. Return what ends it."""
         with self._lock:
             self._watchers.append(watcher)
 
@@ -122,7 +122,7 @@ class Recent:
         verdict: str | None = None,
         after: int = 0,
     ) -> list[dict[str, Any]]:
-        """The latest records that fit, at most so many, the latest first."""
+        """At most this many latest records that match, the latest first."""
         wanted = (("station", station), ("recipe", recipe), ("verdict", verdict))
         found: list[dict[str, Any]] = []
         with self._lock:
@@ -134,7 +134,7 @@ class Recent:
         return found
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """The record of a part; None where it is not at hand any more."""
+        """The record of a part; None if it is no longer in memory."""
         with self._lock:
             return next((item for item in reversed(self._records) if item["number"] == number), None)
 
@@ -144,12 +144,12 @@ class Recent:
             return next((item for item in reversed(self._records) if item["key"] == key), None)
 
     def seen(self, number: int) -> Seen | None:
-        """A part with its frame; None where that is not at hand any more."""
+        """A part with its frame; None if it is no longer in memory."""
         with self._lock:
             return next((item for kept in self._frames.values() for item in kept if item.number == number), None)
 
     def with_frames(self) -> list[int]:
-        """Numbers of the parts whose frames are at hand."""
+        """Numbers of the parts whose frames are in memory."""
         with self._lock:
             return sorted(item.number for kept in self._frames.values() for item in kept)
 
@@ -160,7 +160,7 @@ class Recent:
             return int(self._records[-1]["number"]) if self._records else 0
 
     def counters(self) -> dict[str, Any]:
-        """Parts of this shift by station, recipe and verdict, and when it began (local time)."""
+        """Number of parts of this shift by station, recipe and verdict, and its begin (local time)."""
         with self._lock:
             self._turn()
             rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -170,7 +170,7 @@ class Recent:
             return {"since": self._shift.isoformat(timespec="minutes"), "rows": [rows[key] for key in sorted(rows)]}
 
     def save(self, at_once: bool = False) -> None:
-        """Writes the counters down, every ten seconds at most; a full disk is no matter here."""
+        """Save the counters, at most every ten seconds; ignore a full disk."""
         with self._lock:
             if self._file is None or (not at_once and time.monotonic() < self._saved + _SAVE):
                 return
@@ -190,7 +190,7 @@ class Recent:
             self._bytes[verdict] -= kept.popleft().size
 
     def _begin(self) -> datetime:
-        """When the present shift began."""
+        """Begin of the current shift."""
         moment = self._clock()
         starts = [datetime.combine(moment.date() - timedelta(days=back), at) for back in (1, 0) for at in self._shifts]
         return max(start for start in starts if start <= moment)

@@ -1,4 +1,4 @@
-"""The HTTP service of a line: everything wired together, on a thread of its own, up and down with the line."""
+"""The HTTP service of a line, on its own thread."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from .yielding import give_way
 __all__ = ["HttpService", "listener", "make_app"]
 
 _CONNECTIONS = 100
-_IDLE = 15.0  # seconds that a connection may be open without a whole request
-_LINGER = 0.4  # seconds for answers under way, at the end
-_PATIENCE = 1.5  # seconds for the thread
+_IDLE = 15.0  # seconds that a connection may be open without a complete request
+_LINGER = 0.4  # seconds for running answers, at the end
+_PATIENCE = 1.5  # seconds for the thread to end
 _HEADERS = 32 << 10  # bytes of a request's head
 
 
@@ -42,12 +42,12 @@ class HttpService:
     """Serves a line until `close`.
 
     Args:
-        line: the line; begun or not.
+        line: the line; started or not.
         options: `[http]`.
 
     Attributes:
-        port: that it listens on.
-        context: what its requests share.
+        port: the port that it listens on.
+        context: shared by all requests.
 
     Raises:
         ConfigError: a token is missing, certificate or key cannot be used, or another process uses the folder.
@@ -79,7 +79,7 @@ class HttpService:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         options = self.context.options
         scheme = "http" if options.certificate is None else "https"
         host = f"[{options.host}]" if ":" in options.host else options.host
@@ -91,14 +91,14 @@ class HttpService:
         return self._thread.alive
 
     def stop(self) -> None:
-        """Takes no further request; returns at once. See `close`."""
+        """Accept no further requests; return at once. See `close`."""
         self.context.stopping.set()
         self.context.batcher.close(timeout=0.0)
         if self._server is not None:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Ends answers under way within a second, writes everything. May be called twice."""
+        """End running answers within a second and write everything. May be called twice."""
         self.stop()
         self._thread.close(_PATIENCE)
         self._let_go()
@@ -162,9 +162,9 @@ def make_app(context: Context) -> Any:
     """The ASGI application."""
     app = FastAPI(
         title="saae line",
-        description="Judges pictures, and shows and steers a line.",
+        description="Judges images, and shows and controls a line.",
         version=saae_version(),
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from other sites
         redoc_url=None,
     )
     context.install(app)
@@ -174,7 +174,7 @@ def make_app(context: Context) -> Any:
 
 
 class _Protocol(H11Protocol):
-    """Ends connections that stay open without a whole request: uvicorn's own timer ends with the first byte."""
+    """Closes connections that stay open without a complete request; uvicorn's own timer ends with the first byte."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -202,10 +202,10 @@ def _numeric(host: str) -> str:
 
 
 def listener(name: str, port: int) -> socket.socket:
-    """A socket on this address.
+    """Open a socket on this address.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: the address cannot be used.
     """
     host = _numeric(name)
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

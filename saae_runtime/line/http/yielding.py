@@ -1,4 +1,4 @@
-"""Threads of the HTTP service give way to those of the line, where the system lets them."""
+"""Lowers the priority of the HTTP service's threads, if the system allows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _given = threading.local()
 
 
 def give_way() -> None:
-    """Lower the priority of this thread for good. On Linux it is each thread's own; elsewhere nothing happens."""
+    """Lower the priority of this thread. Only Linux has a priority per thread; elsewhere nothing happens."""
     if sys.platform == "linux" and not getattr(_given, "way", False):
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -1,1 +1,1 @@
-"""Servers that a PLC or a line's control talks to; each drives one handshake."""
+"""Servers for a PLC or a line's control; each drives one handshake."""

@@ -1,4 +1,4 @@
-"""A Modbus TCP server in front of a handshake, on pymodbus (extra `modbus`). The map is in `registers`."""
+"""A Modbus TCP server for a handshake, on pymodbus (extra `modbus`). The register map is in `registers`."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ __all__ = ["DEFAULT_PORT", "ModbusServer"]
 DEFAULT_PORT = 502
 
 _READS = (3, 4)
-_WRITES = (6, 16, 22, 23)  # these read as well
+_WRITES = (6, 16, 22, 23)  # these also read
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
-"""A PLC whose cable was pulled ends no connection; half a minute later its connection counts as lost."""
+"""Without a cable a PLC cannot close its connection, which counts as lost after half a minute."""
 
-_SHARED = object()  # the one client of connections that share their control bits
+_SHARED = object()  # the client of all connections that share their control bits
 _client: ContextVar[object] = ContextVar("modbus_client", default=_SHARED)
 
 
 class ModbusServer(PlcServer):
-    """Serves the register map on TCP from a thread of its own until `close`. Any unit identifier is answered.
+    """Serves the register map on TCP from its own thread until `close`. Answers any unit identifier.
 
-    A PLC keeps its connection open: with it ends the part that it triggered, and the verdict of that part is withdrawn.
+    A PLC keeps its connection open. When the connection ends, the part that it triggered and its verdict are withdrawn.
 
     Args:
         handshake: what the registers drive.
-        listen: `host:port`; port 0 takes a free one. There is no password in Modbus: give the address of the network
-            that the PLC is on, not 0.0.0.0.
+        listen: `host:port`; port 0: any free one. Modbus has no password: give the address of the PLC's network, not
+            0.0.0.0.
         recipes: recipe number -> name.
-        keep_on_disconnect: for clients that open a connection for each request: control bits are shared by all
-            connections, and a result is withdrawn only by `result_timeout`, not by the end of a connection.
+        keep_on_disconnect: for clients that open a connection for each request: all connections share the control
+            bits, and only `result_timeout` withdraws a result, not the end of a connection.
 
     Attributes:
         host, port: where it listens.
 
     Raises:
-        ConfigError: pymodbus is missing, or `listen` is no address.
+        ConfigError: pymodbus is missing, or `listen` is not an address.
         DeviceError: it cannot listen there.
     """
 
@@ -85,7 +85,7 @@ class ModbusServer(PlcServer):
     async def _request(
         self, function: int, start: int, address: int, count: int, current: list[int], values: list[Any] | None
     ) -> Any:
-        """Serves one request; what is returned is the exception code, None: none."""
+        """Serve one request; return the exception code, or None."""
         from pymodbus.constants import ExcCodes
 
         if function not in _READS + _WRITES or (values is not None and function not in _WRITES):
@@ -106,7 +106,7 @@ class ModbusServer(PlcServer):
 
 
 def _load() -> tuple[Any, Any]:
-    """pymodbus.simulator, and a server type that knows which connection a request came by and when it ends."""
+    """pymodbus.simulator, and a server type that knows the connection of a request and when it ends."""
     try:
         from pymodbus import simulator
         from pymodbus.server import ModbusTcpServer
@@ -115,7 +115,7 @@ def _load() -> tuple[Any, Any]:
         raise ConfigError(
             "Modbus is not available.", f"pymodbus cannot be imported: {error}", "pip install 'saae[modbus]'"
         ) from error
-    # Whatever a scan of the network sends would be an error in the log each time.
+    # A network scan would log an error each time.
     logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
 
     class Connection(ServerRequestHandler):
@@ -128,7 +128,7 @@ def _load() -> tuple[Any, Any]:
                     peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
         async def handle_request(self) -> None:
-            _client.set(self)  # each request is a task, with a context of its own
+            _client.set(self)  # each request is a task with its own context
             await super().handle_request()
 
         def callback_disconnected(self, exc: Exception | None) -> None:

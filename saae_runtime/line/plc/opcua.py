@@ -1,4 +1,4 @@
-"""An OPC UA server in front of a handshake, on asyncua (extra `opcua`): a subset of OPC 40100-1 Machine Vision."""
+"""An OPC UA server for a handshake, on asyncua (extra `opcua`): a subset of OPC 40100-1 Machine Vision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMESPACE = "urn:saae:machine-vision"
 _ROOT = "VisionSystem"
 _LATEST = f"{_ROOT}.ResultManagement.Latest"
 _STATUS = f"{_ROOT}.Status"
-_LOOK = 0.2  # seconds between two looks at which sessions are still there
+_LOOK = 0.2  # seconds between two checks for lost sessions
 
 _session: ContextVar[object] = ContextVar("opcua_session", default=None)
 
@@ -51,27 +51,27 @@ _BITS: dict[str, Callable[[View], bool]] = {
     f"{_STATUS}.Busy": lambda view: view.busy,
     f"{_STATUS}.Ready": lambda view: view.ready,
 }
-"""Written last, in this order; and taken back before anything else of the result changes."""
+"""Written last, in this order, and reset before anything else of the result changes."""
 
 _RESULT_BITS = tuple(name for name in _BITS if name.startswith(_LATEST))
 
 
 class OpcuaServer(PlcServer):
-    """Serves the nodes on `opc.tcp` from a thread of its own until `close`. All of them are read-only.
+    """Serves read-only nodes on `opc.tcp` from its own thread until `close`.
 
-    A session that starts a job and ends takes its part with it, as does the end of its connection.
+    If a session or its connection ends, the part that it started is withdrawn.
 
     Args:
         handshake: what the methods drive.
-        listen: `host:port`; port 0 takes a free one. Connections are neither encrypted nor authenticated: give the
-            address of the network that the line's control is on, not 0.0.0.0.
+        listen: `host:port`; port 0: any free one. Connections are neither encrypted nor authenticated: give the address
+            of the control's network, not 0.0.0.0.
 
     Attributes:
         host, port: where it listens.
-        url: what a client connects to.
+        url: for clients.
 
     Raises:
-        ConfigError: asyncua is missing, or `listen` is no address.
+        ConfigError: asyncua is missing, or `listen` is not an address.
         DeviceError: it cannot listen there.
     """
 
@@ -117,7 +117,7 @@ class OpcuaServer(PlcServer):
             await server.stop()
 
     async def _show(self, before: View | None, view: View) -> None:
-        """Writes what has changed: a result that is gone is invalid first, and a new one is valid last."""
+        """Write changed nodes: `Valid` is cleared first for an old result and set last for a new one."""
         if before is not None and (before.part_id, before.valid, before.ok) != (view.part_id, view.valid, view.ok):
             for name in reversed(_RESULT_BITS):
                 await self._write(name, "Boolean", False)
@@ -133,7 +133,7 @@ class OpcuaServer(PlcServer):
         await self._nodes[name].write_value(self._ua.Variant(value, self._ua.VariantType[kind]))
 
     def _drop_lost(self, server: Any) -> None:
-        """Parts of sessions whose connection has gone are dropped; such a session may live on for minutes by itself."""
+        """Withdraw parts of sessions without a connection, which may live on for minutes."""
         if not self._owners:
             return
         there = {client.processor.session for client in server.bserver.clients if client.processor is not None}
@@ -223,7 +223,7 @@ class OpcuaServer(PlcServer):
         return self._handshake.reset()
 
     async def _latest(self, parent: Any, *arguments: Any) -> Any:
-        """Everything of the result, of one moment."""
+        """Read the complete result at once."""
         if arguments:
             return self._ua.StatusCode(self._ua.StatusCodes.BadTooManyArguments)
         view = self._handshake.view()
@@ -260,7 +260,7 @@ def _float32(value: float) -> float:
 
 
 def _same(one: object, other: object) -> bool:
-    return one == other or (one != one and other != other)  # nan is like nan
+    return one == other or (one != one and other != other)  # nan equals nan here
 
 
 def _load() -> Any:
@@ -270,13 +270,13 @@ def _load() -> Any:
         raise ConfigError(
             "OPC UA is not available.", f"asyncua cannot be imported: {error}", "pip install 'saae[opcua]'"
         ) from error
-    # Whatever a client gets wrong would be a traceback in the log each time.
+    # Each mistake of a client would be a traceback in the log.
     logging.getLogger("asyncua.server").setLevel(logging.CRITICAL)
     return ua
 
 
 def _new_server() -> Any:
-    """A server whose methods know the session that calls them, and where nobody is an administrator by name."""
+    """A server whose methods know the calling session, and where no user name gives administrator rights."""
     from asyncua import Server
     from asyncua.crypto.permission_rules import User, UserRole
     from asyncua.server.internal_server import InternalServer

@@ -1,4 +1,4 @@
-"""The Modbus register map: what a PLC writes and reads, as registers and as the handshake's words."""
+"""The Modbus register map: translates between registers and the handshake."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ STATUS = 100
 """Address of the first register that the PLC reads."""
 
 TRIGGER, ACKNOWLEDGE, RESET = 1, 2, 4
-"""Bits of the control word; each acts when it rises from 0 to 1."""
+"""Bits of the control word; each acts when it changes from 0 to 1."""
 
 MAP_VERSION = 1
-"""Version of the map, as register 109 has it; another one where an address or a meaning changes."""
+"""Version of the map, in register 109; raise it when an address or a meaning changes."""
 
-_LARGEST = 3.4e38  # a float32 holds no more
+_LARGEST = 3.4e38  # the largest float32
 _TEXT = LONGEST_PART_ID // 2  # registers of a part id
-_RECIPE, _NUMBER, _PART = 1, 2, 4  # within the control block
+_RECIPE, _NUMBER, _PART = 1, 2, 4  # offset in the control block
 CONTROL_SIZE = _PART + _TEXT
 STATUS_SIZE = 20 + _TEXT
 
@@ -47,20 +47,20 @@ READY, BUSY, VALID, OK, NG, FAULT, REFUSED, ONLINE = (1 << bit for bit in range(
 
 @dataclass
 class _Client:
-    """A connection's view of the control bits: before its first write, none of them can rise."""
+    """A connection's previous control bits; before its first write none of them can act."""
 
     bits: int = TRIGGER | ACKNOWLEDGE | RESET
     armed: bool = False
 
 
 class Registers:
-    """The registers in front of one handshake. One request is served whole: a read is of one moment.
+    """The registers of one handshake. A read returns a consistent state.
 
-    Used by one thread. Connections are told apart by any object; `None` stands for all that share their control bits.
+    Used by one thread. Any object identifies a connection; `None` is for all that share their control bits.
 
     Args:
-        handshake: what is driven.
-        recipes: recipe number (1..65535) -> name; 0 is the station's own.
+        handshake: the handshake.
+        recipes: recipe number (1..65535) -> name; 0 is the station's.
         who: name of the client in the audit log.
 
     Raises:
@@ -82,7 +82,7 @@ class Registers:
         self._writer: object = None
 
     def read(self, address: int, count: int) -> list[int] | None:
-        """Registers of both blocks; None: an address that is in neither."""
+        """Registers of both blocks; None for other addresses."""
         for start, size in ((CONTROL, CONTROL_SIZE), (STATUS, STATUS_SIZE)):
             if start <= address and count > 0 and address + count <= start + size:
                 block = self._control if start == CONTROL else self._status(self._handshake.view())
@@ -90,7 +90,7 @@ class Registers:
         return None
 
     def write(self, address: int, values: Sequence[int], client: object = None) -> bool:
-        """Takes registers of the control block, then acts on its bits; False: an address outside of it, or no value."""
+        """Write registers of the control block, then act on its bits; False for other addresses, or without values."""
         start = address - CONTROL
         if start < 0 or not values or start + len(values) > CONTROL_SIZE:
             return False
@@ -101,7 +101,7 @@ class Registers:
         return True
 
     def lost(self, client: object) -> None:
-        """A connection has ended: its part is dropped, and a control word that it wrote is as at the start."""
+        """A connection has ended: withdraw its part and forget its control word."""
         self._clients.pop(client, None)
         self._handshake.lost(client)
         if self._writer is client:
@@ -111,7 +111,7 @@ class Registers:
         known = self._clients.setdefault(client, _Client())
         rising = word & ~known.bits
         if not known.armed and word & known.bits:
-            # A PLC that comes back with its bits still set must not trigger with them.
+            # A PLC that reconnects with its bits still set must not trigger.
             self._handshake.refuse(Reply.NOT_ARMED)
         known.armed = known.armed or word & (TRIGGER | ACKNOWLEDGE | RESET) == 0
         known.bits = word
@@ -130,7 +130,7 @@ class Registers:
         self._handshake.trigger(self._part_id(), self._recipes.get(number), client, self._who)
 
     def _part_id(self) -> str:
-        """The text, up to its first zero; without one, the number; neither is no part id."""
+        """The part id: the text up to its first zero, else the number; empty without either."""
         text = text_of(self._control[_PART : _PART + _TEXT])
         number = (self._control[_NUMBER] << 16) + self._control[_NUMBER + 1]
         return text or (str(number) if number else "")
@@ -174,10 +174,10 @@ class Registers:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a part id is what the number alone would have been."""
+    """Whether the number alone gives this part id."""
     return text.isascii() and text.isdecimal() and text[0] != "0" and int(text) <= 0xFFFFFFFF
 
 
 def text_of(words: Sequence[int]) -> str:
-    """Two characters a register, the first in the high byte, up to the first zero; latin-1, so that nothing is lost."""
+    """Text of two characters per register, the first in the high byte, up to the first zero; latin-1 takes any byte."""
     return struct.pack(f">{len(words)}H", *words).partition(b"\0")[0].decode("latin-1")

@@ -1,4 +1,4 @@
-"""What the servers in front of a handshake share: an address, a thread, a name in the audit log."""
+"""Base of the servers for a handshake: an address, a thread, a name in the audit log."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["PlcServer"]
 
 
 class PlcServer(ABC):
-    """Serves a handshake by one protocol, from a thread of its own, until `close`.
+    """Serves a handshake by one protocol, from its own thread, until `close`.
 
     Args:
         handshake: what the protocol drives.
-        listen: `host:port`; port 0 takes a free one.
+        listen: `host:port`; port 0: any free one.
 
     Attributes:
-        name: of the protocol: in threads, errors and the audit log.
-        default_port: where `listen` names none.
+        name: of the protocol, for threads, errors and the audit log.
+        default_port: if `listen` names none.
         host, port: where it listens.
 
     Raises:
-        ConfigError: `listen` is no address.
+        ConfigError: `listen` is not an address.
         DeviceError: it cannot listen there.
     """
 
@@ -56,5 +56,5 @@ class PlcServer(ABC):
         self._thread.stop()
 
     def close(self, timeout: float = 5.0) -> None:
-        """End all connections and the server; wait at most so many seconds for it. May be called twice."""
+        """End all connections and the server; wait at most this many seconds for it. May be called twice."""
         self._thread.close(timeout)

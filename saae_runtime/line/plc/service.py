@@ -1,4 +1,4 @@
-"""An asyncio server on a thread of its own, started and ended from ordinary code."""
+"""Runs an asyncio server on a separate thread."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ...errors import ConfigError, DeviceError, SaaeError
 
 __all__ = ["ServerThread"]
 
-_START = 30.0  # seconds that a server may take until it listens
-_STOP = 5.0  # and until it is gone, where nobody says otherwise
-_AGAIN = 1.0  # seconds until one that failed is started again
+_START = 30.0  # seconds for a server to listen
+_STOP = 5.0  # seconds for it to end, by default
+_AGAIN = 1.0  # seconds until a failed server is started again
 
 
 class ServerThread:
-    """Runs `serve(port, started, stop)` in an event loop of its own until `close`.
+    """Runs `serve(port, started, stop)` in a separate event loop until `close`.
 
-    `serve` listens, calls `started(port)`, awaits `stop.wait()`, and cleans up. One that fails later on is started
-    again, on the same port.
+    `serve` listens, calls `started(port)`, awaits `stop.wait()`, and cleans up. If it fails later, it is started again
+    on the same port.
 
     Args:
         name: of the thread, and in errors: "modbus", "opcua".
@@ -30,7 +30,7 @@ class ServerThread:
         serve: the coroutine.
 
     Attributes:
-        port: that the server listens on.
+        port: the port that the server listens on.
 
     Raises:
         DeviceError: it cannot listen there.
@@ -54,7 +54,7 @@ class ServerThread:
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name=f"saae-{name}", daemon=True)
         try:
-            # Before anything slow; and the libraries do not all say why they cannot listen.
+            # Check early, because not all libraries say why they cannot listen.
             with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
@@ -75,14 +75,14 @@ class ServerThread:
         return self._thread.is_alive() and self._error is None
 
     def stop(self) -> None:
-        """Asks the server to end, and returns at once."""
+        """Ask the server to end, and return at once."""
         self._closed.set()
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            with suppress(RuntimeError):  # the loop has ended just now
+            with suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._stop.set)
 
     def close(self, timeout: float = _STOP) -> None:
-        """Ends the server and its connections, waiting at most so many seconds for it. May be called twice."""
+        """End the server and its connections; wait at most this many seconds for it. May be called twice."""
         self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
@@ -100,7 +100,7 @@ class ServerThread:
             try:
                 asyncio.run(self._main())
                 break
-            except BaseException as error:  # told by the constructor, or by `alive`
+            except BaseException as error:  # reported by the constructor, or by `alive`
                 self._error = error
                 if not self._started.is_set():
                     break
@@ -123,7 +123,7 @@ def parse_listen(text: str, default_port: int) -> tuple[str, int]:
     """`host:port`, `host` or `:port` as host and port; without a host it is 127.0.0.1.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: another text.
     """
     host, colon, port = text.rpartition(":") if ":" in text else (text, "", "")
     if colon and not port.isdecimal():

@@ -1,4 +1,4 @@
-"""A station's trigger in line.toml: the handshake, with the servers in front of it that the station names."""
+"""A station's trigger in line.toml: a handshake with its servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .server import PlcServer
 
 __all__ = ["PlcConfig", "PlcTrigger", "open_trigger"]
 
-_STOP = 0.3  # seconds for the end of a server: nothing is valid by then, and a service has to stop in time
+_STOP = 0.3  # seconds for a server to end: everything is withdrawn by then, and a service must stop in time
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PlcConfig:
     """`[plc]`.
 
     Attributes:
-        result_timeout: seconds after which a result that nobody acknowledged is withdrawn.
+        result_timeout: seconds after which an unacknowledged result is withdrawn.
         recipe_numbers: recipe -> its number in Modbus registers, 1 to 65535.
         keep_on_disconnect: see `saae_runtime.line.plc.modbus.ModbusServer`.
     """
@@ -41,7 +41,7 @@ class PlcConfig:
 
 
 class PlcTrigger(Handshake):
-    """A handshake that owns the servers in front of it.
+    """A handshake that owns its servers.
 
     Attributes:
         servers: a `ModbusServer`, an `OpcuaServer`, or both.
@@ -50,7 +50,7 @@ class PlcTrigger(Handshake):
     servers: tuple[PlcServer, ...] = ()
 
     def close(self) -> None:
-        """Withdraws everything and ends the servers. May be called twice."""
+        """Withdraw everything and end the servers. May be called twice."""
         super().close()
         for server in self.servers:
             server.stop()
@@ -59,10 +59,10 @@ class PlcTrigger(Handshake):
 
 
 def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | None:
-    """What asks a station for verdicts.
+    """Open a station's trigger.
 
-    `trigger = "free"`: nothing, each frame is a part; `modbus:HOST:PORT`, `opcua:HOST:PORT`, or both with a comma
-    between them: servers on these addresses; `http`: no server of its own, see `saae_runtime.line.http`.
+    `free`: None, each frame is a part; `modbus:HOST:PORT`, `opcua:HOST:PORT`, or both with a comma between them:
+    servers on these addresses; `http`: without a server, see `saae_runtime.line.http`.
 
     Raises:
         ConfigError: another trigger, an unknown recipe, a missing library.
@@ -83,7 +83,7 @@ def open_trigger(config: LineConfig, station: StationConfig) -> PlcTrigger | Non
     try:
         for spec in station.trigger.split(","):
             kind, _, listen = spec.strip().partition(":")
-            if spec.strip() == "http":  # `POST /v1/trigger` of the service that `[http]` names
+            if spec.strip() == "http":  # `POST /v1/trigger` of the HTTP service
                 continue
             if kind == "modbus":
                 server: PlcServer = ModbusServer(

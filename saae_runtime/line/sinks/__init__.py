@@ -1,4 +1,4 @@
-"""Where records go: files, SQLite, MQTT, webhooks."""
+"""Sinks for records: files, SQLite, MQTT, webhooks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KINDS: dict[str, type] = {
 
 
 def make_sink(config: SinkConfig, folder: Path, line: str) -> Sink:
-    """The sink of a `[[sink]]`, not opened yet.
+    """Make the sink of a `[[sink]]`, not opened yet.
 
     Args:
         config: of line.toml.
-        folder: where relative paths begin.
+        folder: folder of relative paths.
         line: the line's name.
     """
     options = config.options

@@ -1,4 +1,4 @@
-"""What a sink is to the thread that feeds it."""
+"""The interface of a sink."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from ..spool_records import Record
 __all__ = ["Hurry", "Sink"]
 
 Hurry = threading.Event
-"""Set when the service ends: what takes longer than a moment is left for the next start."""
+"""Set when the service ends: slow work is then left for the next start."""
 
 
 class Sink(Protocol):
     """Takes records, in order. Used by one thread.
 
     Attributes:
-        batch: so many records at most are given at once.
-        refused: records that the other side will never take, such as those that a web server calls malformed.
+        batch: largest number of records given at once.
+        refused: number of records that the other side will never take, such as malformed ones.
     """
 
     batch: int
     refused: int
 
     def open(self) -> None:
-        """Gets ready; called again after an error of `write`, and may be called when it is ready.
+        """Open the sink. Called again after an error of `write`; may be called when it is open.
 
         Raises:
-            SaaeError: it cannot be reached, or written to.
+            SaaeError: it cannot be reached or written to.
         """
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Takes records.
+        """Take records.
 
         Returns:
-            How many of them, from the first on, are taken; the others are given again.
+            Number of records taken, from the first on; the others are given again.
 
         Raises:
             SaaeError: none was taken; they are given again, later.
         """
 
     def sync(self) -> None:
-        """Makes what was taken survive a power cut.
+        """Make taken records survive a power cut.
 
         Raises:
-            SaaeError: it cannot.
+            SaaeError: not possible.
         """
 
     def state(self) -> dict[str, Any]:
-        """What it says of itself, for health."""
+        """Details for health."""
 
     def close(self) -> None:
-        """Lets go. May be called twice."""
+        """Close the sink. May be called twice."""

@@ -1,4 +1,4 @@
-"""A thread for each sink, which takes records from the spool to it, as long as it takes."""
+"""A thread per sink that delivers records from the spool."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .base import Sink
 
 __all__ = ["Delivery"]
 
-_BACK_OFF = (0.2, 30.0)  # seconds between two tries: first, most
-_UNSYNCED = 1000  # records after which the sink is synced, whatever the time
-_WAIT = 0.2  # seconds that the thread waits for a record
-_UNEXPECTED = 3  # tries of one record that the sink's own code breaks at
+_BACK_OFF = (0.2, 30.0)  # seconds between two attempts: first, longest
+_UNSYNCED = 1000  # records after which the sink is synced
+_WAIT = 0.2  # seconds of one wait for a record
+_UNEXPECTED = 3  # attempts for one record that raises an unexpected error
 
 
 class Delivery:
-    """At least once: a record counts as delivered when the sink has taken and synced it, and is given again until then.
+    """Delivers at least once: a record is given again until the sink has taken and synced it.
 
-    A sink that fails is tried again, ever longer in between, up to 30 seconds; it holds up neither the stations nor
-    another sink. A record that its code breaks at three times is left out and counted.
+    A sink that fails is tried again after growing pauses of up to 30 seconds, without delaying stations or other sinks.
+    A record that raises an unexpected error three times is skipped and counted.
 
     Args:
         name: of the sink.
         sink: opened and closed here.
-        reader: its place in the spool.
-        sync_seconds: it is synced so often.
+        reader: its position in the spool.
+        sync_seconds: interval of syncs.
     """
 
     def __init__(self, name: str, sink: Sink, reader: Reader, sync_seconds: float = 1.0) -> None:
@@ -40,17 +40,17 @@ class Delivery:
         self._hurry = threading.Event()
         self._deadline = float("inf")
         self._ready = False
-        self._taken: Record | None = None  # the last one that the sink has and that is not committed
+        self._taken: Record | None = None  # the last record that the sink has and that is not committed
         self._unsynced = 0
         self._synced_at = time.monotonic()
         self._delivered = self._broken = self._failures = 0
-        self._tried: tuple[int, int] = (0, 0)  # number of a record that the sink breaks at, how often
+        self._tried: tuple[int, int] = (0, 0)  # number of a record with an unexpected error, how often
         self._last_error: tuple[str, float] | None = None
         self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
         self._thread.start()
 
     def state(self) -> dict[str, Any]:
-        """What became of the records: `delivered` since the start, `backlog`, `lost`, `refused`, and the error."""
+        """Counts: `delivered` since the start, `backlog`, `lost`, `refused`, and the latest error."""
         error = self._last_error
         return {
             "name": self.name,
@@ -65,7 +65,7 @@ class Delivery:
         }
 
     def finish(self, deadline: float) -> None:
-        """Delivers what there is, until `deadline` (`time.monotonic`) at most, and ends; what is left waits on disk."""
+        """Deliver waiting records until `deadline` (`time.monotonic`), and end; the rest stays on disk."""
         self._deadline = deadline
         self._hurry.set()
         self._thread.join(max(deadline - time.monotonic(), 0.0) + 0.5)
@@ -97,7 +97,7 @@ class Delivery:
         self._sink.close()
 
     def _step(self) -> bool | None:
-        """Takes one batch over; None where there was none, False where the sink took nothing of it."""
+        """Deliver one batch; None if there was none, False if the sink took nothing of it."""
         batch = self._reader.read(1 if self._tried[1] else self._sink.batch, 0 if self._hurry.is_set() else _WAIT)
         if not batch:
             if self._taken is not None and self._is_due():
@@ -108,7 +108,7 @@ class Delivery:
         except SaaeError:
             self._commit()  # what was taken before is not to come again for this
             raise
-        except Exception:  # a fault of the sink's code, perhaps at this one record
+        except Exception:  # an unexpected error, perhaps due to this record
             self._break(batch[0])
             raise
         if taken:
@@ -135,7 +135,7 @@ class Delivery:
         self._synced_at = time.monotonic()
 
     def _break(self, record: Record) -> None:
-        """Takes note of a record, or batch, that the sink's code breaks at; gives it up after some tries."""
+        """Note a record or batch with an unexpected error; skip it after some attempts."""
         self._commit()  # what was taken before is not to come again for this
         number, times = self._tried
         self._tried = (record.number, times + 1 if number == record.number else 1)
@@ -152,6 +152,6 @@ class Delivery:
             0.0,
         )
         self._last_error = (self._last_error[0], time.monotonic())
-        # What was taken and not synced is given again; sinks know what they have.
+        # Taken records that were not synced are given again; sinks skip those they have.
         self._taken, self._unsynced = None, 0
         self._reader.rewind()

@@ -1,4 +1,4 @@
-"""Records as lines of a file: JSON, or CSV for a spreadsheet."""
+"""Writes records as lines of a file: JSON, or CSV for a spreadsheet."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ COLUMNS = (
     "picture",
     "latency_ms",
 )
-"""Of the CSV file; `regions` is their number, and `left` to `bottom` the box of the strongest."""
+"""Columns of the CSV file; `regions` is their number, and `left` to `bottom` the box of the strongest."""
 
-_TAIL = 4000  # lines: more than may be given again after a kill
-_CURE = "give each line, and each sink, a file of its own"
+_TAIL = 4000  # lines; more than are given again after a kill
+_CURE = "give each line, and each sink, its own file"
 
 
 @dataclass(frozen=True)
 class JsonlOptions:
-    """`[[sink]]` of kind `jsonl`: at a size (`100MB`) or each `day` a new file begins, `keep` old ones stay."""
+    """`[[sink]]` of kind `jsonl`: starts a new file at a size (`100MB`) or each `day`, and keeps `keep` old ones."""
 
     path: str
     rotate: str | None = None
@@ -61,7 +61,7 @@ class JsonlOptions:
 
 @dataclass(frozen=True)
 class CsvOptions:
-    """`[[sink]]` of kind `csv`: as `jsonl`, with the columns `COLUMNS`; of events nothing is written."""
+    """`[[sink]]` of kind `csv`: as `jsonl`, with the columns `COLUMNS`, without events."""
 
     path: str
     rotate: str | None = None
@@ -82,7 +82,7 @@ def _check_rotation(rotate: str | None, keep: int) -> None:
 
 
 class _LinesSink(ABC):
-    """A file that knows what it has: its last lines are read when it is opened."""
+    """A file that skips records it has: its last lines are read when it is opened."""
 
     batch = 500
     refused = 0
@@ -92,10 +92,10 @@ class _LinesSink(ABC):
         self._rotation = None if rotate is None else Rotation.parse(rotate, keep)
         self._file: LineFile | None = None
         self._has: set[str] = set()
-        self._doubtful = 0  # so many of the next records may be there already
+        self._doubtful = 0  # this many of the next records may be there already
 
     def open(self) -> None:
-        """Opens the file and reads its end; see `Sink`."""
+        """Open the file and read its end; see `Sink`."""
         self.close()
         self._file = self._opened()
         self._has = set()
@@ -105,7 +105,7 @@ class _LinesSink(ABC):
                 self._has.add(self._key_of(line.decode("utf-8")))
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Appends what is new; see `Sink`."""
+        """Append new records; see `Sink`."""
         assert self._file is not None
         for record in records:
             line = self._line(record)
@@ -115,11 +115,11 @@ class _LinesSink(ABC):
                 self._file.write(line)
         self._doubtful -= len(records)
         if self._doubtful <= 0:
-            self._has = set()  # everything that could come again has come
+            self._has = set()  # no more repeated records can come
         return len(records)
 
     def sync(self) -> None:
-        """Has the disk write it; see `Sink`."""
+        """Sync the file; see `Sink`."""
         if self._file is not None:
             self._file.sync()
 
@@ -128,7 +128,7 @@ class _LinesSink(ABC):
         return {"path": str(self._path)}
 
     def close(self) -> None:
-        """Closes the file; see `Sink`."""
+        """Close the file; see `Sink`."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -144,7 +144,7 @@ class _LinesSink(ABC):
 
 
 class JsonlSink(_LinesSink):
-    """Each record as it is, one JSON object a line."""
+    """Writes each record as one JSON object per line."""
 
     def __init__(self, options: JsonlOptions, folder: Path) -> None:
         super().__init__(folder / options.path, options.rotate, options.keep)
@@ -160,7 +160,7 @@ class JsonlSink(_LinesSink):
 
 
 class CsvSink(_LinesSink):
-    """Each part as a line of a table."""
+    """Writes each part as a row of a table."""
 
     def __init__(self, options: CsvOptions, folder: Path) -> None:
         super().__init__(folder / options.path, options.rotate, options.keep)

@@ -1,4 +1,4 @@
-"""Records published to an MQTT broker, QoS 1, with a retained word whether the line is there."""
+"""Publishes records to an MQTT broker, QoS 1, with a retained status of the line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .base import Hurry
 
 __all__ = ["MqttOptions", "MqttSink"]
 
-_CONNECT = 1.0  # seconds for a connection, before it is counted as an error (and still tried)
-_ACKNOWLEDGE = 30.0  # seconds for a batch's acknowledgements, before it is counted as an error (and still waited for)
+_CONNECT = 1.0  # seconds for a connection until it counts as an error (attempts go on)
+_ACKNOWLEDGE = 30.0  # seconds for a batch's acknowledgements until it counts as an error (the wait goes on)
 _HURRIED = 0.5  # the same while the service ends
 _KEEP_ALIVE = 15  # seconds
 
@@ -31,10 +31,9 @@ class MqttOptions:
         topic: parts go to `TOPIC/STATION/parts`, other records to `TOPIC/STATION/events`; `TOPIC/status` says `online`
             or `offline`, retained. None: `saae/` and the line's name.
         username, password_env: the password is the value of this environment variable.
-        tls: whether the connection is encrypted; `ca`: file of the certificates that are trusted, instead of the
-            system's.
+        tls: whether the connection is encrypted; `ca`: file of trusted certificates, instead of the system's.
         client_id: None: `saae-` and the line's name.
-        only_ng: parts that are NG alone.
+        only_ng: only NG parts.
     """
 
     host: str
@@ -59,10 +58,10 @@ class MqttOptions:
 
 
 class MqttSink:
-    """Publishes, and takes a record for delivered when the broker has acknowledged it.
+    """Publishes records; a record is delivered when the broker has acknowledged it.
 
-    One batch is in flight at a time, so that memory stays bounded while the broker is away; the library sends it again
-    when the broker is back. The broker may get a record twice, with the same `key`.
+    One batch is in flight at a time, so that memory stays bounded while the broker is down; the library sends it again
+    afterwards. The broker may get a record twice, with the same `key`.
     """
 
     batch = 100
@@ -75,19 +74,19 @@ class MqttSink:
         self._client: Any = None
         self._connected = threading.Event()
         self._why = ""
-        self._flying: set[int] = set()  # what the library has and the broker has not acknowledged, by message id
+        self._flying: set[int] = set()  # messages in flight, by message id
         self._acknowledged: set[int] = set()
         self._last = 0  # number of the last record in flight
 
     def open(self) -> None:
-        """Begins to connect and waits a while for it; the library goes on trying. See `Sink`."""
+        """Start to connect and wait a while; the library goes on trying. See `Sink`."""
         if self._client is None:
             self._client = self._begin()
         if not self._connected.wait(_CONNECT):
             raise self._error(self._why or "no connection yet")
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """Publishes and waits for the acknowledgements; see `Sink`."""
+        """Publish and wait for the acknowledgements; see `Sink`."""
         if not self._flying:
             if not self._connected.is_set():
                 raise self._error(self._why)
@@ -96,7 +95,7 @@ class MqttSink:
                 if not (self._options.only_ng and record.data.get("verdict") == "OK"):
                     self._flying.add(self._publish(record))
             self._last = records[-1].number
-        # Else these are given again: the library has them and sends them again itself. Others may have joined them.
+        # Otherwise these are given again. The library has them and sends them itself; others may have been added.
         end = time.monotonic() + _ACKNOWLEDGE
         while not self._flying <= self._acknowledged:
             if hurry.is_set():
@@ -111,7 +110,7 @@ class MqttSink:
         data = record.data
         what = "parts" if data.get("type") == "part" else "events"
         station = str(data.get("station") or "line")
-        # While the connection is away this gives an error code, and is queued all the same.
+        # Without a connection this returns an error code, but the message is queued.
         return int(self._client.publish(f"{self._topic}/{station}/{what}", record.payload, qos=1).mid)
 
     def _begin(self) -> Any:
@@ -133,7 +132,7 @@ class MqttSink:
                 raise ConfigError(f"The certificates {options.ca} cannot be used.", str(error)) from error
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.max_inflight_messages_set(self.batch)
-        client.max_queued_messages_set(0)  # a batch at most is ever queued
+        client.max_queued_messages_set(0)  # at most one batch is queued
         client.reconnect_delay_set(1, 10)
 
         def connected(client: Any, _: Any, __: Any, reason: Any, ___: Any) -> None:
@@ -164,14 +163,14 @@ class MqttSink:
         return FetchError(f"The MQTT broker {where} does not accept records.", why, "check broker and network")
 
     def sync(self) -> None:
-        """Nothing to do: what was acknowledged was acknowledged."""
+        """Do nothing: the broker has acknowledged the records."""
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
         return {"broker": f"{self._options.host}:{self._options.port}", "connected": self._connected.is_set()}
 
     def close(self) -> None:
-        """Says `offline` and disconnects; see `Sink`."""
+        """Say `offline` and disconnect; see `Sink`."""
         client, self._client = self._client, None
         if client is None:
             return

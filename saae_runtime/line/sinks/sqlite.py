@@ -1,4 +1,4 @@
-"""Records in SQLite: a table of parts, each once, and a table of events."""
+"""Writes records to SQLite: a table of parts, each once, and a table of events."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _PRUNE = 5000  # rows at once
 
 @dataclass(frozen=True)
 class SqliteOptions:
-    """`[[sink]]` of kind `sqlite`: the file; parts older than `days` are removed (never, where it is not given)."""
+    """`[[sink]]` of kind `sqlite`: the file; parts older than `days` are removed (by default never)."""
 
     path: str
     days: float | None = None
@@ -69,7 +69,7 @@ class SqliteOptions:
 
 
 class SqliteSink:
-    """A database that others may read meanwhile (write-ahead log). The same part twice is one row."""
+    """A database that others may read meanwhile (write-ahead log). A repeated part is one row."""
 
     batch = 500
     refused = 0
@@ -80,7 +80,7 @@ class SqliteSink:
         self._pruned = 0.0
 
     def open(self) -> None:
-        """Opens the file and makes the tables; see `Sink`."""
+        """Open the file and make the tables; see `Sink`."""
         self.close()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class SqliteSink:
             raise self._error(error) from error
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """All of them in one transaction; see `Sink`."""
+        """Write the records in one transaction; see `Sink`."""
         assert self._database is not None
         try:
             self._database.execute("BEGIN IMMEDIATE")
@@ -144,14 +144,14 @@ class SqliteSink:
             self._pruned = time.monotonic()
 
     def sync(self) -> None:
-        """Nothing to do: a transaction is on the disk when it ends."""
+        """Do nothing: a transaction is on the disk when it ends."""
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
         return {"path": str(self._path)}
 
     def close(self) -> None:
-        """Closes the file; see `Sink`."""
+        """Close the file; see `Sink`."""
         if self._database is not None:
             self._database.close()
             self._database = None

@@ -1,4 +1,4 @@
-"""Records sent to a web server, one POST each."""
+"""Sends records to a web server, one POST each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Hurry
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
-_AGAIN = (408, 425, 429)  # of the 4xx, those that say "later"
+_AGAIN = (408, 425, 429)  # 4xx codes that mean "later"
 _HURRIED = 0.5  # seconds for an answer while the service ends
 
 
@@ -28,10 +28,10 @@ class WebhookOptions:
     Attributes:
         url: http or https.
         timeout: seconds for an answer.
-        headers: sent along.
+        headers: additional headers.
         token_env: name of an environment variable whose value is sent as `Authorization: Bearer ...`.
         proxy: URL of a proxy; the environment's proxies are not used.
-        only_ng: parts that are NG alone.
+        only_ng: only NG parts.
     """
 
     url: str
@@ -53,17 +53,17 @@ class WebhookOptions:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET, and the record would be lost unnoticed."""
+    """Follows no redirect: a redirected POST would become a GET, and the record would be lost unnoticed."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 class WebhookSink:
-    """Each record as the body of a POST, with its key as `Idempotency-Key`: the same part may come twice.
+    """Sends each record as the body of a POST, with its key as `Idempotency-Key`, because it may be sent twice.
 
-    An answer of 2xx takes it. 4xx refuses it for good (counted, and on with the next), but for 408, 425 and 429; these,
-    5xx and no answer mean: again, later.
+    An answer of 2xx takes the record. 4xx refuses it for good (it is counted and skipped), except 408, 425 and 429;
+    after these, 5xx and no answer it is sent again later.
     """
 
     batch = 20
@@ -75,13 +75,13 @@ class WebhookSink:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
 
     def open(self) -> None:
-        """Looks for the token; see `Sink`."""
+        """Look for the token; see `Sink`."""
         name = self._options.token_env
         if name is not None and not os.environ.get(name):
             raise ConfigError(f"The webhook's token is missing: ${name} is empty.", "", f"export {name}=...")
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
-        """One POST after the other; see `Sink`."""
+        """Send one POST per record; see `Sink`."""
         for count, record in enumerate(records):
             if count and hurry.is_set():
                 return count
@@ -116,18 +116,18 @@ class WebhookSink:
                 raise self._error(f"it answered {error.code} {error.reason}") from error
         except (OSError, ValueError) as error:
             raise self._error(f"{type(error).__name__}: {getattr(error, 'reason', error)}") from error
-        except Exception as error:  # http.client's own, for an answer that is none
+        except Exception as error:  # http.client's error for an invalid answer
             raise self._error(f"{type(error).__name__}: {error}") from error
 
     def _error(self, why: str) -> FetchError:
         return FetchError(f"The webhook {self._options.url} does not accept records.", why, "check the server")
 
     def sync(self) -> None:
-        """Nothing to do: an answer was an answer."""
+        """Do nothing: the server has answered."""
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
         return {"url": self._options.url}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no open connection."""

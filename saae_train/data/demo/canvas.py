@@ -132,7 +132,7 @@ def soft_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) ->
     """Return smooth noise of unit strength whose blobs are about `cell` pixels wide, float32 H x W."""
     rows, cols = (max(2, int(np.ceil(n / cell)) + 1) for n in shape)
     coarse = rng.standard_normal((rows, cols), dtype=np.float32)
-    # Bilinear alone shows its lattice; one small blur at the coarse size hides it at no cost.
+    # Bilinear interpolation shows its lattice; a small blur at the coarse size hides it.
     coarse = ndimage.gaussian_filter(coarse, 0.6, mode="nearest") * np.float32(1.9)
     return upsample_map(coarse, shape)
 

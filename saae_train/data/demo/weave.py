@@ -23,7 +23,7 @@ DARK = np.array([24.0, 21.0, 19.0], np.float32)
 
 @dataclass(frozen=True)
 class Weave:
-    """Everything that one picture shows; the arrays are tables that the drawing looks up."""
+    """Everything that one picture shows; the arrays are lookup tables of the drawing."""
 
     pose: Pose
     phase: tuple[float, float]

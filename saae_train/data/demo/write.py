@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 DRAWING_VERSION = 1
-"""Increased when the same seed gives other pictures, so that older sets are redrawn."""
+"""Raise it when the same seed gives other pictures, so that older sets are redrawn."""
 
 SMALLEST = 64
 
@@ -81,7 +81,7 @@ def render(
         )
     _check_size(size)
     which = 0 if defect is None else 1 + kind.defects.index(defect)
-    # Damage can by chance fall where nothing shows (a stump as long as the tooth): then draw another.
+    # Damage may be invisible by chance (a stump as long as the tooth): then draw another.
     for attempt in range(20):
         stream = streams(kind.number, which, attempt, *key)
         scene = kind.make(stream.scene, size)
@@ -215,7 +215,7 @@ def _reusable(target: Path, parameters: dict[str, Any]) -> bool:
     """Whether `target` is exactly the wanted set; DataError when it is not ours to replace."""
     foreign = DataError(
         f"{target} is already there and was not drawn by saae (or files were added to it).",
-        "The demo never replaces somebody's own pictures.",
+        "The demo never replaces your own images.",
         "choose another folder for the demo, or move that one away",
     )
     stamp_path = target / SYNTHETIC_STAMP

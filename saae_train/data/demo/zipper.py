@@ -83,7 +83,7 @@ class Notch:
 
 @dataclass(frozen=True)
 class Zipper:
-    """Everything that one picture shows; the arrays are tables that the drawing looks up."""
+    """Everything that one picture shows; the arrays are lookup tables of the drawing."""
 
     pose: Pose
     teeth: tuple[Tooth, ...]

@@ -19,7 +19,7 @@ from saae_export.cli.inspect import bundle_view
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.half_weights import halve_weights, store_half
 from saae_export.graph.onnx_file import export_onnx, run_onnx, session
-from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, MEMORY_BF16, MEMORY_FP16, bounds_of
+from saae_export.parity.compare import BOUNDS, HALF_WEIGHTS, MEMORY_BF16, MEMORY_FP16, MEMORY_FP32, bounds_of
 from saae_export.parity.verify import verify
 from saae_export.pipeline.options import check_options
 from saae_runtime import open_bundle
@@ -104,16 +104,19 @@ def test_a_build_says_so_and_passes_its_own_gate(tmp_path: Path) -> None:
     assert artefact.options == {"weights": "fp16"}
     assert artefact.parity is not None
     assert artefact.parity.passed
-    assert artefact.parity.bound_map == HALF_WEIGHTS.map
+    assert artefact.parity.bound_map == MEMORY_FP16.map
     assert artefact.parity.map_rel_error > 0
-    assert bounds_of(bundle.manifest, "fp32") == HALF_WEIGHTS
     manifest = result.bundle.manifest
+    assert bounds_of(manifest, "fp32") == MEMORY_FP16
+    whole = dataclasses.replace(manifest, artefacts=(dataclasses.replace(artefact, options={}),))
+    assert bounds_of(whole, "fp32") == MEMORY_FP32
     assert bounds_of(manifest, "fp16") == MEMORY_FP16
     assert bounds_of(manifest, "bf16") == MEMORY_BF16
     plain = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, score="joint"))
     assert bounds_of(plain, "fp16") == BOUNDS["fp16"]
+    assert bounds_of(plain, "fp32") == HALF_WEIGHTS
     reports = verify(bundle.path, backend="onnxruntime:cpu").reports
-    assert [report.bounds for report in reports] == [HALF_WEIGHTS]
+    assert [report.bounds for report in reports] == [MEMORY_FP16]
     console = Console(width=200, file=io.StringIO())
     console.print(bundle_view(bundle))
     assert "FP16 weights" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -24,7 +24,6 @@ from saae_export.cli.inspect import bundle_view
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.onnx_file import export_onnx
 from saae_export.parity.compare import require
-from saae_export.parity.reference import ReferenceFrame, read_reference, write_reference
 from saae_export.parity.verify import verify
 from saae_export.pipeline.build import BuildResult
 from saae_export.pipeline.latency import measure
@@ -48,6 +47,7 @@ from saae_runtime.errors import (
     ParityError,
 )
 from saae_runtime.images import read_image
+from saae_runtime.reference import ReferenceFrame, read_reference, write_reference
 from saae_train.evaluation.ranking import METRIC_NAMES
 
 
@@ -107,7 +107,7 @@ for attempt in (lambda: open(folder + "/new", "w"), lambda: os.mkdir(folder + ".
     sys.exit("the folder could be written to")
 from saae_export.parity.verify import verify
 from saae_runtime import Engine
-from saae_export.parity.reference import read_reference
+from saae_runtime.reference import read_reference
 with Engine(folder) as engine:
     frame = read_reference(engine.bundle)[0][0].frame
     assert engine(frame).score > 0
@@ -261,6 +261,7 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(ort_choose, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(ort_choose, "load_tensorrt", lambda package: "")
     monkeypatch.setattr(openvino_library, "device_missing", lambda kind: ("not installed", "install it"))
     opened = ort_backend.OrtBackend._open
 

@@ -105,7 +105,7 @@ def test_a_failed_save_loses_no_step(data: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(StorageError):
         build(options(data, tmp_path), console)
     assert isinstance(console.file, io.StringIO)
-    assert "going on from step 6 of 6" in console.file.getvalue()
+    assert "resuming at step 6 of 6" in console.file.getvalue()
     assert list((tmp_path / "cache" / "states").iterdir()) == []  # saved, so not needed any more
     load_checkpoint(fitted_model(tmp_path))
 

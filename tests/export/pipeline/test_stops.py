@@ -115,7 +115,7 @@ def test_two_builds_do_not_share_a_work_folder(again: Path, data: Path) -> None:
     """Their graphs and thresholds would be mixed without a word."""
     before = (again / "bundle" / "manifest.json").read_bytes()
     lock = again / "runs" / ".weave.lock"
-    with alone(lock, "A build", ""), pytest.raises(ConfigError, match="A build of weave is going on") as caught:
+    with alone(lock, "A build", ""), pytest.raises(ConfigError, match="A build of weave is already running") as caught:
         quiet_build(options(data, again))
     assert "--work" in caught.value.cure
     assert (again / "bundle" / "manifest.json").read_bytes() == before

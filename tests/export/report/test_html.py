@@ -172,7 +172,7 @@ def test_totals_of_the_self_test_weight_its_cells_alike() -> None:
     words = Page(render_report(full(self_test=dataclasses.replace(found, defects=(*found.defects, hard))))).words
     # 5 of 6 large and strong are found, none of the other cell: half of 5/6, not 5 of 7.
     assert "all 0 of 1 - 5 of 6 0 of 1 - 5 of 6 42 % 50 %" in words
-    assert "weight every kind, size and contrast alike: 42 % found" in words
+    assert "weight every kind, size and contrast equally: 42 % found" in words
 
 
 def test_failed_parity_is_loud() -> None:

@@ -350,7 +350,7 @@ def test_a_gpu_that_the_library_does_not_build_for(rtx, bundle):
     with pytest.raises(ConfigError, match="sm87") as caught:
         build_engine(bundle, library="tensorrt-rtx", sms=["sm87"])
     assert "sm89" in caught.value.why
-    with pytest.raises(ConfigError, match="no GPU generation"):
+    with pytest.raises(ConfigError, match="not a GPU generation"):
         build_engine(bundle, library="tensorrt-rtx", sms=["ada"])
 
 

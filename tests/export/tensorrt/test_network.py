@@ -105,4 +105,4 @@ def test_names_that_are_no_utf8(tmp_path, name):
     (tmp_path / "odd.onnx").write_bytes(model)
     with pytest.raises(DataError, match=r"odd\.onnx") as caught:
         onnx_for_tensorrt(tmp_path / "odd.onnx")
-    assert "no UTF-8" in caught.value.why
+    assert "not UTF-8" in caught.value.why

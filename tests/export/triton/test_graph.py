@@ -75,7 +75,7 @@ def test_what_is_no_graph_of_saae_is_refused(tmp_path: Path) -> None:
     model = onnx.load_from_string(tiny_graph((16, 24)))
     del model.graph.output[0]
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ConfigError, match="no graph of saae"):
+    with pytest.raises(ConfigError, match="not a graph of saae"):
         serving_graph(path)
 
 

@@ -137,7 +137,7 @@ def test_something_else_is_left_alone(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 101, "ä"])
 def test_names_that_are_no_folder_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="no name for a model"):
+    with pytest.raises(ConfigError, match="not a name for a model"):
         export_triton(bundle, tmp_path / "repo", name=name)
     assert not (tmp_path / "repo").exists()
 

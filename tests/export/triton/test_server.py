@@ -176,7 +176,7 @@ def test_a_verdict_asks_for_the_score_alone(running: Running, protocol: str, mon
         given = frames(FUSED)
         for frame, verdict in zip(given, remote.verdict(given), strict=True):
             expected = local(frame)
-            assert verdict.score == pytest.approx(expected.score, rel=1e-5)  # a batch of another size
+            assert verdict.score == pytest.approx(expected.score, rel=1e-5)  # a batch of a different size
             one = remote.verdict(frame)
             assert (one.score, one.rank) == (expected.score, expected.rank)
             assert (one.is_anomalous, one.reason) == (expected.is_anomalous, expected.reason)

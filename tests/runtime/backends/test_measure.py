@@ -24,9 +24,11 @@ from saae_runtime.bundle import update_bundle, write_bundle
 from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError, StorageError
 from saae_runtime.locks import turn
 from saae_runtime.manifest import Parity
+from saae_runtime.reference import ReferenceFrame, write_reference
 
 SIZE = (16, 24)
 PRECISIONS = ("fp32", "bf16")
+ANSWER = 2.0
 PASSED = Parity(3, 1e-4, 1e-4, 0, 1e-2, 1e-2, True, "a.png", "PyTorch FP32")
 
 
@@ -39,6 +41,7 @@ class World:
         self.opened: list[tuple[str, str | None]] = []
         self.still_open = 0
         self.slots = 1
+        self.off: dict[tuple[str, str], float] = {}  # what a way adds to every map and score
 
     def clock(self) -> float:
         return self.now
@@ -79,8 +82,9 @@ class FakeBackend(Backend):
         if isinstance(self.speed, Exception):
             raise self.speed
         self.world.now += self.speed * len(frames)
-        shape = (len(frames), *SIZE)
-        return RawOutputs(np.zeros(shape, np.float32), np.zeros(len(frames), np.float32), np.zeros(shape, np.bool_))
+        shape, off = (len(frames), *SIZE), self.world.off.get((self.name, self.precision), 0.0)
+        scores = np.full(len(frames), ANSWER + off, np.float32)
+        return RawOutputs(np.full(shape, ANSWER + off, np.float32), scores, np.zeros(shape, np.bool_))
 
     def close(self) -> None:
         self.world.still_open -= 1
@@ -115,6 +119,19 @@ def bundle_at(folder: Path, model: bytes = b"graph", parity: dict[str, Parity] |
     return write_bundle(folder, dataclasses.replace(manifest, artefacts=artefacts), {"model.onnx": model}).path
 
 
+def bundle_with_answers(folder: Path, size: tuple[int, int] = SIZE) -> Bundle:
+    """A bundle that carries a frame and its reference map, as the fake backends compute it."""
+    frame = ReferenceFrame("a.png", np.zeros((*size, 3), np.uint8), np.full(size, ANSWER, np.float32), ANSWER)
+    manifest = tiny_manifest(SIZE, precisions=PRECISIONS)
+    artefacts = tuple(dataclasses.replace(item, parity=PASSED) for item in manifest.artefacts)
+
+    def fill(place: Path) -> None:
+        (place / "model.onnx").write_bytes(b"graph")
+        write_reference(place, [frame], "PyTorch FP32")
+
+    return write_bundle(folder, dataclasses.replace(manifest, artefacts=artefacts), fill)
+
+
 def again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next process: what this one remembered is gone."""
     monkeypatch.setattr(timing, "_known", {})
@@ -144,6 +161,63 @@ def test_the_fastest_is_taken_whatever_the_order(world: World, bundle: Bundle) -
 def test_each_can_win(world: World, bundle: Bundle, fastest: tuple[str, str], expected: tuple[str, str]) -> None:
     world.speeds[fastest] = 0.001
     assert chosen(bundle) == expected
+
+
+def test_the_fastest_is_passed_over_where_its_answers_are_wrong(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = bundle_with_answers(tmp_path / "b")
+    assert chosen(bundle) == ("swift", "bf16")
+    again(monkeypatch)
+    world.off["swift", "bf16"] = 1.1 * 1e-2 * ANSWER  # just beyond the bound
+    other = bundle_with_answers(tmp_path / "c")
+    with caplog.at_level(logging.WARNING), Engine(other) as engine:
+        assert (engine.backend.name, engine.backend.precision) == ("swift", "fp32")
+        assert "swift bf16 not timed: its answers on this machine are not the bundle's: a.png" in engine.explain()
+    assert "swift bf16 is passed over" in caplog.text
+    again(monkeypatch)
+    assert chosen(other) == ("swift", "fp32")  # known from the file
+    assert world.still_open == 0
+    world.off["swift", "bf16"] = 0.9 * 1e-2 * ANSWER
+    again(monkeypatch)
+    assert chosen(bundle_with_answers(tmp_path / "d")) == ("swift", "bf16")
+
+
+def test_quick_ways_are_warm_before_they_are_timed(world: World, bundle: Bundle) -> None:
+    """The first frames of a GPU are slow: they count neither for a way nor against it."""
+    world.speeds["swift", "fp32"], cold = 0.01, {}
+
+    def run(backend: FakeBackend, frames: np.ndarray, threshold: float) -> RawOutputs:
+        key = (backend.name, backend.precision)
+        cold[key] = cold.get(key, 0) + 1
+        world.now += 0.05 if key == ("swift", "fp32") and cold[key] < 2 else 0.0
+        return infer(backend, frames, threshold)
+
+    infer = FakeBackend.infer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeBackend, "infer", run)
+        figures = backends.measure(bundle)
+    assert figures is not None
+    assert [row.ms for row in figures.rows if (row.backend, row.precision) == ("swift", "fp32")] == [
+        pytest.approx(10.0)
+    ]
+    assert figures.fastest()[0].precision == "fp32"
+
+
+def test_wrong_answers_are_not_taken_for_want_of_others(world: World, tmp_path: Path) -> None:
+    world.off = dict.fromkeys(world.speeds, float("nan"))
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(BackendUnavailableError, match="answers on this machine"),
+    ):
+        Engine(bundle_with_answers(tmp_path / "b"))
+    with Engine(tmp_path / "b", backend="slow") as engine:  # by name it is opened
+        assert engine.backend.name == "slow"
+
+
+def test_frames_of_another_size_are_not_compared(world: World, tmp_path: Path) -> None:
+    world.off = dict.fromkeys(world.speeds, 9.0)
+    assert chosen(bundle_with_answers(tmp_path / "b", (2 * SIZE[0], SIZE[1]))) == ("swift", "bf16")
 
 
 def test_explain_shows_the_figures(world: World, bundle: Bundle) -> None:
@@ -427,9 +501,10 @@ def test_slow_machines_end_in_time(world: World, bundle: Bundle) -> None:
 def test_the_hopeless_are_run_once(world: World, bundle: Bundle) -> None:
     world.speeds["swift", "bf16"] = 0.25
     world.speeds["slow", "fp32"] = 0.6
+    world.speeds["swift", "fp32"] = 0.11
     before = world.now
     backends.measure(bundle, precision=None)
-    spent = 3 * 0.25 + 0.6 + 3 * 0.2 + 5 * 0.1
+    spent = 3 * 0.25 + 0.6 + 3 * 0.2 + 5 * 0.11
     assert world.now - before == pytest.approx(spent)
 
 

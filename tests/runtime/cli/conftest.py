@@ -22,7 +22,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """Four images: clean, defective, clean, of another size and defective."""
+    """Four images: clean, defective, clean, of a different size and defective."""
     folder = tmp_path / "frames"
     save_png(folder / "a.png", gray_frame())
     save_png(folder / "b.png", gray_frame(spot=SPOT))

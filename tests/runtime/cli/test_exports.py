@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("onnxruntime")
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """A category as the benchmarks lay it out: clean, defective, one of another size, and one that is no image."""
+    """A category as the benchmarks lay it out: clean, defective, one of a different size, and one that is no image."""
     folder = tmp_path / "data" / CATEGORY / "test"
     save_png(folder / "good" / "000.png", gray_frame())
     spots = gray_frame(spot=SPOT)

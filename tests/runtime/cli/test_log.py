@@ -49,11 +49,11 @@ def test_what_was_scored_is_passed_over_when_asked(bundle: Path, frames: Path, t
     save_png(frames / "d.png", gray_frame())
     done = run(bundle, frames, "--json", log, "--skip-scored")
     assert sources(log)[3:] == ["b.png", "d.png"]
-    assert "2 files passed over" in done.stderr
+    assert "2 files skipped" in done.stderr
     done = run(bundle, frames, "--json", log, "--skip-scored")
     assert done.exit_code == 0  # nothing new is no fault
     assert len(sources(log)) == 5
-    assert "4 files passed over" in done.stderr
+    assert "4 files skipped" in done.stderr
     run(bundle, frames, "--json", log, "--skip-scored", "--overwrite")
     assert sources(log) == ["a.png", "b.png", "c.png", "d.png"]
 
@@ -79,7 +79,7 @@ def test_a_watch_that_starts_again_goes_on_where_it_was(bundle: Path, frames: Pa
     save_png(frames / "d.png", gray_frame())
     said = watch(bundle, frames, log, 4)
     assert sources(log) == ["a.png", "b.png", "c.png", "d.png"]
-    assert "3 files passed over" in said
+    assert "3 files skipped" in said
     watch(bundle, frames, log, 8, "--score-again")
     assert len(sources(log)) == 8
 
@@ -107,7 +107,7 @@ def test_two_runs_on_one_log_do_not_mix(bundle: Path, frames: Path, tmp_path: Pa
     lines.write({"source": "x"})
     done = run(bundle, frames, "--json", log)
     assert done.exit_code == 2
-    assert "going on already" in done.stderr
+    assert "already running" in done.stderr
     assert str(log) in done.stderr
     lines.close()
     assert log.read_text() == '{"source": "x"}\n'

@@ -83,7 +83,7 @@ def test_what_cannot_be_recalibrated_is_said(tiny: Path, tmp_path: Path) -> None
     try:
         with pytest.raises(ConfigError, match="sets its threshold as a number"):
             recalibrate(tiny, book.get("r"), [tmp_path])
-        with pytest.raises(DataError, match="no pictures"):
+        with pytest.raises(DataError, match="no images"):
             recalibrate(tiny, book.change("r", false_alarms=0.1)[1], [tmp_path / "none"])
     finally:
         book.close()

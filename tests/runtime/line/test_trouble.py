@@ -218,5 +218,5 @@ def test_an_archive_that_has_stopped_is_a_fault_and_a_full_disk_is_none(tiny: Pa
         archive.put("OK/x.png", good(), None)
         assert wait_until(lambda: "archive" in handshake.view().fault)
         (shown,) = line.health()["stations"]
-        assert (shown["ready"], shown["fault"]) == (False, "the picture archive has stopped")
+        assert (shown["ready"], shown["fault"]) == (False, "the image archive has stopped")
     assert handshake.view().phase is Phase.OFFLINE

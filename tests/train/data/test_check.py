@@ -108,7 +108,7 @@ def test_side_files_are_one_line(zipper: Path) -> None:
     assert report.ok
     (warning,) = report.warnings
     assert warning.path == zipper
-    assert warning.what == "4 files that are no images are ignored (.db, .json, .md, .txt)"
+    assert warning.what == "4 files that are not images are ignored (.db, .json, .md, .txt)"
 
 
 def test_copies_are_found_by_pixels_not_by_bytes(zipper: Path) -> None:

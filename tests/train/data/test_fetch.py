@@ -142,11 +142,11 @@ def test_wrong_hash(published: Published) -> None:
     whole = bytearray(published.server.files["/all.tar.xz"])
     whole[len(whole) // 2] ^= 1
     published.server.files["/all.tar.xz"] = bytes(whole)
-    with pytest.raises(FetchError, match="not what its publisher offered") as caught:
+    with pytest.raises(FetchError, match="not the file that its publisher offers") as caught:
         fetch_mvtec("all", published.dest, True, source=published.source)
     assert published.source.whole.sha256 in caught.value.why
     assert not list(published.dest.rglob("*.tar.xz*"))
-    with pytest.raises(FetchError, match="not what its publisher"):
+    with pytest.raises(FetchError, match="not the file that its publisher"):
         fetch_mvtec("nut", published.dest, True, source=published.source, sha256="0" * 64)
 
 
@@ -172,7 +172,7 @@ def test_archive_by_hand_whole_or_one_category(published: Published, tmp_path: P
     damaged = tmp_path / "other/all.tar.xz"
     damaged.parent.mkdir()
     damaged.write_bytes(published.server.files["/all.tar.xz"][:-9])
-    with pytest.raises(FetchError, match="not what its publisher"):
+    with pytest.raises(FetchError, match="not the file that its publisher"):
         fetch_mvtec("nut", tmp_path / "data2", True, archive=damaged, source=published.source)
     assert damaged.exists()
     with pytest.raises(FetchError, match="There is no archive"):

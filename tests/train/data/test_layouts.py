@@ -190,7 +190,7 @@ def test_flat_masks_of_images_that_share_a_name_are_named(tmp_path: Path) -> Non
     for i in (0, 1, 2):
         mask(tmp_path / f"masks/{i}.png")
     category = from_folders(tmp_path / "ok", tmp_path / "bad", tmp_path / "masks")
-    assert category.layout == "folders of one's own"
+    assert category.layout == "own folders"
     assert {s.path.relative_to(tmp_path).as_posix() for s in category.test if s.mask is None} == {
         "bad/a/0.png",
         "bad/b/0.png",

@@ -260,7 +260,7 @@ def test_the_rate_on_good_images_stands_beside_that_around_defects(tmp_path: Pat
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
     assert "spot" in text
-    assert "of good images (what T promises)" in " ".join(text.split())
+    assert "of good images (what T is set for)" in " ".join(text.split())
 
 
 def test_eighty_columns_show_every_defect_type_whole(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(samples: list[Sample], shared
     watch = Stop(-1)
     resumed = run(samples, shared_cache, config, reporter=watch.reporter())
     assert watch.steps[0] == 8
-    assert f"going on from step 7 of {watch.steps[-1]}" in watch.said
+    assert f"resuming at step 7 of {watch.steps[-1]}" in watch.said
     assert same(whole, resumed)
     assert [step for step, _ in resumed.record.loss] == [step for step, _ in whole.record.loss]
     assert not list((shared_cache / "states").iterdir())  # nothing stays behind

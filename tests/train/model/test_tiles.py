@@ -90,6 +90,6 @@ def test_the_features_of_a_tile_are_the_backbone_s_own() -> None:
 
 
 def test_vgg_takes_no_tiles() -> None:
-    with pytest.raises(ConfigError, match="takes no tiles") as caught:
+    with pytest.raises(ConfigError, match="does not support tiles") as caught:
         build_backbone("vgg19", (1, 2), (64, 64), "random", tiles=(2, 2))
     assert "--input-size" in caught.value.cure

@@ -252,7 +252,7 @@ async function follow() {
   } else if (job.state === "failed") {
     $("job").textContent = [job.what, job.why, job.cure].filter(Boolean).join(" ");
   } else if (job.state === "done") {
-    $("job").textContent = `Limit ${number(job.before)} → ${number(job.after)} from ${job.pictures} pictures; ${job.changes} of the ` +
+    $("job").textContent = `Limit ${number(job.before)} → ${number(job.after)} from ${job.pictures} images; ${job.changes} of the ` +
       `last ${job.judged} parts would change. ${job.written ? `Written: ${job.written}.` : "Nothing was written."}`;
     await showBundles();
   }

@@ -14,6 +14,7 @@ from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, 
 
 from saae_runtime import Engine, open_bundle
 from saae_runtime.backends import open_backend
+from saae_runtime.backends.onnxruntime import gpu
 from saae_runtime.backends.onnxruntime.binding import SHAPES_KEPT, BindingPool, plan
 from saae_runtime.backends.onnxruntime.gpu import gpu_providers
 from saae_runtime.bundle import write_bundle
@@ -237,11 +238,47 @@ def test_a_failure_in_flight_is_raised_at_collect(tmp_path: Path) -> None:
     backend.close()
 
 
+def provider(folder: Path, text: bytes) -> Path:
+    """ONNX Runtime's folder with a TensorRT provider of this text."""
+    (folder / "capi").mkdir(parents=True)
+    (folder / "capi" / "libonnxruntime_providers_tensorrt.so").write_bytes(text)
+    return folder
+
+
+def test_tensorrt_is_looked_for_by_the_name_that_the_provider_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    there: set[str] = set()
+
+    def load(name: str, mode: int = 0) -> None:
+        asked.append(name)
+        if name not in there:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(gpu.ctypes, "CDLL", load)
+    folder = provider(tmp_path / "ort", b"\x00libcudart.so.13\x00libnvinfer.so.10\x00libnvinfer_plugin.so.10\x00")
+    assert gpu.load_tensorrt.__wrapped__(folder) == "TensorRT (libnvinfer.so.10) is not installed"
+    assert asked == ["libnvinfer.so.10"]
+    libraries = tmp_path / "site" / "tensorrt_libs"
+    libraries.mkdir(parents=True)
+    (libraries / "__init__.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(libraries.parent))
+    there.add(str(libraries / "libnvinfer.so.10"))
+    assert gpu.load_tensorrt.__wrapped__(folder) == ""
+    there = {"libnvinfer.so.10"}
+    assert gpu.load_tensorrt.__wrapped__(folder) == ""
+    assert gpu.load_tensorrt.__wrapped__(provider(tmp_path / "other", b"nothing")) == ""
+    assert "cannot be read" in gpu.load_tensorrt.__wrapped__(tmp_path / "none")
+
+
 def test_options_of_the_gpu_providers(tmp_path: Path) -> None:
     ((name, cuda),) = gpu_providers(False, 1, SIZE, 32, None)
     assert name == "CUDAExecutionProvider"
     assert cuda["device_id"] == "1"
     assert cuda["use_tf32"] == "0"
+    ((_, first),) = gpu_providers(False, 0, SIZE, 32, None)
+    assert "device_id" not in first  # the default, and ONNX Runtime warns where it is named
     (name, engine), (fallback, _) = gpu_providers(True, 0, SIZE, 16, tmp_path)
     assert (name, fallback) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert engine["trt_profile_max_shapes"] == "frame:16x24x40x3"

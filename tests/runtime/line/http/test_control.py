@@ -103,7 +103,7 @@ def test_who_edits_the_file_has_the_last_word(stack: ExitStack, serving: Serving
         assert set(dropped) == {"other", "gone", "first"}
     (tmp_path / "http" / "in-force.json").write_text("nonsense")
     with serving(tmp_path) as again:
-        assert "passed over" in again.line.health()["last_error"]
+        assert "is ignored" in again.line.health()["last_error"]
 
 
 def test_a_bundle_is_switched_to_a_version_and_back(stack: ExitStack, tiny: Path, strict: Path, tmp_path: Path) -> None:

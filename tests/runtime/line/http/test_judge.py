@@ -1,4 +1,4 @@
-"""Judging over HTTP: what comes back is what the engine says; what is no picture, too large or too late is said so."""
+"""Judging over HTTP: the answer is the engine's; files that are not images, too large or too late are refused."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_posts_beyond_the_queue_are_refused_before_they_are_read() -> None:
     assert wait_until(lambda: recipe.calls)
     batcher.admit()
     waiting = [batcher.submit(good(), recipe) for _ in range(2)]  # type: ignore[arg-type]
-    with pytest.raises(BusyError, match="2 pictures are waiting"):
+    with pytest.raises(BusyError, match="2 images are waiting"):
         batcher.admit()
     recipe.go.set()
     for future in waiting:

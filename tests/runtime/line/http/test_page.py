@@ -112,7 +112,7 @@ def test_an_operator_works_with_it(browser: Any, opened: ExitStack, tmp_path: Pa
 
     # New thresholds, for which nobody has confirmed a part yet.
     click(browser, "#try")
-    assert wait_until(lambda: "no pictures of good parts" in text(browser, "job"))
+    assert wait_until(lambda: "no images of good parts" in text(browser, "job"))
 
     # The other station, whose next part comes while the page is open.
     browser.find_element("xpath", "//nav/button[text()='asked']").click()

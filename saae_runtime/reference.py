@@ -1,8 +1,8 @@
-"""Reference frames inside a bundle: a few images with the PyTorch model's own answers, so that any machine can verify.
+"""Reference frames in a bundle: a few images with the results of the PyTorch model, so that any machine can verify.
 
 Each frame is an 8-bit PNG of the graph's frame size in `samples/`, which `saae-run` scores like any folder. Its map is
-a 16-bit PNG in `reference/` between two numbers (an error of 1/131070 of its range, far below every parity bound);
-names, scores and ranges are JSON. Nothing here needs PyTorch to be read.
+a 16-bit PNG in `reference/`, scaled to its range (an error of 1/131070 of it, far below every parity bound). Names,
+scores and ranges are JSON. Reading them needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.bundle import Bundle
-from saae_runtime.errors import BundleCorruptError, ImageError
-from saae_runtime.files import write_json
-from saae_runtime.images import open_image, read_image
+from .bundle import Bundle
+from .errors import BundleCorruptError, ImageError
+from .files import write_json
+from .images import open_image, read_image
 
 __all__ = ["FOLDER", "SAMPLES", "ReferenceFrame", "plain_name", "read_reference", "write_reference"]
 
@@ -27,12 +27,12 @@ FOLDER = "reference"
 SAMPLES = "samples"
 _INDEX = "reference.json"
 _LEVELS = 65535
-_LONGEST = 80  # letters of an image's name that go into a file's name: systems take 255 bytes
+_LONGEST = 80  # letters of an image's name in a file's name; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
 class ReferenceFrame:
-    """One frame and what the reference says about it.
+    """One frame and the reference's results.
 
     Attributes:
         name: the image's file name.
@@ -48,17 +48,17 @@ class ReferenceFrame:
 
 
 def plain_name(text: str) -> str:
-    """Text as part of a file's name that every system takes: letters and digits, no longer than it may be."""
+    """Text as part of a file's name on any system: letters and digits, of limited length."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)[:_LONGEST]
 
 
 def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str) -> None:
-    """Writes `samples/` and `reference/` into a bundle that is being filled; nothing for no frames.
+    """Write `samples/` and `reference/` into an unfinished bundle, if there are frames.
 
     Args:
         folder: the bundle's folder.
-        frames: a few frames; the smaller the better the bundle travels.
-        against: what made the answers, in words ("PyTorch FP32").
+        frames: a few frames; fewer make a smaller bundle.
+        against: description of what gave the results ("PyTorch FP32").
     """
     from PIL import Image
 
@@ -90,10 +90,10 @@ def write_reference(folder: Path, frames: Sequence[ReferenceFrame], against: str
 
 
 def read_reference(bundle: Bundle) -> tuple[list[ReferenceFrame], str]:
-    """The reference frames of an opened bundle, and what made their answers; none where it carries none.
+    """The reference frames of an opened bundle, and what gave their results; no frames if it holds none.
 
     Raises:
-        BundleCorruptError: the index does not say what it should.
+        BundleCorruptError: the index or a file is damaged.
     """
     name = f"{FOLDER}/{_INDEX}"
     if name not in bundle.manifest.files:

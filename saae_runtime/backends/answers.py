@@ -1,0 +1,57 @@
+"""Compares a backend's results with those in the bundle, so that `auto` never chooses a backend that is wrong here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BundleCorruptError
+from ..manifest import Artefact
+from ..reference import ReferenceFrame, read_reference
+from .base import Backend
+
+__all__ = ["answer_check"]
+
+_TINY = 1e-12
+
+
+def answer_check(bundle: Bundle) -> Callable[[Backend, Artefact], str]:
+    """A check of an opened backend: what is wrong with its answers, or "" where they are right or nothing is known.
+
+    Each reference frame is scored alone. The bounds are those that the artefact had to keep when the bundle was built
+    (`Parity.bound_map`, `Parity.bound_score`): a library, driver or processor that was not there then may compute the
+    same file otherwise.
+    """
+    stored: list[ReferenceFrame] | None = None
+
+    def check(backend: Backend, artefact: Artefact) -> str:
+        nonlocal stored
+        if artefact.parity is None:
+            return ""
+        if stored is None:
+            stored = _stored(bundle)
+        for item in stored:
+            if item.frame.shape[:2] != backend.frame_size:
+                continue  # an image that is seen through several windows
+            found = backend.infer(item.frame[None], float(np.finfo(np.float32).max))
+            scale = max(float(np.abs(item.anomaly_map).max()), _TINY)
+            map_error = float(np.abs(found.anomaly_map[0] - item.anomaly_map).max()) / scale
+            score_error = abs(float(found.score[0]) - item.score) / max(abs(item.score), _TINY)
+            bounds = artefact.parity
+            if not (map_error <= bounds.bound_map and score_error <= bounds.bound_score):  # NaN is wrong, too
+                return (
+                    f"its answers on this machine are not the bundle's: {item.name}, map error {map_error:.1g} (bound "
+                    f"{bounds.bound_map:.1g}), score error {score_error:.1g} (bound {bounds.bound_score:.1g})"
+                )
+        return ""
+
+    return check
+
+
+def _stored(bundle: Bundle) -> list[ReferenceFrame]:
+    try:
+        return read_reference(bundle)[0]
+    except BundleCorruptError:  # `saae-export verify` says so; a line goes on
+        return []
