@@ -174,6 +174,16 @@ def build_command(
     refit: Annotated[
         bool, typer.Option("--refit", rich_help_panel="Fit", help="Fit again even if this model was fitted before.")
     ] = False,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            rich_help_panel="Fit",
+            metavar="auto|X[,Y]",
+            help="Fit other configurations, too (fewer pixels, lite, small, joint; auto: all), and take the one that "
+            "tells SIMULATED defects best from the good images. Takes as many fits.",
+        ),
+    ] = None,
     export: ExportOptions,
     gates: GateOptions,
     out: Annotated[Path | None, _place("--out", "-o", help="Folder of the bundle. Default: bundles/CATEGORY.")] = None,
@@ -186,6 +196,7 @@ def build_command(
     """
     need_export()
     from ..pipeline.build import BuildOptions, build
+    from ..pipeline.select import choices_of
     from ..pipeline.summary import print_summary
 
     console = log()
@@ -215,6 +226,7 @@ def build_command(
             self_test=gates.selftest,
             self_test_frames=gates.selftest_frames,
             allow_blind=gates.allow_blind,
+            select=choices_of(select),
             cache=cache,
         ),
         console,

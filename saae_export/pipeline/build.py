@@ -29,6 +29,7 @@ from saae_train.data.check import check
 from saae_train.data.split import content_digest
 from saae_train.evaluation.result import Evaluation
 from saae_train.model.checkpoint import read_fit_config
+from saae_train.selftest.choose import Choice
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
@@ -51,6 +52,7 @@ from .measure import (
 )
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
+from .select import select_config
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
@@ -90,7 +92,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         ConfigError: another build of the same product runs in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    stages = Stages(console, _STAGES + options.int8)
+    stages = Stages(console, _STAGES + options.int8 + 2 * len(options.select))
     check_options(options)
     category, source = _find_category(options, stages)
     target = options.out or Path("bundles") / category.name
@@ -99,9 +101,15 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     work = options.work / category.name
     lock = options.work / f".{category.name}.lock"
     with alone(lock, f"A build of {category.name}", "wait for it, or give this one another work folder: --work FOLDER"):
+        choice = None
+        if options.select:
+            config, choice = select_config(
+                options.fit, options.select, options.frame_size, options.self_test_frames, category, work, stages
+            )
+            options = dataclasses.replace(options, config=config, refit=False)
         model = fit_model(options.fit, category, work, stages)
         try:
-            return _build_bundle(options, category, source, model, target, work, stages)
+            return _build_bundle(options, category, source, model, choice, target, work, stages)
         finally:
             for folder in ("staged", "onnx"):
                 shutil.rmtree(work / folder, ignore_errors=True)
@@ -112,6 +120,7 @@ def _build_bundle(
     category: Category,
     source: str,
     model: FittedModel,
+    choice: Choice | None,
     target: Path,
     work: Path,
     stages: Stages,
@@ -158,7 +167,7 @@ def _build_bundle(
     with stages.stage("bundle and report") as stage:
         in_bf16 = set(IN_BF16) & set(bundle.manifest.precisions())
         report = Report(
-            manifest=_final_manifest(bundle.manifest, compared.reports, evaluation, self_test),
+            manifest=_final_manifest(bundle.manifest, compared.reports, evaluation, self_test, choice),
             bundle=str(target),
             source=source,
             record=model.checkpoint.record,
@@ -296,13 +305,17 @@ def _final_manifest(
     reports: Sequence[ParityReport],
     evaluation: Evaluation | None,
     self_test: SelfTest | None,
+    choice: Choice | None,
 ) -> Manifest:
     """The manifest with parity and metrics."""
     parity = {(report.artefact, report.precision): report.summary() for report in reports}
     artefacts = tuple(
         dataclasses.replace(item, parity=parity.get((item.file, item.precision))) for item in manifest.artefacts
     )
-    return dataclasses.replace(manifest, artefacts=artefacts, metrics=manifest_metrics(evaluation, self_test))
+    metrics = manifest_metrics(evaluation, self_test)
+    if choice is not None:
+        metrics["select"] = choice.to_json()
+    return dataclasses.replace(manifest, artefacts=artefacts, metrics=metrics)
 
 
 def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame]) -> Bundle:

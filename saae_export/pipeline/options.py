@@ -63,6 +63,8 @@ class BuildOptions:
         self_test: whether to draw simulated defects onto held-out images and count what is found.
         self_test_frames: how many.
         allow_blind: write the bundle even if the model misses large, strong simulated defects.
+        select: configurations to choose from by simulated defects, see `saae_export.pipeline.select.CHOICES`; empty:
+            `config` is taken.
         cache: feature cache; None: the user's.
     """
 
@@ -90,6 +92,7 @@ class BuildOptions:
     self_test: bool = True
     self_test_frames: int = DEFAULT_FRAMES
     allow_blind: bool = False
+    select: tuple[str, ...] = ()
     cache: Path | None = None
 
     @property
@@ -122,6 +125,8 @@ def check_options(options: BuildOptions) -> None:
         raise ConfigError("INT8 is made from the FP32 graph, which is not built.", "", "add it: --precision fp32")
     if options.half_weights and "fp32" not in options.precisions:
         raise ConfigError("--half-weights is for the FP32 graph, which is not built.", "", "add it: --precision fp32")
+    if options.select and options.checkpoint is not None:
+        raise ConfigError("--select and --checkpoint exclude each other.", "A given model is taken.", "leave one out")
     if options.half_weights and options.checkpoint is None:
         require_blocks(options.config.backbone, options.config.layers)
     if options.parity_images < 1:

@@ -1,0 +1,154 @@
+"""Does `--select` take the configuration that finds most of the real defects? Both sides, on real categories.
+
+    python benchmarks/choices.py --data DATA [--categories cookie,screw] [--select auto] [--weights packaged]
+                                [--frames 60] [--cache DIR] [--work DIR] [--out FILE]
+
+For each configuration of a category: what the choice sees (simulated defects and good images only: image ROC-AUC with
+every kind, size and contrast weighted alike, and by how many standard errors it is ahead of the given configuration),
+and what it does not see (the test set: image ROC-AUC, PRO-AUC, found and rejected at the default threshold).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from saae_runtime.errors import SaaeError
+from saae_runtime.terminal import Stages
+from saae_train.config import FitConfig, preset
+
+HEADINGS = (
+    "category",
+    "configuration",
+    "simulated image ROC",
+    "ahead",
+    "simulated found",
+    "image ROC",
+    "PRO",
+    "found",
+    "rejected",
+)
+
+
+def measure(
+    data: Path,
+    name: str,
+    config: FitConfig,
+    select: str,
+    weights: str | None,
+    frames: int,
+    cache: Path | None,
+    work: Path,
+) -> list[dict[str, Any]]:
+    """The rows of one category; `config` is the configuration whose changes are tried.
+
+    Raises:
+        SaaeError: of the kind that a fit, the self-test or the evaluation raises.
+    """
+    from saae_export.parity.pytorch import TorchReference
+    from saae_export.pipeline.images import Request, shared_size
+    from saae_export.pipeline.options import BuildOptions, parse_frame_size
+    from saae_export.pipeline.select import calibration_of, choices_of, try_models
+    from saae_runtime.terminal import log
+    from saae_train.data.category import find_category
+    from saae_train.evaluation.decisions import decide
+    from saae_train.evaluation.evaluate import evaluate
+    from saae_train.selftest.choose import Tried, choose
+
+    options = BuildOptions(request=Request(name, data), config=config, weights=weights, cache=cache)
+    category = find_category(data, name)
+    names = choices_of(select)
+    stages = Stages(log(), 3 * len(names))
+    tried: list[Tried] = []
+    rows: list[dict[str, Any]] = []
+    size = parse_frame_size("auto", shared_size(category.train))
+    for model, one in try_models(options.fit, names, "auto", frames, category, work / name, stages):
+        tried.append(one)
+        reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
+        limits = calibration_of(model, reference)
+        with stages.stage(f"test set: {one.name}") as stage:
+            found = evaluate(
+                reference,
+                category,
+                threshold=limits.pixel.at(),
+                image_threshold=limits.image.at(),
+                progress=stage,
+            )
+        overall = found.overall.metrics
+        scores, bad = [i.score for i in found.images], [i.is_anomalous for i in found.images]
+        verdict = decide(scores, bad, limits.image.at())
+        rows.append(
+            {
+                "category": name,
+                "configuration": one.name,
+                "image_roc_auc": overall["image_roc_auc"].value,
+                "pro_auc": overall["pro_auc"].value,
+                "found": verdict.tpr,
+                "rejected": verdict.fpr,
+            }
+        )
+    choice = choose(tried)
+    for row in rows:
+        label = str(row["configuration"])
+        row |= {
+            "simulated_image_roc_auc": choice.separation[label],
+            "ahead": choice.ahead[label],
+            "simulated_found": choice.found[label],
+            "taken": label == choice.name,
+        }
+    return rows
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[list[object]]:
+    """Rows for the terminal and the documents, in percent."""
+    return [
+        [
+            row["category"],
+            row["configuration"] + (" (taken)" if row["taken"] else ""),
+            100 * row["simulated_image_roc_auc"],
+            f"{row['ahead']:+.1f}",
+            100 * row["simulated_found"],
+            *(None if row[key] is None else 100 * row[key] for key in ("image_roc_auc", "pro_auc")),
+            100 * row["found"],
+            100 * row["rejected"],
+        ]
+        for row in rows
+    ]
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder of categories (MVTec AD tree)")],
+    categories: Annotated[str, typer.Option(help="comma-separated; default: all found")] = "",
+    select: Annotated[str, typer.Option(help="as of saae-export build")] = "auto",
+    weights: Annotated[str | None, typer.Option(help="backbone weights: a file, cache, hub or packaged")] = None,
+    frames: Annotated[int, typer.Option(help="images with a simulated defect")] = 60,
+    cache: Annotated[Path | None, typer.Option(help="cache of features")] = None,
+    work: Annotated[Path, typer.Option(help="folder of fitted models")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="result file")] = None,
+) -> None:
+    """Compare the choice by simulated defects with real ones; print and write the table after every category."""
+    from saae_train.data.category import list_categories
+
+    common.print_machine()
+    rows: list[dict[str, Any]] = []
+    target = out or common.RESULTS / "choices.json"
+    try:
+        for name in [n for n in categories.split(",") if n] or list_categories(data):
+            rows += measure(data, name, preset("fast"), select, weights, frames, cache, work)
+            common.write_result(
+                common.result("choices", rows, inside="simulated: what the choice sees; the rest: the test set"), target
+            )
+            common.print_table("choices", HEADINGS, table_rows(rows), [f"Written to {target}"])
+    except SaaeError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

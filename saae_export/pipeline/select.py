@@ -1,0 +1,142 @@
+"""`--select`: fits several configurations and takes the one that tells simulated defects best from the good images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from saae_runtime.errors import ConfigError
+from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
+from saae_runtime.terminal import Stages
+from saae_train.calibrate import OBJECT_FPR, Calibration, calibrate, calibrate_left_out
+from saae_train.config import FitConfig, preset
+from saae_train.data.category import Category
+from saae_train.data.split import split_for
+from saae_train.selftest.choose import Choice, Tried, choose
+from saae_train.selftest.run import selftest
+
+from ..parity.pytorch import TorchReference
+from .fit import FittedModel, fit_model
+from .images import shared_size
+from .options import FitRequest, parse_frame_size
+
+__all__ = ["CHOICES", "calibration_of", "choices_of", "select_config", "try_models"]
+
+
+def _like(name: str) -> Callable[[FitConfig], FitConfig]:
+    other = preset(name)
+    return lambda config: config.replace(layers=other.layers, input_size=other.input_size)
+
+
+CHOICES: Mapping[str, Callable[[FitConfig], FitConfig]] = {
+    "as given": lambda config: config,
+    "fewer pixels": lambda config: config.replace(input_size=(280, 280)),
+    "lite": _like("lite"),
+    "small": _like("small"),
+    "joint": lambda config: config.with_values({"score": "joint"}),
+}
+"""Name -> how the given configuration is changed: its size, its layers, its score."""
+
+
+def choices_of(text: str | None) -> tuple[str, ...]:
+    """The names in `auto` or `lite,joint`; the given configuration is always the first.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if text is None:
+        return ()
+    first, *rest = CHOICES
+    names = rest if text.strip() == "auto" else [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [name for name in names if name not in CHOICES]
+    if unknown or not names:
+        raise ConfigError(
+            f"--select {text} is not possible.", f"Known are: auto, {', '.join(rest)}.", "--select auto, or lite,joint"
+        )
+    return tuple(dict.fromkeys([first, *names]))
+
+
+def select_config(
+    request: FitRequest,
+    names: tuple[str, ...],
+    frame_size: str,
+    frames: int,
+    category: Category,
+    work: Path,
+    stages: Stages,
+) -> tuple[FitConfig, Choice]:
+    """Fit each configuration, draw the same simulated defects for all, and choose.
+
+    The models stay in the work folder, so the chosen one is not fitted again.
+
+    Args:
+        request: of the build; its configuration is the first.
+        names: of `CHOICES`.
+        frame_size: of the build.
+        frames: images with a simulated defect.
+        category: the images.
+        work: folder of fitted models.
+        stages: progress; two for each name.
+
+    Raises:
+        SaaeError: of the kind that a fit or the self-test raises.
+    """
+    found = list(try_models(request, names, frame_size, frames, category, work, stages))
+    choice = choose([tried for _, tried in found])
+    stages.console.print(_table(choice))
+    stages.say(f"  taken: {choice.name}")
+    return CHOICES[choice.name](request.config), choice
+
+
+def try_models(
+    request: FitRequest,
+    names: tuple[str, ...],
+    frame_size: str,
+    frames: int,
+    category: Category,
+    work: Path,
+    stages: Stages,
+) -> Iterator[tuple[FittedModel, Tried]]:
+    """Fit each configuration and try it on simulated defects, the same for all. Arguments as of `select_config`."""
+    size = parse_frame_size(frame_size, shared_size(category.train))
+    drawn_on = split_for(request.config, category).normal
+    for name in names:
+        config = CHOICES[name](request.config)
+        model = fit_model(dataclasses.replace(request, config=config), category, work, stages)
+        reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
+        with stages.stage(f"simulated defects: {name}") as stage:
+            thresholds = calibration_of(model, reference)
+            test = selftest(
+                reference,
+                drawn_on,
+                threshold=thresholds.pixel.at(),
+                image_threshold=thresholds.image.at(),
+                frames=frames,
+                synthetic=category.synthetic,
+                progress=stage,
+            )
+        yield model, Tried(name, test, thresholds.scores)
+
+
+def calibration_of(model: FittedModel, reference: TorchReference) -> Calibration:
+    """Thresholds and scores of good images as if they were new: each left out of the memory, or held out."""
+    detector, left_out = model.checkpoint.detector, model.checkpoint.left_out
+    if left_out is None:
+        return calibrate(reference, model.split.held_out, estimate=True, image_fpr=DEFAULT_FALSE_ALARMS)
+    size = detector.backbone.input_size
+    return calibrate_left_out(left_out, detector.smoothing, reference.frame_size, size, "", OBJECT_FPR)
+
+
+def _table(choice: Choice) -> Table:
+    table = Table("configuration", title="SIMULATED defects", title_justify="left")
+    for heading in ("image ROC-AUC", "ahead, in standard errors", "found"):
+        table.add_column(heading, justify="right")
+    for name, value in choice.separation.items():
+        mark = " (taken)" if name == choice.name else ""
+        table.add_row(
+            name + mark, f"{100 * value:.1f}", f"{choice.ahead[name]:+.1f}", f"{100 * choice.found[name]:.0f} %"
+        )
+    return table
