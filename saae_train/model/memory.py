@@ -12,7 +12,7 @@ __all__ = ["CANDIDATES", "KERNEL", "NEIGHBOURS", "SEARCH", "Memory", "Nearest", 
 NEIGHBOURS = 8
 """Entries that a patch is compared with; the last one only says where the weights end."""
 
-SEARCH = 128
+SEARCH = 96
 """Leading components used to choose candidates among all entries; distances to the candidates use all components."""
 
 CANDIDATES = 16
