@@ -1,4 +1,4 @@
-"""Writes the reference of the four commands from their own help: python docs/commands.py [FILE]."""
+"""Writes the reference of the four commands from their help: python docs/commands.py [FILE]."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ COMMANDS = {
 
 _HEAD = """# Commands
 
-What `--help` of each command says. On a terminal it is the same, for the version that is installed.
+The `--help` of each command.
 """
 
 
 def pages(name: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """A command and those within it, each with what is typed for it; a group that does nothing itself is left out."""
+    """Yield each command with the words that call it; groups of commands are skipped."""
     within = getattr(command, "commands", {})
     if not within:
         yield name, command
@@ -41,13 +41,13 @@ def pages(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table: markup of the terminal left out, in one line."""
+    """One line of text for a table's cell, without the terminal's markup."""
     plain = re.sub(r"\[/?(?:bold|dim|italic|cyan|yellow|red|green)\]", "", text)
     return " ".join(plain.split()).replace("|", "\\|")
 
 
 def section(name: str, command: Any) -> str:
-    """A command's heading, what it does, how it is called, and its arguments and options."""
+    """Write a command's heading, help and usage, and a table of its arguments and options."""
     context = typer.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     records = [item.get_help_record(context) for item in command.params]
