@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import need
 
 from benchmarks.ladder import HEADINGS, PadimResNet18, measured, padim_calls, table
 from saae_runtime.errors import ConfigError
@@ -31,7 +32,7 @@ def test_padim_is_the_mahalanobis_distance_at_each_position() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_both_libraries_compute_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
+    need("openvino")
     torch.manual_seed(0)
     calls = padim_calls(tmp_path, threads=1, side=64)
     frame = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)

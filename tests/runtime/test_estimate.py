@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import need
 
 from saae_runtime.errors import CalibrationError
 from saae_runtime.estimate import ScoreModel, _t_quantile, chance_of_more, highest_rate
@@ -67,14 +68,14 @@ def test_leverage_names_the_images_that_move_the_threshold() -> None:
 
 @pytest.mark.parametrize(("freedom", "worst"), [(1, 1e-12), (2, 1e-12), (3, 0.02), (6, 1e-3), (30, 1e-6)])
 def test_student_against_scipy(freedom: int, worst: float) -> None:
-    stats = pytest.importorskip("scipy.stats", reason="needs the extra `train`")
+    stats = need("scipy.stats")
     for share in (0.5, 0.8, 0.95, 0.99):
         assert _t_quantile(share, freedom) == pytest.approx(stats.t.ppf(share, freedom), rel=worst, abs=1e-9)
 
 
 @pytest.mark.parametrize(("above", "count"), [(0, 5), (0, 100), (3, 40), (40, 40)])
 def test_highest_rate_against_scipy(above: int, count: int) -> None:
-    stats = pytest.importorskip("scipy.stats", reason="needs the extra `train`")
+    stats = need("scipy.stats")
     expected = 1.0 if above == count else stats.beta.ppf(0.95, above + 1, count - above)
     assert highest_rate(above, count) == pytest.approx(expected, rel=1e-6)
 
@@ -86,6 +87,6 @@ def test_scores_that_are_none(scores: list[float]) -> None:
 
 
 def test_chance_of_more_against_scipy() -> None:
-    stats = pytest.importorskip("scipy.stats", reason="needs the extra `train`")
+    stats = need("scipy.stats")
     for above, count, rate in ((0, 10, 0.05), (1, 14, 0.05), (15, 18, 0.05), (3, 40, 0.01)):
         assert chance_of_more(above, count, rate) == pytest.approx(stats.binom.sf(above - 1, count, rate), rel=1e-6)

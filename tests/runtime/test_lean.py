@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 
 from saae_runtime.render import save_png
@@ -77,9 +78,9 @@ _ENTRIES = {
 
 @pytest.mark.parametrize("entry", _ENTRIES)
 def test_onnx_runtime_leaves_nothing_in_the_home_folder(repo_root: Path, tmp_path: Path, entry: str) -> None:
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    need("onnxruntime")
     if entry in ("saae-train", "saae-export"):
-        pytest.importorskip("torch", reason="needs the extra `train`")
+        need("torch")
     home, bundle, image = tmp_path / "home", tmp_path / "b", tmp_path / "x.png"
     home.mkdir()
     make_tiny_bundle(bundle, (16, 24))
@@ -120,7 +121,7 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
 @pytest.mark.slow
 def test_onnx_runtime_looks_no_host_up(repo_root: Path, tmp_path: Path) -> None:
     """The library's first look-up comes some ten seconds after a session was opened."""
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    need("onnxruntime")
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler, to see look-ups")

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 
 from saae_runtime.render import save_png
 
-pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+need("onnxruntime")
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "saae_runtime.cli"]

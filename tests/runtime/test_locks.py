@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import need
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.locks import alone
@@ -22,7 +23,7 @@ with alone(Path(sys.argv[1]), "A build", "wait"):
 
 
 def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path: Path, repo_root: Path) -> None:
-    pytest.importorskip("fcntl", reason="needs POSIX locks")
+    need("fcntl")
     lock = tmp_path / "work" / ".lock"
     command = [sys.executable, "-c", HOLDING, str(lock)]
     with subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE) as other:

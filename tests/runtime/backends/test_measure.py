@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from needs import need
 from tiny_bundle import make_tiny_bundle, tiny_manifest
 
 from saae_runtime import Bundle, Engine, backends, files, open_bundle
@@ -591,7 +592,7 @@ def _open_there(folder: str, lock: object, answers: object) -> None:
 @pytest.mark.skipif(files.fcntl is None, reason="needs file locks")
 def test_processes_that_start_at_once_time_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For real: one of three times the real backends, the others take its figures."""
-    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'saae[openvino]'")
+    need("openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     folder = make_tiny_bundle(tmp_path / "tiny", SIZE)
     spawn = multiprocessing.get_context("spawn")

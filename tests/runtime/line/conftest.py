@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from needs import skips_without
+from needs import need, skips_without
 from tiny_bundle import make_tiny_bundle
 
 from saae_runtime.line.engines import Engines
@@ -18,14 +18,14 @@ pytest_pycollect_makemodule = skips_without(
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle, threshold 40; read only."""
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    need("onnxruntime")
     return make_tiny_bundle(tmp_path_factory.mktemp("line") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with threshold 200, which nothing exceeds; read only."""
-    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'saae[cpu]'")
+    need("onnxruntime")
     return make_tiny_bundle(tmp_path_factory.mktemp("line") / "other", threshold=200.0)
 
 

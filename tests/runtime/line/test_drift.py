@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from needs import need
 
 from saae_runtime.line.config import HealthConfig
 from saae_runtime.line.drift import DriftMonitor, Limits, limits_for
@@ -56,7 +57,7 @@ def test_the_stated_rate_of_false_alarms_holds(images: int, rule: str, window: i
 @pytest.mark.parametrize("images", [20, 50, 209, 2000])
 def test_each_calibration_keeps_the_rate_but_for_one_in_a_hundred(images: int) -> None:
     """Exactly, where the scores' distribution is known: the shares above the marks, then the binomial tails."""
-    scipy = pytest.importorskip("scipy.stats", reason="needs scipy: pip install 'saae[train]'")
+    scipy = need("scipy.stats")
     random = np.random.default_rng(images)
     window, rate, broken, tables = 200, 0.001, 0, 300
     for _ in range(tables):

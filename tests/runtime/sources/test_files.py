@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import need
 from PIL import Image
 
 from saae_runtime.errors import ConfigError, DataError, ImageError, SaaeError
@@ -219,7 +220,7 @@ def test_each_page_is_a_frame_with_a_name_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.png", "x.mp4"])
 def test_what_is_no_file_is_an_error_of_its_frame(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("av", reason="needs PyAV: pip install 'saae[video]'")
+    need("av")
     image(tmp_path / "a.png")
     os.mkfifo(tmp_path / name)
     named = [str(tmp_path / name), str(tmp_path / "a.png")]

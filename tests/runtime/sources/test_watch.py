@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need
 from PIL import Image
 from tiny_bundle import gray_frame, make_tiny_bundle
 
@@ -313,7 +314,7 @@ def test_links_back_and_pipes_in_a_watched_folder(tmp_path: Path) -> None:
 
 
 def test_notices_of_the_system_bring_what_is_written(tmp_path: Path) -> None:
-    pytest.importorskip("watchdog", reason="needs watchdog: pip install 'saae[watch]'")
+    need("watchdog")
     notices = Notices([tmp_path], recursive=False)
     try:
         seen: set[str] = set()
