@@ -34,6 +34,7 @@ lock: $(VENV)/.stamp-dev
 # Strict: a link that leads nowhere ends the build. The figures are drawn first; a test holds the committed ones against it.
 docs: $(VENV)/.stamp-dev
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/commands.py
 	$(BIN)/zensical build --clean --strict
 	@echo
 	@echo "The site is in build/site. To read it:"

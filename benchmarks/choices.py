@@ -5,7 +5,8 @@
 
 For each configuration of a category: what the choice sees (simulated defects and good images only: image ROC-AUC with
 every kind, size and contrast weighted alike, and by how many standard errors it is ahead of the given configuration),
-and what it does not see (the test set: image ROC-AUC, PRO-AUC, found and rejected at the default threshold).
+and what it does not see (the test set: image ROC-AUC, PRO-AUC, found and rejected at the threshold). Both sides are of
+the same model, fitted on the part of the images that the choice leaves for it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def measure(
     from saae_export.parity.pytorch import TorchReference
     from saae_export.pipeline.images import Request, shared_size
     from saae_export.pipeline.options import BuildOptions, parse_frame_size
-    from saae_export.pipeline.select import calibration_of, choices_of, try_models
+    from saae_export.pipeline.select import choices_of, try_models
+    from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
     from saae_runtime.terminal import log
+    from saae_train.calibrate import calibrate
     from saae_train.data.category import find_category
     from saae_train.evaluation.decisions import decide
     from saae_train.evaluation.evaluate import evaluate
@@ -71,7 +74,7 @@ def measure(
     for model, one in try_models(options.fit, names, "auto", frames, category, work / name, stages):
         tried.append(one)
         reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
-        limits = calibration_of(model, reference)
+        limits = calibrate(reference, model.split.held_out, image_fpr=DEFAULT_FALSE_ALARMS, estimate=True)
         with stages.stage(f"test set: {one.name}") as stage:
             found = evaluate(
                 reference,

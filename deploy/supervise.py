@@ -24,13 +24,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-ALIVE = Path("/run/saae/alive")
+ALIVE = Path("/tmp/saae/alive")
 
 
 def run(command: Sequence[str], alive: Path, seconds: float) -> int:
     """Run a command until it ends; return its exit code, 128 and its signal's number where one ended it."""
-    alive.parent.mkdir(parents=True, exist_ok=True)
-    alive.unlink(missing_ok=True)
+    try:
+        alive.parent.mkdir(parents=True, exist_ok=True)
+        alive.touch()
+        alive.unlink()
+        tempfile.gettempdir()  # may be written, too
+    except OSError as error:
+        sys.exit(f"supervise.py: {error}. A read-only root needs --tmpfs /tmp.")
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         place = str(Path(folder) / "notify")
         listener.bind(place)

@@ -93,7 +93,7 @@ def ray_cluster() -> Iterator[None]:
     from saae_runtime.errors import BackendUnavailableError
 
     before = os.environ.get("PYTHONPATH")
-    places = [ROOT, ROOT / "tests" / "support", ROOT / "tests" / "runtime" / "cli"]
+    places = [ROOT, ROOT / "tests", ROOT / "tests" / "support"]
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, places), *([before] if before else [])])
     os.environ["RAY_AUTH_MODE"] = "disabled"
     try:

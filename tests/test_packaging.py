@@ -44,8 +44,22 @@ try:
 except SaaeError as error:
     assert "No Triton server answers" in str(error), error
 """,
+    "parquet": """
+from pathlib import Path
+from saae_runtime.cli.exports import ParquetFile
+ParquetFile(Path("r.parquet")).close()
+assert Path("r.parquet").read_bytes()[:4] == b"PAR1"
+""",
+    "line": """
+from saae_runtime.line.health import prometheus_text
+from saae_runtime.line.config import load_config
+import paho.mqtt.client, prometheus_client
+""",
+    "modbus": "import pymodbus.server, saae_runtime.line.plc.modbus",
+    "opcua": "import asyncua, saae_runtime.line.plc.opcua",
+    "serve": "import multipart, saae_runtime.line.http.service",
 }
-"""Extras that are quickly installed, and what must run with each."""
+"""Extras that are quickly installed, and what must run with each. The environment of the tests has the larger ones."""
 PACKAGES = ("saae_runtime", "saae_train", "saae_export")
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "sklearn", "safetensors", "jinja2")
 

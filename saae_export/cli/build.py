@@ -181,7 +181,7 @@ def build_command(
             rich_help_panel="Fit",
             metavar="auto|X[,Y]",
             help="Fit other configurations, too (fewer pixels, lite, small, joint; auto: all), and take the one that "
-            "tells SIMULATED defects best from the good images. Takes as many fits.",
+            "tells SIMULATED defects best from good images. Takes as many more fits.",
         ),
     ] = None,
     export: ExportOptions,

@@ -69,8 +69,10 @@ def calibrate_command(
     for note in found.notes:
         console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
     for item in found.dropped:
-        verb = "would leave" if dry_run else "left"
-        console.print(f"{escape(item)} {verb} the bundle: it was not calibrated", style="yellow", soft_wrap=True)
+        verb = "would be" if dry_run else "was"
+        console.print(
+            f"{escape(item)} {verb} removed from the bundle: it was not calibrated", style="yellow", soft_wrap=True
+        )
     if dry_run:
         console.print("Nothing was written.")
         return

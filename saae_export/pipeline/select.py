@@ -11,10 +11,9 @@ from rich.table import Table
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.terminal import Stages
-from saae_train.calibrate import OBJECT_FPR, Calibration, calibrate, calibrate_left_out
+from saae_train.calibrate import calibrate
 from saae_train.config import FitConfig, preset
 from saae_train.data.category import Category
-from saae_train.data.split import split_for
 from saae_train.selftest.choose import Choice, Tried, choose
 from saae_train.selftest.run import selftest
 
@@ -23,7 +22,10 @@ from .fit import FittedModel, fit_model
 from .images import shared_size
 from .options import FitRequest, parse_frame_size
 
-__all__ = ["CHOICES", "calibration_of", "choices_of", "select_config", "try_models"]
+__all__ = ["CHOICES", "HELD_OUT", "choices_of", "select_config", "try_models"]
+
+HELD_OUT = 0.25
+"""Share of the good images that the choice is made on; the chosen configuration is then fitted on all of them."""
 
 
 def _like(name: str) -> Callable[[FitConfig], FitConfig]:
@@ -70,8 +72,6 @@ def select_config(
 ) -> tuple[FitConfig, Choice]:
     """Fit each configuration, draw the same simulated defects for all, and choose.
 
-    The models stay in the work folder, so the chosen one is not fitted again.
-
     Args:
         request: of the build; its configuration is the first.
         names: of `CHOICES`.
@@ -100,34 +100,29 @@ def try_models(
     work: Path,
     stages: Stages,
 ) -> Iterator[tuple[FittedModel, Tried]]:
-    """Fit each configuration and try it on simulated defects, the same for all. Arguments as of `select_config`."""
+    """Fit each configuration on a part of the images, and try it on the rest. Arguments as of `select_config`.
+
+    A model with a memory has scored the images that it was fitted on before: only on others are a good image and a
+    simulated defect seen alike, and only then do a score with and one without a memory compare.
+    """
     size = parse_frame_size(frame_size, shared_size(category.train))
-    drawn_on = split_for(request.config, category).normal
     for name in names:
-        config = CHOICES[name](request.config)
+        config = CHOICES[name](request.config).with_values({"held_out": HELD_OUT})
         model = fit_model(dataclasses.replace(request, config=config), category, work, stages)
         reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
         with stages.stage(f"simulated defects: {name}") as stage:
-            thresholds = calibration_of(model, reference)
+            unseen = model.split.held_out
+            good = calibrate(reference, unseen, image_fpr=DEFAULT_FALSE_ALARMS, estimate=True)
             test = selftest(
                 reference,
-                drawn_on,
-                threshold=thresholds.pixel.at(),
-                image_threshold=thresholds.image.at(),
+                unseen,
+                threshold=good.pixel.at(),
+                image_threshold=good.image.at(),
                 frames=frames,
                 synthetic=category.synthetic,
                 progress=stage,
             )
-        yield model, Tried(name, test, thresholds.scores)
-
-
-def calibration_of(model: FittedModel, reference: TorchReference) -> Calibration:
-    """Thresholds and scores of good images as if they were new: each left out of the memory, or held out."""
-    detector, left_out = model.checkpoint.detector, model.checkpoint.left_out
-    if left_out is None:
-        return calibrate(reference, model.split.held_out, estimate=True, image_fpr=DEFAULT_FALSE_ALARMS)
-    size = detector.backbone.input_size
-    return calibrate_left_out(left_out, detector.smoothing, reference.frame_size, size, "", OBJECT_FPR)
+        yield model, Tried(name, test, good.scores)
 
 
 def _table(choice: Choice) -> Table:

@@ -37,7 +37,7 @@ def costs(report: Report) -> dict[str, Any] | None:
 
     False alarms per thousand are those expected by the threshold table; beside them, the calibration images above T and
     the upper bound of their rate at 95 % confidence. "All simulated missed" weights every kind, size and contrast
-    alike, as the self-test does.
+    equally, as the self-test does.
     """
     table = _image_table(report)
     if table is None or table.rule != "log-normal":

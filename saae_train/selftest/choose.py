@@ -48,9 +48,9 @@ class Choice:
 
     Attributes:
         name: of the chosen configuration.
-        separation: name -> simulated image ROC-AUC, every kind, size and contrast weighted alike.
+        separation: name -> simulated image ROC-AUC, every kind, size and contrast weighted equally.
         ahead: name -> its separation less the first one's, in standard errors of the paired difference.
-        found: name -> share of the defects found at its own image threshold, weighted likewise.
+        found: name -> share of the defects found at its own image threshold, weighted in the same way.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Choice:
 
 
 def choose(tried: Sequence[Tried]) -> Choice:
-    """Take the model with the largest simulated image ROC-AUC that is ahead of the first beyond chance, else the first.
+    """Take the model with the largest simulated image ROC-AUC that is clearly ahead of the first, else the first.
 
     The same defects were drawn for each model, so the difference is taken defect by defect.
 
@@ -99,7 +99,7 @@ def choose(tried: Sequence[Tried]) -> Choice:
 
 
 def _weights(test: SelfTest) -> NDArray[np.float64]:
-    """One weight for each defect, sum 1: combinations of kind, size and contrast count alike."""
+    """One weight for each defect, sum 1: combinations of kind, size and contrast count equally."""
     keys = [(defect.kind, defect.size, defect.contrast) for defect in test.defects]
     count = Counter(keys)
     return np.asarray([1.0 / (len(count) * count[key]) for key in keys])

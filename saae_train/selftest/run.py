@@ -189,7 +189,9 @@ def check_request(frames: int, kinds: Sequence[str]) -> None:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ConfigError(
-            f"There is no kind of simulated defect {', '.join(map(repr, unknown)) or 'given'}.",
+            f"There is no kind of simulated defect {', '.join(map(repr, unknown))}."
+            if unknown
+            else "No kind of simulated defect was given.",
             f"There are: {', '.join(KINDS)}.",
             "name some of these, or leave it out for all",
         )

@@ -82,3 +82,12 @@ def test_it_ends_with_the_services_exit_code(tmp_path: Path, code: str, expected
 
 def test_without_a_command_it_says_so(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, SCRIPT], capture_output=True, check=False).returncode == 2
+
+
+def test_where_it_may_not_write_it_says_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = [sys.executable, SCRIPT, "--alive", tmp_path / "file" / "run" / "alive", "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "needs --tmpfs /tmp" in done.stderr

@@ -15,6 +15,9 @@ from site_checks import dead_links, outside_requests, read_pages
 
 import saae_runtime
 
+COMMANDS = "docs/reference/commands.md"
+"""Not kept: written from the commands' own help."""
+
 
 def copy_of_the_documentation(folder: Path) -> Path:
     """All that the site is made from."""
@@ -22,6 +25,7 @@ def copy_of_the_documentation(folder: Path) -> Path:
     shutil.copytree(ROOT / "saae_runtime", folder / "saae_runtime", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
+    subprocess.run([sys.executable, ROOT / "docs/commands.py", folder / COMMANDS], check=True, timeout=120)
     return folder
 
 
@@ -48,6 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_of_the_documentation_is_in_the_site(site: Path) -> None:
     written = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    written.add(Path(COMMANDS).relative_to("docs").with_suffix(".html"))
     built = {path.relative_to(site) for path in site.rglob("*.html")}
     assert written == built - {Path("404.html")}
 
@@ -86,6 +91,20 @@ def test_the_reference_holds_the_public_names(site: Path) -> None:
         "thresholds.ThresholdTable",
     ):
         assert f"saae_runtime.{name}" in anchors
+
+
+def test_the_reference_holds_the_commands_and_their_options(site: Path) -> None:
+    page = (site / "reference/commands.html").read_text(encoding="utf-8")
+    anchors = read_pages(site)[site / "reference/commands.html"].anchors
+    assert {
+        "saae-run",
+        "saae-line-run",
+        "saae-export-build",
+        "saae-train-fit-many",
+        "saae-line-audit-verify",
+    } <= anchors
+    for option in ("--image-fpr &lt;float&gt;", "--ray ADDRESS", "--max-batch N", "--int8"):
+        assert f"<code>{option}</code>" in page, option
 
 
 def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_command_on_a_line_pc(bundle: Path, pictures: Path) -> None:
     )  # fmt: skip
     assert code == 0, log
     assert out.splitlines()[-1] == str(bundle)
-    assert "fp16 (model.fp16.onnx) left the bundle" in log
+    assert "fp16 (model.fp16.onnx) was removed from the bundle" in log
     table = open_bundle(bundle, verify=True).manifest.thresholds["fp32"].image
     assert table.default_fpr == 0.2
     assert f"{table.at():.5g}" in out

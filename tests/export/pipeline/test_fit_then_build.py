@@ -98,6 +98,6 @@ def test_a_fit_that_has_no_place_to_go_is_refused_before_it(tmp_path: Path) -> N
     arguments = ["fit", "--category", "weave", "--data", str(tmp_path / "data"), *MODEL[:-1], str(cache)]
     done = CliRunner().invoke(train_app, [*arguments, "--out", str(tmp_path / "mine")])
     assert done.exit_code == 2
-    assert "no checkpoint" in done.output
+    assert "not a checkpoint" in done.output
     assert not cache.exists(), "features were computed first"
     assert (tmp_path / "mine" / "holiday.txt").read_text() == "mine"

@@ -130,7 +130,7 @@ def test_a_file_that_goes_before_it_was_scored_is_reported(tmp_path: Path) -> No
     (tmp_path / "a.png").rename(tmp_path / "b.png")
     (frame,) = look(watcher, 0.1)
     assert isinstance(frame.error, DataError)
-    assert "a.png: gone" in frame.error.what
+    assert "a.png: removed" in frame.error.what
     assert names(look(watcher, LONG + 0.1)) == ["b.png"]
 
 

@@ -36,7 +36,7 @@ def test_addresses(url: str, expected: tuple[str, str, bool]) -> None:
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "http://", "http://x:port", "http://x:99999", "http://x/v2", "grpc://"])
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address"):
+    with pytest.raises(ConfigError, match="not the address"):
         parse_url(url)
 
 

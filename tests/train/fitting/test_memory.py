@@ -64,7 +64,7 @@ def test_copies_do_not_vouch_for_each_other() -> None:
 @pytest.mark.parametrize(("images", "reach"), [(1, 0), (3, 2)])
 def test_copies_alone_are_an_error(images: int, reach: int) -> None:
     g = patches(images)
-    with pytest.raises(FitError, match="no copies of each other") as caught:
+    with pytest.raises(FitError, match="not copies of each other") as caught:
         build_memory(lambda i: g[i], images, 10, 0, reach)
     assert "add normal images" in caught.value.cure
 

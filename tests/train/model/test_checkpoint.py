@@ -127,7 +127,7 @@ def test_saving_over_an_older_checkpoint(folder: Path) -> None:
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(StorageError, match="no checkpoint"):
+    with pytest.raises(StorageError, match="not a checkpoint"):
         save_checkpoint(tmp_path, make())
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
@@ -285,7 +285,7 @@ def test_another_librarys_model_folder_is_not_replaced(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["ViTModel"], "hidden_size": 768}')
     (folder / "model.safetensors").write_bytes(b"days of training")
-    with pytest.raises(StorageError, match="no checkpoint"):
+    with pytest.raises(StorageError, match="not a checkpoint"):
         save_checkpoint(folder, make())
     assert (folder / "model.safetensors").read_bytes() == b"days of training"
 

@@ -240,7 +240,7 @@ def test_images_of_many_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"frames": 0}, "says nothing"), ({"kinds": ("dent",)}, "dent"), ({"kinds": ()}, "no kind")],
+    [({"frames": 0}, "at least one frame"), ({"kinds": ("dent",)}, "dent"), ({"kinds": ()}, "No kind")],
 )
 def test_options_that_cannot_work(samples: list[Sample], changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
