@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,11 @@ from .fold import make_linear
 from .vit import cast
 
 __all__ = ["GraphMemory"]
+
+GROUP = 8
+"""Entries in a group of the search, one from each eighth of the memory."""
+
+_FAR = 1e9
 
 
 class GraphMemory(nn.Module):
@@ -27,9 +34,16 @@ class GraphMemory(nn.Module):
         self.candidates, self.search = min(CANDIDATES, len(memory)), memory.search
         some = slice(self.search)
         self.alpha = float(memory.alpha)
+        # Groups of equal size: the last entry is repeated, so far away that it is never near.
+        self.per_group = math.ceil(len(memory) / GROUP)
+        repeated = GROUP * self.per_group - len(memory)
+        searched = torch.cat([entries, entries[-1:].expand(repeated, -1)])[:, some]
+        far = torch.full((repeated,), _FAR, dtype=torch.float64)
+        energy = torch.cat([0.5 * entries[:, some].square().sum(dim=1), far])
         # z.e = (g * weight).e = g.(weight * e): the components' weights are in the product.
-        self.closeness = make_linear(entries[:, some] * weight[some], None)
-        self.register_buffer("half_energy", 0.5 * memory.entries[:, some].square().sum(dim=1))
+        self.closeness = make_linear(searched * weight[some], None)
+        self.register_buffer("half_energy", energy.float())
+        self.register_buffer("first_of", self.per_group * torch.arange(GROUP)[:, None])
         self.register_buffer("entries", memory.entries.clone())
         self.register_buffer("weight", memory.weight.clone())
         self.register_buffer("radius", memory.radius.clone())
@@ -37,8 +51,23 @@ class GraphMemory(nn.Module):
         self.entries: Tensor
         self.weight: Tensor
         self.radius: Tensor
+        self.first_of: Tensor
 
     def forward(self, g: Tensor) -> Nearest:
         g = cast(g, torch.float32)
-        chosen = (self.closeness(g[..., : self.search]) - self.half_energy).topk(self.candidates, dim=2).indices
+        chosen = self._nearest(self.closeness(g[..., : self.search]) - self.half_energy)
         return compare(g * self.weight, self.entries[chosen], self.radius[chosen])
+
+    def _nearest(self, closeness: Tensor) -> Tensor:
+        """The candidates of each patch, N x L x B -> int64 N x L x M.
+
+        Sorting all entries of all positions takes longer than their product. The nearest M lie in the M groups whose
+        best is nearest, so those groups are found first; the answer is the same.
+        """
+        if self.per_group < self.candidates:
+            return closeness.topk(self.candidates, dim=2).indices
+        groups = closeness.unflatten(2, (GROUP, self.per_group))
+        best = groups.amax(dim=2).topk(self.candidates, dim=2).indices.unsqueeze(2)
+        members = groups.gather(3, best.expand(-1, -1, GROUP, -1)).flatten(2)
+        entries = (best + self.first_of).flatten(2)
+        return entries.gather(2, members.topk(self.candidates, dim=2).indices)

@@ -72,8 +72,8 @@ HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 _JUMPS = 1e-4
 
 MEMORY_FP32 = Bounds(map=1e-2, score=2e-3, dead_band=2e-4, pixels=_JUMPS)
-"""Bounds of an FP32 graph with a memory. A patch equally far from two entries gets the radius of one of them, depending
-on the order of summation. There the map jumps, over the pixels of the patch."""
+"""Bounds of an FP32 graph with a memory. Which entries are the nearest, and their weights, follow from small
+differences of distances. Where the order of summation changes them, the map jumps over the pixels of the patch."""
 
 MEMORY_FP16 = Bounds(map=6e-2, score=2e-2, dead_band=2e-2, pixels=_JUMPS)
 """Bounds of an FP16 graph with a memory: where normal patches lie close together (uniform regions), FP16 features
