@@ -104,8 +104,9 @@ def test_compose_writes_nowhere_but_to_its_volumes() -> None:
 
 
 def test_the_lines_configuration_is_one_and_writes_to_the_state_alone() -> None:
-    config = need("saae_runtime.line.config")
-    sinks = need("saae_runtime.line.sinks")
+    need("paho")
+    from saae_runtime.line import config, sinks
+
     found = config.load_config(DEPLOY / "line.toml", sinks.KINDS)
     assert {sink.kind for sink in found.sinks} == {"jsonl", "mqtt"}
     text = (DEPLOY / "line.toml").read_text(encoding="utf-8")
