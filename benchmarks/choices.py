@@ -52,13 +52,10 @@ def measure(
     Raises:
         SaaeError: of the kind that a fit, the self-test or the evaluation raises.
     """
-    from saae_export.parity.pytorch import TorchReference
-    from saae_export.pipeline.images import Request, shared_size
-    from saae_export.pipeline.options import BuildOptions, parse_frame_size
-    from saae_export.pipeline.select import choices_of, try_models
-    from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
+    from saae_export.pipeline.images import Request
+    from saae_export.pipeline.options import BuildOptions
+    from saae_export.pipeline.select import choices_of, try_configs
     from saae_runtime.terminal import log
-    from saae_train.calibrate import calibrate
     from saae_train.data.category import find_category
     from saae_train.evaluation.decisions import decide
     from saae_train.evaluation.evaluate import evaluate
@@ -70,28 +67,19 @@ def measure(
     stages = Stages(log(), 3 * len(names))
     tried: list[Tried] = []
     rows: list[dict[str, Any]] = []
-    size = parse_frame_size("auto", shared_size(category.train))
-    for model, one in try_models(options.fit, names, "auto", frames, category, work / name, stages):
-        tried.append(one)
-        reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
-        limits = calibrate(reference, model.split.held_out, image_fpr=DEFAULT_FALSE_ALARMS, estimate=True)
-        with stages.stage(f"test set: {one.name}") as stage:
-            found = evaluate(
-                reference,
-                category,
-                threshold=limits.pixel.at(),
-                image_threshold=limits.image.at(),
-                progress=stage,
-            )
-        overall = found.overall.metrics
+    for trial in try_configs(options.fit, names, "auto", frames, category, work / name, stages):
+        tried.append(trial.tried)
+        pixel, image = trial.good.pixel.at(), trial.good.image.at()
+        with stages.stage(f"test set: {trial.tried.name}") as stage:
+            found = evaluate(trial.reference, category, threshold=pixel, image_threshold=image, progress=stage)
         scores, bad = [i.score for i in found.images], [i.is_anomalous for i in found.images]
-        verdict = decide(scores, bad, limits.image.at())
+        verdict = decide(scores, bad, image)
         rows.append(
             {
                 "category": name,
-                "configuration": one.name,
-                "image_roc_auc": overall["image_roc_auc"].value,
-                "pro_auc": overall["pro_auc"].value,
+                "configuration": trial.tried.name,
+                "image_roc_auc": found.metric("image_roc_auc").value,
+                "pro_auc": found.metric("pro_auc").value,
                 "found": verdict.tpr,
                 "rejected": verdict.fpr,
             }

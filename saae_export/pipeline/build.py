@@ -52,7 +52,7 @@ from .measure import (
 )
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
-from .select import select_config
+from .select import select_config, try_configs
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
@@ -103,9 +103,10 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     with alone(lock, f"A build of {category.name}", "wait for it, or give this one another work folder: --work FOLDER"):
         choice = None
         if options.select:
-            config, choice = select_config(
+            trials = try_configs(
                 options.fit, options.select, options.frame_size, options.self_test_frames, category, work, stages
             )
+            config, choice = select_config(options.config, trials, stages)
             options = dataclasses.replace(options, config=config, refit=False)
         model = fit_model(options.fit, category, work, stages)
         try:

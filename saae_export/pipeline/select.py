@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -11,18 +12,18 @@ from rich.table import Table
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.terminal import Stages
-from saae_train.calibrate import calibrate
+from saae_train.calibrate import Calibration, calibrate
 from saae_train.config import FitConfig, preset
 from saae_train.data.category import Category
 from saae_train.selftest.choose import Choice, Tried, choose
 from saae_train.selftest.run import selftest
 
 from ..parity.pytorch import TorchReference
-from .fit import FittedModel, fit_model
+from .fit import fit_model
 from .images import shared_size
 from .options import FitRequest, parse_frame_size
 
-__all__ = ["CHOICES", "HELD_OUT", "choices_of", "select_config", "try_models"]
+__all__ = ["CHOICES", "HELD_OUT", "Trial", "choices_of", "select_config", "try_configs"]
 
 HELD_OUT = 0.25
 """Share of the good images that the choice is made on; the chosen configuration is then fitted on all of them."""
@@ -61,7 +62,39 @@ def choices_of(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([first, *names]))
 
 
-def select_config(
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, fitted on a part of the good images and tried on the rest.
+
+    Attributes:
+        reference: scores frames.
+        good: thresholds and scores of the good images that it was not fitted on.
+        tried: its simulated defects, for the choice.
+    """
+
+    reference: TorchReference
+    good: Calibration
+    tried: Tried
+
+
+def select_config(config: FitConfig, trials: Iterable[Trial], stages: Stages) -> tuple[FitConfig, Choice]:
+    """Choose among tried configurations, and say by what.
+
+    Args:
+        config: the given one, whose changes were tried.
+        trials: from `try_configs`.
+        stages: where the table is printed.
+
+    Raises:
+        SaaeError: of the kind that a trial raises.
+    """
+    choice = choose([trial.tried for trial in trials])
+    stages.console.print(_table(choice))
+    stages.say(f"  taken: {choice.name}")
+    return CHOICES[choice.name](config), choice
+
+
+def try_configs(
     request: FitRequest,
     names: tuple[str, ...],
     frame_size: str,
@@ -69,11 +102,14 @@ def select_config(
     category: Category,
     work: Path,
     stages: Stages,
-) -> tuple[FitConfig, Choice]:
-    """Fit each configuration, draw the same simulated defects for all, and choose.
+) -> Iterator[Trial]:
+    """Fit each configuration on a part of the images, and draw the same simulated defects on the rest for all.
+
+    A model with a memory has seen the images that it was fitted on. Only on others are a good image and a simulated
+    defect seen alike, and only then do a score with and one without a memory compare.
 
     Args:
-        request: of the build; its configuration is the first.
+        request: of the build; its configuration is the one that is changed.
         names: of `CHOICES`.
         frame_size: of the build.
         frames: images with a simulated defect.
@@ -83,27 +119,6 @@ def select_config(
 
     Raises:
         SaaeError: of the kind that a fit or the self-test raises.
-    """
-    found = list(try_models(request, names, frame_size, frames, category, work, stages))
-    choice = choose([tried for _, tried in found])
-    stages.console.print(_table(choice))
-    stages.say(f"  taken: {choice.name}")
-    return CHOICES[choice.name](request.config), choice
-
-
-def try_models(
-    request: FitRequest,
-    names: tuple[str, ...],
-    frame_size: str,
-    frames: int,
-    category: Category,
-    work: Path,
-    stages: Stages,
-) -> Iterator[tuple[FittedModel, Tried]]:
-    """Fit each configuration on a part of the images, and try it on the rest. Arguments as of `select_config`.
-
-    A model with a memory has scored the images that it was fitted on before: only on others are a good image and a
-    simulated defect seen alike, and only then do a score with and one without a memory compare.
     """
     size = parse_frame_size(frame_size, shared_size(category.train))
     for name in names:
@@ -122,7 +137,7 @@ def try_models(
                 synthetic=category.synthetic,
                 progress=stage,
             )
-        yield model, Tried(name, test, good.scores)
+        yield Trial(reference, good, Tried(name, test, good.scores))
 
 
 def _table(choice: Choice) -> Table:
