@@ -14,133 +14,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_backends import (
+    PASSED,
+    SIZE,
+    FakeBackend,
+    World,
+    again,
+    bundle_at,
+    chosen,
+)
 from needs import need
-from tiny_bundle import make_tiny_bundle, tiny_manifest
+from tiny_bundle import make_tiny_bundle
 
 from saae_runtime import Bundle, Engine, backends, files, open_bundle
-from saae_runtime.backends import BackendOptions, cache, machine, timing
-from saae_runtime.backends.base import Backend, Candidate, RawOutputs
+from saae_runtime.backends import cache, machine, timing
+from saae_runtime.backends.base import RawOutputs
 from saae_runtime.backends.timing import BUDGET
-from saae_runtime.bundle import update_bundle, write_bundle
+from saae_runtime.bundle import update_bundle
 from saae_runtime.errors import BackendUnavailableError, ConfigError, DeviceError, StorageError
 from saae_runtime.locks import turn
-from saae_runtime.manifest import Parity
-from saae_runtime.reference import ReferenceFrame, write_reference
-
-SIZE = (16, 24)
-PRECISIONS = ("fp32", "bf16")
-ANSWER = 2.0
-PASSED = Parity(3, 1e-4, 1e-4, 0, 1e-2, 1e-2, True, "a.png", "PyTorch FP32")
-
-
-class World:
-    """A machine whose backends take a known time for a frame: (name, precision) -> seconds, or an error."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.speeds: dict[tuple[str, str], float | Exception] = {}
-        self.opened: list[tuple[str, str | None]] = []
-        self.still_open = 0
-        self.slots = 1
-        self.off: dict[tuple[str, str], float] = {}  # what a way adds to every map and score
-
-    def clock(self) -> float:
-        return self.now
-
-    def frames(self) -> int:
-        """How many ways were opened since the last question."""
-        count, self.opened = len(self.opened), []
-        return count
-
-    def candidates(self, bundle: Bundle, device: int = 0, precision: str | None = None) -> list[Candidate]:
-        found = []
-        for name in dict.fromkeys(name for name, _ in self.speeds):
-            able = [item for item in bundle.manifest.precisions() if (name, item) in self.speeds]
-            able = [item for item in able if precision in (None, item)]
-            artefact = bundle.artefacts(precision=able[0])[0] if able else None
-            found.append(Candidate(name, artefact, None if artefact else "it has no file", cure="build one"))
-        return found
-
-    def open_backend(
-        self, bundle: Bundle, name: str, device: int, precision: str | None, options: BackendOptions
-    ) -> Backend:
-        (candidate,) = [item for item in self.candidates(bundle, device, precision) if item.name == name]
-        assert candidate.artefact is not None
-        self.opened.append((name, precision))
-        return FakeBackend(self, name, candidate.artefact.precision)
-
-
-class FakeBackend(Backend):
-    def __init__(self, world: World, name: str, precision: str) -> None:
-        self.world, self.name, self.precision = world, name, precision
-        self.description, self.frame_size, self.slots = f"fake {name}", SIZE, world.slots
-        self.speed = world.speeds[name, precision]
-        if isinstance(self.speed, BackendUnavailableError):
-            raise self.speed
-        world.still_open += 1
-
-    def infer(self, frames: np.ndarray, threshold: float) -> RawOutputs:
-        if isinstance(self.speed, Exception):
-            raise self.speed
-        self.world.now += self.speed * len(frames)
-        shape, off = (len(frames), *SIZE), self.world.off.get((self.name, self.precision), 0.0)
-        scores = np.full(len(frames), ANSWER + off, np.float32)
-        return RawOutputs(np.full(shape, ANSWER + off, np.float32), scores, np.zeros(shape, np.bool_))
-
-    def close(self) -> None:
-        self.world.still_open -= 1
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Three fake backends; slow comes first in the fixed order."""
-    made = World()
-    made.speeds = {("slow", "fp32"): 0.3, ("swift", "fp32"): 0.1, ("swift", "bf16"): 0.04, ("steady", "fp32"): 0.2}
-    monkeypatch.delenv("SAAE_MEASURE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(backends, "BACKENDS", dict.fromkeys(("slow", "steady", "swift"), "fake"))
-    monkeypatch.setattr(backends, "AUTO_ORDER", ("slow", "steady", "swift"))
-    monkeypatch.setattr(backends, "_modules", lambda: {"fake": made})
-    monkeypatch.setattr(backends, "_clock", made.clock)
-    monkeypatch.setattr(timing, "_known", {})
-    return made
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    return open_bundle(bundle_at(tmp_path / "tiny"))
-
-
-def bundle_at(folder: Path, model: bytes = b"graph", parity: dict[str, Parity] | None = None) -> Path:
-    """A bundle of two precisions whose graph nobody reads."""
-    manifest = tiny_manifest(SIZE, precisions=PRECISIONS)
-    artefacts = tuple(
-        dataclasses.replace(item, parity=(parity or {}).get(item.precision, PASSED)) for item in manifest.artefacts
-    )
-    return write_bundle(folder, dataclasses.replace(manifest, artefacts=artefacts), {"model.onnx": model}).path
-
-
-def bundle_with_answers(folder: Path, size: tuple[int, int] = SIZE) -> Bundle:
-    """A bundle that carries a frame and its reference map, as the fake backends compute it."""
-    frame = ReferenceFrame("a.png", np.zeros((*size, 3), np.uint8), np.full(size, ANSWER, np.float32), ANSWER)
-    manifest = tiny_manifest(SIZE, precisions=PRECISIONS)
-    artefacts = tuple(dataclasses.replace(item, parity=PASSED) for item in manifest.artefacts)
-
-    def fill(place: Path) -> None:
-        (place / "model.onnx").write_bytes(b"graph")
-        write_reference(place, [frame], "PyTorch FP32")
-
-    return write_bundle(folder, dataclasses.replace(manifest, artefacts=artefacts), fill)
-
-
-def again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next process: what this one remembered is gone."""
-    monkeypatch.setattr(timing, "_known", {})
-
-
-def chosen(bundle: Bundle, **options: object) -> tuple[str, str]:
-    with Engine(bundle, **options) as engine:  # type: ignore[arg-type]
-        return engine.backend.name, engine.backend.precision
 
 
 def test_the_fastest_is_taken_whatever_the_order(world: World, bundle: Bundle) -> None:
@@ -164,26 +56,6 @@ def test_each_can_win(world: World, bundle: Bundle, fastest: tuple[str, str], ex
     assert chosen(bundle) == expected
 
 
-def test_the_fastest_is_passed_over_where_its_answers_are_wrong(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = bundle_with_answers(tmp_path / "b")
-    assert chosen(bundle) == ("swift", "bf16")
-    again(monkeypatch)
-    world.off["swift", "bf16"] = 1.1 * 1e-2 * ANSWER  # just beyond the bound
-    other = bundle_with_answers(tmp_path / "c")
-    with caplog.at_level(logging.WARNING), Engine(other) as engine:
-        assert (engine.backend.name, engine.backend.precision) == ("swift", "fp32")
-        assert "swift bf16 not timed: its answers on this machine are not the bundle's: a.png" in engine.explain()
-    assert "swift bf16 is passed over" in caplog.text
-    again(monkeypatch)
-    assert chosen(other) == ("swift", "fp32")  # known from the file
-    assert world.still_open == 0
-    world.off["swift", "bf16"] = 0.9 * 1e-2 * ANSWER
-    again(monkeypatch)
-    assert chosen(bundle_with_answers(tmp_path / "d")) == ("swift", "bf16")
-
-
 def test_quick_ways_are_warm_before_they_are_timed(world: World, bundle: Bundle) -> None:
     """The first frames of a GPU are slow: they count neither for a way nor against it."""
     world.speeds["swift", "fp32"], cold = 0.01, {}
@@ -203,22 +75,6 @@ def test_quick_ways_are_warm_before_they_are_timed(world: World, bundle: Bundle)
         pytest.approx(10.0)
     ]
     assert figures.fastest()[0].precision == "fp32"
-
-
-def test_wrong_answers_are_not_taken_for_want_of_others(world: World, tmp_path: Path) -> None:
-    world.off = dict.fromkeys(world.speeds, float("nan"))
-    with (
-        pytest.warns(UserWarning, match="passed over"),
-        pytest.raises(BackendUnavailableError, match="answers on this machine"),
-    ):
-        Engine(bundle_with_answers(tmp_path / "b"))
-    with Engine(tmp_path / "b", backend="slow") as engine:  # by name it is opened
-        assert engine.backend.name == "slow"
-
-
-def test_frames_of_another_size_are_not_compared(world: World, tmp_path: Path) -> None:
-    world.off = dict.fromkeys(world.speeds, 9.0)
-    assert chosen(bundle_with_answers(tmp_path / "b", (2 * SIZE[0], SIZE[1]))) == ("swift", "bf16")
 
 
 def test_explain_shows_the_figures(world: World, bundle: Bundle) -> None:

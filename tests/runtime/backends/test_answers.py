@@ -1,0 +1,55 @@
+"""`auto` passes over a backend whose answers on this machine are not the bundle's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from fake_backends import (
+    ANSWER,
+    SIZE,
+    World,
+    again,
+    bundle_with_answers,
+    chosen,
+)
+
+from saae_runtime import Engine
+from saae_runtime.errors import BackendUnavailableError
+
+
+def test_the_fastest_is_passed_over_where_its_answers_are_wrong(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = bundle_with_answers(tmp_path / "b")
+    assert chosen(bundle) == ("swift", "bf16")
+    again(monkeypatch)
+    world.off["swift", "bf16"] = 1.1 * 1e-2 * ANSWER  # just beyond the bound
+    other = bundle_with_answers(tmp_path / "c")
+    with caplog.at_level(logging.WARNING), Engine(other) as engine:
+        assert (engine.backend.name, engine.backend.precision) == ("swift", "fp32")
+        assert "swift bf16 not timed: its answers on this machine are not the bundle's: a.png" in engine.explain()
+    assert "swift bf16 is passed over" in caplog.text
+    again(monkeypatch)
+    assert chosen(other) == ("swift", "fp32")  # known from the file
+    assert world.still_open == 0
+    world.off["swift", "bf16"] = 0.9 * 1e-2 * ANSWER
+    again(monkeypatch)
+    assert chosen(bundle_with_answers(tmp_path / "d")) == ("swift", "bf16")
+
+
+def test_wrong_answers_are_not_taken_for_want_of_others(world: World, tmp_path: Path) -> None:
+    world.off = dict.fromkeys(world.speeds, float("nan"))
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(BackendUnavailableError, match="answers on this machine"),
+    ):
+        Engine(bundle_with_answers(tmp_path / "b"))
+    with Engine(tmp_path / "b", backend="slow") as engine:  # by name it is opened
+        assert engine.backend.name == "slow"
+
+
+def test_frames_of_another_size_are_not_compared(world: World, tmp_path: Path) -> None:
+    world.off = dict.fromkeys(world.speeds, 9.0)
+    assert chosen(bundle_with_answers(tmp_path / "b", (2 * SIZE[0], SIZE[1]))) == ("swift", "bf16")
