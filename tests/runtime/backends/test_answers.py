@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_backends import (
     ANSWER,
     SIZE,
+    FakeBackend,
     World,
     again,
     bundle_with_answers,
@@ -16,6 +18,7 @@ from fake_backends import (
 )
 
 from saae_runtime import Engine
+from saae_runtime.backends.base import RawOutputs
 from saae_runtime.errors import BackendUnavailableError
 
 
@@ -53,3 +56,19 @@ def test_wrong_answers_are_not_taken_for_want_of_others(world: World, tmp_path: 
 def test_frames_of_another_size_are_not_compared(world: World, tmp_path: Path) -> None:
     world.off = dict.fromkeys(world.speeds, 9.0)
     assert chosen(bundle_with_answers(tmp_path / "b", (2 * SIZE[0], SIZE[1]))) == ("swift", "bf16")
+
+
+@pytest.mark.parametrize("part", ["anomaly_map", "score"])
+def test_map_and_score_are_each_compared(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    infer = FakeBackend.infer
+
+    def wrong(backend: FakeBackend, frames: np.ndarray, threshold: float) -> RawOutputs:
+        outputs = infer(backend, frames, threshold)
+        if (backend.name, backend.precision) == ("swift", "bf16"):
+            getattr(outputs, part)[..., -1] += 1.0  # one pixel, or the score
+        return outputs
+
+    monkeypatch.setattr(FakeBackend, "infer", wrong)
+    assert chosen(bundle_with_answers(tmp_path / "b")) == ("swift", "fp32")
