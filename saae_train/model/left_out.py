@@ -15,7 +15,7 @@ class LeftOut:
     """Scores of the fitted images, each as if it were new.
 
     The memory leaves out the image and its near-copies, exactly. The autoencoder was fitted to the image; on four real
-    sets this moved the mean of the log score by -0.03 to 0.03 against images that were held out (docs/quality.md).
+    sets this moved the mean of the log score by -0.03 to 0.03 against images that were held out (docs/design.md).
 
     Attributes:
         scores: A of every position, not smoothed, float32 N x h x w.
