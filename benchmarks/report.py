@@ -265,6 +265,7 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] =
     "memory": _memory,
     "line": _line,
     "drift": _drift,
+    "ladder": _ladder,
 }
 
 
