@@ -18,6 +18,9 @@ __all__ = ["Banded", "FrameToPixels", "ScoresToMap"]
 _COPY = 32
 """Copying one element costs as much as so many multiplications of a matrix product."""
 
+_TRANSPOSE = 200
+"""The same of an element whose axes are exchanged, as the product along the width needs it."""
+
 _LEAST_ROWS = 24
 """Fewest rows of a block; products with fewer are slow."""
 
@@ -73,9 +76,8 @@ class FrameToPixels(nn.Module):
         self.columns = None if wide == narrow else Banded(resize_matrix(wide, narrow))
         self.rows_first = True
         if self.rows is not None and self.columns is not None:  # the cheaper order
-            self.rows_first = self.rows.cost * wide + self.columns.cost * low <= (
-                self.columns.cost * high + self.rows.cost * narrow
-            )
+            narrowed = self.columns.cost + _TRANSPOSE * (wide + narrow)
+            self.rows_first = self.rows.cost * wide + narrowed * low <= narrowed * high + self.rows.cost * narrow
 
     def forward(self, frame: Tensor) -> Tensor:
         x = frame.to(torch.float32)
