@@ -46,7 +46,7 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **options)
     except Exception as error:  # ConnectionError, RuntimeError and its own, from release to release
         raise BackendUnavailableError(
-            "--ray: this machine is part of no cluster." if address == "auto" else f"--ray: no cluster at {address}.",
+            f"No Ray cluster was found ({address}).",
             f"{type(error).__name__}: {error}",
             "ray start (--head on one machine, --address HOST:PORT on the others), --ray-address HOST:PORT, or "
             "--ray-address local, which starts one here; without Ray: --processes N",

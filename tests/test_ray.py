@@ -58,8 +58,8 @@ def test_no_cluster_there(bundle: Path, frames: Path) -> None:
         pytest.skip("this process is connected to one")
     started = time.monotonic()
     for words, told_so in (
-        (["--ray"], "this machine is part of no cluster"),
-        (["--ray-address", "nonsense"], "no cluster at nonsense"),
+        (["--ray"], "No Ray cluster was found (auto)."),
+        (["--ray-address", "nonsense"], "No Ray cluster was found (nonsense)."),
     ):
         done = CliRunner().invoke(app, [str(bundle), str(frames), *words], env={"RAY_ADDRESS": None})
         assert done.exit_code == 2
