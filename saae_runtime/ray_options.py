@@ -21,8 +21,8 @@ RayAddress = Annotated[
     typer.Option(
         "--ray-address",
         metavar="ADDRESS",
-        help="Which cluster, and --ray: auto (the one that this machine is part of), HOST:PORT, or local (one is "
-        "started here, for this run). Default: RAY_ADDRESS, else auto.",
+        help="The cluster for --ray, which this implies: auto (the one that this machine is part of), HOST:PORT, or "
+        "local (one is started here, for this run). Default: RAY_ADDRESS, else auto.",
         show_default=False,
     ),
 ]
