@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from folders import shared_folder
 from needs import skips_without
 
 if TYPE_CHECKING:
@@ -20,31 +17,8 @@ pytest_pycollect_makemodule = skips_without(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
-    """The folder of the graphs that were exported in this run, which all workers share: none is exported twice.
-
-    PyTorch's exporter takes 3 s even for a tiny one. `exported_anew` asks it each time.
-    """
-    if find_spec("torch") is None or find_spec("onnxscript") is None:
-        yield None
-        return
-    from exported_before import once
-
-    from saae_export.graph import onnx_file
-
-    folder = shared_folder(tmp_path_factory, "exported")
-    trace = onnx_file.trace
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_file, "trace", once(trace, folder))
-        yield folder
-
-
-@pytest.fixture
-def exported_anew(exported_once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of the exporter: what was exported before does not count."""
-    from saae_export.graph import onnx_file
-
-    monkeypatch.setattr(onnx_file, "trace", onnx_file.trace.__wrapped__)  # type: ignore[attr-defined]
+def _graphs_are_kept(exported_once: Path | None) -> None:
+    """No test exports what one before has exported."""
 
 
 @pytest.fixture(scope="session")
