@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from needs import skips_without
+
+from saae_runtime.backends.openvino.library import device_missing, load_library
 
 if TYPE_CHECKING:
     from saae_export.pipeline.build import BuildResult
@@ -19,6 +22,24 @@ pytest_pycollect_makemodule = skips_without(
 @pytest.fixture(scope="session", autouse=True)
 def _graphs_are_kept(exported_once: Path | None) -> None:
     """No test exports what one before has exported."""
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The folder of what OpenVINO has compiled here; None without it."""
+    return None if device_missing("CPU")[0] else tmp_path_factory.mktemp("openvino")
+
+
+@pytest.fixture(autouse=True)
+def _networks_are_kept(networks: Path | None) -> Iterator[None]:
+    """A build opens five engines, most of them on graphs that another has opened before."""
+    if networks is None:
+        yield
+        return
+    core = load_library().core
+    core.set_property({"CACHE_DIR": str(networks)})
+    yield
+    core.set_property({"CACHE_DIR": ""})
 
 
 @pytest.fixture(scope="session")
