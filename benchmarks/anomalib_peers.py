@@ -1,4 +1,4 @@
-"""Fits anomalib's models by its own engine on local backbone weights, and scores with their ONNX graphs.
+"""Fits anomalib's models by anomalib's engine on local backbone weights, and scores by their ONNX graphs.
 
 Only `fit_peer` imports anomalib. Its models ask timm for pretrained weights by name; `local_weights` answers with the
 weights that saae uses, so that all methods have the same backbone and nothing is downloaded.

@@ -1,12 +1,15 @@
-"""Does `--select` take the configuration that finds most of the real defects? Both sides, on real categories.
+"""Does `--select` take the configuration that finds most of the real defects? Simulated and real defects compared.
 
     python benchmarks/choices.py --data DATA [--categories cookie,screw] [--select auto] [--weights packaged]
                                 [--frames 60] [--cache DIR] [--work DIR] [--out FILE]
 
-For each configuration of a category: what the choice sees (simulated defects and good images only: image ROC-AUC with
-every kind, size and contrast weighted alike, and by how many standard errors it is ahead of the given configuration),
-and what it does not see (the test set: image ROC-AUC, PRO-AUC, found and rejected at the threshold). Both sides are of
-the same model, fitted on the part of the images that the choice leaves for it.
+For each configuration of a category:
+
+- what the choice sees, from simulated defects and good images: image ROC-AUC with every kind, size and contrast
+  weighted equally, and by how many standard errors it is ahead of the given configuration;
+- what the choice does not see, from the test set: image ROC-AUC, PRO-AUC, found and rejected at the threshold.
+
+Both are of the same model, fitted on the part of the images that the choice leaves for it.
 """
 
 from __future__ import annotations

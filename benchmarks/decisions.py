@@ -2,9 +2,9 @@
 
     python benchmarks/decisions.py [benchmarks/results/quality.json]
 
-For the image threshold at its default rate and at nominal 1 and 5 false alarms in 100 good images: FPR and TPR on the
-test images in percent, and at the default the regret, the best Youden index (TPR - FPR) that any threshold reaches with
-these scores less the index reached. Every method gets its threshold by the same rule; figures are means over the seeds.
+FPR and TPR on the test images, in percent, of the image threshold at its default rate and at nominal 1 and 5 false
+alarms in 100 good images. At the default also the regret: the best Youden index (TPR - FPR) that any threshold reaches
+with these scores, less the index reached. All methods get their thresholds by one rule; figures are means over seeds.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ it is for `--fit-steps` steps (default: the preset's). The plain loops get the f
 the running mean of all after the same steps. `precision` is the arithmetic of the products: by default PyTorch takes
 TF32 for convolutions on a GPU, such as the backbone's patch projection. `peak_device_gib` is PyTorch's memory on the
 GPU: of saae alone, before the plain loops start, and of the whole process with all three.
-Without --normal, images are drawn at random: right for speed, no measure of quality.
+Without --normal, images are drawn at random, which changes the quality but not the speed.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ are compared first. The file is written anew after every batch size, so that a r
 that were done.
 
 `pytorch:whole` (--whole) is the same model with the autoencoder in all U channels instead of k principal components:
-the ratio to it holds what components save in work beside what a backend saves in time.
+the ratio to it includes what the components save, not only what a backend saves.
 """
 
 from __future__ import annotations

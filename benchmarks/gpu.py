@@ -4,8 +4,8 @@
                              [--frames 20000] [--data IMAGES] [--checkpoint DIR] [--seconds 2] [--kinds compute,device]
                              [--out FOLDER]
 
-  engine    compiles the bundle's FP16 graph with each TensorRT that is installed, and records what each says of this
-            GPU; the engine stays in the bundle
+  engine    compiles the bundle's FP16 graph with each TensorRT that is installed, and records what each reports about
+            this GPU; the engine stays in the bundle
   parity    every artefact that runs here against its reference, on --data or on the bundle's own frames
   fps       benchmarks/fps.py on this GPU at each batch size for PyTorch, PyTorch in a CUDA graph and every backend
             that runs on the GPU, and from its rows what share of the FP16 matrix rate the graph reaches (a plain large
@@ -13,12 +13,12 @@
   split     where a batch's time goes by CUDA events, one batch at a time (TensorRT only): copy in, compute, copy out
   soak      many frames through one engine: memory of the host and of the GPU, read twenty times
   threads   four threads on one engine: every result is compared with that of a single thread, bit for bit
-  fit       benchmarks/fit.py on this GPU for the presets fast and paper with random weights and drawn images, which the
-            bundle has no part in (gpu-fit-fast.json, gpu-fit-paper.json; gpu-fit.json has what matters of both)
+  fit       benchmarks/fit.py on this GPU for the presets fast and paper with random weights and drawn images, without
+            the bundle (gpu-fit-fast.json, gpu-fit-paper.json; gpu-fit.json has the main figures of both)
 
-Each part writes gpu-PART.json into the folder (default benchmarks/results). The exit code is 1 where a part found
-something wrong: parity beyond its bound, memory that grows, answers that differ between threads, a fit that was not
-recorded as a CUDA graph or whose loss is not that of the plain loop.
+Each part writes gpu-PART.json into the folder (default benchmarks/results). The exit code is 1 if a part found a fault:
+parity beyond its bound, memory that grows, answers that differ between threads, a fit that was not captured as a CUDA
+graph, or one whose loss differs from the plain loop's.
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
     python benchmarks/peers.py --data MVTEC_TREE --categories cookie,bottle [--methods ours,PaDiM] [--threads 1]
                                [--work DIR] [--out FILE] [--again]
 
-It installs nothing. Where anomalib is not installed it says how to. Every method is fitted in a fresh process on all
-normal training images, exported as the ONNX graph that its own tools write, and that graph is what is evaluated, by
-saae_train/evaluation, on ONNX Runtime's CPU provider. A row that is in the result file, of the same images with the
-same settings, is not made again; --work keeps the graphs, so that a later call times them beside the new ones.
+It installs nothing; if anomalib is missing, it says how to install it. Every method is fitted in a fresh process on all
+normal training images and exported as an ONNX graph by its own tools. saae_train/evaluation evaluates that graph on
+ONNX Runtime's CPU provider. A row of the same images and settings that is in the result file is not measured again.
+--work keeps the graphs, so that a later call times them beside the new ones.
 
   fit s      from the list of images to the fitted model; the process has imported its libraries
   frame ms   a frame in memory to score and map at its size, all methods of a category interleaved in one process
   graph MB   the ONNX graph; for a memory of patches it grows with the images
   fit env,   installed files of the packages that fitting and running need, by their metadata: for running, anomalib's
-  run env    graph needs onnxruntime and a few lines of one's own, and its own inferencer the whole of anomalib
+  run env    graph needs onnxruntime and a few lines of code, and its own inferencer all of anomalib
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether every deployed precision gives the verdicts of FP32: test images through each way of a bundle.
+"""Does every deployed precision give FP32's verdicts? Scores test images by each backend and precision of a bundle.
 
     python benchmarks/precisions.py BUNDLE ... --data DATA
 
-BUNDLE was built from a category of DATA that has test images; several bundles give one table. Each way (backend and
-precision) that opens here scores every test image at the default threshold calibrated for it. `same` counts the images
+BUNDLE must be built from a category of DATA that has test images; several bundles give one table. Each backend and
+precision that opens here scores every test image at the default threshold calibrated for it. `same` counts the images
 with FP32's verdict; `score` is the median and the largest relative difference of their scores, before thresholds.
 """
 

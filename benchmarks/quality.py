@@ -4,10 +4,12 @@
                                  [--baseline pca,pca-raw,padim,knn] [--seeds 0,1,2] [--set KEY=VALUE]
                                  [--out FILE] [--again]
 
-Each experiment (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): it splits
-off the held-out normal images, fits on the others, calibrates T on the held-out ones and evaluates on the test set at
-the images' own resolution. An experiment that is in the result file, with the same settings on the same images, is not
-run again. The seed sets weights, order and split; for several seeds the table shows mean and standard deviation.
+Each experiment (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): it fits,
+calibrates the thresholds and evaluates on the test set at the images' own resolution. A preset with a memory is fitted
+on all normal images and calibrated on each of them left out of the memory. Other presets and the baselines are
+calibrated on normal images that were held out. An experiment that is in the result file, with the same settings on the
+same images, is not run again. The seed sets weights, order and split; for several seeds the table shows mean and
+standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
              features between experiments; fit times then hold no backbone where the row says so)

@@ -256,6 +256,18 @@ def _line(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     yield "", (["figure", "value"], line_figures(data))
 
 
+def _choices(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks import choices
+
+    yield "", (choices.HEADINGS, choices.table_rows(data["rows"]))
+
+
+def _promises(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    from benchmarks import promises
+
+    yield "", (promises.HEADINGS, promises.table_rows(data["rows"]))
+
+
 _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] = {
     "fps": _fps,
     "quality": _quality,
@@ -265,6 +277,9 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[str, Table]]]] =
     "memory": _memory,
     "line": _line,
     "drift": _drift,
+    "ladder": _ladder,
+    "choices": _choices,
+    "promises": _promises,
 }
 
 

@@ -33,7 +33,7 @@ class CallThresholds:
         image_fpr: float | None,
         image_threshold: float | None,
     ) -> CallThresholds:
-        """The requested thresholds; for what is not requested `default`'s, or those of the tables' default rates.
+        """The requested thresholds. One that is not requested is that of `default`, or of the table's default rate.
 
         Args:
             tables: of the precision in use.

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BackendUnavailableError, ConfigError
 
-__all__ = ["WorkerDied", "check_room", "connected", "deaths", "library"]
+__all__ = ["WorkerDied", "connected", "deaths", "library", "shares"]
 
 
 class WorkerDied(Exception):
@@ -32,7 +32,7 @@ def connected(address: str) -> Iterator[None]:
 
     Args:
         address: `local` (one is started here, and ended with the block), `auto` (the one that this machine is part
-            of), or `host:port`.
+            of; where there is none, none is started: one machine would do the work of many), or `host:port`.
 
     Raises:
         BackendUnavailableError: ray is not installed, or no cluster answers.
@@ -46,9 +46,10 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **options)
     except Exception as error:  # ConnectionError, RuntimeError and its own, from release to release
         raise BackendUnavailableError(
-            f"--ray {address}: there is no cluster.",
+            f"No Ray cluster was found ({address}).",
             f"{type(error).__name__}: {error}",
-            "ray start --head on one machine, or --ray local; without Ray: --processes",
+            "ray start (--head on one machine, --address HOST:PORT on the others), --ray-address HOST:PORT, or "
+            "--ray-address local, which starts one here; without Ray: --processes N",
         ) from error
     try:
         yield
@@ -56,16 +57,36 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_room(workers: int, cpus: int, gpus: int) -> None:
-    """Refuse more workers than the cluster has room for; each takes so many CPUs and GPUs. Raise ConfigError."""
-    have = library().cluster_resources()
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        if have.get(name, 0) < each * workers:
-            raise ConfigError(
-                f"The cluster has {have.get(name, 0):g} {name}s; {workers} processes take {each * workers}.",
-                "They would wait for ever.",
-                "fewer --processes or --threads, or more machines",
-            )
+def shares(workers: int | None, gpus: int, cpus: int | None = None) -> tuple[int, int]:
+    """How many workers the cluster gets, and how many CPUs each of them has.
+
+    Args:
+        workers: how many; None: one for each GPU if they take one, else one for each machine, or with `cpus` as many as
+            there is room for.
+        gpus: of each worker, 0 or 1.
+        cpus: of each worker; None: as many as leave room for all workers.
+
+    Raises:
+        ConfigError: there is not so much room.
+    """
+    nodes = [node["Resources"] for node in library().nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+    def room(each: int) -> int:
+        # on one machine each, or the last ones would wait for ever
+        return sum(int(min(node["CPU"] // each, node.get("GPU", 0) // gpus if gpus else node["CPU"])) for node in nodes)
+
+    total_cpus, total_gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
+    if workers is None:
+        workers = max(1, room(cpus) if cpus else total_gpus if gpus else len(nodes))
+    if cpus is None:
+        cpus = next((each for each in range(total_cpus // workers, 1, -1) if room(each) >= workers), 1)
+    if room(cpus) < workers:
+        raise ConfigError(
+            f"The cluster has no room for {workers} processes of {cpus} CPUs and {gpus} GPUs.",
+            f"It has {total_cpus} CPUs and {total_gpus} GPUs; those without a place would wait for ever.",
+            "fewer --processes or --threads, or more machines",
+        )
+    return workers, cpus
 
 
 def deaths() -> tuple[type[BaseException], ...]:

@@ -59,7 +59,8 @@ import paho.mqtt.client, prometheus_client
     "opcua": "import asyncua, saae_runtime.line.plc.opcua",
     "serve": "import multipart, saae_runtime.line.http.service",
 }
-"""Extras that are quickly installed, and what must run with each. The environment of the tests has the larger ones."""
+"""Extras that are quickly installed, and what must run with each. The environment of the tests has the larger ones;
+tests/test_extras.py resolves all."""
 PACKAGES = ("saae_runtime", "saae_train", "saae_export")
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "sklearn", "safetensors", "jinja2")
 

@@ -15,7 +15,7 @@ from typing import Any
 import fake_jobs
 import pytest
 from needs import need
-from saae_run import opener, told
+from saae_run import ENVIRONMENT, opener, spawn, told
 from tiny_bundle import gray_frame, make_tiny_bundle
 from tiny_sets import TINY_CHANGES, write_square_set
 from typer.testing import CliRunner
@@ -57,18 +57,27 @@ def test_no_cluster_there(bundle: Path, frames: Path) -> None:
     if need("ray").is_initialized():
         pytest.skip("this process is connected to one")
     started = time.monotonic()
-    done = CliRunner().invoke(app, [str(bundle), str(frames), "--ray", "auto"])
-    assert done.exit_code == 2
-    assert "there is no cluster" in done.output
+    for words, told_so in (
+        (["--ray"], "No Ray cluster was found (auto)."),
+        (["--ray-address", "nonsense"], "No Ray cluster was found (nonsense)."),
+    ):
+        done = CliRunner().invoke(app, [str(bundle), str(frames), *words], env={"RAY_ADDRESS": None})
+        assert done.exit_code == 2
+        said = " ".join(done.output.split())
+        assert told_so in said
+        assert "--ray-address local" in said
     assert time.monotonic() - started < 120
 
 
 def test_the_same_lines_and_rows_as_without(ray_cluster: None, bundle: Path, frames: Path, tmp_path: Path) -> None:
-    words = [str(bundle), str(frames), "--backend", "onnxruntime:cpu", "--threads", "1", "--json", "-", "--parquet"]
+    """In a process of its own, which finds the cluster as any program does."""
+    words = [str(bundle), str(frames), "--backend", "onnxruntime:cpu", "--threads", "1", "--json", "-", "--out"]
     alone = CliRunner().invoke(app, [*words, str(tmp_path / "alone.parquet")])
-    there = CliRunner().invoke(app, [*words, str(tmp_path / "there.parquet"), "--ray", "local", "--processes", "2"])
-    assert there.exit_code == alone.exit_code == 1, there.output
-    assert told(there.stdout) == told(alone.stdout)
+    ours = {**ENVIRONMENT, "RAY_ADDRESS": need("ray").get_runtime_context().gcs_address}
+    there = spawn(*words, tmp_path / "there.parquet", "--ray", "--processes", 2, env=ours)
+    lines, said = (text.decode() for text in there.communicate(timeout=300))
+    assert there.returncode == alone.exit_code == 1, said
+    assert told(lines) == told(alone.stdout)
     assert len(told(alone.stdout)) == 24
     read = need("pyarrow.parquet").read_table
     tables = [read(tmp_path / name).drop_columns(["ms"]) for name in ("alone.parquet", "there.parquet")]

@@ -22,7 +22,7 @@ from saae_train.model.saae import (
 )
 
 from .fold import fold_batchnorm, fold_output_scale, make_linear, merge_linears
-from .vit import GraphAttention, attend, cast, plain_norm
+from .vit import Gelu, GraphAttention, attend, cast, plain_norm
 
 __all__ = ["GraphSAAE"]
 
@@ -44,7 +44,7 @@ class _Mlp(nn.Module):
     def __init__(self, mlp: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__()
         self.fc1 = make_linear(mlp[0].weight, mlp[0].bias).to(dtype)  # type: ignore[arg-type]
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.fc2 = make_linear(mlp[2].weight, mlp[2].bias).to(dtype)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:

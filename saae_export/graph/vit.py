@@ -9,6 +9,7 @@ FP32 anyway.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -94,13 +95,26 @@ class GraphAttention(nn.Module):
         return self.proj(attend(q, k.transpose(-1, -2), v))
 
 
+class Gelu(nn.Module):
+    """GELU by its definition, in the order of operations that ONNX Runtime recognises and computes in one pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (x * (1.0 + torch.erf(x / math.sqrt(2.0))))
+
+
+def activation(module: nn.Module) -> nn.Module:
+    """A copy of an activation, GELU as `Gelu`."""
+    exact = isinstance(module, nn.GELU) and module.approximate == "none"
+    return Gelu() if exact else copy.deepcopy(module)
+
+
 class GraphMlp(nn.Module):
     """fc1, activation, fc2 (LayerScale folded into fc2). Input and output: N x L x D of the layer's dtype."""
 
     def __init__(self, mlp: Mlp, gamma: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.fc1 = copy.deepcopy(mlp.fc1).to(dtype)
-        self.act = copy.deepcopy(mlp.act)
+        self.act = activation(mlp.act)
         self.norm = None if isinstance(mlp.norm, nn.Identity) else plain_norm(mlp.norm)
         self.fc2 = (copy.deepcopy(mlp.fc2) if gamma is None else fold_output_scale(mlp.fc2, gamma)).to(dtype)
 

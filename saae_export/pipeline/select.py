@@ -78,7 +78,7 @@ class Trial:
 
 
 def select_config(config: FitConfig, trials: Iterable[Trial], stages: Stages) -> tuple[FitConfig, Choice]:
-    """Choose among tried configurations, and say by what.
+    """Choose among the tried configurations, and print the figures that decided.
 
     Args:
         config: the given one, whose changes were tried.
@@ -105,8 +105,8 @@ def try_configs(
 ) -> Iterator[Trial]:
     """Fit each configuration on a part of the images, and draw the same simulated defects on the rest for all.
 
-    A model with a memory has seen the images that it was fitted on. Only on others are a good image and a simulated
-    defect seen alike, and only then do a score with and one without a memory compare.
+    A model with a memory holds patches of the images that it was fitted on, so it scores them lower than new ones. On
+    images that no model was fitted on, scores with and without a memory can be compared.
 
     Args:
         request: of the build; its configuration is the one that is changed.

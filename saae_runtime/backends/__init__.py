@@ -160,7 +160,7 @@ def explain(bundle: Bundle, backend: Backend, device: int = 0, precision: str | 
 
 def _about(figures: Figures | None, asked: _Asked) -> str:
     if figures is None:
-        nowhere = "there is no folder to keep figures in" if asked.folder is None else "nobody has timed them yet"
+        nowhere = "there is no folder to keep timings in" if asked.folder is None else "nothing has been timed here yet"
         return f"  not timed, so auto goes by a fixed order: {asked.why_not or nowhere}"
     left = [f"; {row.backend} {row.precision} not timed: {row.why}" for row in figures.rows if row.ms is None]
     return f"  timed here on {figures.date}, one frame at the graph's size{''.join(left)}"

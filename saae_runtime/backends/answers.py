@@ -18,11 +18,11 @@ _TINY = 1e-12
 
 
 def answer_check(bundle: Bundle) -> Callable[[Backend, Artefact], str]:
-    """A check of an opened backend: what is wrong with its answers, or "" where they are right or nothing is known.
+    """Return a check of an opened backend. It says what is wrong with the answers; "" if they are right or unknown.
 
     Each reference frame is scored alone. The bounds are those that the artefact had to keep when the bundle was built
-    (`Parity.bound_map`, `Parity.bound_score`): a library, driver or processor that was not there then may compute the
-    same file otherwise.
+    (`Parity.bound_map`, `Parity.bound_score`). A library, driver or processor that the build did not see may compute
+    the same file differently.
     """
     stored: list[ReferenceFrame] | None = None
 
@@ -34,7 +34,7 @@ def answer_check(bundle: Bundle) -> Callable[[Backend, Artefact], str]:
             stored = _stored(bundle)
         for item in stored:
             if item.frame.shape[:2] != backend.frame_size:
-                continue  # from a bundle whose graph was exchanged by hand
+                continue  # somebody exchanged the bundle's graph by hand
             found = backend.infer(item.frame[None], float(np.finfo(np.float32).max))
             scale = max(float(np.abs(item.anomaly_map).max()), _TINY)
             map_error = float(np.abs(found.anomaly_map[0] - item.anomaly_map).max()) / scale
@@ -42,8 +42,8 @@ def answer_check(bundle: Bundle) -> Callable[[Backend, Artefact], str]:
             bounds = artefact.parity
             if not (map_error <= bounds.bound_map and score_error <= bounds.bound_score):  # NaN is wrong, too
                 return (
-                    f"its answers on this machine are not the bundle's: {item.name}, map error {map_error:.1g} (bound "
-                    f"{bounds.bound_map:.1g}), score error {score_error:.1g} (bound {bounds.bound_score:.1g})"
+                    f"on this machine its answers differ from the bundle's: {item.name}, map error {map_error:.1g} "
+                    f"(bound {bounds.bound_map:.1g}), score error {score_error:.1g} (bound {bounds.bound_score:.1g})"
                 )
         return ""
 
@@ -53,5 +53,5 @@ def answer_check(bundle: Bundle) -> Callable[[Backend, Artefact], str]:
 def _stored(bundle: Bundle) -> list[ReferenceFrame]:
     try:
         return read_reference(bundle)[0]
-    except BundleCorruptError:  # `saae-export verify` says so; a line goes on
+    except BundleCorruptError:  # a line goes on; `saae-export verify` reports it
         return []

@@ -44,7 +44,7 @@ class Figure:
         backend, precision: what was timed.
         ms: the best time of one frame at the graph's size, host to host; None: not timed.
         why: why it was not timed.
-        refused: whether its answers are wrong here, so that it must not be taken.
+        refused: whether its answers are wrong here; then it must not be taken.
     """
 
     backend: str
@@ -73,7 +73,7 @@ class Figures:
         return sorted((row for row in self.rows if row.ms is not None), key=lambda row: row.ms or 0.0)
 
     def refused(self, backend: str) -> str:
-        """Why none of a backend's precisions may be taken here; empty where one may, or was not timed."""
+        """Why none of a backend's precisions may be taken here; empty if one may be, or if none was timed."""
         rows = [row for row in self.rows if row.backend == backend]
         return rows[0].why if rows and all(row.refused for row in rows) else ""
 
@@ -84,7 +84,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Way:
-    """A backend at a precision, how to open it for a test of its speed, and what is wrong with its answers, if any."""
+    """A backend at a precision, how to open it for timing, and a check that says what is wrong with its answers."""
 
     backend: str
     precision: str

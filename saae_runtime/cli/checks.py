@@ -21,16 +21,57 @@ __all__ = [
     "check_pattern_outputs",
     "check_processes",
     "kinds_of",
+    "outputs_of",
     "rotation_of",
 ]
 
 
-def kinds_of(
-    out: Path | None, heatmaps: bool, overlays: bool, masks: bool, sheets: bool, defects_only: bool
-) -> tuple[str, ...]:
-    """The requested kinds of pictures."""
-    wanted = (heatmaps, overlays, masks, sheets)
-    chosen = tuple(kind for kind, asked in zip(PICTURES, wanted, strict=True) if asked)
+def outputs_of(
+    out: Path | None, json_lines: str | None, csv: Path | None, parquet: Path | None, pictures: bool
+) -> tuple[Path | None, str | None, Path | None, Path | None]:
+    """What --out, --json, --csv and --parquet mean if --out may name a file of results instead of a folder.
+
+    Args:
+        out, json_lines, csv, parquet: as given.
+        pictures: whether an option asks for pictures, which need the folder.
+
+    Returns:
+        (out, json_lines, csv, parquet); a file moves from `out` to its own option.
+
+    Raises:
+        ConfigError: the name does not say which format, pictures have no folder, or its own option is given, too.
+    """
+    if out is None or out.is_dir():
+        return out, json_lines, csv, parquet
+    suffix = out.suffix.lower()
+    if suffix == ".json":
+        raise ConfigError(
+            f"--out {out}: JSON lines, or a COCO data set?",
+            "",
+            f"--out {out.with_suffix('.jsonl')} or --json {out} for a line per frame, --coco {out} for the data set",
+        )
+    if suffix not in (".parquet", ".csv", ".jsonl"):
+        return out, json_lines, csv, parquet
+    option = {".parquet": "--parquet", ".csv": "--csv", ".jsonl": "--json"}[suffix]
+    if pictures:
+        raise ConfigError(
+            f"--out {out} is a file of results; pictures need a folder.",
+            f"By its name it is what {option} writes.",
+            f"{option} {out} --out DIR",
+        )
+    given = {"--parquet": parquet, "--csv": csv, "--json": json_lines}[option]
+    if given is not None:
+        raise ConfigError(
+            f"--out {out} and {option} {given} are the same option.", "There is one such file.", "one of them"
+        )
+    if option == "--json":
+        return None, str(out), csv, parquet
+    return (None, json_lines, out, parquet) if option == "--csv" else (None, json_lines, csv, out)
+
+
+def kinds_of(out: Path | None, asked: Sequence[bool], defects_only: bool) -> tuple[str, ...]:
+    """The requested kinds of pictures; `asked` says which of `PICTURES`."""
+    chosen = tuple(kind for kind, wanted in zip(PICTURES, asked, strict=True) if wanted)
     if out is None and (chosen or defects_only):
         raise ConfigError("Pictures need a folder.", "--out is missing.", "add --out DIR")
     return chosen or ("heatmap", "overlay")
@@ -124,15 +165,16 @@ def check_pattern_outputs(
                     )
 
 
-def check_processes(processes: int, ray: str | None, batch: int, sources: Sequence[Source] | None) -> None:
+def check_processes(processes: int | None, cluster: str | None, batch: int, sources: Sequence[Source] | None) -> None:
     """Refuse --processes and --ray unless files can be distributed one by one."""
-    if processes == 1 and ray is None:
+    if processes in (None, 1) and cluster is None:
         return
+    option = "--processes" if cluster is None else "--ray"
     if sources is None or any(source.kind != "image" for source in sources):
         raise ConfigError(
-            "--processes is for image files.", "A watched folder, a video and a camera have only one reader.", ""
+            f"{option} is for image files.", "A watched folder, a video and a camera have only one reader.", ""
         )
     if batch > 1:
         raise ConfigError(
-            "--processes and --batch do not go together.", "Each process scores file by file.", "one of them"
+            f"{option} and --batch do not go together.", "Each process scores file by file.", "one of them"
         )

@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.text import Text
 
 from ..appending import Rotation
-from ..cluster import connected
+from ..cluster import connected, shares
 from ..engine import Engine
 from ..errors import ConfigError, SaaeError
 from ..images import PIXELS_VARIABLE
 from ..leave import stopped_by_signals
+from ..ray_options import OnRay, RayAddress, asked_cluster
 from ..sources.files import Source, find_sources
 from ..sources.scored import Scored
 from ..sources.watch import FolderWatch
@@ -35,6 +36,7 @@ from .checks import (
     check_pattern_outputs,
     check_processes,
     kinds_of,
+    outputs_of,
     rotation_of,
 )
 from .exports import CocoFile, CsvFile, Export, MapTree, ParquetFile
@@ -97,18 +99,28 @@ def run(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 1,
     processes: Annotated[
-        int, typer.Option(min=1, help="Image files only: number of processes, each with its own engine.")
-    ] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Run the processes on a Ray cluster: auto, local or HOST:PORT."),
+        int | None,
+        typer.Option(
+            min=1,
+            help="Image files only: number of processes, each with its own engine. Default: one; with --ray one for "
+            "each GPU, or for each machine.",
+            show_default=False,
+        ),
     ] = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include the folders below a folder.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Folders only: also score every image that is added, until Ctrl-C.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for pictures (heatmaps and overlays).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for pictures (heatmaps and overlays); or a file X.parquet, X.csv or X.jsonl, then the same as "
+            "--parquet, --csv or --json."
+        ),
+    ] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Pictures: heatmaps.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Pictures: overlays with the mask's outline.")] = False,
     masks: Annotated[bool, typer.Option("--masks", help="Pictures: masks, black and white.")] = False,
@@ -174,7 +186,9 @@ def run(
     try:
         if max_pixels is not None:
             os.environ[PIXELS_VARIABLE] = str(max_pixels)
-        kinds = kinds_of(out, heatmaps, overlays, masks, sheets, defects_only)
+        asked = (heatmaps, overlays, masks, sheets)
+        out, json_lines, csv, parquet = outputs_of(out, json_lines, csv, parquet, any(asked) or defects_only)
+        kinds = kinds_of(out, asked, defects_only)
         rotation = rotation_of(rotate, keep, json_lines, overwrite)
         check_outputs(out, json_lines, sources, recursive)
         check_exports(csv, parquet, coco, maps, map_format, sources, recursive, watch and limit is None)
@@ -200,7 +214,8 @@ def run(
                 # announced, so that batches are prepared now and not when the first one is full
                 "max_batch": batch if batch > 1 else None,
             }
-            check_processes(processes, ray, batch, found)
+            cluster = asked_cluster(ray, ray_address)
+            check_processes(processes, cluster, batch, found)
             engine = stack.enter_context(_open_engine(log, bundle, **options))
             say_what_rates_mean(log, engine, fpr, image_fpr)
             if explain:
@@ -212,9 +227,10 @@ def run(
                 if found is None
                 else named(found, skip)
             )
-            if ray is not None:
-                stack.enter_context(connected(ray))
-            pooled = _workers(engine, bundle, options, processes, ray) if processes > 1 or ray is not None else None
+            if cluster is not None:
+                stack.enter_context(connected(cluster))
+            alone = cluster is None and processes in (None, 1)
+            pooled = None if alone else _workers(engine, bundle, options, processes, cluster is not None)
             pictures = Pictures(out, kinds, defects_only) if out is not None else None
             bar = stack.enter_context(show_progress(log, given, limit, progress and not quiet))
             exports = _exports(stack, csv, parquet, coco, maps, map_format, engine.manifest.category, min_area)
@@ -262,26 +278,33 @@ def _open_log(
     return lines, scored
 
 
-def _workers(engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int, ray: str | None) -> _Scorer:
-    """Score files in processes with the backend in use here, sharing this machine's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _workers(
+    engine: Engine, bundle: Path, options: Mapping[str, Any], processes: int | None, on_cluster: bool
+) -> _Scorer:
+    """Score files in processes with the backend in use here, sharing the cores of this machine or of the cluster."""
+    on_gpu = engine.backend.name.startswith("tensorrt") or engine.backend.name.endswith((":cuda", ":tensorrt"))
+    if on_cluster:
+        workers, threads = shares(processes, int(on_gpu), options["threads"])
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = processes or 1
+        threads = options["threads"] or max(1, cores // workers)
     chosen = {
         **options,
         "backend": engine.backend.name,
         "precision": engine.backend.precision,
-        "threads": options["threads"] or max(1, cores // processes),
+        "threads": threads,
         "verify": False,  # this process has compared the hashes
     }
     open_engine = partial(Engine, bundle.resolve(), **chosen)
-    on_gpu = engine.backend.name.startswith("tensorrt") or engine.backend.name.endswith((":cuda", ":tensorrt"))
 
     def score(sources: Sequence[Source], keep_images: bool, stop: threading.Event) -> Generator[Outcome, None, None]:
         pool: Pool
-        if ray is None:
-            pool = ProcessPool(open_engine, processes, keep_images)
-        else:
-            pool = RayPool(open_engine, processes, keep_images, cpus=int(chosen["threads"]), gpus=int(on_gpu))
+        if on_cluster:
+            pool = RayPool(open_engine, workers, keep_images, cpus=threads, gpus=int(on_gpu))
             sources = [replace(item, path=item.path and item.path.absolute()) for item in sources]
+        else:
+            pool = ProcessPool(open_engine, workers, keep_images)
         return score_in_pool(pool, sources, stop)
 
     return score

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..cluster import WorkerDied, check_room, deaths, library
+from ..cluster import WorkerDied, deaths, library, shares
 from ..engine import Engine
 from ..errors import SaaeError
 from ..sources.files import Source
@@ -52,7 +52,7 @@ class RayPool:
     ) -> None:
         self._ray = library()
         self.workers = workers
-        check_room(workers, cpus, gpus)
+        shares(workers, gpus, cpus)
         self._kind = self._ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
         self._arguments = (open_engine, keep_images)
         self._start()

@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 
 from saae_runtime.errors import DataError, SaaeError
+from saae_runtime.ray_options import OnRay, RayAddress, asked_cluster
 from saae_runtime.terminal import LineCommand, log
 
 from ..data.category import find_category, list_categories
 from ..experiments.experiment import Experiment
 from ..experiments.many import CategoryFit, fit_many
 from .options import Cache, FitOptions, expand_options
-from .workers import Board, FitsAtOnce, OnRay, opened_workers
+from .workers import Board, FitsAtOnce, opened_workers
 
 __all__ = ["app"]
 
@@ -47,7 +48,8 @@ def fit_many_command(
     ] = Path("runs"),
     cache: Cache = None,
     processes: FitsAtOnce = None,
-    ray: OnRay = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Fit a model to each category and save its checkpoint, as `fit` does for one.
 
@@ -71,7 +73,10 @@ def fit_many_command(
         for name in names
     ]
     there = 0
-    with opened_workers(processes, ray, options.device) as workers, Board(log(), "categories", len(fits)) as board:
+    with (
+        opened_workers(processes, asked_cluster(ray, ray_address), options.device) as workers,
+        Board(log(), "categories", len(fits)) as board,
+    ):
 
         def done(name: str, outcome: Mapping[str, Any] | SaaeError, fresh: bool) -> None:
             nonlocal there

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 
 from saae_runtime.errors import DataError
 from saae_runtime.files import canonical_json, sha256_bytes, write_json, write_text
+from saae_runtime.ray_options import OnRay, RayAddress, asked_cluster
 from saae_runtime.terminal import LineCommand, log
 from saae_runtime.version import saae_version
 
@@ -36,7 +37,7 @@ from ..experiments.plan import (
 )
 from ..experiments.tables import Table, csv_text, fps_table, make_tables, markdown, measured_with, versions_text
 from .options import make_config, parse_changes, parse_seeds
-from .workers import Board, FitsAtOnce, OnRay, opened_workers
+from .workers import Board, FitsAtOnce, opened_workers
 
 __all__ = ["app"]
 
@@ -88,7 +89,8 @@ def tables(
         Path, typer.Option("--out", "-o", help="Folder for tables.md, tables.csv, tables.json and the experiments.")
     ] = Path("runs/tables"),
     processes: FitsAtOnce = None,
-    ray: OnRay = None,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be run, and run nothing.")] = False,
 ) -> None:
     """Reproduce the paper's Tables 2 to 5 and its speed, and print our figures beside the paper's.
@@ -119,7 +121,7 @@ def tables(
     results: dict[tuple[str, str, int], RunResult] = {}
     made: list[Table] = []
     speeds: dict[str, Any] | None = None
-    with opened_workers(processes, ray, device) as workers:
+    with opened_workers(processes, asked_cluster(ray, ray_address), device) as workers:
         try:
             _run(plan, folder, results, workers)
             if _FPS in wanted:

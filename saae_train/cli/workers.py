@@ -16,7 +16,7 @@ from saae_runtime.cluster import connected
 
 from ..experiments.jobs import Job, Processes, Workers
 
-__all__ = ["Board", "FitsAtOnce", "OnRay", "opened_workers"]
+__all__ = ["Board", "FitsAtOnce", "opened_workers"]
 
 FitsAtOnce = Annotated[
     int | None,
@@ -29,29 +29,24 @@ FitsAtOnce = Annotated[
     ),
 ]
 
-OnRay = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="ADDRESS",
-        help="Run the fits on a Ray cluster: auto, local or HOST:PORT. All folders must have the same paths there.",
-        show_default=False,
-    ),
-]
-
 
 @contextmanager
-def opened_workers(processes: int | None, ray: str | None, device: str | None) -> Iterator[Workers]:
+def opened_workers(processes: int | None, cluster: str | None, device: str | None) -> Iterator[Workers]:
     """The workers that `--processes` and `--ray` ask for; within the block this process is connected to the cluster.
+
+    Args:
+        processes: how many at once.
+        cluster: its address, see `saae_runtime.ray_options.asked_cluster`.
+        device: torch device of the jobs.
 
     Raises:
         BackendUnavailableError: no Ray, or no cluster.
         ConfigError: the cluster is too small.
     """
-    if ray is not None:
+    if cluster is not None:
         from ..experiments.ray_jobs import RayTasks
 
-        with connected(ray):
+        with connected(cluster):
             yield RayTasks(processes, device)
     elif processes is None or processes == 1:
         yield Processes()  # every core and GPU to one fit after another

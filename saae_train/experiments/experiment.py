@@ -201,8 +201,8 @@ def _under(what: str, report: Report) -> Progress:
 def run_experiment(
     experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
 ) -> dict[str, Any]:
-    """Run one experiment in this process: hold out normal images, fit on the others, calibrate T on the held-out ones,
-    and evaluate on the test set at the images' own resolution.
+    """Run one experiment in this process: fit, calibrate the thresholds, and evaluate on the test set at the images'
+    own resolution. Without a memory, thresholds come from normal images that are held out from the fit.
 
     Returns:
         The row: the settings, the metrics (`overall`, `by_type`, `notes`), times and memory.
@@ -270,7 +270,7 @@ def run_experiment(
 def _tables(
     fitted: FittedMethod, config: FitConfig, category: Category, held_out: Sequence[Sample], progress: Progress
 ) -> tuple[Calibration, float]:
-    """Threshold tables and the default pixel FPR, by the preset's rule, which is the same for every method."""
+    """Threshold tables and the default pixel FPR, by the preset's rule for every method."""
     from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
 
     if config.memory is None:

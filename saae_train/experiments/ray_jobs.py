@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from saae_runtime.cluster import WorkerDied, check_room, deaths, library
+from saae_runtime.cluster import WorkerDied, deaths, library, shares
 from saae_runtime.errors import SaaeError
 
 from .jobs import Job, Processes, Report, read_message
@@ -39,13 +39,9 @@ class RayTasks:
 
     def __init__(self, room: int | None = None, device: str | None = None) -> None:
         self._ray = library()
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        total, largest = (int(pick(node["CPU"] for node in nodes)) for pick in (sum, max))
-        gpus = int(sum(node.get("GPU", 0) for node in nodes))
-        self.gpus = int(gpus > 0 if device is None else device.startswith("cuda"))
-        self.room = room or (gpus if self.gpus else len(nodes)) or 1
-        self.cpus = max(1, min(largest, total // self.room))
-        check_room(self.room, 1, self.gpus)
+        there = self._ray.cluster_resources().get("GPU", 0) > 0
+        self.gpus = int(there if device is None else device.startswith("cuda"))
+        self.room, self.cpus = shares(room, self.gpus)
         self._begin = self._ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, max_calls=1)(_perform)
         self._waiting: list[Any] = []
 

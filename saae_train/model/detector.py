@@ -96,7 +96,7 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
             minus the cosine between g and g_hat, computed as half the squared distance of their directions, which is
             accurate where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2), which is
             large where both the reconstruction error and the energy outside the components are large. The exponents
-            were chosen by measuring, see docs/quality.md. `memory` is d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far
+            were chosen by measuring, see docs/studies.md. `memory` is d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far
             the patch lies from the nearest normal ones, relative to how far normal patches lie there, times what the
             autoencoder cannot explain.
         memory: for the score `memory`.

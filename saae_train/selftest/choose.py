@@ -44,12 +44,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen model, and what it was chosen by.
+    """The chosen model, and the figures that decided.
 
     Attributes:
         name: of the chosen configuration.
         separation: name -> simulated image ROC-AUC, every kind, size and contrast weighted equally.
-        ahead: name -> its separation less the first one's, in standard errors of the paired difference.
+        ahead: name -> its separation minus the first one's, in standard errors of the paired difference.
         found: name -> share of the defects found at its own image threshold, weighted in the same way.
     """
 

@@ -10,7 +10,10 @@ import torch
 from needs import need
 
 from benchmarks.ladder import HEADINGS, PadimResNet18, measured, padim_calls, table
+from benchmarks.report import render
 from saae_runtime.errors import ConfigError
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "python": "3.11"}
 
 
 def test_padim_is_the_mahalanobis_distance_at_each_position() -> None:
@@ -48,6 +51,9 @@ def test_ratios_are_to_the_defaults_fp32_on_the_faster_backend() -> None:
     ]
     assert [line[-1] for line in table(rows)] == [10 / 12, 1.0, 5.0]
     assert {len(line) for line in table(rows)} == {len(HEADINGS)}
+    shown = render({"benchmark": "ladder", "rows": rows, "machine": MACHINE, "command": "c", "created": "2026-11-26"})
+    assert f"| {HEADINGS[-1]} |" in shown
+    assert "| lite | int8 | a | 8x8 | 2 | 2 | 5 |" in shown
 
 
 def test_a_preset_without_the_packaged_backbone_is_refused() -> None:

@@ -110,7 +110,7 @@ def test_the_reference_holds_the_commands_and_their_options(site: Path) -> None:
         "saae-train-fit-many",
         "saae-line-audit-verify",
     } <= anchors
-    for option in ("--image-fpr &lt;float&gt;", "--ray ADDRESS", "--max-batch N", "--int8"):
+    for option in ("--image-fpr &lt;float&gt;", "--ray-address ADDRESS", "--max-batch N", "--int8"):
         assert f"<code>{option}</code>" in page, option
 
 

@@ -45,6 +45,7 @@ LIBRARIES = {
     "tensorrt_rtx": "pip install 'saae[tensorrt-rtx]'",
     "tifffile": "pip install 'saae[dev]'",
     "timm": "pip install 'saae[train]'",
+    "uv": "pip install 'saae[dev]'",
     "uvicorn": "pip install 'saae[serve]'",
     "torch": "pip install 'saae[train]'",
     "tritonclient": "pip install 'saae[triton]'",

@@ -31,7 +31,7 @@ def load_tensorrt(package: Path) -> str:
     except OSError as error:
         return f"its TensorRT provider cannot be read ({error})"
     if named is None:
-        return ""  # another system's name of a library: try to open it
+        return ""  # libraries have other names on this system: let the provider try
     soname = named.group().decode()
     spec = find_spec("tensorrt_libs")
     folders = list(spec.submodule_search_locations or ()) if spec else []

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saae_export.graph.frame import FrameToPixels, ScoresToMap
-from saae_runtime.geometry import gaussian_matrix
+from saae_export.graph.frame import Banded, FrameToPixels, ScoresToMap
+from saae_runtime.geometry import gaussian_matrix, resize_matrix
 
 sides = st.integers(1, 90)
 
@@ -51,3 +51,19 @@ def test_smoothing_is_folded_into_the_upsample() -> None:
     assert torch.allclose(ScoresToMap((7, 9), (50, 70), 0.8)(scores), expected, atol=3e-6)
     plain = ScoresToMap((7, 9), (50, 70))(scores)
     assert (plain - expected).abs().max() > 1e-3, "the smoothing did nothing"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 160), st.integers(0, 2**32 - 1))
+def test_blocks_multiply_as_the_whole_matrix(n_in: int, n_out: int, seed: int) -> None:
+    matrix = resize_matrix(n_in, n_out)
+    x = torch.rand((2, n_in, 3), generator=torch.Generator().manual_seed(seed))
+    assert torch.allclose(Banded(matrix)(x), torch.tensor(matrix) @ x, atol=1e-5)
+
+
+def test_a_large_frame_is_not_multiplied_by_zeros() -> None:
+    matrix = resize_matrix(1024, 336)
+    stage = Banded(matrix)
+    assert stage.cost < matrix.size / 5
+    assert stage.weights.numel() < matrix.size / 8
+    assert Banded(resize_matrix(20, 10)).inputs is None  # too small for blocks

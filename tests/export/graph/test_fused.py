@@ -11,7 +11,7 @@ from tiny_models import noise_frames, tiny_detector
 
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.saae import GraphSAAE
-from saae_export.graph.vit import GraphBlock, GraphViT
+from saae_export.graph.vit import GraphBlock, GraphViT, activation
 from saae_export.parity.pytorch import TorchReference
 from saae_runtime.errors import ConfigError
 from saae_train.model.detector import Detector
@@ -200,3 +200,10 @@ def test_graph_vit_alone() -> None:
         expected = detector.features(x.permute(0, 3, 1, 2))
         found = GraphViT(detector.backbone, torch.float32)(x)
         assert torch.allclose(found[:, detector.backbone.prefix_tokens :], expected, atol=2e-5)
+
+
+def test_gelu_is_pytorchs_and_other_activations_stay() -> None:
+    x = torch.linspace(-8.0, 8.0, 4001)
+    assert torch.allclose(activation(torch.nn.GELU())(x), torch.nn.functional.gelu(x), atol=1e-6)
+    for other in (torch.nn.GELU(approximate="tanh"), torch.nn.SiLU()):
+        assert torch.equal(activation(other)(x), other(x))

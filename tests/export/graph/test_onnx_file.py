@@ -237,3 +237,17 @@ def test_a_full_disk_leaves_the_old_file(detector, tmp_path: Path, monkeypatch: 
         export_onnx(FusedGraph(detector, SIZE), target, 0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert target.read_bytes() == b"old"
+
+
+def test_onnx_runtime_computes_each_gelu_in_one_pass(files: dict[str, Path], tmp_path: Path) -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(str(files["fp32"]), options, providers=["CPUExecutionProvider"])
+    written = Counter(node.op_type for node in onnx.load(files["fp32"]).graph.node)
+    found = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert written["Erf"] > 0
+    assert found["Erf"] == 0
+    assert found["Gelu"] + found["BiasGelu"] == written["Erf"]

@@ -1,4 +1,4 @@
-"""`auto` passes over a backend whose answers on this machine are not the bundle's."""
+"""`auto` passes over a backend whose answers on this machine differ from the bundle's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_fastest_is_passed_over_where_its_answers_are_wrong(
     other = bundle_with_answers(tmp_path / "c")
     with caplog.at_level(logging.WARNING), Engine(other) as engine:
         assert (engine.backend.name, engine.backend.precision) == ("swift", "fp32")
-        assert "swift bf16 not timed: its answers on this machine are not the bundle's: a.png" in engine.explain()
+        assert "swift bf16 not timed: on this machine its answers differ from the bundle's: a.png" in engine.explain()
     assert "swift bf16 is passed over" in caplog.text
     again(monkeypatch)
     assert chosen(other) == ("swift", "fp32")  # known from the file
@@ -46,7 +46,7 @@ def test_wrong_answers_are_not_taken_for_want_of_others(world: World, tmp_path: 
     world.off = dict.fromkeys(world.speeds, float("nan"))
     with (
         pytest.warns(UserWarning, match="passed over"),
-        pytest.raises(BackendUnavailableError, match="answers on this machine"),
+        pytest.raises(BackendUnavailableError, match="on this machine its answers"),
     ):
         Engine(bundle_with_answers(tmp_path / "b"))
     with Engine(tmp_path / "b", backend="slow") as engine:  # by name it is opened

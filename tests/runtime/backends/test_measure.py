@@ -172,7 +172,7 @@ def test_figures_of_other_machines_stay_beside(world: World, bundle: Bundle, mon
         assert chosen(bundle) == ("slow", "fp32")
     again(monkeypatch)
     assert chosen(bundle) == ("swift", "bf16")
-    assert chosen(bundle, threads=1) == ("slow", "fp32")  # with one thread nobody has timed it yet
+    assert chosen(bundle, threads=1) == ("slow", "fp32")  # with one thread nothing has been timed yet
     assert len(list(bundle.path.with_name("tiny.cache").rglob("speed-*.json"))) == 3
 
 
@@ -202,7 +202,7 @@ def test_a_backend_that_is_asked_for_is_opened_and_nothing_timed(world: World, b
     with Engine(bundle, backend="steady") as engine:
         assert engine.backend.name == "steady"
         assert world.opened == [("steady", None)]
-        assert "not timed, so auto goes by a fixed order: nobody has timed them yet" in engine.explain()
+        assert "not timed, so auto goes by a fixed order: nothing has been timed here yet" in engine.explain()
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "no folder", "arithmetic"])
@@ -245,7 +245,7 @@ def test_a_bundle_that_may_not_be_written_beside(
     monkeypatch.setattr(cache, "user_cache", lambda: None)
     with Engine(bundle) as engine:
         assert engine.backend.name == "slow"
-        assert "there is no folder to keep figures in" in engine.explain()
+        assert "there is no folder to keep timings in" in engine.explain()
 
 
 def test_figures_that_cannot_be_written_hold_in_this_process(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -51,6 +52,48 @@ def expected(bundle: Path, path: Path):
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("r.csv", "--csv"),
+        ("R.CSV", "--csv"),
+        ("r.jsonl", "--json"),
+        pytest.param("r.parquet", "--parquet", marks=pytest.mark.needs("pyarrow")),
+    ],
+)
+def test_out_with_the_name_of_a_file_is_that_files_option(
+    bundle: Path, frames: Path, tmp_path: Path, name: str, option: str
+) -> None:
+    """Also beside a folder of maps; no picture is made."""
+    written = []
+    for folder, word in ((tmp_path / "a", "--out"), (tmp_path / "b", option)):
+        folder.mkdir()
+        done = run(bundle, frames / "cut", word, folder / name, "--maps", folder / "maps")
+        assert done.exit_code == 1, done.output
+        assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {name, "maps"}
+        written.append(without_times(folder / name))
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
+
+
+def without_times(path: Path) -> list[dict[str, object]]:
+    """The rows of a file of results."""
+    if path.suffix == ".parquet":
+        found = need("pyarrow.parquet").read_table(path).to_pylist()
+    elif path.suffix == ".jsonl":
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        found = rows(path)
+    return [{key: value for key, value in row.items() if key != "ms"} for row in found]
+
+
+def test_a_folder_may_have_the_name_of_a_file(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures.csv"
+    folder.mkdir()
+    assert run(bundle, frames / "cut", "--out", folder, "--masks").exit_code == 1
+    assert len(list(folder.rglob("*.png"))) == 2
 
 
 # --- CSV ---
