@@ -18,8 +18,9 @@ demo: $(VENV)/.stamp-demo
 	@echo "Next:     put images of your own product into a folder and type"
 	@echo "          $(BIN)/saae-export build --normal FOLDER --category NAME"
 
+# With bytecode, whatever the environment says: else each of some hundred processes compiles the packages.
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

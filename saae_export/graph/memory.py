@@ -33,7 +33,6 @@ class GraphMemory(nn.Module):
         entries, weight = memory.entries.double(), memory.weight.double()
         self.candidates, self.search = min(CANDIDATES, len(memory)), memory.search
         some = slice(self.search)
-        self.alpha = float(memory.alpha)
         # Groups of equal size: the last entry is repeated, so far away that it is never near.
         self.per_group = math.ceil(len(memory) / GROUP)
         repeated = GROUP * self.per_group - len(memory)
@@ -47,10 +46,12 @@ class GraphMemory(nn.Module):
         self.register_buffer("entries", memory.entries.clone())
         self.register_buffer("weight", memory.weight.clone())
         self.register_buffer("radius", memory.radius.clone())
+        self.register_buffer("alpha", memory.alpha.clone())
         self.half_energy: Tensor
         self.entries: Tensor
         self.weight: Tensor
         self.radius: Tensor
+        self.alpha: Tensor
         self.first_of: Tensor
 
     def forward(self, g: Tensor) -> Nearest:

@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> tuple[int, str]:
 def test_a_finished_experiment_is_not_run_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "quality.json"
     arguments = ["--data", str(tree), "--weights", "random", "--out", str(out), *WORDS]
+    monkeypatch.setattr(quality, "run_fresh", run_experiment)  # here; the next test has a process of its own
     code, text = run([*arguments, "--only-baselines", "--baseline", "pca"])
     assert code == 0, text
     first = json.loads(out.read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from doc_checks import ROOT
+from folders import copy_tree
 from needs import need
 from site_checks import dead_links, outside_requests, read_pages
 
@@ -43,8 +44,14 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = copy_of_the_documentation(tmp_path_factory.mktemp("site"))
+def documentation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be copied before it is changed."""
+    return copy_of_the_documentation(tmp_path_factory.mktemp("documentation"))
+
+
+@pytest.fixture(scope="module")
+def site(documentation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy_tree(documentation, tmp_path_factory.mktemp("site") / "here")
     done = build(folder)
     assert done.returncode == 0, done.stdout
     return folder / "build/site"
@@ -107,8 +114,8 @@ def test_the_reference_holds_the_commands_and_their_options(site: Path) -> None:
         assert f"<code>{option}</code>" in page, option
 
 
-def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:
-    folder = copy_of_the_documentation(tmp_path)
+def test_a_broken_link_ends_the_build(documentation: Path, tmp_path: Path) -> None:
+    folder = copy_tree(documentation, tmp_path / "here")
     with (folder / "docs/faq.md").open("a", encoding="utf-8") as page:
         page.write("\n[nowhere](gone.md)\n")
     done = build(folder)

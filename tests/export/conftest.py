@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from folders import shared_folder
 from needs import skips_without
+
+from saae_runtime.backends.openvino.library import device_missing, load_library
 
 if TYPE_CHECKING:
     from saae_export.pipeline.build import BuildResult
@@ -20,31 +20,26 @@ pytest_pycollect_makemodule = skips_without(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
-    """The folder of the graphs that were exported in this run, which all workers share: none is exported twice.
+def _graphs_are_kept(exported_once: Path | None) -> None:
+    """No test exports what one before has exported."""
 
-    PyTorch's exporter takes 3 s even for a tiny one. `exported_anew` asks it each time.
-    """
-    if find_spec("torch") is None or find_spec("onnxscript") is None:
-        yield None
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The folder of what OpenVINO has compiled here; None without it."""
+    return None if device_missing("CPU")[0] else tmp_path_factory.mktemp("openvino")
+
+
+@pytest.fixture(autouse=True)
+def _networks_are_kept(networks: Path | None) -> Iterator[None]:
+    """A build opens five engines, most of them on graphs that another has opened before."""
+    if networks is None:
+        yield
         return
-    from exported_before import once
-
-    from saae_export.graph import onnx_file
-
-    folder = shared_folder(tmp_path_factory, "exported")
-    trace = onnx_file.trace
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_file, "trace", once(trace, folder))
-        yield folder
-
-
-@pytest.fixture
-def exported_anew(exported_once: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of the exporter: what was exported before does not count."""
-    from saae_export.graph import onnx_file
-
-    monkeypatch.setattr(onnx_file, "trace", onnx_file.trace.__wrapped__)  # type: ignore[attr-defined]
+    core = load_library().core
+    core.set_property({"CACHE_DIR": str(networks)})
+    yield
+    core.set_property({"CACHE_DIR": ""})
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,10 @@ def odd_frame(random: random.Random) -> Any:
         )
         return np.zeros(shape, dtype)
     if kind == 4:
-        return np.broadcast_to(np.uint8(7), tuple(random.choice((1, 3, 24, 1000, 10**6)) for _ in range(3)))
+        sides: list[int] = []
+        while not sides or 10**8 < prod(sides) < 10**11:  # what memory holds after all takes half a minute to resize
+            sides = [random.choice((1, 3, 24, 1000, 10**6)) for _ in range(3)]
+        return np.broadcast_to(np.uint8(7), sides)
     if kind == 5:
         array = rng.integers(0, 256, (*SIZE, 3), np.uint8)
         return np.ma.masked_array(array, mask=rng.random(array.shape) < random.choice((0.0, 0.1, 1.0)))

@@ -28,8 +28,8 @@ CONFIG = FitConfig(
 
 CLI = (
     "--backbone", TINY, "--weights", "random", "--layers", "1,2", "--input-size", "64x64", "--components", "32",
-    "--latent", "12", "--steps", "6", "--batch", "4", "--no-latency", "--engine", "none", "--parity-images", "2",
-    "--no-selftest",
+    "--latent", "12", "--steps", "6", "--batch", "4", "--set", "memory=64", "--fit-precision", "fp32",
+    "--no-latency", "--engine", "none", "--parity-images", "2", "--no-selftest",
 )  # fmt: skip
 """The same as options of `saae-export build`."""
 

@@ -38,6 +38,12 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "SAAE_CACHE": cache, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"} | more
 
 
+def _remembering(folder: Path, exported: Path) -> dict[str, str]:
+    """For the module `remembering_export`, which is the command in a process of its own."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support")))
+    return _environment(folder, PYTHONPATH=paths, SAAE_TEST_EXPORTED=str(exported))
+
+
 def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         _command(*arguments),
@@ -78,8 +84,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_build_finds_the_usual_folder_and_ends_with_a_summary(place: Path) -> None:
-    done = _run(place, "build", "-c", "weave", *CLI, "--precision", "fp32")
+def test_build_finds_the_usual_folder_and_ends_with_a_summary(place: Path, exported_once: Path) -> None:
+    arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32", module="remembering_export")
+    done = subprocess.run(
+        arguments, cwd=place, env=_remembering(place, exported_once), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "bundles/weave"
     for expected in ("./data", "reused", "bundles/weave", "report.html", "ROC-AUC", "saae-run bundles/weave"):
@@ -113,8 +122,7 @@ def test_ctrl_c_leaves_what_was_there(
     # The stages behind the export need not wait for it.
     module = "saae_export.cli" if stage == "4/12 export ONNX" else "remembering_export"
     arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32", module=module)
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support")))
-    environment = _environment(place, PYTHONPATH=paths, SAAE_TEST_EXPORTED=str(exported_once))
+    environment = _remembering(place, exported_once)
     if stage == "3/12 fit":
         arguments[arguments.index("--steps") + 1] = "100000"
         arguments.append("--refit")
@@ -208,10 +216,10 @@ def test_verify_names_a_damaged_file(place: Path, tmp_path: Path) -> None:
 def test_onnx_alone(place: Path, tmp_path: Path) -> None:
     onnx = need("onnx")
     checkpoint = next((place / "runs" / "weave" / "models").iterdir())
-    done = _invoke(tmp_path, "onnx", str(checkpoint), "--out", "m.onnx", "--precision", "fp16", "--frame-size", "70x90")
+    done = _invoke(tmp_path, "onnx", str(checkpoint), "--out", "m.onnx", "--precision", "fp16", "--frame-size", "96x80")
     assert done.exit_code == 0, done.stderr
     frame = onnx.load(str(tmp_path / "m.onnx")).graph.input[0]
-    assert [side.dim_value for side in frame.type.tensor_type.shape.dim][1:] == [70, 90, 3]
+    assert [side.dim_value for side in frame.type.tensor_type.shape.dim][1:] == [96, 80, 3]
 
 
 def test_version(tmp_path: Path) -> None:
@@ -243,6 +251,7 @@ def test_build_takes_several_folders_and_its_next_command_can_be_pasted(place: P
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index // 2}.png").write_bytes(file.read_bytes())
     named = ["--normal", "my parts/day", "--normal", "my parts/night", "--category", "mine", "--out", "my bundle"]
+    named.append("--texture")  # as `weave` is, so that the graph is one that was exported before
     done = _invoke(tmp_path, "build", *named, *CLI, "--precision", "fp32", "--samples", "0", COLUMNS="80")
     assert done.exit_code == 0, done.stderr
     manifest = open_bundle(tmp_path / "my bundle", verify=True).manifest

@@ -182,7 +182,7 @@ def test_every_node_of_a_sound_fp16_graph_stays_close(files: dict[str, Path]) ->
 
 
 def test_the_node_that_overflows_fp16_is_named(tmp_path: Path) -> None:
-    detector = tiny_detector()
+    detector = tiny_detector(**KEYWORDS)
     # Finite in FP16 as weights, too large as a product: 65504 is passed in the second block's first MLP layer.
     detector.backbone.blocks[1].mlp.fc1.weight.data.mul_(6e5)
     pair = [
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_old_file(detector, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="disk is full"):
-        export_onnx(FusedGraph(detector), target, 0.5)
+        export_onnx(FusedGraph(detector, SIZE), target, 0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert target.read_bytes() == b"old"
 

@@ -146,7 +146,7 @@ def test_a_bundle_says_that_its_images_were_fitted_on(
     every = tuple(sorted(content_hashes(find_category(data, "weave").train)))
     record = dataclasses.replace(checkpoint.record, fitted_on=every)
     given = save_checkpoint(tmp_path / "given", dataclasses.replace(checkpoint, record=record))
-    result, text = quiet_build(options(data, tmp_path, checkpoint=given, precisions=("fp32",), frame_size="model"))
+    result, text = quiet_build(options(data, tmp_path, checkpoint=given, precisions=("fp32",)))
     assert result.bundle.manifest.calibration.held_out is False
     assert "FITTED ON" in text
     assert "normal, fitted on" in (tmp_path / "bundle" / "report.html").read_text()

@@ -85,7 +85,7 @@ def test_an_experiment_that_fails_keeps_its_words(tree: Path) -> None:
     with pytest.raises(SaaeError, match="RuntimeError: out of memory"):
         run_fresh(experiment(tree), fake_fit_methods.raises)
     with pytest.raises(SaaeError, match="ended with code -9"):
-        run_fresh(experiment(tree), fake_fit_methods.killed)
+        run_fresh(experiment(tree), fake_fit_methods.Killed())
 
 
 def test_stopping_stops_the_experiments_process_cleanly(
