@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_builds import CONFIG, draw
 
 from benchmarks.promises import HEADINGS, RATES, measure, table_rows
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import highest_rate
+from saae_runtime.result import Scored
 
 pytestmark = pytest.mark.needs("timm")
 
@@ -22,6 +24,19 @@ def test_a_draw_is_judged_on_the_images_that_it_left(tmp_path: Path) -> None:
         assert found["stated"] == highest_rate(found["above"], 6)
         assert 0 <= found["alarms"] <= 3
     assert row["rates"][0]["alarms"] <= row["rates"][1]["alarms"], "a lower rate rejects no more"
+
+
+@pytest.mark.parametrize(("score", "alarms"), [(0.0, 0), (1e9, 3)])
+def test_scores_above_the_threshold_are_alarms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float, alarms: int
+) -> None:
+    from saae_train.model.scorer import TorchScorer
+
+    monkeypatch.setattr(
+        TorchScorer, "__call__", lambda self, frame: Scored(score, np.zeros(frame.shape[:2], np.float32))
+    )
+    row = measure(draw(tmp_path / "data"), "weave", CONFIG, 6, 3, "random", tmp_path / "cache")
+    assert [found["alarms"] for found in row["rates"]] == [alarms, alarms]
 
 
 def test_a_draw_leaves_images_and_needs_a_memory(tmp_path: Path) -> None:
