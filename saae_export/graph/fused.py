@@ -90,8 +90,7 @@ class _Score(nn.Module):
     def forward(self, projected: Projected, g_hat: Tensor | None) -> Tensor:
         if g_hat is None:
             assert self.memory is not None
-            nearest = self.memory(projected.g)
-            return nearest.distance * nearest.radius.rsqrt()
+            return memory_score(self.memory(projected.g), None, self.memory.alpha, self.memory.beta)
         a, b = cast(projected.g, torch.float32), cast(g_hat, torch.float32)
         if self.kind == "l2":
             residual = a - b
@@ -101,7 +100,7 @@ class _Score(nn.Module):
         difference = _direction(a) - _direction(b)
         cosine = 0.5 * difference.square().sum(dim=2)
         if self.memory is not None:
-            return memory_score(self.memory(projected.g), cosine, self.memory.alpha)
+            return memory_score(self.memory(projected.g), cosine, self.memory.alpha, self.memory.beta)
         if projected.residual_energy is None or projected.energy is None:
             return cosine
         residual = projected.residual_energy / projected.energy.clamp_min(1e-12).sqrt()

@@ -47,11 +47,13 @@ class GraphMemory(nn.Module):
         self.register_buffer("weight", memory.weight.clone())
         self.register_buffer("radius", memory.radius.clone())
         self.register_buffer("alpha", memory.alpha.clone())
+        self.register_buffer("beta", memory.beta.clone() if float(memory.beta) else None)
         self.half_energy: Tensor
         self.entries: Tensor
         self.weight: Tensor
         self.radius: Tensor
         self.alpha: Tensor
+        self.beta: Tensor | None
         self.first_of: Tensor
 
     def forward(self, g: Tensor) -> Nearest:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saae_runtime.errors import FitError
+from saae_runtime.geometry import gaussian_matrix
 from saae_runtime.progress import Progress, labelled, silent
 
 from ..config import FitConfig
@@ -20,7 +21,7 @@ from ..model.saae import SAAE
 from .features import FeatureSet
 from .loop import Reporter
 
-__all__ = ["balance", "build_memory", "remember"]
+__all__ = ["balance", "build_memory", "level_exponent", "remember"]
 
 _POOL = 440_000
 """Largest number of patches that entries are chosen from, spread over all images."""
@@ -40,8 +41,12 @@ _POOLED = 4
 _PRIOR = 3
 """Patches at the mean distance that every radius starts from."""
 
-_SHARE = 0.6
+_SHARE = 0.75
 """Spread of normal patches that the autoencoder's factor of the score adds, in units of the memory's own."""
+
+_LEVEL_SHARE, _MOST_LEVEL = 1 / 3, 0.3
+"""Of the slope of the largest score on the image's level, the share that becomes beta, and the largest beta. A large
+defect raises the level, too: the whole slope would hide it."""
 
 _TOGETHER = 8
 """Entries chosen in one pass over the pool."""
@@ -78,7 +83,7 @@ def build_memory(
         progress: called with (images done, images, what).
 
     Returns:
-        The memory without its alpha, and d and r of every fitted image with itself and its near-copies left out of
+        The memory without its exponents, and d and r of every fitted image with itself and its near-copies left out of
         the entries and radii, each float32 N x L.
 
     Raises:
@@ -161,8 +166,7 @@ def remember(
     search = None if space.basis is None else SEARCH  # components come by their variance, channels in no order
     memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, search, watch.memory)
     if config.steps == 0:  # no autoencoder: alpha stays 0
-        scores = memory_score(nearest, torch.ones_like(nearest.distance), 0.0).reshape(count, *saae.grid)
-        return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
+        return memory, _left_out(memory, nearest, None, samples, saae.grid, config.smoothing, reach)
     cosines = []
     for index in range(count):
         watch.memory(index, count, "images, autoencoder")
@@ -171,14 +175,29 @@ def remember(
             cosines.append(anomaly_score(Projected(g), saae(g), "cosine"))
     cosine = torch.cat(cosines)
     memory.alpha.fill_(balance(nearest, cosine))
-    scores = memory_score(nearest, cosine, memory.alpha).reshape(count, *saae.grid)
-    return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
+    return memory, _left_out(memory, nearest, cosine, samples, saae.grid, config.smoothing, reach)
+
+
+def _left_out(
+    memory: Memory,
+    nearest: Nearest,
+    cosine: Tensor | None,
+    samples: Sequence[Sample],
+    grid: tuple[int, int],
+    smoothing: float,
+    reach: int,
+) -> LeftOut:
+    """Scores of the left-out images; sets the memory's beta from them."""
+    plain = memory_score(nearest, cosine, memory.alpha)
+    memory.beta.fill_(level_exponent(plain.reshape(-1, *grid), smoothing))
+    scores = memory_score(nearest, cosine, memory.alpha, memory.beta).reshape(-1, *grid)
+    return LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
 
 
 def balance(nearest: Nearest, cosine: Tensor) -> float:
     """The exponent alpha of the score `memory`.
 
-    In the log score of normal patches, the autoencoder's part then spreads 0.6 times as far as the memory's. If the
+    In the log score of normal patches, the autoencoder's part then spreads 0.75 times as far as the memory's. If the
     autoencoder explains little (parts at any angle), its noise does not drown the distance.
 
     Args:
@@ -187,6 +206,26 @@ def balance(nearest: Nearest, cosine: Tensor) -> float:
     """
     memory = (nearest.distance * nearest.radius.rsqrt()).log().std()
     return float(_SHARE * memory / cosine.clamp_min(1e-12).log().std().clamp_min(1e-6))
+
+
+def level_exponent(scores: Tensor, smoothing: float) -> float:
+    """The exponent beta of the score `memory`: how much of an image's own level is taken out of its scores.
+
+    Over left-out normal images, the log of the largest score is regressed on the log of the mean. beta is a third of
+    the slope. It is 0 if the level says nothing about the largest score, or with fewer than three images.
+
+    Args:
+        scores: of normal images that are not in the memory, without the level's factor, float32 N x h x w.
+        smoothing: deviation of the map's Gaussian, in patches.
+    """
+    if len(scores) < 3:
+        return 0.0
+    rows, columns = (torch.tensor(gaussian_matrix(n, smoothing)) for n in scores.shape[1:])
+    largest = (rows @ scores @ columns.T).amax(dim=(1, 2)).clamp_min(1e-12).log().double()
+    level = scores.mean(dim=(1, 2)).clamp_min(1e-12).log().double()
+    level = level - level.mean()
+    slope = float((level * largest).sum() / level.square().sum().clamp_min(1e-12))
+    return min(max(0.0, _LEVEL_SHARE * slope), _MOST_LEVEL)
 
 
 def _pool(rows: Rows, images: int, generator: torch.Generator, progress: Progress) -> tuple[Tensor, Tensor]:

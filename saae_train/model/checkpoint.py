@@ -34,7 +34,7 @@ from .weights import WeightsInfo
 
 __all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
 
-SCHEMA = 4
+SCHEMA = 5
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _LEFT_OUT = "left_out.scores"
 
@@ -135,6 +135,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         tensors: dict[str, Tensor] = load_file(weights)
         detector, config = _build(record)
+        if detector.memory is not None and record["schema"] < 5:  # older scores do not regard the image's level
+            tensors["memory.beta"] = torch.tensor(0.0)
         scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
         left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
         fit_record = FitRecord.from_json(record["facts"])

@@ -96,9 +96,9 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
             minus the cosine between g and g_hat, computed as half the squared distance of their directions, which is
             accurate where they nearly agree; `joint`, (1 - cos(g, g_hat))^(1/4) * (|f_perp|^2 / |f_s|)^(1/2), which is
             large where both the reconstruction error and the energy outside the components are large. The exponents
-            were chosen by measuring, see docs/studies.md. `memory` is d / sqrt(r) * (1 - cos(g, g_hat))^alpha: how far
-            the patch lies from the nearest normal ones, relative to how far normal patches lie there, times what the
-            autoencoder cannot explain.
+            were chosen by measuring, see docs/studies.md. `memory` is how far the patch lies from the nearest normal
+            ones, relative to how far normal patches lie there, times what the autoencoder cannot explain, relative to
+            the whole image's level; see `memory_score`.
         memory: for the score `memory`.
 
     Returns:
@@ -123,7 +123,7 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
     if kind == "memory":
         if memory is None:
             raise ConfigError("The score `memory` needs a memory of normal patches.", "", "fit with --preset fast")
-        return memory_score(memory(a), cosine, memory.alpha)
+        return memory_score(memory(a), cosine, memory.alpha, memory.beta)
     if projected.residual_energy is None or projected.energy is None:
         raise ConfigError(
             "The score `joint` needs components.",
@@ -134,19 +134,27 @@ def anomaly_score(projected: Projected, g_hat: Tensor, kind: str, memory: Memory
     return (cosine.clamp_min(1e-12).sqrt() * residual).clamp_min(1e-12).sqrt()
 
 
-def memory_score(nearest: Nearest, cosine: Tensor, alpha: Tensor | float) -> Tensor:
-    """The score `memory`, d / sqrt(r) * (1 - cos)^alpha.
+def memory_score(
+    nearest: Nearest, cosine: Tensor | None, alpha: Tensor | float, beta: Tensor | float | None = None
+) -> Tensor:
+    """The score `memory`, A = a / mean(a)^beta with a = d / sqrt(r) * (1 - cos)^alpha.
+
+    The mean is over the image. Light, focus and pose raise or lower a everywhere, and say nothing about a defect.
 
     Args:
         nearest: d and r, each float32 N x L.
-        cosine: 1 - cos(g, g_hat), float32 N x L.
-        alpha: exponent, fitted so that half as much spread of normal patches comes from the second factor as from the
-            first (`saae_train.fitting.memory.balance`).
+        cosine: 1 - cos(g, g_hat), float32 N x L; None: no autoencoder, its factor is 1.
+        alpha: exponent, fitted so that the second factor's spread over normal patches is a fixed share of the first's
+            (`saae_train.fitting.memory.balance`).
+        beta: exponent of the level (`saae_train.fitting.memory.level_exponent`); None for 0.
 
     Returns:
         float32, N x L.
     """
-    return nearest.distance * nearest.radius.rsqrt() * cosine.clamp_min(1e-12).pow(alpha)
+    score = nearest.distance * nearest.radius.rsqrt()
+    if cosine is not None:
+        score = score * cosine.clamp_min(1e-12).pow(alpha)
+    return score if beta is None else score * score.mean(dim=1, keepdim=True).clamp_min(1e-12).pow(-beta)
 
 
 def _direction(g: Tensor) -> Tensor:

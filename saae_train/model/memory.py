@@ -44,12 +44,19 @@ class Memory(nn.Module):
         entries: B x k, normal patches.
         radius: B, how far normal patches of other images lie from the memory near an entry.
         weight: k, of each component.
-        alpha: exponent of 1 - cos(g, g_hat) in the score, see `saae_train.model.detector.anomaly_score`.
+        alpha: exponent of 1 - cos(g, g_hat) in the score, see `saae_train.model.detector.memory_score`.
+        beta: exponent of the image's own level there.
         search: leading components that candidates are chosen by; None: all.
     """
 
     def __init__(
-        self, entries: Tensor, radius: Tensor, weight: Tensor, alpha: float = 0.0, search: int | None = None
+        self,
+        entries: Tensor,
+        radius: Tensor,
+        weight: Tensor,
+        alpha: float = 0.0,
+        search: int | None = None,
+        beta: float = 0.0,
     ) -> None:
         super().__init__()
         width = int(entries.shape[1])
@@ -58,10 +65,12 @@ class Memory(nn.Module):
         self.register_buffer("radius", radius.float())
         self.register_buffer("weight", weight.float())
         self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.register_buffer("beta", torch.tensor(float(beta)))
         self.entries: Tensor
         self.radius: Tensor
         self.weight: Tensor
         self.alpha: Tensor
+        self.beta: Tensor
 
     def __len__(self) -> int:
         return int(self.entries.shape[0])

@@ -31,6 +31,7 @@ def tiny_detector(
     patch: int = 1,
     memory: int | None = None,
     alpha: float = 0.2,
+    beta: float = 0.3,
     tiles: tuple[int, int] = (1, 1),
     seed: int = 0,
 ) -> Detector:
@@ -69,7 +70,7 @@ def tiny_detector(
         weight = torch.linspace(0.5, 1.5, space.channels)
         chosen = (g * weight)[torch.randperm(len(g))[:memory]]
         # Neighbours have alike radii, as fitted ones do.
-        held = Memory(chosen, 1.0 + 0.2 * torch.tanh(chosen[:, 0] / chosen[:, 0].std()), weight, alpha)
+        held = Memory(chosen, 1.0 + 0.2 * torch.tanh(chosen[:, 0] / chosen[:, 0].std()), weight, alpha, beta=beta)
     return Detector(backbone, space, saae.eval(), score, smoothing, held)
 
 

@@ -24,6 +24,7 @@ from saae_train.fitting import loop as module
 from saae_train.fitting.fit import fit
 from saae_train.fitting.loop import Reporter
 from saae_train.model.checkpoint import Checkpoint, discard_state
+from saae_train.model.detector import memory_score
 from saae_train.model.saae import latent_width
 from saae_train.model.vit import ViTFeatures, build_backbone
 
@@ -405,7 +406,7 @@ def test_without_an_autoencoder_the_memory_alone_scores(samples: list[Sample], s
     frames = torch.from_numpy(np.stack([sample.read() for sample in samples])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         nearest = detector.memory(detector.space(detector.features(frames)).g)
-        expected = nearest.distance * nearest.radius.rsqrt()
+        expected = memory_score(nearest, None, 0.0, detector.memory.beta)
         torch.testing.assert_close(detector(frames).flatten(1), expected)
     # an image that is in the memory is nearer to it than the same image left out
     assert float(left_out.scores.mean()) > 1.2 * float(expected.mean())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saae_runtime.errors import FitError
-from saae_train.fitting.memory import _cover, balance, build_memory
+from saae_train.fitting.memory import _cover, balance, build_memory, level_exponent
 from saae_train.model.memory import Memory, Nearest
 
 WIDTH, POSITIONS = 12, 20
@@ -103,4 +103,28 @@ def test_a_noisy_autoencoder_counts_less() -> None:
     calm, noisy = (torch.exp(spread * torch.randn(50, 20, generator=generator)) for spread in (0.2, 2.0))
     assert balance(nearest, calm) == pytest.approx(10 * balance(nearest, noisy), rel=0.2)
     score = (nearest.distance.log().std(), (balance(nearest, noisy) * noisy.log()).std())
-    assert float(score[1]) == pytest.approx(0.6 * float(score[0]), rel=1e-4)
+    assert float(score[1]) == pytest.approx(0.75 * float(score[0]), rel=1e-4)
+
+
+def drawn_scores(slope: float, count: int = 60) -> torch.Tensor:
+    """Maps of normal images: a common level for each, its peak follows the level with a slope in logarithms."""
+    generator = torch.Generator().manual_seed(4)
+    level = (0.2 * torch.randn(count, 1, 1, generator=generator)).exp()
+    scores = level * (1 + 0.01 * torch.rand(count, 12, 12, generator=generator))
+    scores[:, 5, 7] = 3.0 * level[:, 0, 0] ** slope
+    return scores
+
+
+def test_what_the_level_says_about_the_largest_score_is_taken_out_in_part() -> None:
+    assert level_exponent(drawn_scores(0.6), 0.0) == pytest.approx(0.2, abs=0.01)
+    assert level_exponent(drawn_scores(0.3), 0.0) == pytest.approx(0.1, abs=0.01)
+    assert level_exponent(drawn_scores(3.0), 0.0) == 0.3
+    assert level_exponent(drawn_scores(-1.0), 0.0) == 0.0
+    # smoothing mixes the peak with its surroundings, which follow the level fully
+    assert level_exponent(drawn_scores(0.3), 1.0) > 0.15
+
+
+def test_a_slope_needs_three_images_and_a_level_that_varies() -> None:
+    assert level_exponent(drawn_scores(0.6, 2), 0.0) == 0.0
+    assert level_exponent(torch.ones(5, 4, 4), 0.5) == 0.0
+    assert level_exponent(torch.zeros(5, 4, 4), 0.5) == 0.0

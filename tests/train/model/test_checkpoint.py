@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import noise_frames, tiny_detector
 
 from saae_runtime.errors import CheckpointError, StorageError
+from saae_runtime.files import sha256_file
 from saae_train.config import FitConfig
 from saae_train.model import checkpoint as module
 from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -101,6 +102,21 @@ def test_a_memory_is_searched_as_it_was_fitted(tmp_path: Path) -> None:
     memory = load_checkpoint(folder).detector.memory
     assert memory is not None
     assert memory.search == 24
+
+
+def test_a_model_from_before_the_level_counted_scores_as_it_did(tmp_path: Path) -> None:
+    before = make(**VARIANTS["memory"])
+    folder = save_checkpoint(tmp_path / "c", before)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["memory.beta"]
+    save_file(tensors, folder / "model.safetensors")
+    record = json.loads((folder / "config.json").read_text())
+    record |= {"schema": 4, "sha256": sha256_file(folder / "model.safetensors")}
+    record["digest"] = module._digest(record)
+    (folder / "config.json").write_text(json.dumps(record))
+    memory = load_checkpoint(folder).detector.memory
+    assert memory is not None
+    assert float(memory.beta) == 0.0
 
 
 def test_needs_no_other_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import torch
 from tiny_models import noise_frames, tiny_detector
 
 from saae_runtime.errors import ConfigError
-from saae_train.model.detector import SCORES, Detector, FeatureSpace, Projected, anomaly_score
-from saae_train.model.memory import Memory
+from saae_train.model.detector import SCORES, Detector, FeatureSpace, Projected, anomaly_score, memory_score
+from saae_train.model.memory import Memory, Nearest
 
 U, K = 40, 12
 
@@ -97,7 +97,7 @@ def test_scores_by_definition() -> None:
 
 def some_memory() -> Memory:
     generator = torch.Generator().manual_seed(3)
-    return Memory(torch.randn(20, K, generator=generator), torch.ones(20), torch.ones(K), alpha=0.3)
+    return Memory(torch.randn(20, K, generator=generator), torch.ones(20), torch.ones(K), alpha=0.3, beta=0.25)
 
 
 def test_memory_score_is_its_formula() -> None:
@@ -106,7 +106,20 @@ def test_memory_score_is_its_formula() -> None:
     d, r = memory(projected.g)
     cosine = torch.nn.functional.cosine_similarity(projected.g, g_hat, dim=2)
     expected = d / r.sqrt() * (1 - cosine) ** 0.3
+    expected = expected / expected.mean(dim=1, keepdim=True) ** 0.25
     torch.testing.assert_close(anomaly_score(projected, g_hat, "memory", memory), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_differs_everywhere_stands_out_less() -> None:
+    generator = torch.Generator().manual_seed(7)
+    distance, ones = 1 + torch.rand(1, 50, generator=generator), torch.ones(1, 50)
+    plain, far = (memory_score(Nearest(scale * distance, ones), None, 0.0, 0.3) for scale in (1.0, 2.0))
+    torch.testing.assert_close(far, 2**0.7 * plain)
+    one = distance.clone()
+    one[0, 20] *= 2.0  # a single patch keeps nearly all of its contrast
+    assert float((memory_score(Nearest(one, ones), None, 0.0, 0.3) / plain)[0, 20]) > 1.98
+    torch.testing.assert_close(memory_score(Nearest(distance, ones), None, 0.0), distance)
+    assert bool(torch.isfinite(memory_score(Nearest(0.0 * distance, ones), None, 0.0, 0.3)).all())
 
 
 @pytest.mark.parametrize("kind", SCORES)
