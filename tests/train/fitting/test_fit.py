@@ -415,6 +415,29 @@ def test_without_an_autoencoder_the_memory_alone_scores(samples: list[Sample], s
     assert float(fitted.detector.memory.alpha) > 0.0
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_level_is_taken_out_of_the_left_out_scores_as_it_will_be_of_new_ones(
+    samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    config = dataclasses.replace(TINY, score="memory", memory=20, held_out=0.0, steps=steps)
+    seen: list[tuple[torch.Tensor, float]] = []
+    found = []
+    for beta in (0.0, 0.25):
+        monkeypatch.setattr(
+            "saae_train.fitting.memory.level_exponent",
+            lambda scores, smoothing, beta=beta: seen.append((scores, smoothing)) or beta,
+        )
+        checkpoint = run(samples, shared_cache, config)
+        assert checkpoint.detector.memory is not None
+        assert checkpoint.left_out is not None
+        assert float(checkpoint.detector.memory.beta) == beta
+        found.append(checkpoint.left_out.scores)
+    torch.testing.assert_close(found[1], found[0] / found[0].mean(dim=(1, 2), keepdim=True) ** 0.25)
+    for scores, smoothing in seen:
+        torch.testing.assert_close(scores, found[0])
+        assert smoothing == config.smoothing
+
+
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(FitError, match="no images"):
         run([], tmp_path)
