@@ -44,7 +44,7 @@ _PRIOR = 3
 _SHARE = 0.75
 """Spread of normal patches that the autoencoder's factor of the score adds, in units of the memory's own."""
 
-_LEVEL_SHARE, _MOST_LEVEL = 1 / 3, 0.3
+_LEVEL_SHARE, _MOST_LEVEL = 1 / 3, 0.2
 """Of the slope of the largest score on the image's level, the share that becomes beta, and the largest beta. A large
 defect raises the level, too: the whole slope would hide it."""
 
