@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folders import shared_folder
@@ -54,6 +55,30 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
     if threading.current_thread() is threading.main_thread():
         left = signal.signal(signal.SIGINT, signal.default_int_handler)
         assert left is signal.default_int_handler, f"the test leaves {left} to handle Ctrl-C"
+
+
+FSYNC = os.fsync
+
+
+def _checked(file: Any) -> None:
+    """In place of `os.fsync`: fails as that does where the file is not open."""
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a run would wait some 20,000 times, for milliseconds each. See `synced`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _checked)
+        yield
+
+
+@pytest.fixture(scope="module")
+def synced() -> Iterator[None]:
+    """For the tests of writing itself: what is written is forced to the disk, as everywhere outside tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", FSYNC)
+        yield
 
 
 @pytest.fixture(scope="session")

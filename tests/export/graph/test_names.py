@@ -19,9 +19,9 @@ VGG = {"name": "vgg19", "size": (32, 48), "layers": (1, 3, 6), "patch": 2, "comp
 
 
 def exported(
-    folder: Path, precision: str = "fp32", size: tuple[int, int] = (80, 100), **options: object
+    folder: Path, precision: str = "fp32", frame_size: tuple[int, int] = (80, 100), **options: object
 ) -> onnx.ModelProto:
-    graph = FusedGraph(tiny_detector(**options), size, precision)  # type: ignore[arg-type]
+    graph = FusedGraph(tiny_detector(**options), frame_size, precision)  # type: ignore[arg-type]
     return onnx.load(export_onnx(graph, folder / "model.onnx", 0.5))
 
 
@@ -75,7 +75,7 @@ def test_without_a_transformer(tmp_path: Path) -> None:
 
 
 def test_of_vgg(tmp_path: Path) -> None:
-    model = exported(tmp_path, size=(40, 60), smoothing=0.5, **VGG)  # which test_vgg.py exports, too
+    model = exported(tmp_path, frame_size=(40, 60), smoothing=0.5, **VGG)  # which test_vgg.py exports, too
     check(model)
     found = groups(model)
     assert found[:4] == ["pixels", "conv_1", "features", "conv_2"]  # a map of a layer is aligned where it is made

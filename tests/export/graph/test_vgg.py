@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
 
 @pytest.mark.parametrize(
     ("precision", "bound", "variant"),
-    [*(("fp32", 1e-5, variant) for variant in VARIANTS), ("fp16", 5e-3, "patches")],  # behind its backbone all are FP32
+    [*(("fp32", 1e-5, variant) for variant in VARIANTS), ("fp16", 5e-3, "components")],
 )
 def test_the_file_equals_the_detector(
     exported: Callable[[str, str], Path], precision: str, bound: float, variant: str
@@ -77,10 +77,23 @@ def test_every_layer_with_the_border_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_fp16_is_in_the_convolutions_alone(variant: str) -> None:
-    graph = FusedGraph(vgg_detector(**VARIANTS[variant]), SIZE, "fp16")
-    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
-        assert value.dtype == (torch.float16 if name.startswith("backbone.convs.") else torch.float32), name
+def test_in_fp16_pytorch_computes_what_the_detector_does(variant: str) -> None:
+    """Of every variant; one is exported in FP16, too."""
+    detector = vgg_detector(**VARIANTS[variant])
+    frames = noise_frames(3, SIZE)
+    with torch.no_grad():
+        maps, scores, _ = FusedGraph(detector, SIZE, "fp16").eval()(torch.from_numpy(frames), torch.ones(1))
+    reference = TorchReference(detector, SIZE)
+    for found, score, frame in zip(maps.numpy(), scores.numpy(), frames, strict=True):
+        right = reference(frame)
+        assert np.abs(found - right.anomaly_map).max() <= 5e-3 * np.abs(right.anomaly_map).max()
+        assert abs(score - right.score) <= 5e-3 * abs(right.score)
+
+
+def test_fp16_is_in_the_convolutions_alone() -> None:
+    graph = FusedGraph(vgg_detector(transformer=False, standardise=False), SIZE, "fp16")
+    for name, value in (*graph.backbone.named_parameters(), *graph.backbone.named_buffers()):
+        assert value.dtype == (torch.float16 if name.startswith("convs.") else torch.float32), name
 
 
 def test_the_graph_holds_no_operator_that_a_library_refuses(exported: Callable[[str, str], Path]) -> None:
@@ -102,7 +115,7 @@ def test_tensorrt_builds_it(exported: Callable[[str, str], Path], precision: str
     from saae_export.tensorrt.network import onnx_for_tensorrt
     from saae_runtime.backends.tensorrt.library import load_library
 
-    path = exported("patches", precision)
+    path = exported("components", precision)
     built = compile_engine(
         load_library("tensorrt_rtx"),
         onnx_for_tensorrt(path),

@@ -64,14 +64,14 @@ def convolutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(tmp_path_factory.mktemp("convolutions"), (40, 60), **vgg)
 
 
-def exported(folder: Path, size: tuple[int, int] = (80, 100), **options) -> Path:
+def exported(folder: Path, frame_size: tuple[int, int] = (80, 100), **options) -> Path:
     need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    return export_onnx(FusedGraph(tiny_detector(**options), size), folder / "model.onnx", 0.5)
+    return export_onnx(FusedGraph(tiny_detector(**options), frame_size), folder / "model.onnx", 0.5)
 
 
 @pytest.mark.parametrize("sm", ["sm86", "sm89"])
