@@ -7,6 +7,7 @@ signals and end, as if it had been started alone. As a program, this file is the
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -94,8 +95,11 @@ def _serve(modules: list[str]) -> Mapping[str, object] | None:
     """Forks for every line that is asked for: to each fork it returns what it is to become, at the end None."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what a module prints is no answer
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()  # else the first collection in a fork copies all of it
+    gc.enable()
     for line in sys.stdin.buffer.raw:  # type: ignore[attr-defined]
         number = os.fork()
         if not number:
