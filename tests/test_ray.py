@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fake_jobs
 import pytest
-from here_workers import Here
 from needs import need
 from saae_run import ENVIRONMENT, opener, spawn, told
 from tiny_bundle import gray_frame, make_tiny_bundle
@@ -30,7 +28,7 @@ from saae_runtime.render import save_png
 from saae_runtime.sources.files import find_sources
 from saae_train.cli.options import make_config
 from saae_train.experiments.experiment import Experiment
-from saae_train.experiments.jobs import Job, Jobs, Workers
+from saae_train.experiments.jobs import Job, Jobs, Processes, Workers
 from saae_train.experiments.many import CategoryFit, fit_many, kept_fit
 from saae_train.experiments.plan import Plan, ResultFolder, run_plan
 from saae_train.experiments.ray_jobs import RayTasks
@@ -185,7 +183,7 @@ def test_a_killed_worker_or_process_costs_a_second_try(ray_cluster: None, tmp_pa
     assert sorted(died) == ["ended on the cluster (WorkerCrashedError)", "ended with code -9"]
 
 
-def test_tables_are_what_is_made_here_and_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_tables_are_what_processes_make_and_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
     write_square_set(tmp_path / "data", "bottle", train=6, good=1, bad=1)
     config = make_config("fast", **TINY_CHANGES)
     plan = Plan.make(tmp_path / "data", ["bottle"], config, tables=["2"], weights="random", device="cpu")
@@ -199,23 +197,11 @@ def test_tables_are_what_is_made_here_and_a_killed_worker_changes_nothing(ray_cl
         died=lambda job, why: died.append(why),
     )
     assert died == ["ended with code -9"]
-    with threads_of(RayTasks(2, "cpu").cpus):
-        here = run_plan(plan, ResultFolder(tmp_path / "here", tmp_path / "data"), workers=Here())
+    threads = RayTasks(2, "cpu").cpus
+    here = run_plan(plan, ResultFolder(tmp_path / "here", tmp_path / "data"), workers=Processes(2, threads))
     assert list(map(known, there.values())) == list(map(known, (here[place] for place in there)))
     assert len(list((tmp_path / "there/experiments").iterdir())) == 1
     assert run_plan(plan, folder, run=fake_jobs.fails, workers=RayTasks(1, "cpu")) == there  # nothing is run again
-
-
-@contextmanager
-def threads_of(count: int) -> Iterator[None]:
-    """Within the block this process has as many threads as a job there: other numbers add sums in another order."""
-    torch = need("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def known(result: Any) -> dict[str, Any]:
@@ -228,13 +214,12 @@ def test_many_fits_are_what_one_makes(ray_cluster: None, tmp_path: Path) -> None
     write_square_set(tmp_path / "data", "bottle", train=6, good=1, bad=1)
     config = make_config("fast", **TINY_CHANGES)
     made = []
-    for name, workers in (("there", RayTasks(2, "cpu")), ("here", Here())):
+    for name, workers in (("there", RayTasks(2, "cpu")), ("here", Processes(1, RayTasks(2, "cpu").cpus))):
         cache = str(tmp_path / f"cache-{name}")
         wanted = CategoryFit(
             Experiment(str(tmp_path / "data"), "bottle", config, "saae", "random", cache, "cpu"), str(tmp_path / name)
         )
-        with threads_of(RayTasks(2, "cpu").cpus):
-            found = fit_many([wanted], workers)
+        found = fit_many([wanted], workers)
         assert kept_fit(wanted) == found["bottle"]
         made.append((tmp_path / name / "bottle/checkpoint/model.safetensors").read_bytes())
     assert made[0] == made[1]
