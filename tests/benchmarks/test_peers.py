@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from here_workers import Here
 from needs import need
 from tiny_sets import TINY_CHANGES, write_square_set
 from typer import Typer
@@ -62,9 +66,23 @@ def test_what_is_not_run_says_why(tree: Path) -> None:
     assert "There is no method" in text
 
 
+def exported_here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """`python -m saae_export.cli ...` in this process, which has its libraries already."""
+    from saae_export.cli.command import app as export_app
+
+    assert command[:3] == [sys.executable, "-m", "saae_export.cli"]
+    done = CliRunner().invoke(export_app, command[3:])
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
 @pytest.mark.slow
-def test_ours_is_fitted_exported_evaluated_and_timed_and_not_twice(tree: Path, tmp_path: Path) -> None:
+def test_ours_is_fitted_exported_evaluated_and_timed_and_not_twice(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes are those of tests/train/experiments/test_jobs.py; what they do is done here."""
     need("onnxscript")
+    monkeypatch.setattr(peers, "Processes", lambda threads: Here())
+    monkeypatch.setattr(peers, "subprocess", SimpleNamespace(run=exported_here))
     out = tmp_path / "peers.json"
     words = ["--data", tree, "--categories", "part", "--methods", "ours", "--weights", "random", "--seconds", 0.2]
     for key, value in TINY_CHANGES.items():

@@ -31,6 +31,8 @@ from saae_runtime.files import (
     write_text,
 )
 
+pytestmark = pytest.mark.usefixtures("synced")
+
 
 def test_hashes(tmp_path: Path) -> None:
     data = os.urandom(3 * (1 << 20) + 17)  # more than one piece

@@ -18,6 +18,8 @@ from saae_runtime.files import (
 )
 from saae_runtime.folders import atomic_directory, may_write_folder, put_back
 
+pytestmark = pytest.mark.usefixtures("synced")
+
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError])
 @pytest.mark.parametrize("there", [True, False])

@@ -215,9 +215,9 @@ def test_a_reader_of_the_log_that_goes_stops_no_inspection(bundle: Path, tmp_pat
 
 
 def test_two_stops_end_a_run_whose_computation_takes_long(tmp_path: Path) -> None:
-    bundle = make_tiny_bundle(tmp_path / "large", (3000, 4000))
+    bundle = make_tiny_bundle(tmp_path / "large", (1500, 2000))
     folder = tmp_path / "f"
-    save_png(folder / "0.png", gray_frame((3000, 4000)))
+    save_png(folder / "0.png", gray_frame((1500, 2000)))
     for index in range(1, 40):
         os.link(folder / "0.png", folder / f"{index}.png")
     arguments = [*COMMAND, str(bundle), str(folder), "--json", "-", "--threads", "1", "--backend", "onnxruntime:cpu"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ def brightness(
     return FittedMethod(score, {"process": os.getpid()}, experiment.config)
 
 
-def raises(
-    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
-) -> FittedMethod:
-    """What a library does that runs out of a device's memory."""
-    raise RuntimeError("out of memory")
-
-
 class Killed:
     """Its process is what the system ends where memory is full, as soon as it has this method."""
 
@@ -46,16 +38,3 @@ class Killed:
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def endless(
-    experiment: Experiment, backbone: Any, samples: tuple[Any, ...], cache: Path, report: Report
-) -> FittedMethod:
-    """Goes on until it is stopped, and leaves a file when it is stopped as by Ctrl-C."""
-    try:
-        while True:
-            report("waiting", os.getpid(), 0)
-            time.sleep(0.05)
-    except KeyboardInterrupt:
-        (cache / "stopped").touch()
-        raise

@@ -63,6 +63,11 @@ def fails(argument: Any, report: Report) -> Mapping[str, Any]:
     raise FitError("The loss became nan.", "Too fast.", "slower")
 
 
+def raises(argument: Any, report: Report) -> Mapping[str, Any]:
+    """What a library does that runs out of a device's memory."""
+    raise RuntimeError("out of memory")
+
+
 def endless(folder: str, report: Report) -> Mapping[str, Any]:
     """Goes on until it is stopped, and leaves a file when it is stopped as by Ctrl-C."""
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from tiny_models import TINY
@@ -34,10 +36,21 @@ CLI = (
 """The same as options of `saae-export build`."""
 
 
+@cache
+def _drawn() -> dict[str, bytes]:
+    """A small weave's files, drawn once: each picture takes as long as one of 512 pixels."""
+    with TemporaryDirectory() as folder:
+        root = write_demo(Path(folder), "weave", size=(96, 80), train=10, test_good=2, per_defect=1).root
+        files = [path for path in root.rglob("*") if path.is_file() and path.name != ".saae-demo.json"]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
 def draw(root: Path) -> Path:
-    """Draws a small weave under `root` and takes the stamp off, so that it passes for photographs."""
-    write_demo(root, "weave", size=(96, 80), train=10, test_good=2, per_defect=1)
-    (root / "weave" / ".saae-demo.json").unlink()
+    """Puts a small drawn weave under `root`, without the stamp, so that it passes for photographs."""
+    for name, content in _drawn().items():
+        path = root / "weave" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return root
 
 

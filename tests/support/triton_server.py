@@ -16,13 +16,13 @@ import sysconfig
 import time
 import urllib.request
 import venv
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from uv_install import uv_install
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "nvidia-pytriton==0.7.0"
@@ -105,12 +105,7 @@ def install(folder: Path) -> Installed:
     library = Path(str(sysconfig.get_config_var("LIBDIR"))) / f"libpython3.{version[1]}.so.1.0"
     if not library.exists():
         pytest.skip("Triton's Python backend needs Python's shared library, which this Python was built without")
-    wheels = folder / "wheels"
-    _pip(sys.executable, "download", "--no-deps", "--dest", wheels, PACKAGE)
-    (wheel,) = wheels.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "package")
-    wheel.unlink()
+    _install("--target", folder / "package", "--no-deps", PACKAGE)
     server = folder / "package" / "pytriton" / "tritonserver"
     backends = folder / "backends"
     shutil.copytree(server / "backends" / "python", backends / "python")
@@ -121,20 +116,19 @@ def install(folder: Path) -> Installed:
     (backends / "onnxruntime").mkdir()
     (backends / "onnxruntime" / "model.py").write_text(ONNX_STAND_IN)
     environment = folder / "environment"
-    venv.create(environment, with_pip=True, symlinks=True)
-    python = environment / "bin" / "python"
-    _pip(python, "install", "numpy<2", "onnxruntime")
+    venv.create(environment, symlinks=True)
+    _install("--python", environment / "bin" / "python", "numpy<2", "onnxruntime")
     packages = environment / "lib" / f"python3.{version[1]}" / "site-packages"
     (packages / "checkout.pth").write_text(f"{ROOT}\n")  # the runtime as it is here
     libraries = f"{library.parent}:{folder / 'package' / 'nvidia_pytriton.libs'}"
     return Installed(server / "bin" / "tritonserver", libraries, backends, environment)
 
 
-def _pip(python: str | os.PathLike[str], *words: str | os.PathLike[str]) -> None:
-    command = [python, "-m", "pip", "-q", "--disable-pip-version-check", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _install(*words: str | os.PathLike[str]) -> None:
+    """By uv, which unpacks in a sixth of pip's time."""
+    done = subprocess.run(uv_install(*words), capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        last = (done.stderr.strip().splitlines() or ["uv failed"])[-1]
         pytest.skip(f"a Triton server cannot be installed here: {last}")
 
 

@@ -6,15 +6,18 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
 from folders import leftovers
+from forked import Forks
 from needs import need
 from repeated_options import repeatable
 from tiny_builds import CLI, draw
@@ -84,12 +87,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_build_finds_the_usual_folder_and_ends_with_a_summary(place: Path, exported_once: Path) -> None:
-    arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32", module="remembering_export")
-    done = subprocess.run(
-        arguments, cwd=place, env=_remembering(place, exported_once), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def forks(place: Path, exported_once: Path) -> Iterator[Forks]:
+    """Processes that have the libraries of a build already."""
+    libraries = ("exported_before", "saae_export.cli.command", "saae_export.pipeline.build", "onnxruntime")
+    made = Forks(*libraries, environment=_remembering(place, exported_once))
+    yield made
+    made.close()
+
+
+def test_build_finds_the_usual_folder_and_ends_with_a_summary(place: Path) -> None:
+    done = _invoke(place, "build", "-c", "weave", *CLI, "--precision", "fp32")
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.strip() == "bundles/weave"
     for expected in ("./data", "reused", "bundles/weave", "report.html", "ROC-AUC", "saae-run bundles/weave"):
         assert expected in done.stderr, expected
@@ -115,30 +124,25 @@ STOPS = (
 
 @pytest.mark.parametrize(("stage", "number"), STOPS)
 def test_ctrl_c_leaves_what_was_there(
-    place: Path, exported_once: Path, stage: str, number: int, tmp_path: Path
+    place: Path, exported_once: Path, forks: Forks, stage: str, number: int, tmp_path: Path
 ) -> None:
     """A real signal to the real process, once the stage has begun."""
     before = open_bundle(place / "bundles" / "weave", verify=True).manifest
     # The stages behind the export need not wait for it.
     module = "saae_export.cli" if stage == "4/12 export ONNX" else "remembering_export"
-    arguments = _command("build", "-c", "weave", *CLI, "--precision", "fp32", module=module)
-    environment = _remembering(place, exported_once)
+    arguments = ["build", "-c", "weave", *CLI, "--precision", "fp32"]
     if stage == "3/12 fit":
-        arguments[arguments.index("--steps") + 1] = "100000"
+        arguments[arguments.index("--steps") + 1] = "500"
         arguments.append("--refit")
     log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(arguments, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=stream)
-        try:
-            deadline = time.monotonic() + 240
-            while stage not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            if stage == "3/12 fit":
-                time.sleep(1.0)  # well inside the steps
-            process.send_signal(number)
-            code = process.wait(120)
-        finally:
-            process.kill()
+    with forks.begin(module, *arguments, log=log, cwd=place, env=_remembering(place, exported_once)) as process:
+        deadline = time.monotonic() + 240
+        # Of a fit not its first words, but a step well inside.
+        while ("loss" if "fit" in stage else stage) not in log.read_text() and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        process.send_signal(number)
+        code = process.wait()
     text = log.read_text()
     assert stage in text
     assert code == 130, text
@@ -205,8 +209,6 @@ def test_verify_and_inspect(place: Path) -> None:
 
 
 def test_verify_names_a_damaged_file(place: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(place / "bundles" / "weave", tmp_path / "bundle")
     file = tmp_path / "bundle" / "model.onnx"
     file.write_bytes(file.read_bytes()[:-1])

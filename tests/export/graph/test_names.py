@@ -15,10 +15,13 @@ from saae_export.graph.onnx_file import export_onnx
 
 VIT = ["pixels", "patch_embed", "block_1", "block_2", "features", "space", "ce", "te", "td", "cd", "residual"]
 ENDS = {"anomaly_map", "score", "mask"}
+VGG = {"name": "vgg19", "size": (32, 48), "layers": (1, 3, 6), "patch": 2, "components": 48, "score": "joint"}
 
 
-def exported(folder: Path, precision: str = "fp32", **options: object) -> onnx.ModelProto:
-    graph = FusedGraph(tiny_detector(**options), (80, 100), precision)  # type: ignore[arg-type]
+def exported(
+    folder: Path, precision: str = "fp32", frame_size: tuple[int, int] = (80, 100), **options: object
+) -> onnx.ModelProto:
+    graph = FusedGraph(tiny_detector(**options), frame_size, precision)  # type: ignore[arg-type]
     return onnx.load(export_onnx(graph, folder / "model.onnx", 0.5))
 
 
@@ -72,7 +75,7 @@ def test_without_a_transformer(tmp_path: Path) -> None:
 
 
 def test_of_vgg(tmp_path: Path) -> None:
-    model = exported(tmp_path, name="vgg19", layers=(1, 3), components=16, score="cosine")
+    model = exported(tmp_path, frame_size=(40, 60), smoothing=0.5, **VGG)  # which test_vgg.py exports, too
     check(model)
     found = groups(model)
     assert found[:4] == ["pixels", "conv_1", "features", "conv_2"]  # a map of a layer is aligned where it is made

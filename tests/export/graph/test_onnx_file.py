@@ -156,13 +156,13 @@ def test_the_graph_is_clean(files: dict[str, Path], precision: str) -> None:
             assert all(stored.get(name) != half for name in node.input), node.name
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.usefixtures("exported_anew")
-def test_the_same_model_gives_the_same_bytes(files: dict[str, Path], precision: str, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(files: dict[str, Path], tmp_path: Path) -> None:
+    """In FP16, which has every node of FP32, in the same order, and casts."""
     again = export_onnx(
-        FusedGraph(tiny_detector(**KEYWORDS), SIZE, precision), tmp_path / "x.onnx", 0.5, {"saae.category": "tiny"}
+        FusedGraph(tiny_detector(**KEYWORDS), SIZE, "fp16"), tmp_path / "x.onnx", 0.5, {"saae.category": "tiny"}
     )
-    assert again.read_bytes() == files[precision].read_bytes()
+    assert again.read_bytes() == files["fp16"].read_bytes()
 
 
 def test_both_precisions_have_the_same_nodes_but_for_casts(files: dict[str, Path]) -> None:

@@ -44,10 +44,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
     return export
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 5e-3)])
+@pytest.mark.parametrize(
+    ("precision", "bound", "variant"),
+    [*(("fp32", 1e-5, variant) for variant in VARIANTS), ("fp16", 5e-3, "components")],
+)
 def test_the_file_equals_the_detector(
-    exported: Callable[[str, str], Path], variant: str, precision: str, bound: float
+    exported: Callable[[str, str], Path], precision: str, bound: float, variant: str
 ) -> None:
     detector = vgg_detector(**VARIANTS[variant])
     path = exported(variant, precision)
@@ -72,6 +74,20 @@ def test_every_layer_with_the_border_of_the_image() -> None:
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     border = expected.unflatten(1, (8, 12))[:, 0, :, :64] - expected.unflatten(1, (8, 12))[:, 4, :, :64]
     assert float(border.abs().max()) > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_fp16_pytorch_computes_what_the_detector_does(variant: str) -> None:
+    """Of every variant; one is exported in FP16, too."""
+    detector = vgg_detector(**VARIANTS[variant])
+    frames = noise_frames(3, SIZE)
+    with torch.no_grad():
+        maps, scores, _ = FusedGraph(detector, SIZE, "fp16").eval()(torch.from_numpy(frames), torch.ones(1))
+    reference = TorchReference(detector, SIZE)
+    for found, score, frame in zip(maps.numpy(), scores.numpy(), frames, strict=True):
+        right = reference(frame)
+        assert np.abs(found - right.anomaly_map).max() <= 5e-3 * np.abs(right.anomaly_map).max()
+        assert abs(score - right.score) <= 5e-3 * abs(right.score)
 
 
 def test_fp16_is_in_the_convolutions_alone() -> None:
@@ -99,7 +115,7 @@ def test_tensorrt_builds_it(exported: Callable[[str, str], Path], precision: str
     from saae_export.tensorrt.network import onnx_for_tensorrt
     from saae_runtime.backends.tensorrt.library import load_library
 
-    path = exported("patches", precision)
+    path = exported("components", precision)
     built = compile_engine(
         load_library("tensorrt_rtx"),
         onnx_for_tensorrt(path),

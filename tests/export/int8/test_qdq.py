@@ -19,13 +19,13 @@ from saae_export.int8.choose import MIN_FRAMES, Quantiser
 from saae_export.int8.qdq import Observed, insert_qdq, observe, run_frames, smooth, weighted_products
 from saae_runtime.errors import CalibrationError, ConfigError
 
-SIZE = (64, 64)
+SIZE = (80, 100)
 
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    detector = tiny_detector(components=48, score="joint")
-    return export_onnx(FusedGraph(detector), tmp_path_factory.mktemp("int8") / "model.onnx", 1.0)
+    detector = tiny_detector(components=48, smoothing=0.5, score="cosine")
+    return export_onnx(FusedGraph(detector, SIZE), tmp_path_factory.mktemp("int8") / "model.onnx", 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny_models import tiny_detector
 from twelve_bits import WHITE, write_twice
 from typer.testing import CliRunner
 
@@ -49,6 +48,7 @@ from saae_runtime.errors import (
 from saae_runtime.images import read_image
 from saae_runtime.reference import ReferenceFrame, read_reference, write_reference
 from saae_train.evaluation.ranking import METRIC_NAMES
+from saae_train.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -184,10 +184,12 @@ def test_against_the_fp32_graph_on_images(bundle: Bundle, data: Path) -> None:
     assert any("reference itself" in item.why for item in found.skipped)
 
 
-def test_another_models_graph_fails(bundle: Bundle, tmp_path: Path) -> None:
+def test_another_models_graph_fails(bundle: Bundle, built: tuple[BuildResult, str, Path], tmp_path: Path) -> None:
     """Hashes are right (somebody rebuilt the manifest), the graph is not the one that was calibrated."""
     frame = bundle.manifest.frame
-    graph = FusedGraph(tiny_detector(layers=(1, 2), seed=5), (frame.height, frame.width))
+    detector = load_checkpoint(_checkpoint(built)).detector
+    detector.saae.decoder.convs[2].bias.data.add_(0.5)
+    graph = FusedGraph(detector, (frame.height, frame.width))
     swapped = update_bundle(bundle, bundle.manifest, {"model.onnx": export_onnx(graph, tmp_path / "other.onnx", 0.5)})
     found = verify(swapped.path, backend="onnxruntime:cpu")
     verdicts = {report.precision: report.passed for report in found.reports}

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tiny_builds import options, quiet_build
+from typer import Typer
+from typer.testing import CliRunner, Result
 
+from saae_export.cli.command import app as export_app
 from saae_export.pipeline.build import BuildResult
 from saae_export.pipeline.images import Request
 from saae_runtime import Engine, open_bundle
+from saae_runtime.cli.command import app as run_app
 from saae_runtime.images import read_image
 from saae_train.data.category import find_category
 from saae_train.data.demo import write_demo
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +74,23 @@ def test_the_engine_scores_photographs(built: BuildResult, bottles: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_demos_road_with_real_weights(packaged_weights: Path, tmp_path: Path) -> None:
+def test_the_demos_road_with_real_weights(
+    packaged_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `make demo` types, on a few small drawn zippers: build, then heatmaps of the files that a pattern names."""
     write_demo(tmp_path / "data", "zipper", size=(112, 112), train=10, test_good=1, per_defect=1)
+    monkeypatch.chdir(tmp_path)
 
-    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if name not in ("SAAE_DATA", "SAAE_DEBUG")}
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=tmp_path,
-            env=kept | {"PYTHONPATH": str(ROOT), "SAAE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+    def run(app: Typer, *arguments: str) -> Result:
+        kept = {"SAAE_DATA": None, "SAAE_DEBUG": None, "SAAE_CACHE": "cache", "COLUMNS": "200"}
+        return CliRunner().invoke(app, arguments, env=kept)
 
     done = run(
-        "saae_export.cli", "build", "--category", "zipper", "--data", "data", "--out", "demo-out/zipper",
+        export_app, "build", "--category", "zipper", "--data", "data", "--out", "demo-out/zipper",
         "--work", "demo-out/work", "--input-size", "112", "--steps", "5", "--engine", "none", "--no-latency",
         "--precision", "fp32", "--parity-images", "2", "--no-selftest",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     manifest = open_bundle(tmp_path / "demo-out" / "zipper", verify=True).manifest
     assert manifest.backbone.name == "vit_small_patch14_dinov2"
     assert manifest.synthetic is True
@@ -105,10 +100,10 @@ def test_the_demos_road_with_real_weights(packaged_weights: Path, tmp_path: Path
     assert found == {"fp32": True}
 
     shown = run(
-        "saae_runtime.cli", "demo-out/zipper", "data/zipper/test/*/000.png", "--out", "demo-out/heatmaps",
+        run_app, "demo-out/zipper", "data/zipper/test/*/000.png", "--out", "demo-out/heatmaps",
         "--sheets", "--heatmaps",
     )  # fmt: skip
-    assert shown.returncode in (0, 1), shown.stderr  # 1: a defect was found
+    assert shown.exit_code in (0, 1), shown.stderr  # 1: a defect was found
     files = sorted((tmp_path / "data" / "zipper" / "test").glob("*/000.png"))
     assert len(files) >= 2
     written = list((tmp_path / "demo-out" / "heatmaps").rglob("*.png"))

@@ -39,7 +39,10 @@ def test_the_configurations_keep_what_was_given() -> None:
 
 
 def test_a_build_takes_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model sees nothing, so the choice is made for it here; that it is fitted once and used is the point."""
+    """The tiny model sees nothing, so the choice is made for it here; that it is fitted once and used is the point.
+
+    Given is another model than the tests' usual one, and taken is that: its graph is one that was exported before.
+    """
     seen: list[list[Tried]] = []
 
     def second(tried: list[Tried]) -> Choice:
@@ -47,13 +50,15 @@ def test_a_build_takes_the_chosen_one(tmp_path: Path, monkeypatch: pytest.Monkey
         names = [item.name for item in tried]
         return Choice(names[1], dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0))
 
-    few = {**CHOICES, "lite": lambda config: config.replace(layers=(0, 1))}
+    few = {**CHOICES, "lite": lambda config: config.replace(layers=CONFIG.layers)}
     monkeypatch.setattr(select, "CHOICES", few)
     monkeypatch.setattr(select, "choose", second)
-    chosen = options(draw(tmp_path / "data"), tmp_path, select=("as given", "lite", "joint"), self_test_frames=4)
+    given = CONFIG.replace(layers=(0, 1))
+    names = ("as given", "lite", "joint")
+    chosen = options(draw(tmp_path / "data"), tmp_path, config=given, select=names, self_test_frames=4)
     result, text = quiet_build(dataclasses.replace(chosen, precisions=("fp32",), samples=0))
     manifest = open_bundle(result.bundle.path).manifest
-    assert tuple(manifest.model.layers) == (0, 1)
+    assert tuple(manifest.model.layers) == CONFIG.layers == (1, 2)
     assert manifest.metrics["select"]["chosen"] == "lite"
     assert manifest.metrics["select"]["simulated"] is True
     assert [item.name for item in seen[0]] == ["as given", "lite", "joint"]

@@ -14,7 +14,7 @@ import torch
 from folders import copy_tree, leftovers
 from PIL import Image
 from rich.console import Console
-from tiny_builds import options, quiet_build
+from tiny_builds import CONFIG, options, quiet_build
 from typer.testing import CliRunner
 
 from saae_export.cli.inspect import print_bundle
@@ -150,7 +150,10 @@ def test_images_too_small_to_draw_on_are_no_fault_of_the_model(data: Path, tmp_p
     for path in sorted((data / "weave" / "train" / "good").iterdir()):
         Image.open(path).resize((24, 24)).save(folder / path.name)
     console = Console(file=io.StringIO(), width=160)
-    chosen = options(data, tmp_path, request=Request("small", normal=(folder,)), frame_size="model", **QUICK)
+    # With the MLP of a texture, so that the graph is the one that other tests have exported.
+    config = CONFIG.replace(mlp_ratio=1)
+    request = Request("small", normal=(folder,))
+    chosen = options(data, tmp_path, request=request, config=config, frame_size="model", **QUICK)
     result = build(chosen, console)
     assert result.self_test is None
     assert isinstance(console.file, io.StringIO)

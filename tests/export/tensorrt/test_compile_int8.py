@@ -54,24 +54,24 @@ def quantise(source: Path, target: Path, size: tuple[int, int], signed: bool = T
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fused graph of a tiny model, FP32."""
-    return exported(tmp_path_factory.mktemp("fused"), components=48, score="cosine")
+    return exported(tmp_path_factory.mktemp("fused"), components=48, smoothing=0.5, score="cosine")
 
 
 @pytest.fixture(scope="module")
 def convolutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fused graph with convolutions and their biases."""
-    vgg = {"name": "vgg19", "size": (32, 48), "layers": (1, 2), "transformer": False, "standardise": False}
-    return exported(tmp_path_factory.mktemp("convolutions"), **vgg)
+    """A fused graph with convolutions and their biases; the one that the exporter's tests have, too."""
+    vgg = {"name": "vgg19", "size": (32, 48), "layers": (1, 3, 6), "transformer": False, "standardise": False}
+    return exported(tmp_path_factory.mktemp("convolutions"), (40, 60), **vgg)
 
 
-def exported(folder: Path, **options) -> Path:
+def exported(folder: Path, frame_size: tuple[int, int] = (80, 100), **options) -> Path:
     need("torch")
     from tiny_models import tiny_detector
 
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    return export_onnx(FusedGraph(tiny_detector(**options), (80, 100)), folder / "model.onnx", 0.5)
+    return export_onnx(FusedGraph(tiny_detector(**options), frame_size), folder / "model.onnx", 0.5)
 
 
 @pytest.mark.parametrize("sm", ["sm86", "sm89"])
@@ -100,14 +100,16 @@ def test_the_int8_graph_of_build_is_built(rtx, fused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("graph", "options", "operator", "cure"),
+    ("graph", "size", "options", "operator", "cure"),
     [
-        ("fused", {"signed": False}, "QuantizeLinear", "zero points of 0"),
-        ("convolutions", {"bias": True}, "DequantizeLinear", "leave biases unquantised"),
+        ("fused", (80, 100), {"signed": False}, "QuantizeLinear", "zero points of 0"),
+        ("convolutions", (40, 60), {"bias": True}, "DequantizeLinear", "leave biases unquantised"),
     ],
 )
-def test_what_tensorrt_does_not_take_is_told_with_its_cure(rtx, request, tmp_path, graph, options, operator, cure):
-    path = quantise(request.getfixturevalue(graph), tmp_path / "model.int8.onnx", (80, 100), **options)
+def test_what_tensorrt_does_not_take_is_told_with_its_cure(
+    rtx, request, tmp_path, graph, size, options, operator, cure
+):
+    path = quantise(request.getfixturevalue(graph), tmp_path / "model.int8.onnx", size, **options)
     with pytest.raises(BackendError) as caught:
         compile_engine(rtx, onnx_for_tensorrt(path), name=path.name, sms=("sm89",))
     assert f"({operator})" in caught.value.why

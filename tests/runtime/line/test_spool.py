@@ -19,6 +19,8 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.line.spool import Spool
 from saae_runtime.line.spool_reader import Reader
 
+pytestmark = pytest.mark.usefixtures("synced")
+
 
 def payload(number: int, size: int = 0) -> bytes:
     return json.dumps({"key": f"k{number}", "n": number, "fill": "x" * size}).encode()

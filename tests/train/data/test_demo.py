@@ -22,8 +22,8 @@ from saae_train.data.demo import DEMO_CATEGORIES, defect_types, render, write, w
 from saae_train.data.demo.canvas import NOISE_SIGMA, change_mask
 
 SMALL: dict[str, Any] = {"size": (64, 80), "train": 3, "test_good": 2, "per_defect": 1}
-QUICK: dict[str, Any] = {**SMALL, "category": "weave"}
-"""Half as long to draw, for tests of what is written and when."""
+QUICK: dict[str, Any] = {**SMALL, "category": "weave", "train": 2, "test_good": 1}
+"""Half as long to draw, for tests of what is written and when: each picture takes as long as one of 512 pixels."""
 CASES = [(category, defect) for category in DEMO_CATEGORIES for defect in defect_types(category)]
 
 
@@ -159,7 +159,7 @@ def test_same_seed_same_files_other_seed_other_files(tmp_path: Path) -> None:
 
 def test_more_pictures_do_not_change_the_first(tmp_path: Path) -> None:
     few = files(write_demo(tmp_path / "a", **QUICK).root)
-    many = files(write_demo(tmp_path / "b", **{**QUICK, "train": 4, "per_defect": 2}).root)
+    many = files(write_demo(tmp_path / "b", **{**QUICK, "train": 3, "per_defect": 2}).root)
     assert {name: many[name] for name in few if name.endswith(".png")} == {
         name: data for name, data in few.items() if name.endswith(".png")
     }
@@ -185,7 +185,7 @@ def test_a_complete_set_is_reused_and_a_spoilt_one_redrawn(tmp_path: Path) -> No
         assert drawn, spoil
         assert files(root) == before
         drawn.clear()
-    assert len(write_demo(tmp_path, **{**QUICK, "train": 2}).train) == 2
+    assert len(write_demo(tmp_path, **{**QUICK, "train": 1}).train) == 1
 
 
 @pytest.mark.parametrize("stamp", [None, "not json", "{}", "[1]", '{"files": 3, "parameters": {}}'])
@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_what_was_there(tmp_path: Path, existing: bool) -> None:
     before = files(tmp_path)
 
     def interrupt(done: int, total: int) -> None:
-        if done == 4:
+        if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +54,7 @@ def test_one_whose_process_dies_is_begun_again_and_the_others_go_on(tmp_path: Pa
     for folder in folders:
         folder.mkdir()
     tasks = [(fake_jobs.dies, (str(folders[0]), 1)), (fake_jobs.dies, (str(folders[1]), 99)), (fake_jobs.fails, None)]
+    tasks.append((fake_jobs.raises, None))
     found, told = run(Processes(2), *tasks)
     assert found[0] == {"attempts": 2}
     assert isinstance(found[1], SaaeError)
@@ -59,6 +62,9 @@ def test_one_whose_process_dies_is_begun_again_and_the_others_go_on(tmp_path: Pa
     assert fake_jobs.attempts(folders[1]) == 3
     assert isinstance(found[2], FitError)  # what fails in words would fail again
     assert (found[2].what, found[2].why, found[2].cure) == ("The loss became nan.", "Too fast.", "slower")
+    assert isinstance(found[3], SaaeError)
+    assert found[3].what == "RuntimeError: out of memory"
+    assert "fake_jobs.py" in found[3].why
     assert sorted(told) == [("job 0", "ended with code -9"), *[("job 1", "ended with code -9")] * 2]
 
 
@@ -92,6 +98,27 @@ def test_what_is_in_work_at_the_end_is_stopped_in_order(tmp_path: Path) -> None:
     with Jobs(Processes(2, grace=0.0)) as jobs:
         jobs.begin(0, Job("one", fake_jobs.endless, str(tmp_path)), print)
         wait_for(tmp_path / "begun")
+    assert (tmp_path / "stopped").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "begun").read_text()), 0)
+
+
+def test_ctrl_c_while_waiting_stops_what_is_in_work_in_order(tmp_path: Path) -> None:
+    """The signal goes to this process alone."""
+
+    def stop() -> None:
+        wait_for(tmp_path / "begun")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=stop)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(Processes(grace=0.2), (fake_jobs.endless, str(tmp_path)))
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "stopped").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "begun").read_text()), 0)

@@ -363,6 +363,7 @@ def test_openvino_computes_the_fp16_graph_in_f32(folder: Path) -> None:
         np.testing.assert_allclose(engine(frame).anomaly_map, expected_map(frame), rtol=2e-2, atol=0.5)
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_what_it_computes_is_what_was_calibrated(tmp_path: Path) -> None:
     """A network of the real shape, whose maps bf16 moves by several times this bound."""
     need_openvino()
@@ -372,8 +373,8 @@ def test_what_it_computes_is_what_was_calibrated(tmp_path: Path) -> None:
     from saae_export.graph.fused import FusedGraph
     from saae_export.graph.onnx_file import export_onnx
 
-    size = (80, 96)
-    graph = FusedGraph(tiny_detector(components=48, smoothing=0.5), size)
+    size = (80, 100)
+    graph = FusedGraph(tiny_detector(components=48, smoothing=0.5, score="cosine"), size)
     model = export_onnx(graph, tmp_path / "model.onnx", 1.0).read_bytes()
     folder = write_bundle(tmp_path / "bundle", tiny_manifest(size), {"model.onnx": model}).path
     with (
