@@ -45,7 +45,7 @@ def load_tensorrt(package: Path) -> str:
 
 
 def gpu_providers(
-    tensorrt: bool, device: int, size: tuple[int, int], max_batch: int, cache: Path | None
+    tensorrt: bool, device: int, size: tuple[int, int], max_batch: int, cache: Path | None, graphs: bool = False
 ) -> list[tuple[str, dict[str, Any]]]:
     """Providers in order of preference, with their options.
 
@@ -55,6 +55,7 @@ def gpu_providers(
         size: (height, width) of the graph's frame.
         max_batch: largest batch.
         cache: folder for compiled engines, or None.
+        graphs: whether CUDA shall record the launches of a run in a CUDA graph.
     """
     # The first GPU is the default; naming it makes ONNX Runtime 1.26 and later warn at every start.
     place = {"device_id": str(device)} if device else {}
@@ -64,6 +65,7 @@ def gpu_providers(
         "cudnn_conv_algo_search": "HEURISTIC",
         # TF32 would round products of an FP32 graph to 10 bits, which its thresholds were not calibrated with.
         "use_tf32": "0",
+        **({"enable_cuda_graph": "1"} if graphs else {}),
     }
     providers: list[tuple[str, dict[str, Any]]] = [("CUDAExecutionProvider", cuda)]
     if tensorrt:

@@ -14,7 +14,10 @@ from tiny_bundle import expected_map, gray_frame, make_tiny_bundle, tiny_graph, 
 
 from saae_runtime import Engine, open_bundle
 from saae_runtime.backends import open_backend
+from saae_runtime.backends.base import BackendOptions
+from saae_runtime.backends.onnxruntime import backend as backend_module
 from saae_runtime.backends.onnxruntime import gpu
+from saae_runtime.backends.onnxruntime.backend import OrtBackend
 from saae_runtime.backends.onnxruntime.binding import SHAPES_KEPT, BindingPool, plan
 from saae_runtime.backends.onnxruntime.gpu import gpu_providers
 from saae_runtime.bundle import write_bundle
@@ -72,7 +75,7 @@ def test_buffers_are_made_once_per_batch_size_and_kept_few() -> None:
     pool = BindingPool(onnxruntime, session(), "cpu", 0, SIZE, sets=1)
     made = []
     make = pool._make
-    pool._make = lambda batch: (made.append(batch), make(batch))[1]
+    pool._make = lambda batch, graph: (made.append(batch), make(batch, graph))[1]
     limit = np.array([1.0], np.float32)
     for _ in range(10):
         for batch in (1, 4):
@@ -98,6 +101,60 @@ def test_threads_share_the_sets() -> None:
     with ThreadPoolExecutor(6) as workers:
         for job in [workers.submit(work, seed) for seed in range(6)]:
             job.result(60)
+
+
+class Watched:
+    """A session that notes the number of each run's graph, and whether runs overlap."""
+
+    def __init__(self) -> None:
+        self.session, self.numbers, self.overlaps = session(), [], 0
+        self._running = threading.Lock()
+
+    def io_binding(self) -> object:
+        return self.session.io_binding()
+
+    def run_with_iobinding(self, binding: object, options: onnxruntime.RunOptions) -> None:
+        free = self._running.acquire(blocking=False)
+        self.overlaps += not free
+        self.numbers.append(int(options.get_run_config_entry("gpu_graph_id")))
+        self.session.run_with_iobinding(binding, options)
+        if free:
+            self._running.release()
+
+
+def test_each_set_and_batch_size_has_a_recorded_graph_of_its_own() -> None:
+    watched = Watched()
+    pool = BindingPool(onnxruntime, watched, "cpu", 0, SIZE, sets=2, graphs=True)
+    limit = np.array([1.0], np.float32)
+    pool.run(noise(0, 1, *SIZE, 3), limit)
+    assert watched.numbers[:2] == [1, 2], "recorded in both sets, before the frame"
+    assert watched.numbers[2] in (1, 2)
+    for batch in range(2, SHAPES_KEPT + 3):
+        watched.numbers.clear()
+        pool.run(noise(0, batch, *SIZE, 3), limit)
+        if batch <= SHAPES_KEPT:
+            assert watched.numbers[:2] == [2 * batch - 1, 2 * batch]
+        else:
+            assert watched.numbers == [-1], "graphs stay with the session, so there are only a few"
+
+
+def test_a_session_with_graphs_computes_one_call_at_a_time() -> None:
+    watched = Watched()
+    pool = BindingPool(onnxruntime, watched, "cpu", 0, SIZE, sets=3, graphs=True)
+
+    def work(seed: int) -> None:
+        frames = noise(seed, 1 + seed % 3, *SIZE, 3)
+        for step in range(30):
+            limit = np.array([float(seed + step)], np.float32)
+            anomaly_map, _, mask = pool.run(frames, limit)
+            np.testing.assert_allclose(anomaly_map[0], expected_map(frames[0]), rtol=1e-5, atol=1e-3)
+            np.testing.assert_array_equal(mask, anomaly_map > limit[0])
+
+    with ThreadPoolExecutor(6) as workers:
+        for job in [workers.submit(work, seed) for seed in range(6)]:
+            job.result(60)
+    assert watched.overlaps == 0
+    assert pool._free.qsize() == 3
 
 
 def test_a_set_comes_back_after_a_failure() -> None:
@@ -184,6 +241,74 @@ def test_outputs_have_the_protocols_types(tmp_path: Path) -> None:
     assert outputs.mask.dtype == np.bool_
     np.testing.assert_array_equal(outputs.mask, outputs.anomaly_map > 50.0)
     assert "1 threads" in backend.description
+
+
+class OnCpu(OrtBackend):
+    """The CUDA backend with sessions and buffers on the CPU, to see how it opens."""
+
+    refuses = ""
+
+    def _session_of(self, settings: object, model: object, label: str, providers: list | None = None) -> object:
+        graphs = "enable_cuda_graph" in providers[0][1]
+        self.opened = [*getattr(self, "opened", []), graphs]
+        if graphs and self.refuses:
+            raise BackendError("cannot load", self.refuses, "")
+        return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+
+def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str, cuda_graph: bool = True) -> OnCpu:
+    bundle = open_bundle(make_tiny_bundle(tmp_path / "b", SIZE))
+    monkeypatch.setattr(OnCpu, "refuses", refuses)
+    monkeypatch.setattr(backend_module, "BindingPool", _pool_on_cpu)
+    options = BackendOptions(cuda_graph=cuda_graph)
+    return OnCpu(bundle, "onnxruntime:cuda", bundle.manifest.artefacts[0], 0, options)
+
+
+def _pool_on_cpu(ort: object, graph: object, kind: str, *rest: object) -> BindingPool:
+    return BindingPool(ort, graph, "cpu", *rest)
+
+
+def test_cuda_records_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = on_cpu(tmp_path, monkeypatch, "")
+    assert backend.opened == [True]
+    assert "CUDA graph" in backend.description
+    assert backend.infer(noise(0, 1, *SIZE, 3), 1.0).score.shape == (1,)
+
+
+def test_cuda_runs_without_a_graph_that_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph: recording was refused \\(a node for the CPU"):
+        backend = on_cpu(tmp_path, monkeypatch, "a node for the CPU")
+    assert backend.opened == [True, False]
+    assert "CUDA graph" not in backend.description
+    assert backend.infer(noise(0, 1, *SIZE, 3), 1.0).score.shape == (1,)
+
+
+def test_cuda_graphs_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_cpu(tmp_path, monkeypatch, "", cuda_graph=False).opened == [False]
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_change_no_answer(tmp_path: Path) -> None:
+    bundle = open_bundle(make_tiny_bundle(tmp_path / "b", SIZE, precisions=("fp32", "fp16")))
+    try:
+        on = open_backend(bundle, "onnxruntime:cuda", cuda_graph=True)
+    except BackendError as error:
+        pytest.skip(f"ONNX Runtime's CUDA provider cannot be used here: {error.why}")
+    off = open_backend(bundle, "onnxruntime:cuda", cuda_graph=False)
+    assert "CUDA graph" in on.description, "recording was refused"
+    assert "CUDA graph" not in off.description
+    for step, batch in enumerate([1, 3, 1, 8, 3, 5, 6, 7, 1, 3]):
+        frames = noise(step, batch, *SIZE, 3)
+        a, b = on.infer(frames, 30.0 + step), off.infer(frames, 30.0 + step)
+        np.testing.assert_array_equal(a.anomaly_map, b.anomaly_map)
+        np.testing.assert_array_equal(a.score, b.score)
+        np.testing.assert_array_equal(a.mask, b.mask)
+    with ThreadPoolExecutor(4) as workers:
+        frames = [noise(seed, 1 + seed % 9, *SIZE, 3) for seed in range(40)]
+        for found, given in zip(workers.map(lambda given: on.infer(given, 40.0), frames), frames, strict=True):
+            np.testing.assert_array_equal(found.anomaly_map, off.infer(given, 40.0).anomaly_map)
+    on.close()
+    off.close()
 
 
 @pytest.mark.gpu
