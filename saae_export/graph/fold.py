@@ -30,8 +30,10 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> nn.Conv2d:
-    """`conv((x / white - mean) / std)` as one convolution of x.
+def fold_input_norm(
+    conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0, zero: float = 0.0
+) -> nn.Conv2d:
+    """`conv(((x + zero) / white - mean) / std)` as one convolution of x.
 
     Exact only because the patch projection has no padding: a padded zero would have to stay zero after the shift.
 
@@ -40,6 +42,7 @@ def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]
         mean: per channel, in 0..1.
         std: per channel, in 0..1.
         white: pixel value of white.
+        zero: pixel value that an x of 0 stands for.
 
     Raises:
         ValueError: the convolution pads its input, or is grouped.
@@ -47,7 +50,7 @@ def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]
     if conv.padding not in ((0, 0), 0, "valid") or conv.groups != 1:
         raise ValueError("only a padding-free, ungrouped convolution can take the normalisation into its weights")
     weight = conv.weight.detach().double()
-    shift = torch.tensor(mean, dtype=torch.float64)
+    shift = torch.tensor(mean, dtype=torch.float64) - zero / white
     scale = torch.tensor(std, dtype=torch.float64)
     bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().double()
     folded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, bias=True)  # type: ignore[arg-type]
@@ -58,9 +61,9 @@ def fold_input_norm(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]
 
 
 def fold_padded_input_norm(
-    conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0
+    conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], white: float = 255.0, zero: float = 0.0
 ) -> nn.Conv2d:
-    """`conv((x / white - mean) / std)` as one convolution of x with an added channel of ones, correct for any padding.
+    """`conv(((x + zero) / white - mean) / std)` as one convolution of x with an added channel of ones, for any padding.
 
     With zero padding, which stands for the mean, the mean cannot go into the bias. It goes into the weights of the
     channel of ones, which is padded with zeros like x.
@@ -70,9 +73,10 @@ def fold_padded_input_norm(
         mean: per channel, in 0..1.
         std: per channel, in 0..1.
         white: pixel value of white.
+        zero: pixel value that an x of 0 stands for.
     """
     weight = conv.weight.detach().double()
-    shift = torch.tensor(mean, dtype=torch.float64)
+    shift = torch.tensor(mean, dtype=torch.float64) - zero / white
     scale = torch.tensor(std, dtype=torch.float64)
     ones = -(weight * (shift / scale).view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
     scaled = weight / scale.mul(white).view(1, -1, 1, 1)

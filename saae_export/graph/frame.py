@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from saae_runtime.geometry import gaussian_matrix, resize_matrix, upsample_matrix
 
-__all__ = ["Banded", "FrameToPixels", "ScoresToMap"]
+__all__ = ["MIDDLE", "Banded", "FrameToPixels", "ScoresToMap"]
+
+MIDDLE = 128.0
+"""Subtracted from every pixel: bf16 has 8 bits, and of a bright part most would only say that it is bright."""
 
 _COPY = 32
 """Copying one element costs as much as so many multiplications of a matrix product."""
@@ -60,7 +63,9 @@ class Banded(nn.Module):
 
 
 class FrameToPixels(nn.Module):
-    """uint8 N x H x W x 3 -> float32 N x h x w x 3 in 0..255, resized as Pillow's antialiased BILINEAR does it.
+    """uint8 N x H x W x 3 -> float32 N x h x w x 3 around 0, resized as Pillow's antialiased BILINEAR does it.
+
+    The values are pixels minus MIDDLE.
 
     The cast comes first: TensorRT accepts uint8 only as an input that is cast immediately.
 
@@ -80,7 +85,7 @@ class FrameToPixels(nn.Module):
             self.rows_first = self.rows.cost * wide + narrowed * low <= narrowed * high + self.rows.cost * narrow
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = frame.to(torch.float32)
+        x = frame.to(torch.float32) - MIDDLE
         if self.rows_first:
             return self._narrow(self._lower(x))
         return self._lower(self._narrow(x))
@@ -119,6 +124,7 @@ class ScoresToMap(nn.Module):
     """Patch scores A float32 N x h x w -> anomaly map float32 N x H x W (paper section 3.3).
 
     Bilinear, align_corners=False; an optional Gaussian over the patch scores is multiplied into the same two matrices.
+    Both are left factors: OpenVINO rounds products with a constant on the right to bf16, and the score with them.
 
     Args:
         grid: (h, w).
@@ -129,12 +135,13 @@ class ScoresToMap(nn.Module):
     def __init__(self, grid: tuple[int, int], frame_size: tuple[int, int], sigma: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("rows", _tensor(_smoothed(grid[0], frame_size[0], sigma)))
-        self.register_buffer("columns", _tensor(_smoothed(grid[1], frame_size[1], sigma).T))
+        self.register_buffer("columns", _tensor(_smoothed(grid[1], frame_size[1], sigma)))
         self.rows: Tensor
         self.columns: Tensor
 
     def forward(self, scores: Tensor) -> Tensor:
-        return torch.matmul(torch.matmul(self.rows, scores), self.columns)
+        wide = torch.matmul(self.columns, scores.transpose(1, 2))
+        return torch.matmul(self.rows, wide.transpose(1, 2))
 
 
 def _smoothed(n_in: int, n_out: int, sigma: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from saae_train.model.vgg import VGGFeatures
 
 from .fold import fold_padded_input_norm
+from .frame import MIDDLE
 from .vit import cast
 
 __all__ = ["GraphVGG"]
@@ -35,7 +36,7 @@ class _Align(nn.Module):
 
 
 class GraphVGG(nn.Module):
-    """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (h*w) x U FP32.
+    """Pixels minus MIDDLE in, stacked features out: N x H x W x 3 FP32 -> N x (h*w) x U FP32.
 
     The first convolution pads with zeros, which stand for the mean colour, so the mean goes into the weights of a
     fourth channel of ones. A subtraction before it would be right as well, but OpenVINO (plug-in 1.8.1) fuses that
@@ -50,7 +51,7 @@ class GraphVGG(nn.Module):
         self.strides = backbone.strides
         self.pooled = [backbone.pooled(index) for index in range(len(backbone.convs))]
         first, *others = backbone.convs
-        self.proj = fold_padded_input_norm(first, backbone.mean, backbone.std)  # type: ignore[arg-type]
+        self.proj = fold_padded_input_norm(first, backbone.mean, backbone.std, zero=MIDDLE)  # type: ignore[arg-type]
         self.convs = nn.ModuleList(copy.deepcopy(conv).to(dtype) for conv in others)
         matrices = dict(backbone.named_buffers())
         strides = {self.strides[layer - 1] for layer in self.layers}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from saae_train.model.vit import ViTFeatures
 
 from .fold import fold_input_norm, fold_output_scale, make_linear
+from .frame import MIDDLE
 
 __all__ = ["GraphAttention", "GraphViT", "attend", "cast", "plain_norm"]
 
@@ -159,7 +160,7 @@ def _is_identity(module: nn.Module | None) -> bool:
 
 
 class GraphViT(nn.Module):
-    """Pixels 0..255 in, stacked features out: N x H x W x 3 FP32 -> N x (prefix_tokens + h*w) x U FP32, eq. (1).
+    """Pixels minus MIDDLE in, stacked features out: N x H x W x 3 FP32 -> N x (prefix_tokens + h*w) x U FP32, eq. (1).
 
     The rows of class and register tokens come first; the caller drops them where that is cheapest. With tiles the rows
     are those of the whole input, without these tokens.
@@ -174,7 +175,7 @@ class GraphViT(nn.Module):
         self.pad = backbone.prefix_tokens
         self.prefix_tokens = 0 if len(self.tiles) > 1 else self.pad  # joining windows drops them
         # FP32: 1/255 and 1/std in the weights would push them towards FP16's subnormals.
-        convolution = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std)
+        convolution = fold_input_norm(backbone.patch_embed.proj, backbone.mean, backbone.std, zero=MIDDLE)
         self.grid, self.patch = self.tiles.window, convolution.weight.shape[2:]
         self.proj = make_linear(convolution.weight.permute(0, 2, 3, 1).flatten(1), convolution.bias)
         self.register_buffer("position", torch.cat([backbone.prefix, backbone.position], dim=1).detach().float())

@@ -30,6 +30,7 @@ def test_input_norm_goes_into_a_padding_free_convolution() -> None:
     x = torch.randint(0, 256, (2, 3, 16, 12)).float()
     expected = conv((x / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1))
     _close(expected, fold_input_norm(conv, mean, std)(x))
+    _close(expected, fold_input_norm(conv, mean, std, zero=100.0)(x - 100.0))
 
 
 def test_input_norm_refuses_a_padded_convolution() -> None:
@@ -92,5 +93,6 @@ def test_input_norm_goes_into_a_padded_convolution_with_ones(bias: bool) -> None
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     x = torch.rand(2, 3, 7, 6) * 255
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    found = fold_padded_input_norm(conv, mean, std)(torch.cat([x, torch.ones(2, 1, 7, 6)], dim=1))
-    _close(conv((x / 255 - shift) / scale), found)
+    for zero in (0.0, 128.0):
+        shifted = torch.cat([x - zero, torch.ones(2, 1, 7, 6)], dim=1)
+        _close(conv((x / 255 - shift) / scale), fold_padded_input_norm(conv, mean, std, zero=zero)(shifted))

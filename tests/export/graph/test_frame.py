@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saae_export.graph.frame import Banded, FrameToPixels, ScoresToMap
+from saae_export.graph.frame import MIDDLE, Banded, FrameToPixels, ScoresToMap
 from saae_runtime.geometry import gaussian_matrix, resize_matrix
 
 sides = st.integers(1, 90)
@@ -19,7 +19,7 @@ sides = st.integers(1, 90)
 @given(sides, sides, sides, sides, st.integers(0, 2**32 - 1))
 def test_resize_is_pillows_to_within_its_rounding(high: int, wide: int, low: int, narrow: int, seed: int) -> None:
     frames = np.random.default_rng(seed).integers(0, 256, (2, high, wide, 3), dtype=np.uint8)
-    found = FrameToPixels((high, wide), (low, narrow))(torch.from_numpy(frames)).numpy()
+    found = FrameToPixels((high, wide), (low, narrow))(torch.from_numpy(frames)).numpy() + np.float32(MIDDLE)
     assert found.dtype == np.float32
     for frame, pixels in zip(frames, found, strict=True):
         expected = np.asarray(Image.fromarray(frame).resize((narrow, low), Image.Resampling.BILINEAR), np.float32)
@@ -31,7 +31,10 @@ def test_frame_of_model_size_passes_unchanged() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 3), dtype=np.uint8)
     stage = FrameToPixels((24, 32), (24, 32))
     assert not list(stage.buffers())
-    assert np.array_equal(stage(torch.from_numpy(frame))[0].numpy(), frame[0])
+    assert np.array_equal(stage(torch.from_numpy(frame))[0].numpy(), frame[0] - np.float32(MIDDLE))
+    assert torch.equal(stage(torch.from_numpy(frame)).bfloat16().float(), stage(torch.from_numpy(frame))), (
+        "exact in bf16"
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import noise_frames, tiny_detector
 
+from saae_export.graph.frame import MIDDLE
 from saae_export.graph.fused import FusedGraph
 from saae_export.graph.saae import GraphSAAE
 from saae_export.graph.vit import GraphBlock, GraphViT, activation
@@ -175,7 +176,7 @@ def test_blocks_of_a_rarer_kind_are_copied_whole(precision: str) -> None:
     x = torch.from_numpy(noise_frames(2, (32, 32))).float()
     with torch.no_grad():
         assert torch.allclose(
-            graph(x)[:, graph.prefix_tokens :], backbone((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), atol=2e-5
+            graph(x - MIDDLE)[:, graph.prefix_tokens :], backbone((x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5), atol=2e-5
         )
 
 
@@ -198,7 +199,7 @@ def test_graph_vit_alone() -> None:
     x = torch.from_numpy(noise_frames(2, (64, 80))).float()
     with torch.no_grad():
         expected = detector.features(x.permute(0, 3, 1, 2))
-        found = GraphViT(detector.backbone, torch.float32)(x)
+        found = GraphViT(detector.backbone, torch.float32)(x - MIDDLE)
         assert torch.allclose(found[:, detector.backbone.prefix_tokens :], expected, atol=2e-5)
 
 
