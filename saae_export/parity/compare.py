@@ -63,7 +63,8 @@ BOUNDS = {
     "int8-bf16": Bounds(map=3e-1, score=2e-1, dead_band=3e-1),
 }
 """Bounds per precision. FP32 allows for reordered sums; FP16 has 11 bits and bf16 8, with errors of 30 layers.
-INT8 has its own gate, on quality (int8/gate.py): rounding raises the whole map, and thresholds with it."""
+INT8 has its own gate, on quality (quality.py), which bf16 has to pass, too: rounding raises the whole map, and
+thresholds with it."""
 
 HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)
 """Bounds of an FP32 graph whose weights are stored in FP16: only the weights are rounded."""

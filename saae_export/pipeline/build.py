@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
 
+from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, refuse_foreign, write_bundle
 from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
@@ -53,6 +54,7 @@ from .measure import (
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
 from .select import select_config, try_configs
+from .verdicts import Judge, keep_verdicts
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
 
@@ -92,7 +94,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         ConfigError: another build of the same product runs in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    stages = Stages(console, _STAGES + options.int8 + 2 * len(options.select))
+    stages = Stages(console, _STAGES + options.int8 + _has_bf16(options.precisions) + 2 * len(options.select))
     check_options(options)
     category, source = _find_category(options, stages)
     target = options.out or Path("bundles") / category.name
@@ -144,13 +146,14 @@ def _build_bundle(
     )
     bundle = calibrate_bundle(graphs, calibrator, work / "staged", asked, stages)
     _say_outliers(outliers, options, stages)
+    judge = Judge(category, split.normal)
     if options.int8:
-        bundle = add_int8(bundle, graphs.files["fp32"], Int8Images(split, category, calibrator), work / "int8", stages)
+        bundle = add_int8(bundle, graphs.files["fp32"], Int8Images(split, judge, calibrator), work / "int8", stages)
     bundle = compile_engines(bundle, options.engines, "fp16" if "fp16" in asked else asked[0], stages)
     images = balanced_sample(category, split.normal, options.parity_images)
     cure = f"the model is kept in {work}; try --precision fp32"
     compared = check_parity(bundle, reference, images, asked, cure, stages)
-    bundle = compared.bundle
+    bundle = keep_verdicts(compared.bundle, judge, asked, stages) if _has_bf16(asked) else compared.bundle
     choose_backend(bundle, options.measure_latency, stages)
     evaluation = measure_quality(bundle, category, stages)
     if evaluation is not None:
@@ -187,6 +190,11 @@ def _build_bundle(
         stage.note(str(target))
     keep_speeds(final, options.measure_latency)
     return BuildResult(final, evaluation, self_test, compared.reports, tuple(latency), category, target)
+
+
+def _has_bf16(precisions: Collection[str]) -> bool:
+    """Whether a bundle of these precisions can have bf16, which is the FP32 graph in OpenVINO."""
+    return "fp32" in precisions and not bf16_missing()
 
 
 def _calibration(

@@ -11,20 +11,19 @@ from typing import Any
 
 from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, update_bundle
-from saae_runtime.engine import Engine
 from saae_runtime.errors import BackendError, CalibrationError, SimulationError
 from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Thresholds
 from saae_runtime.progress import labelled
 from saae_runtime.terminal import Stage, Stages
-from saae_train.data.category import Category
 from saae_train.data.split import Split, spread
 
-from ..artefacts import CPU, onnx_artefact, onnx_file, open_artefact, set_threshold
+from ..artefacts import onnx_artefact, onnx_file, open_artefact, set_threshold
 from ..int8.choose import LIMITS, Product, Quantiser
-from ..int8.gate import Quality, Verdict, compare_quality, quality
+from ..parity.quality import Quality, Verdict, compare_quality
 from .bundle import provisional_bundle
 from .graphs import Calibrator
+from .verdicts import Judge
 
 __all__ = ["Int8Images", "add_int8"]
 
@@ -37,13 +36,13 @@ class Int8Images:
     """The images that INT8 is made from and judged on.
 
     Attributes:
-        split: images to take ranges from, and to judge on without a test set.
-        category: its test set, or none.
+        split: images to take ranges from.
+        judge: measures quality.
         calibrator: returns the thresholds.
     """
 
     split: Split
-    category: Category
+    judge: Judge
     calibrator: Calibrator
 
 
@@ -112,8 +111,7 @@ class _Trials:
     def run(self) -> _Passed | None:
         """The first graph that passes; None if none does."""
         try:
-            with Engine(self.bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
-                reference = self._quality(engine)
+            reference = self.images.judge.reference(self.bundle, self.stage)
         except SimulationError as error:
             self.lines.append(f"INT8 cannot be judged and is refused: {error.what}")
             return None
@@ -154,15 +152,12 @@ class _Trials:
         alone = dataclasses.replace(self.bundle.manifest, artefacts=(artefact,), thresholds={}, files={})
         trial = provisional_bundle(self.work / "bundle", alone, {"int8": file})
         with open_artefact(trial, artefact) as engine:
-            found = self.images.calibrator(engine, labelled(self.stage, "calibrating"))
-        thresholds = Thresholds(found.pixel, found.image)
+            tables = self.images.calibrator(engine, labelled(self.stage, "calibrating"))
+        thresholds = Thresholds(tables.pixel, tables.image)
         trial = update_bundle(trial, dataclasses.replace(trial.manifest, thresholds={precision: thresholds}), {})
         with open_artefact(trial, artefact) as engine:
-            return _Candidate(precision, thresholds, compare_quality(reference, self._quality(engine)))
-
-    def _quality(self, engine: Engine) -> Quality:
-        normal = self.images.split.normal
-        return quality(engine, self.images.category, normal, labelled(self.stage, "judging quality"))
+            found = self.images.judge.quality(engine, self.stage)
+        return _Candidate(precision, thresholds, compare_quality(reference, found))
 
 
 def _ship(bundle: Bundle, passed: _Passed) -> Bundle:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_builds import options, quiet_build
 
-from saae_export.int8 import gate as int8_gate
-from saae_export.int8.gate import Quality, Verdict, compare_quality
+from saae_export.parity import quality as gate
+from saae_export.parity.quality import Quality, Verdict, compare_quality
 from saae_runtime import Engine
 from saae_runtime.errors import CalibrationError
 from saae_train.data.demo import write_demo
@@ -25,8 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_passes_is_shipped_with_thresholds_of_its_own(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_gate, "MOST_FALL", 1.0)
-    monkeypatch.setattr(int8_gate, "MOST_FLIPS", 1.0)
+    monkeypatch.setattr(gate, "MOST_FALL", 1.0)
+    monkeypatch.setattr(gate, "MOST_FLIPS", 1.0)
     result, said = quiet_build(options(data, tmp_path, int8=True, precisions=("fp32",)))
     manifest = result.bundle.manifest
     (artefact,) = result.bundle.artefacts(kind="onnx", precision="int8")
@@ -53,7 +53,7 @@ def test_what_passes_is_shipped_with_thresholds_of_its_own(
 def test_what_fails_is_not_shipped_and_the_build_says_so(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_gate, "MOST_FALL", -1.0)
+    monkeypatch.setattr(gate, "MOST_FALL", -1.0)
     result, said = quiet_build(options(data, tmp_path, int8=True, precisions=("fp32",)))
     assert "int8" not in result.bundle.manifest.thresholds
     assert "model.int8.onnx" not in result.bundle.manifest.files

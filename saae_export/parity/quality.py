@@ -1,4 +1,4 @@
-"""The quality gate of INT8: loss of ROC-AUC and PRO-AUC, and changed decisions, each at its own thresholds."""
+"""The quality gate of INT8 and bf16: loss of ROC-AUC and PRO-AUC, and changed decisions, each at its own thresholds."""
 
 from __future__ import annotations
 
