@@ -169,11 +169,12 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             name = (variant["backend"], variant["precision"])
             if (*name, "compute") not in rows:
                 continue
-            compute, frame = (rows[name[0], name[1], kind] for kind in ("compute", "frame"))
+            compute, frame = rows[(*name, "compute")], rows.get((*name, "frame"))
             stream, alone = rows.get((*name, "stream"), {}), rows.get((*name, "stream graph"), {})
             line: list[object] = [" ".join(name) + (" (at 256x256)" if name[0] == "dfr" else "")]
             for row in (compute, frame):
-                line += [*(row["timing"][key] for key in ("median_ms", "p95_ms", "p99_ms")), row["ratio"]]
+                figures = row and [*(row["timing"][key] for key in ("median_ms", "p95_ms", "p99_ms")), row["ratio"]]
+                line += figures or [None] * 4
             on_device = rows.get((*name, "device"))
             triggered = rows.get((*name, "trigger"))
             line += [stream.get("fps"), alone.get("share")]

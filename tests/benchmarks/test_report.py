@@ -64,6 +64,14 @@ def cells(text: str, first: str) -> list[str]:
     return [part.strip() for part in line.strip("|").split(" | ")]
 
 
+def test_a_run_without_camera_frames_has_no_columns_for_them(results: Path) -> None:
+    data = report.load(results / "fps.json")
+    data["rows"] = [row for row in data["rows"] if row["kind"] not in ("frame", "stream")]
+    text = report.render(data)
+    assert "to result" not in text
+    assert "compute" in text
+
+
 def test_fps_table_has_the_numbers_of_the_file(results: Path) -> None:
     text = report.render(report.load(results / "fps.json"))
     headings = cells(text, "backend")
