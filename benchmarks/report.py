@@ -167,9 +167,9 @@ def _fps(data: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         table = []
         for variant in data["variants"]:
             name = (variant["backend"], variant["precision"])
-            if (*name, "compute") not in rows:
+            compute, frame = (rows.get((*name, kind)) for kind in ("compute", "frame"))
+            if compute is None:
                 continue
-            compute, frame = rows[(*name, "compute")], rows.get((*name, "frame"))
             stream, alone = rows.get((*name, "stream"), {}), rows.get((*name, "stream graph"), {})
             line: list[object] = [" ".join(name) + (" (at 256x256)" if name[0] == "dfr" else "")]
             for row in (compute, frame):

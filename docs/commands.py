@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -68,5 +68,10 @@ def text() -> str:
     return "\n".join([_HEAD, *sections])
 
 
+def main(file: Annotated[Path, typer.Argument(help="the page")] = ROOT / "docs/reference/commands.md") -> None:
+    """Write the reference of all commands."""
+    write_text(file, text())
+
+
 if __name__ == "__main__":
-    write_text(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/reference/commands.md", text())
+    typer.run(main)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 from xml.etree import ElementTree
 
 import numpy as np
+import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -154,12 +156,12 @@ def tiles() -> str:
 FIGURES = {"graph": graph, "threshold": threshold, "rule": rule, "tiles": tiles}
 
 
-def main(folder: Path) -> None:
-    """Writes every figure into a folder."""
+def main(folder: Annotated[Path, typer.Argument(help="of the figures")] = ROOT / "docs/figures") -> None:
+    """Write every figure of the documentation into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         write_text(folder / f"{name}.svg", draw())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/figures")
+    typer.run(main)

@@ -165,33 +165,20 @@ def remember(
         )
     search = None if space.basis is None else SEARCH  # components come by their variance, channels in no order
     memory, nearest = build_memory(patches, count, config.memory or 1, config.seed, reach, search, watch.memory)
-    if config.steps == 0:  # no autoencoder: alpha stays 0
-        return memory, _left_out(memory, nearest, None, samples, saae.grid, config.smoothing, reach)
-    cosines = []
-    for index in range(count):
-        watch.memory(index, count, "images, autoencoder")
-        g = patches(index)[None]
-        with torch.no_grad():
-            cosines.append(anomaly_score(Projected(g), saae(g), "cosine"))
-    cosine = torch.cat(cosines)
-    memory.alpha.fill_(balance(nearest, cosine))
-    return memory, _left_out(memory, nearest, cosine, samples, saae.grid, config.smoothing, reach)
-
-
-def _left_out(
-    memory: Memory,
-    nearest: Nearest,
-    cosine: Tensor | None,
-    samples: Sequence[Sample],
-    grid: tuple[int, int],
-    smoothing: float,
-    reach: int,
-) -> LeftOut:
-    """Scores of the left-out images; sets the memory's beta from them."""
-    plain = memory_score(nearest, cosine, memory.alpha)
-    memory.beta.fill_(level_exponent(plain.reshape(-1, *grid), smoothing))
-    scores = memory_score(nearest, cosine, memory.alpha, memory.beta).reshape(-1, *grid)
-    return LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
+    cosine = None
+    if config.steps:  # else there is no autoencoder, and alpha stays 0
+        cosines = []
+        for index in range(count):
+            watch.memory(index, count, "images, autoencoder")
+            g = patches(index)[None]
+            with torch.no_grad():
+                cosines.append(anomaly_score(Projected(g), saae(g), "cosine"))
+        cosine = torch.cat(cosines)
+        memory.alpha.fill_(balance(nearest, cosine))
+    without_level = memory_score(nearest, cosine, memory.alpha).reshape(-1, *saae.grid)
+    memory.beta.fill_(level_exponent(without_level, config.smoothing))
+    scores = memory_score(nearest, cosine, memory.alpha, memory.beta).reshape(-1, *saae.grid)
+    return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
 
 
 def balance(nearest: Nearest, cosine: Tensor) -> float:
