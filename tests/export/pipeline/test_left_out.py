@@ -57,6 +57,17 @@ def test_the_tables_follow_the_scale_of_the_deployed_graph(calibrator: LeftOutCa
     assert moved.scores[7] == pytest.approx(1.1 * same.scores[7], rel=1e-6)
 
 
+def test_the_scale_is_measured_on_frames_that_the_memory_does_not_hold(
+    calibrator: LeftOutCalibrator, tmp_path: Path
+) -> None:
+    fitted = {np.asarray(Image.open(path)).tobytes() for path in tmp_path.glob("*.png")}
+    seen: list[np.ndarray] = []
+    calibrator(lambda frame: (seen.append(frame), SimpleNamespace(score=1.0))[1])  # type: ignore[arg-type]
+    assert len(seen) == 16
+    assert not fitted & {frame.tobytes() for frame in seen}
+    assert fitted >= {frame[:, ::-1].tobytes() for frame in seen}
+
+
 def test_images_of_a_twelve_bit_camera_give_the_memory_and_thresholds_of_their_levels(tmp_path: Path) -> None:
     config = CONFIG.replace(input_size=(48, 48), layers=(1,), components=16, latent=6, steps=2)
     assert config.score == "memory"
