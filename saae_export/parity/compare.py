@@ -63,7 +63,7 @@ BOUNDS = {
     "int8-bf16": Bounds(map=3e-1, score=2e-1, dead_band=3e-1),
 }
 """Bounds per precision. FP32 allows for reordered sums; FP16 has 11 bits and bf16 8, with errors of 30 layers.
-INT8 has its own gate, on quality (quality.py), which bf16 has to pass, too: rounding raises the whole map, and
+INT8 has its own gate, on quality (pipeline/quality.py), which bf16 has to pass, too: rounding raises the whole map, and
 thresholds with it."""
 
 HALF_WEIGHTS = Bounds(map=5e-3, score=5e-3, dead_band=2e-3)

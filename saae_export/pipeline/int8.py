@@ -20,9 +20,9 @@ from saae_train.data.split import Split, spread
 
 from ..artefacts import onnx_artefact, onnx_file, open_artefact, set_threshold
 from ..int8.choose import LIMITS, Product, Quantiser
-from ..parity.quality import Quality, Verdict, compare_quality
 from .bundle import provisional_bundle
 from .graphs import Calibrator
+from .quality import Quality, Verdict, compare_quality
 from .verdicts import Judge
 
 __all__ = ["Int8Images", "add_int8"]

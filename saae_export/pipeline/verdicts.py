@@ -14,8 +14,8 @@ from saae_runtime.terminal import Stage, Stages
 from saae_train.data.category import Category, Sample
 
 from ..artefacts import CPU, open_artefact
-from ..parity.quality import MOST_FLIPS, Quality, Verdict, compare_quality, quality
 from .bundle import without_artefact
+from .quality import MOST_FLIPS, Quality, Verdict, compare_quality, quality
 
 __all__ = ["Judge", "keep_verdicts"]
 

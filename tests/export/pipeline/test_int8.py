@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_builds import options, quiet_build
 
-from saae_export.parity import quality as gate
-from saae_export.parity.quality import Quality, Verdict, compare_quality
+from saae_export.pipeline import quality as gate
+from saae_export.pipeline.quality import Quality, Verdict, compare_quality
 from saae_runtime import Engine
 from saae_runtime.errors import CalibrationError
 from saae_train.data.demo import write_demo

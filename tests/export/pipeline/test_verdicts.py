@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 from tiny_builds import draw, options, quiet_build
 
-from saae_export.parity.quality import Quality
 from saae_export.pipeline import verdicts
 from saae_export.pipeline.build import BuildResult
+from saae_export.pipeline.quality import Quality
 from saae_export.pipeline.verdicts import Judge, keep_verdicts
 from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
