@@ -182,9 +182,10 @@ def _build_bundle(
             simulated=simulated,
             calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
         )
-        report = add_examples(report, bundle, category, split.normal)
         if isinstance(calibrator, LeftOutCalibrator):
-            report = add_left_out(report, calibrator, bundle, split.fitting, outliers)
+            report = add_left_out(report, calibrator, bundle, category, split.fitting, outliers)
+        else:
+            report = add_examples(report, bundle, category, split.normal)
         kept = named_frames(balanced_sample(category, split.normal, options.samples))
         final = _write_final(target, bundle, report, [reference.stored(name, frame) for name, frame in kept])
         stage.note(str(target))

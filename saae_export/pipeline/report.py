@@ -47,26 +47,22 @@ def add_examples(report: Report, bundle: Bundle, category: Category, held_out: S
     """The report with examples and the calibration images' scores, all from the engine that gave the metrics."""
     with deployed(bundle) as engine:
         scores = tuple(float(engine(sample.read()).score) for sample in held_out)
-        return dataclasses.replace(
-            report,
-            held_out_scores=scores,
-            image_threshold=engine.image_threshold,
-            examples=_choose_examples(engine, category, report.evaluation, held_out, scores),
-            shown_with=f"{engine.backend.name}: {engine.backend.description}",
-        )
+        return _with_examples(report, engine, category, held_out, scores)
 
 
 def add_left_out(
     report: Report,
     calibrator: LeftOutCalibrator,
     bundle: Bundle,
+    category: Category,
     fitted: Sequence[Sample],
     outliers: Sequence[Outlier],
 ) -> Report:
-    """The report with the scores behind the thresholds, and the images to look at with their leave-one-out maps."""
+    """The report with examples, the scores behind the thresholds, and images to look at with their left-out maps."""
     with deployed(bundle) as engine:
         tables = calibrator(engine)
         threshold, image_threshold = engine.threshold, engine.image_threshold
+        report = _with_examples(report, engine, category, fitted, tables.scores)
     shown = []
     for item in outliers[:_MOST_OUTLIERS]:
         frame = fitted[item.index].read()
@@ -83,7 +79,20 @@ def add_left_out(
                 verdict="look at this good image: a defect? glare?",
             )
         )
-    return dataclasses.replace(report, held_out_scores=tables.scores, examples=[*shown, *report.examples])
+    return dataclasses.replace(report, examples=[*shown, *report.examples])
+
+
+def _with_examples(
+    report: Report, engine: Engine, category: Category, normal: Sequence[Sample], scores: Sequence[float]
+) -> Report:
+    """The report with examples, and with the scores of the normal images."""
+    return dataclasses.replace(
+        report,
+        held_out_scores=tuple(scores),
+        image_threshold=engine.image_threshold,
+        examples=_choose_examples(engine, category, report.evaluation, normal, scores),
+        shown_with=f"{engine.backend.name}: {engine.backend.description}",
+    )
 
 
 def write_heatmaps(folder: Path, examples: Iterable[Example]) -> list[str]:

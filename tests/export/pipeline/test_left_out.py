@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,10 @@ from tiny_models import noise_frames, tiny_detector
 from twelve_bits import WHITE, write_twice
 
 from saae_export.parity.pytorch import TorchReference
+from saae_export.pipeline import report as pipeline_report
 from saae_export.pipeline.left_out import LeftOutCalibrator
+from saae_export.pipeline.report import add_left_out
+from saae_export.report.data import Report
 from saae_runtime.errors import CalibrationError
 from saae_train.config import FitConfig
 from saae_train.data.category import Sample
@@ -66,6 +70,29 @@ def test_the_scale_is_measured_on_frames_that_the_memory_does_not_hold(
     assert len(seen) == 16
     assert not fitted & {frame.tobytes() for frame in seen}
     assert fitted >= {frame[:, ::-1].tobytes() for frame in seen}
+
+
+def test_the_report_shows_left_out_scores_and_scores_no_fitted_image_for_them(
+    calibrator: LeftOutCalibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    limits = {"threshold": 1.0, "image_threshold": 1.0}
+
+    def engine(frame: np.ndarray) -> SimpleNamespace:
+        seen.append(frame)
+        return SimpleNamespace(score=1.0, anomaly_map=np.zeros(frame.shape[:2], np.float32), **limits)
+
+    engine.threshold, engine.image_threshold = 1.0, 1.0  # type: ignore[attr-defined]
+    engine.backend = SimpleNamespace(name="x", description="y")  # type: ignore[attr-defined]
+    monkeypatch.setattr(pipeline_report, "deployed", lambda bundle: nullcontext(engine))
+    samples = [Sample(path, "good", None, False) for path in sorted(tmp_path.glob("*.png"))]
+    empty = Report(SimpleNamespace())  # type: ignore[arg-type]
+    found = add_left_out(empty, calibrator, None, None, samples, calibrator.outliers())  # type: ignore[arg-type]
+    assert len(seen) == 16 + 4, "the scale, and four examples"
+    left_out = calibrator._reference.scores
+    assert found.held_out_scores == pytest.approx([score * calibrator.factor for score in left_out])
+    largest = [samples[index].path.name for index in np.argsort(left_out)[::-1][:4]]
+    assert [item.name for item in found.examples] == ["07.png", *largest]
 
 
 def test_images_of_a_twelve_bit_camera_give_the_memory_and_thresholds_of_their_levels(tmp_path: Path) -> None:
