@@ -17,7 +17,7 @@ from tiny_bundle import expected_map, make_tiny_bundle, tiny_graph, tiny_manifes
 
 from saae_runtime import Engine, open_bundle
 from saae_runtime.backends import BackendOptions
-from saae_runtime.backends.openvino import bf16_missing, choose, library
+from saae_runtime.backends.openvino import backend, bf16_missing, choose, library
 from saae_runtime.backends.openvino.arithmetic import arithmetic_of, calibrated_first
 from saae_runtime.backends.openvino.backend import OpenVinoBackend, properties
 from saae_runtime.backends.openvino.library import Device, Library, device_missing
@@ -114,6 +114,20 @@ def test_no_other_arithmetic_behind_your_back() -> None:
 def test_an_arithmetic_prefers_what_was_calibrated_in_it(arithmetic: str, kind: str, order: list[str]) -> None:
     preference = ("int8-bf16", "bf16", "int8", "fp32", "fp16")
     assert list(calibrated_first(preference, arithmetic, kind)) == order
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", 0), ("bf16", 2)])
+def test_a_model_in_bf16_keeps_its_score_precise_alone_and_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kept: int
+) -> None:
+    if why := device_missing("CPU")[0] or (precision == "bf16" and bf16_missing()):
+        pytest.skip(why)
+    models = []
+    monkeypatch.setattr(backend, "keep_precise", models.append)
+    bundle = make_tiny_bundle(tmp_path / "b", SIZE, precisions=("fp32", "bf16"))
+    with Engine(bundle, backend=NAME, precision=precision, threads=1) as engine:
+        engine(np.zeros((3, *SIZE, 3), np.uint8))
+    assert len(models) == kept
 
 
 def test_properties_are_explicit() -> None:
