@@ -20,7 +20,7 @@ from ..cache import cache_folder
 from ..graph import without_default
 from .arithmetic import arithmetic_of, calibrated
 from .library import load_library
-from .precise import keep_precise
+from .precise import keep_precise, round_the_search
 
 __all__ = ["NAME", "OpenVinoBackend", "properties"]
 
@@ -139,8 +139,12 @@ class OpenVinoBackend(Backend):
         try:
             if batch is not None:
                 model.reshape({"frame": [batch, *self.frame_size, 3]})
-            if self._properties["INFERENCE_PRECISION_HINT"] == "bf16":
-                keep_precise(model)
+            if self._properties["INFERENCE_PRECISION_HINT"] == "bf16" and keep_precise(model):
+                round_the_search(model)
+                try:
+                    return self._library.core.compile_model(model, self._kind, self._properties)
+                except RuntimeError:  # a release that reads the mark differently: slower, the same result
+                    round_the_search(model, False)
             return self._library.core.compile_model(model, self._kind, self._properties)
         except Exception as error:
             raise self._not_loaded(error) from error
