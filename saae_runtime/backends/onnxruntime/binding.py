@@ -151,8 +151,10 @@ class BindingPool:
             self._free.put(bindings)
 
     def _keep(self, bindings: OrderedDict[int, _Binding], batch: int, graph: int) -> None:
-        if len(bindings) >= SHAPES_KEPT:
-            bindings.popitem(last=False)
+        """Make buffers in place of the longest unused ones. Those of a recorded graph stay: it holds their addresses."""
+        spare = [size for size in bindings if size not in self._recorded]
+        if len(bindings) >= SHAPES_KEPT and spare:
+            del bindings[spare[0]]
         bindings[batch] = self._make(batch, graph)
 
     def _record(self, batch: int, threshold: NDArray[np.float32]) -> None:

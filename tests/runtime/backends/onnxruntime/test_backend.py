@@ -86,13 +86,12 @@ def test_buffers_are_made_once_per_batch_size_and_kept_few() -> None:
     assert len(pool._free.get()) == SHAPES_KEPT
 
 
-def test_threads_share_the_sets() -> None:
-    graph = session()
-    pool = BindingPool(onnxruntime, graph, "cpu", 0, SIZE, sets=2)
+def run_in_threads(pool: BindingPool) -> None:
+    """Six threads with batches of one to three, each answer checked."""
 
     def work(seed: int) -> None:
         frames = noise(seed, 1 + seed % 3, *SIZE, 3)
-        for step in range(20):
+        for step in range(30):
             limit = np.array([float(seed + step)], np.float32)
             anomaly_map, _, mask = pool.run(frames, limit)
             np.testing.assert_allclose(anomaly_map[0], expected_map(frames[0]), rtol=1e-5, atol=1e-3)
@@ -101,6 +100,13 @@ def test_threads_share_the_sets() -> None:
     with ThreadPoolExecutor(6) as workers:
         for job in [workers.submit(work, seed) for seed in range(6)]:
             job.result(60)
+
+
+def test_threads_share_the_sets() -> None:
+    graph = session()
+    pool = BindingPool(onnxruntime, graph, "cpu", 0, SIZE, sets=2)
+
+    run_in_threads(pool)
 
 
 class Watched:
@@ -136,23 +142,19 @@ def test_each_set_and_batch_size_has_a_recorded_graph_of_its_own() -> None:
             assert watched.numbers[:2] == [2 * batch - 1, 2 * batch]
         else:
             assert watched.numbers == [-1], "graphs stay with the session, so there are only a few"
+    for batch in range(SHAPES_KEPT + 3, 2 * SHAPES_KEPT + 4):
+        pool.run(noise(0, batch, *SIZE, 3), limit)
+    watched.numbers.clear()
+    pool.run(noise(0, 1, *SIZE, 3), limit)
+    assert watched.numbers[0] in (1, 2), "further sizes took the buffers of a recorded one"
+    assert len(pool._free.get()) == SHAPES_KEPT + 1, "buffers of further sizes pile up"
 
 
 def test_a_session_with_graphs_computes_one_call_at_a_time() -> None:
     watched = Watched()
     pool = BindingPool(onnxruntime, watched, "cpu", 0, SIZE, sets=3, graphs=True)
 
-    def work(seed: int) -> None:
-        frames = noise(seed, 1 + seed % 3, *SIZE, 3)
-        for step in range(30):
-            limit = np.array([float(seed + step)], np.float32)
-            anomaly_map, _, mask = pool.run(frames, limit)
-            np.testing.assert_allclose(anomaly_map[0], expected_map(frames[0]), rtol=1e-5, atol=1e-3)
-            np.testing.assert_array_equal(mask, anomaly_map > limit[0])
-
-    with ThreadPoolExecutor(6) as workers:
-        for job in [workers.submit(work, seed) for seed in range(6)]:
-            job.result(60)
+    run_in_threads(pool)
     assert watched.overlaps == 0
     assert pool._free.qsize() == 3
 
