@@ -151,7 +151,7 @@ class BindingPool:
             self._free.put(bindings)
 
     def _keep(self, bindings: OrderedDict[int, _Binding], batch: int, graph: int) -> None:
-        """Make buffers in place of the longest unused ones. Those of a recorded graph stay: it holds their addresses."""
+        """Make buffers in place of the longest unused ones. A recorded graph holds addresses: its own stay."""
         spare = [size for size in bindings if size not in self._recorded]
         if len(bindings) >= SHAPES_KEPT and spare:
             del bindings[spare[0]]
