@@ -243,9 +243,14 @@ def test_what_killed_writers_have_left_goes_and_what_others_write_stays(
         assert process.stdout.readline() == "in it\n"
         return process
 
+    def end(process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(60)
+
     for _ in range(3):
         process = begin()
-        process.communicate()
+        end(process)
         assert process.returncode == -9
     killed = names(tmp_path)
     assert len(killed) == 6
@@ -257,12 +262,11 @@ def test_what_killed_writers_have_left_goes_and_what_others_write_stays(
         monkeypatch.setattr(files, "_GRACE", -1.0)
         replace_directory(tmp_path / "e")
         assert set(names(tmp_path)) == living | {"b", "e"}
-        for process in (begin(),):
-            process.communicate()
+        end(begin())
         monkeypatch.setattr(files, "_swept", set())
         write_text(tmp_path / "c", "new")
         assert set(names(tmp_path)) == living | {"b", "c", "e"}
-        alive.communicate()
+        end(alive)
 
 
 @pytest.mark.parametrize("length", [200, 236, 240, 255])

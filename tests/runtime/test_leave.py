@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from endings import rest_of
 from needs import need
 from tiny_bundle import gray_frame, make_tiny_bundle
 
@@ -227,7 +228,7 @@ def test_two_stops_end_a_run_whose_computation_takes_long(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = rest_of(process, 60)
     assert process.returncode == 130, said
     assert b"terminate called" not in said
 

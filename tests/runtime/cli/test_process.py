@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from endings import rest_of
 from saae_run import COMMAND, ENVIRONMENT, spawn
 from tiny_bundle import gray_frame
 
@@ -47,12 +48,11 @@ def test_name_that_is_no_utf8(bundle: Path, tmp_path: Path) -> None:
 def test_stop_signal_ends_cleanly_with_whole_lines_and_the_summary(bundle: Path, tmp_path: Path, number: int) -> None:
     count = 3000  # more lines than a pipe holds: nobody reads on, so the run cannot have ended by itself
     folder = many(tmp_path / "frames", count)
-    # Unbuffered: communicate() would not see what readline() had read ahead.
-    with spawn(bundle, folder, "--json", "-", bufsize=0) as process:
+    with spawn(bundle, folder, "--json", "-") as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(number)
-        rest, log = process.communicate(timeout=120)
+        rest, log = rest_of(process, 120)
     assert process.returncode == 128 + number, log.decode()
     lines = (first + rest).decode().splitlines(keepends=True)
     assert all(line.endswith("\n") for line in lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from endings import rest_of
 from needs import need
 from PIL import Image
 from tiny_bundle import gray_frame, make_tiny_bundle
@@ -388,7 +389,7 @@ def test_the_command_goes_on_until_it_is_stopped(tmp_path: Path, number: int) ->
         (folder / "1.png").write_bytes(whole)
         records.append(json.loads(process.stdout.readline()))
         process.send_signal(number)
-        rest, log = process.communicate(timeout=60)
+        rest, log = rest_of(process, 60)
     assert rest == ""
     assert process.returncode == 128 + number
     assert [(Path(item["source"]).name, item["is_anomalous"]) for item in records] == [

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from endings import rest_of
 from line_parts import bad, good, line_text, wait_until
 from rtsp_process import rtsp_server
 from typer.testing import CliRunner, Result
@@ -136,7 +137,7 @@ def test_a_stop_ends_with_everything_written(tiny: Path, frames: Path, tmp_path:
             lines = [process.stdout.readline() for _ in range(20)]
             assert wait_until(lambda: b"WATCHDOG=1" in said)
             process.send_signal(number)
-            out, err = process.communicate(timeout=30)
+            out, err = rest_of(process, 30)
         listener.join(20)
         assert process.returncode == 0, err
     told = [line.split()[2] for line in [*lines, *out.splitlines()]]
@@ -168,7 +169,7 @@ def test_kills_lose_no_record_and_double_none(tiny: Path, tmp_path: Path, kills:
         names = [f"{number:05d}" for number in range(kills * each)]
         assert wait_until(lambda: len(part_ids_so_far(tmp_path / "out.jsonl")) >= len(names), 120)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = rest_of(process, 30)
     assert process.returncode == 0, err
     found = part_ids(tmp_path / "out.jsonl")
     assert sorted(found) == names
@@ -210,7 +211,7 @@ def test_a_stop_does_not_wait_for_a_frozen_camera(tiny: Path, tmp_path: Path, re
             server.send_signal(signal.SIGSTOP)
             time.sleep(1)  # the reading thread is in the library now
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=30)
+            out, err = rest_of(process, 30)
     assert process.returncode == 0, err
     assert len(part_ids(tmp_path / "out.jsonl")) == 1 + len(out.splitlines())
 
@@ -229,7 +230,7 @@ def test_a_second_stop_ends_the_line_at_once(tiny: Path, frames: Path, tmp_path:
         while "stopping" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = rest_of(process, 30)
     assert process.returncode == 130
     assert err.endswith("Stopped.\n")
 
