@@ -155,7 +155,7 @@ def _build_bundle(
     compared = check_parity(bundle, reference, images, asked, cure, stages)
     bundle = keep_verdicts(compared.bundle, judge, asked, stages) if _has_bf16(asked) else compared.bundle
     choose_backend(bundle, options.measure_latency, stages)
-    evaluation = measure_quality(bundle, category, stages)
+    evaluation = measure_quality(bundle, judge, stages)
     if evaluation is not None:
         say_verdicts(evaluation, bundle.manifest.thresholds[asked[0]].image.default_fpr, stages)
     self_test, simulated = measure_detection(

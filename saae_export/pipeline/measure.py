@@ -11,9 +11,8 @@ from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
 from saae_runtime.estimate import chance_of_more
 from saae_runtime.terminal import Stages
-from saae_train.data.category import Category, Sample
+from saae_train.data.category import Sample
 from saae_train.evaluation.decisions import Decision, decide
-from saae_train.evaluation.evaluate import evaluate
 from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.result import SelfTest
 from saae_train.selftest.run import draw_examples, require_detection, selftest
@@ -21,6 +20,7 @@ from saae_train.selftest.run import draw_examples, require_detection, selftest
 from ..report.data import Example, LatencyRow
 from .images import named_frames
 from .latency import measure
+from .verdicts import Judge
 
 __all__ = [
     "choose_backend",
@@ -44,21 +44,14 @@ _CHANCE = 0.01
 """Probability below which an excess of false alarms is not chance."""
 
 
-def measure_quality(bundle: Bundle, category: Category, stages: Stages) -> Evaluation | None:
+def measure_quality(bundle: Bundle, judge: Judge, stages: Stages) -> Evaluation | None:
     """Evaluate the bundle on the test set; None without test images."""
-    with stages.stage("evaluate") as stage:
-        if not category.test:
+    with stages.stage("evaluate") as stage, deployed(bundle) as engine:
+        evaluation = judge.evaluation(engine, stage)
+        if evaluation is None:
             stage.note("no test images, so no metrics")
             return None
-        with deployed(bundle) as engine:
-            evaluation = evaluate(
-                engine,
-                category,
-                threshold=engine.threshold,
-                image_threshold=engine.image_threshold,
-                progress=stage,
-            )
-            stage.note(f"{len(category.test)} test images with {engine.backend.name} {engine.backend.precision}")
+        stage.note(f"{len(evaluation.images)} test images with {engine.backend.name} {engine.backend.precision}")
     stages.console.print(evaluation.table())
     return evaluation
 

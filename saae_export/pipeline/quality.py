@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from saae_runtime.engine import Engine
-from saae_runtime.progress import Progress, silent
+from saae_runtime.progress import Progress
 from saae_train.data.category import Category, Sample
-from saae_train.evaluation.evaluate import evaluate
+from saae_train.evaluation.result import Evaluation
 from saae_train.selftest.run import selftest
 
-__all__ = ["MOST_FALL", "MOST_FLIPS", "Quality", "Verdict", "compare_quality", "quality"]
+__all__ = ["MOST_FALL", "MOST_FLIPS", "Quality", "Verdict", "compare_quality", "on_simulated_defects", "on_test_images"]
 
 MOST_FALL = 0.003
 """Largest loss of pixel ROC-AUC and PRO-AUC, 0..1."""
@@ -76,32 +76,30 @@ class Verdict:
         }
 
 
-def quality(
-    engine: Engine,
-    category: Category,
-    held_out: Sequence[Sample],
-    progress: Progress = silent,
-) -> Quality:
-    """Measure an engine on the test set if it has defects with masks, else on simulated defects.
+def on_test_images(found: Evaluation) -> Quality | None:
+    """From an evaluation at the engine's own thresholds; None if the test set leaves ROC-AUC or PRO-AUC undefined."""
+    pixel, pro = found.metric("pixel_roc_auc").value, found.metric("pro_auc").value
+    if pixel is None or pro is None or found.image_threshold is None:
+        return None
+    decisions = tuple(image.score > found.image_threshold for image in found.images)
+    return Quality(f"{len(found.images)} test images", pixel, pro, decisions)
+
+
+def on_simulated_defects(engine: Engine, category: Category, normal: Sequence[Sample], progress: Progress) -> Quality:
+    """Measure an engine on simulated defects.
 
     Args:
         engine: at its own thresholds.
-        category: its test images are used.
-        held_out: the calibration images; simulated defects are drawn onto them.
+        category: says whether its images are drawn.
+        normal: the calibration images; simulated defects are drawn onto them.
         progress: called with (done, total).
 
     Raises:
-        SimulationError: no test set, and nothing can be drawn onto these images.
+        SimulationError: nothing can be drawn onto these images.
     """
-    if any(sample.is_anomalous and sample.mask is not None for sample in category.test):
-        found = evaluate(engine, category, progress=progress)
-        pixel, pro = found.metric("pixel_roc_auc").value, found.metric("pro_auc").value
-        if pixel is not None and pro is not None:
-            decisions = tuple(image.score > engine.image_threshold for image in found.images)
-            return Quality(f"{len(found.images)} test images", pixel, pro, decisions)
     simulated = selftest(
         engine,
-        held_out,
+        normal,
         threshold=engine.threshold,
         image_threshold=engine.image_threshold,
         synthetic=category.synthetic,

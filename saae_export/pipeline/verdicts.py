@@ -9,19 +9,21 @@ from saae_runtime.bundle import Bundle, update_bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
 from saae_runtime.manifest import Artefact
-from saae_runtime.progress import labelled
+from saae_runtime.progress import Progress, labelled
 from saae_runtime.terminal import Stage, Stages
 from saae_train.data.category import Category, Sample
+from saae_train.evaluation.evaluate import evaluate
+from saae_train.evaluation.result import Evaluation
 
 from ..artefacts import CPU, open_artefact
 from .bundle import without_artefact
-from .quality import MOST_FLIPS, Quality, Verdict, compare_quality, quality
+from .quality import MOST_FLIPS, Quality, Verdict, compare_quality, on_simulated_defects, on_test_images
 
 __all__ = ["Judge", "keep_verdicts"]
 
 
 class Judge:
-    """Measures engines on the test set, or on defects drawn onto the normal images; FP32 once in a build.
+    """Measures engines on the test set, or on defects drawn onto the normal images; each of a build's graphs once.
 
     Args:
         category: its test images.
@@ -30,18 +32,32 @@ class Judge:
 
     def __init__(self, category: Category, normal: Sequence[Sample]) -> None:
         self._category, self._normal = category, normal
-        self._reference: Quality | None = None
+        self._evaluated: dict[tuple[object, ...], Evaluation] = {}
+        self._judged: dict[tuple[object, ...], Quality] = {}
+
+    def evaluation(self, engine: Engine, progress: Progress) -> Evaluation | None:
+        """That of an engine on the test set, at its own thresholds; None without test images."""
+        if not self._category.test:
+            return None
+        key = _identity(engine)
+        if key not in self._evaluated:
+            self._evaluated[key] = evaluate(
+                engine,
+                self._category,
+                threshold=engine.threshold,
+                image_threshold=engine.image_threshold,
+                progress=progress,
+            )
+        return self._evaluated[key]
 
     def reference(self, bundle: Bundle, stage: Stage) -> Quality:
-        """That of the bundle's FP32 graph.
+        """The quality of the bundle's FP32 graph.
 
         Raises:
             SimulationError: no test set, and nothing can be drawn onto these images.
         """
-        if self._reference is None:
-            with Engine(bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
-                self._reference = self.quality(engine, stage)
-        return self._reference
+        with Engine(bundle, backend=CPU, precision="fp32", verify=False, cache=False) as engine:
+            return self.quality(engine, stage)
 
     def quality(self, engine: Engine, stage: Stage) -> Quality:
         """That of an engine at its own thresholds.
@@ -49,7 +65,21 @@ class Judge:
         Raises:
             SimulationError: as above.
         """
-        return quality(engine, self._category, self._normal, labelled(stage, "judging quality"))
+        key, progress = _identity(engine), labelled(stage, "judging quality")
+        if key not in self._judged:
+            with_masks = any(sample.is_anomalous and sample.mask is not None for sample in self._category.test)
+            evaluation = self.evaluation(engine, progress) if with_masks else None
+            found = on_test_images(evaluation) if evaluation else None
+            self._judged[key] = found or on_simulated_defects(engine, self._category, self._normal, progress)
+        return self._judged[key]
+
+
+def _identity(engine: Engine) -> tuple[object, ...]:
+    """Equal for engines that give the same results: their files, library, precision and thresholds."""
+    bundle, precision = engine.bundle, engine.backend.precision
+    files = {item.file for item in bundle.artefacts(precision=precision)}
+    digests = tuple(sorted(entry.sha256 for name, entry in bundle.manifest.files.items() if name in files))
+    return engine.backend.name, precision, digests, engine.threshold, engine.image_threshold
 
 
 def keep_verdicts(bundle: Bundle, judge: Judge, asked: Collection[str], stages: Stages) -> Bundle:

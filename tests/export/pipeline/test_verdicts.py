@@ -12,15 +12,20 @@ import pytest
 from rich.console import Console
 from tiny_builds import draw, options, quiet_build
 
-from saae_export.pipeline import verdicts
+from saae_export.artefacts import CPU, set_threshold
+from saae_export.pipeline import measure, verdicts
 from saae_export.pipeline.build import BuildResult
+from saae_export.pipeline.measure import measure_quality
 from saae_export.pipeline.quality import Quality
 from saae_export.pipeline.verdicts import Judge, keep_verdicts
 from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
+from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
 from saae_runtime.terminal import Stages
 from saae_train.data.category import find_category
+from saae_train.evaluation.evaluate import evaluate
+from saae_train.evaluation.result import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +118,50 @@ def test_a_bundle_without_bf16_stays_as_it_is(built: tuple[BuildResult, str]) ->
     assert kept(bundle, Judged(0), "fp32")[0] is bundle
 
 
-def test_fp32_is_judged_once(built: tuple[BuildResult, str], data: Path) -> None:
-    category = find_category(data, "weave")
-    judge, seen = Judge(category, category.train), []
-    stage = Stages(Console(file=io.StringIO()), 1)
-    with stage.stage("x") as progress:
-        first = judge.reference(built[0].bundle, lambda *words: (seen.append(words), progress(*words))[1])
-        assert seen
-        seen.clear()
-        assert judge.reference(built[0].bundle, progress) is first
-    assert not seen
+def test_each_graph_is_scored_once(
+    built: tuple[BuildResult, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate and the evaluation share a pass; another file, precision or threshold is another graph."""
+    category, fp32 = find_category(data, "weave"), built[0].bundle.artefacts(precision="fp32")[0]
+    scored: list[str] = []
+
+    def counted(engine: Engine, *words: Any, **options: Any) -> Evaluation:
+        scored.append(engine.backend.precision)
+        return evaluate(engine, *words, **options)
+
+    monkeypatch.setattr(verdicts, "evaluate", counted)
+    monkeypatch.setattr(measure, "deployed", lambda bundle: Engine(bundle, backend=CPU, verify=False, cache=False))
+    judge, bundle = Judge(category, category.train), built[0].bundle.only(fp32)
+    stages = Stages(Console(file=io.StringIO()), 3)
+    with stages.stage("x") as stage:
+        first = judge.reference(bundle, stage)
+        assert judge.reference(bundle, stage) is first
     assert len(first.decisions) == len(category.test)
+    found = measure_quality(bundle, judge, stages)
+    assert found is not None
+    assert scored == ["fp32"]
+    assert tuple(image.score > (found.image_threshold or 0.0) for image in found.images) == first.decisions
+
+    tables = bundle.manifest.thresholds["fp32"]
+    higher = dataclasses.replace(tables, image=tables.image.scaled(1.5))
+    other = update_bundle(
+        bundle, dataclasses.replace(bundle.manifest, thresholds={"fp32": higher}), {}, target=tmp_path / "b"
+    )
+    with stages.stage("x") as stage:
+        assert judge.reference(other, stage) is not first
+        set_threshold(tmp_path / "b" / "model.onnx", 1.0)
+        again = update_bundle(other, other.manifest, {"model.onnx": tmp_path / "b" / "model.onnx"})
+        judge.reference(again, stage)
+    assert scored == ["fp32"] * 3
+
+
+def test_without_test_images_the_gate_draws_defects(built: tuple[BuildResult, str], data: Path) -> None:
+    category = find_category(data, "weave")
+    judge = Judge(dataclasses.replace(category, test=()), category.train)
+    stages = Stages(Console(file=io.StringIO()), 1)
+    assert measure_quality(built[0].bundle, judge, stages) is None
+    with stages.stage("x") as stage:
+        assert "simulated" in judge.reference(built[0].bundle, stage).on
 
 
 def test_a_build_compares_the_verdicts_where_it_can(built: tuple[BuildResult, str]) -> None:
