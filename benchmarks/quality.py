@@ -5,11 +5,12 @@
                                  [--out FILE] [--again]
 
 Each experiment (category, method and seed) runs in a fresh process (saae_train/experiments/experiment.py): it fits,
-calibrates the thresholds and evaluates on the test set at the images' own resolution. A preset with a memory is fitted
-on all normal images and calibrated on each of them left out of the memory. Other presets and the baselines are
-calibrated on normal images that were held out. An experiment that is in the result file, with the same settings on the
-same images, is not run again. The seed sets weights, order and split; for several seeds the table shows mean and
-standard deviation.
+calibrates the thresholds and evaluates on the test set at the images' own resolution. A preset with a memory is
+fitted on all normal images and calibrated on each of them left out of the memory. Baselines beside it are fitted on
+all of them, too, and calibrated on each fifth of them, scored by a fit of the other four. Presets without a memory,
+and baselines beside them, are calibrated on normal images that were held out. An experiment that is in the result
+file, with the same settings on the same images, is not run again. The seed sets weights, order and split; for several
+seeds the table shows mean and standard deviation.
 
   fit s      from the list of images to the fitted model, features included, with an empty cache (--cache keeps
              features between experiments; fit times then hold no backbone where the row says so)
@@ -51,6 +52,7 @@ from saae_train.experiments.paper import CLASSES, paper_table
 
 if TYPE_CHECKING:
     from saae_train.data.category import Sample
+    from saae_train.model.left_out import LeftOut
     from saae_train.model.vit import Features
 
 PAPER = {name: tuple(paper_table(table).figures[name]["Ours"] for table in ("2", "3")) for name in CLASSES}
@@ -95,7 +97,36 @@ def _fit_baseline(
         return Scored(float(full.max()), full)
 
     facts = {"patches": int(np.prod(features.values.shape[:2])), "channels": backbone.channels}
-    return FittedMethod(score, facts, config.replace(layers=backbone.layers, input_size=backbone.input_size))
+    return FittedMethod(
+        score,
+        facts,
+        config.replace(layers=backbone.layers, input_size=backbone.input_size),
+        left_out=lambda: cross_fitted(experiment.method, features.values, backbone.grid, samples),
+    )
+
+
+def cross_fitted(
+    method: str, features: NDArray[Any], grid: tuple[int, int], samples: Sequence[Sample], folds: int = 5
+) -> LeftOut:
+    """The scores of each image by a baseline that is fitted without it.
+
+    Args:
+        method: see `baseline`.
+        features: of the images, N x L x U.
+        grid: (h, w), h w = L.
+        samples: the images.
+        folds: number of fits. Each leaves out one run of images, so that frames of a burst are left out together.
+    """
+    import torch
+
+    from saae_train.model.left_out import LeftOut
+
+    scores = np.empty((len(samples), *grid), np.float32)
+    for left in np.array_split(np.arange(len(samples)), min(folds, len(samples))):
+        model, change = baseline(method, np.delete(features, left, axis=0))
+        for index in left:
+            scores[index] = model.score(change.apply(features[index])).reshape(grid)
+    return LeftOut(torch.from_numpy(scores), tuple(sample.path.name for sample in samples))
 
 
 def finished(out: Path) -> list[dict[str, Any]]:

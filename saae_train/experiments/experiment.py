@@ -25,13 +25,13 @@ from saae_runtime.version import library_versions, saae_version
 from ..config import HELD_OUT, FitConfig
 from ..data.category import Category, Sample, find_category
 from ..data.shape import typical_shape
-from ..data.split import split_held_out
+from ..data.split import content_digest, split_held_out
 from .jobs import Job, Jobs, Processes, Report
 from .timing import PeakMemory, stopwatch
 
 if TYPE_CHECKING:
     from ..calibrate import Calibration
-    from ..model.checkpoint import Checkpoint
+    from ..model.left_out import LeftOut
     from ..model.vit import Features
 
 __all__ = [
@@ -96,14 +96,14 @@ class FittedMethod(NamedTuple):
         facts: other results to record.
         config: the configuration with all defaults resolved.
         discard: deletes the resumable state of the fit.
-        checkpoint: the model, of a fit of SAAE.
+        left_out: scores the fitted images as if they were new; None if the method cannot.
     """
 
     score: Scorer
     facts: Mapping[str, Any]
     config: FitConfig
     discard: Callable[[], None] = lambda: None
-    checkpoint: Checkpoint | None = None
+    left_out: Callable[[], LeftOut | None] = lambda: None
 
 
 class FitMethod(Protocol):
@@ -190,7 +190,7 @@ def fit_saae(
         facts,
         checkpoint.config,
         lambda: discard_state(checkpoint),  # the model is not kept, and another run must time the whole fit again
-        checkpoint,
+        lambda: checkpoint.left_out,
     )
 
 
@@ -202,7 +202,8 @@ def run_experiment(
     experiment: Experiment, fit_method: FitMethod = fit_saae, report: Report = lambda what, done, total: None
 ) -> dict[str, Any]:
     """Run one experiment in this process: fit, calibrate the thresholds, and evaluate on the test set at the images'
-    own resolution. Without a memory, thresholds come from normal images that are held out from the fit.
+    own resolution. Thresholds come from the fitted images, each scored as if it were new, if the configuration has a
+    memory; else from normal images that are held out from the fit.
 
     Returns:
         The row: the settings, the metrics (`overall`, `by_type`, `notes`), times and memory.
@@ -213,8 +214,8 @@ def run_experiment(
     config = experiment.config
     category = find_category(experiment.data, experiment.category).with_white_level(config.white_level)
     digest = images_digest(category)
-    # Only a memory can score each fitted image with itself left out.
-    share = config.held_out or (0.0 if experiment.method == SAAE_METHOD else HELD_OUT)
+    # With a memory every method is fitted on all images; without one SAAE's own share holds for all of them.
+    share = config.held_out or (0.0 if experiment.method == SAAE_METHOD or config.memory is not None else HELD_OUT)
     fitted_on, held_out = split_held_out(category.train, share, seed=config.seed)
     # Imported late, because they load PyTorch: errors about the images appear at once.
     from ..evaluation.decisions import decisions
@@ -226,7 +227,7 @@ def run_experiment(
         with stopwatch() as seconds:
             fitted = fit_method(experiment, backbone, fitted_on, Path(experiment.cache or fresh), report)
         fit_seconds = seconds()
-        tables, fpr = _tables(fitted, config, category, held_out, _under("calibrate", report))
+        tables, fpr = _tables(fitted, category, fitted_on, held_out, _under("calibrate", report))
         with stopwatch() as seconds:
             found = evaluate(
                 fitted.score,
@@ -268,23 +269,23 @@ def run_experiment(
 
 
 def _tables(
-    fitted: FittedMethod, config: FitConfig, category: Category, held_out: Sequence[Sample], progress: Progress
+    fitted: FittedMethod, category: Category, samples: Sequence[Sample], held_out: Sequence[Sample], progress: Progress
 ) -> tuple[Calibration, float]:
     """Threshold tables and the default pixel FPR, by the preset's rule for every method."""
     from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
 
+    config = fitted.config
     if config.memory is None:
         fpr = default_fpr(fitted.facts.get("texture"), category.name)
         return calibrate(fitted.score, held_out, fpr, progress=progress), fpr
-    checkpoint = fitted.checkpoint
-    if checkpoint is None or checkpoint.left_out is None:
+    left_out = fitted.left_out()
+    if left_out is None:
         rate = DEFAULT_FALSE_ALARMS
         return calibrate(fitted.score, held_out, OBJECT_FPR, rate, progress, estimate=True), OBJECT_FPR
-    size = checkpoint.detector.backbone.input_size
+    size = config.input_size
     shape = typical_shape(category.train)
     frame_size = size if shape is None else shape.size
-    digest = checkpoint.record.digest or ""
-    return calibrate_left_out(checkpoint.left_out, checkpoint.detector.smoothing, frame_size, size, digest), OBJECT_FPR
+    return calibrate_left_out(left_out, config.smoothing, frame_size, size, content_digest(samples)), OBJECT_FPR
 
 
 def run_fresh(

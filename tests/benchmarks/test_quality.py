@@ -12,8 +12,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import quality
+from benchmarks.baselines import BASELINES, baseline
 from saae_runtime.errors import DataError, SaaeError
 from saae_train.cli.options import make_config
+from saae_train.data.category import Sample
 from saae_train.experiments.experiment import Experiment, is_same, run_experiment, run_fresh
 
 pytestmark = pytest.mark.needs("timm")
@@ -41,7 +43,7 @@ def test_an_experiment_measures_what_it_says(tree: Path, method: str) -> None:
     assert 0 <= metrics["pixel_roc_auc"]["value"] <= 1
     assert metrics["pixel_fpr"]["value"] is not None
     assert metrics["image_tpr"]["value"] is not None
-    assert row["fit_images"] + row["held_out_images"] == 10
+    assert (row["fit_images"], row["held_out_images"]) == (10, 0)  # a baseline sees as many images as the default
     assert row["test_images"] == 6
     assert [s["label"] for s in row["by_type"]] == ["spot"]
     assert row["config"]["layers"] == [1, 2]
@@ -50,6 +52,27 @@ def test_an_experiment_measures_what_it_says(tree: Path, method: str) -> None:
         assert metrics["image_roc_auc"]["value"] == 1.0
     assert is_same(row, experiment(tree, method))
     assert not is_same(row, experiment(tree, method, seed=1))
+
+
+@pytest.mark.parametrize("method", ["saae", "padim"])
+def test_without_a_memory_all_methods_hold_out_the_same_images(tree: Path, method: str) -> None:
+    row = run_experiment(experiment(tree, method, score="cosine"), quality.fit_method)
+    assert (row["fit_images"], row["held_out_images"]) == (6, 4)
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_no_baseline_has_seen_what_it_is_calibrated_on(method: str) -> None:
+    """Image 7 is unlike the others, and 6 is its copy: left out together, both stand out; fitted, neither would."""
+    features = np.random.default_rng(0).normal(size=(10, 12, 5)).astype(np.float16)
+    features[6:8] = features[6] + 8
+    samples = [Sample(Path(f"{index}.png"), "good", None, False) for index in range(10)]
+    found = quality.cross_fitted(method, features, (3, 4), samples)
+    assert found.names == tuple(f"{index}.png" for index in range(10))
+    means = found.scores.numpy().mean(axis=(1, 2))
+    assert set(np.argsort(means)[-2:]) == {6, 7}
+    model, change = baseline(method, features[:8])
+    expected = model.score(change.apply(features[9])).reshape(3, 4)
+    np.testing.assert_array_equal(found.scores[9].numpy(), expected)
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
