@@ -26,7 +26,7 @@ from ..result import Result
 from .config import ArchiveConfig
 from .part import Part, Verdict, stamp
 
-__all__ = ["Archive"]
+__all__ = ["Archive", "archived"]
 
 _WAITING_BYTES = 256 << 20  # of waiting frames
 _SWEEP = 30.0  # seconds between two checks of ages and sizes
@@ -34,6 +34,18 @@ _SWEEP_FULL = 1.0  # the same if there is too much
 _PAUSE = 10.0  # seconds without images after a failed write
 _JPEG_QUALITY = 92
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NOT_JUDGED = "_"  # in place of a recipe, whose name begins with a letter or digit
+
+
+def archived(folder: Path, verdict: Verdict, recipe: str | None) -> Path:
+    """Where an archive keeps the images of one verdict by one recipe, in a folder for each day.
+
+    Args:
+        folder: the archive's.
+        verdict: OK or NG.
+        recipe: its name; None: parts that were not judged.
+    """
+    return folder / verdict.value / (recipe or _NOT_JUDGED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +66,10 @@ class _Kept:
 class Archive:
     """Writes images on its own thread, and removes old ones.
 
-    The folder holds `OK/2026-11-25/` and `NG/2026-11-25/` (UTC), with names that begin with the time. A hash of the
-    part's key decides which OK images are kept. Images older than their days are removed; beyond `max_gb`, or with
-    less than `min_free_gb` free on the disk, the oldest OK images are removed first, and then the oldest NG ones.
+    The folder holds `OK/RECIPE/2026-11-25/` and `NG/RECIPE/2026-11-25/` (UTC), with names that begin with the time, so
+    that the good images of one product are together. A hash of the part's key decides which OK images are kept. Images
+    older than their days are removed; beyond `max_gb`, or with less than `min_free_gb` free on the disk, the oldest OK
+    images are removed first, and then the oldest NG ones.
 
     Args:
         config: `[archive]` of line.toml.
@@ -95,7 +108,8 @@ class Archive:
         clock = moment[11:-1].replace(":", "")
         part_id = _UNSAFE.sub("_", part.part_id) or "part"
         name = short_name(f"{clock}_{_UNSAFE.sub('_', part.station)}_{part_id}", 24)
-        return f"{part.verdict.value}/{moment[:10]}/{name}.{self._config.format}"
+        place = archived(self._folder, part.verdict, part.recipe) / moment[:10]
+        return (place / f"{name}.{self._config.format}").relative_to(self._folder).as_posix()
 
     def put(self, name: str, frame: NDArray[np.uint8], result: Result | None) -> None:
         """Hand over a frame under a name from `plan`; never waits.
@@ -232,14 +246,20 @@ class Archive:
 
     def _listed(self) -> list[_Kept]:
         found = []
-        for verdict in ("OK", "NG"):
-            for day in _entries(self._folder / verdict):
-                for entry in _entries(Path(day.path)) if day.is_dir(follow_symlinks=False) else ():
+        for verdict in Verdict:
+            for folder in self._folders(verdict):
+                for entry in _entries(folder):
                     with suppress(OSError):
                         if entry.is_file(follow_symlinks=False):
                             facts = entry.stat(follow_symlinks=False)
-                            found.append(_Kept(Path(entry.path), facts.st_size, facts.st_mtime, verdict == "NG"))
+                            ng = verdict is Verdict.NG
+                            found.append(_Kept(Path(entry.path), facts.st_size, facts.st_mtime, ng))
         return found
+
+    def _folders(self, verdict: Verdict) -> list[Path]:
+        """Those of recipes and, in them, of days; before recipes had their own, days took their place."""
+        recipes = _folders_in(self._folder / verdict.value)
+        return [*(day for recipe in recipes for day in _folders_in(recipe)), *recipes]
 
     def _remove(self, item: _Kept) -> None:
         with suppress(FileNotFoundError):
@@ -248,10 +268,10 @@ class Archive:
         self._removed += 1
 
     def _remove_empty(self) -> None:
-        for verdict in ("OK", "NG"):
-            for day in _entries(self._folder / verdict):
+        for verdict in Verdict:
+            for folder in self._folders(verdict):
                 with suppress(OSError):  # not empty, the usual case
-                    os.rmdir(day.path)  # noqa: PTH106
+                    folder.rmdir()
 
     def _note(self, error: Exception) -> None:
         self._last_error = one_line(error)
@@ -263,3 +283,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError:
         return []
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)]

@@ -16,6 +16,7 @@ from rich.table import Table
 from ...errors import ConfigError
 from ...files import open_regular
 from ...terminal import log
+from ..archive import archived
 from ..config import LineConfig, load_config
 from ..http.options import HttpOptions
 from ..in_force import InForce
@@ -60,7 +61,7 @@ def recalibrate_command(
     folder = config.place(options.folder)
     pictures = [pool_folder(folder, name), *(normal or [])]
     if archive and config.archive is not None and config.archive.format == "png":
-        pictures.append(config.place(config.archive.folder) / Verdict.OK.value)
+        pictures.append(archived(config.place(config.archive.folder), Verdict.OK, name))
     console = log()
     book = RecipeBook([config.recipe(name)], config.path.parent)
     try:

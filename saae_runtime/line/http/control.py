@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...errors import ConfigError, DataError, SaaeError, shown
 from ...images import read_image
 from ...meter import one_line
+from ..archive import archived
 from ..audit import AuditLog
 from ..in_force import InForce
 from ..overrides import Override, Overrides, pool_folder
@@ -279,7 +280,7 @@ class Control:
             folders = [pool_folder(self._folder, recipe.name)]
             kept = self._line.config.archive
             if archive and kept is not None and kept.format == "png":
-                folders.append(self._line.config.place(kept.folder) / Verdict.OK.value)
+                folders.append(archived(self._line.config.place(kept.folder), Verdict.OK, recipe.name))
             found = recalibrate(self._bundle(recipe), recipe, folders, dry_run=dry_run, started=self._has_started)
             records = [
                 item for item in self._recent.records(10**6, recipe=recipe.name) if item["bundle"] == recipe.bundle

@@ -22,9 +22,9 @@ from saae_runtime.result import Result
 NOON = datetime(2026, 3, 4, 12, tzinfo=timezone.utc)
 
 
-def part(number: int, ng: bool = True, part_id: str | None = None) -> Part:
+def part(number: int, ng: bool = True, part_id: str | None = None, recipe: str | None = None) -> Part:
     verdict = Verdict.NG if ng else Verdict.OK
-    return Part(part_id or f"p{number}", "one", NOON + timedelta(seconds=number), verdict, "score")
+    return Part(part_id or f"p{number}", "one", NOON + timedelta(seconds=number), verdict, "score", recipe)
 
 
 def noise(seed: int, side: int = 40) -> np.ndarray:
@@ -56,13 +56,13 @@ def age(path: Path, days: float) -> None:
     os.utime(path, (moment, moment))
 
 
-def test_pictures_lie_by_verdict_and_day_under_their_recorded_names(tmp_path: Path) -> None:
+def test_pictures_lie_by_verdict_recipe_and_day_under_their_recorded_names(tmp_path: Path) -> None:
     made = archive(tmp_path)
     name = keep(made, part(1, part_id="../ä/7 8"), noise(1))
-    other = keep(made, part(2, ng=False), noise(2))
+    other = keep(made, part(2, ng=False, recipe="first"), noise(2))
     done(made)
-    assert name == "NG/2026-03-04/120001.000000_one_.._7_8.png"
-    assert other == "OK/2026-03-04/120002.000000_one_p2.png"
+    assert name == "NG/_/2026-03-04/120001.000000_one_.._7_8.png"  # it was not judged
+    assert other == "OK/first/2026-03-04/120002.000000_one_p2.png"
     np.testing.assert_array_equal(read_image(tmp_path / name), noise(1))
     np.testing.assert_array_equal(read_image(tmp_path / other), noise(2))
     assert made.state()["written"] == 2
@@ -106,6 +106,25 @@ def test_old_pictures_go_ng_later_than_ok(tmp_path: Path) -> None:
     assert names(tmp_path, "NG") == ["120000.000000_one_p0.png"]
     assert names(tmp_path, "OK") == ["120002.000000_one_p2.png"]
     done(made)
+
+
+def test_pictures_from_before_recipes_had_folders_go_with_their_age(tmp_path: Path) -> None:
+    made = archive(tmp_path, ok_days=2)
+    for number in range(2):
+        keep(made, part(number, ng=False, recipe="first"), noise(number))
+    done(made)
+    old, new = sorted(tmp_path.rglob("*.png"))
+    earlier = tmp_path / "OK" / "2026-03-03" / old.name
+    earlier.parent.mkdir()
+    old.rename(earlier)
+    made = archive(tmp_path, ok_days=2)
+    made.sweep()
+    assert made.state()["bytes"] == earlier.stat().st_size + new.stat().st_size
+    age(earlier, 3)
+    made.sweep()
+    done(made)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [new]
+    assert not earlier.parent.exists()
 
 
 def test_the_oldest_ok_go_first_when_it_is_too_much(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from saae_runtime.render import save_png
 
 SINKS = '[[sink]]\nkind = "{kind}"\npath = "out.{kind}"\n'
 HTTP = "\n[http]\nport = 0\n"
+ARCHIVE = '\n[archive]\nfolder = "pictures"\nok_share = 0.0\nmin_free_gb = 0.0\n'
 
 
 def draw(folder: Path, count: int, level: int, seed: int = 0) -> Path:
@@ -47,25 +48,28 @@ def invoke(*words: object) -> Result:
 
 @pytest.fixture
 def line(tmp_path: Path) -> Path:
-    """A line.toml whose lamp has grown brighter: its good parts are NG."""
+    """A line.toml whose lamp has grown brighter: its good parts are NG. The archive holds another product's, too."""
     for library in ("torch", "fastapi", "uvicorn", "python_multipart"):
         need(library)
     make_tiny_bundle(tmp_path / "tiny")
     draw(tmp_path / "frames", 12, 185)
+    draw(tmp_path / "pictures" / "OK" / "other" / "2026-03-04", 5, 250)
     file = tmp_path / "line.toml"
-    file.write_text(line_text(Path("tiny"), more=SINKS.format(kind="sqlite") + HTTP), encoding="utf-8")
+    file.write_text(line_text(Path("tiny"), more=SINKS.format(kind="sqlite") + HTTP + ARCHIVE), encoding="utf-8")
     return file
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "jsonl"])
 def test_from_the_command_line(line: Path, tmp_path: Path, kind: str) -> None:
-    line.write_text(line_text(Path("tiny"), more=SINKS.format(kind=kind) + HTTP), encoding="utf-8")
+    line.write_text(line_text(Path("tiny"), more=SINKS.format(kind=kind) + HTTP + ARCHIVE), encoding="utf-8")
     assert invoke("run", line, "--quiet").exit_code == 0
     refused = invoke("recalibrate", line)
     assert isinstance(refused.exception, DataError) or refused.exit_code == 2
     draw(tmp_path / "http" / "pool" / "first" / "good", 12, 195, seed=1)
+    draw(tmp_path / "pictures" / "OK" / "first" / "2026-03-04", 3, 195, seed=2)
     tried = invoke("recalibrate", line)
     assert tried.exit_code == 0, tried.output
+    assert "Recipe first, 15 images of good parts" in tried.output
     assert "12 of the last 12 parts" in tried.output
     assert "NG -> OK" in tried.output
     assert "Nothing was written." in tried.output
