@@ -24,6 +24,7 @@ __all__ = [
     "PIXELS_VARIABLE",
     "check_readable",
     "check_white_level",
+    "is_deep_colour",
     "most_pixels",
     "open_image",
     "page_numbers",
@@ -109,7 +110,7 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
     The same rules everywhere: EXIF rotation is applied; gray is repeated into three channels; an
     alpha channel is dropped, not blended (a line camera has none, and a drawing tool's default background is not
     part of the product); 16-bit gray is scaled by the camera's white level, see
-    `to_eight_bits`; palettes and CMYK are converted.
+    `to_eight_bits`; of 16-bit colour the upper 8 bits are read; palettes and CMYK are converted.
 
     Args:
         path: the file.
@@ -121,7 +122,7 @@ def read_image(path: str | os.PathLike[str], white_level: int | None = None) -> 
 
     Raises:
         ImageError: the file is missing, empty, truncated, not a regular file, of none of `FORMATS`, too large, holds
-            floating-point pixels or several pages.
+            floating-point pixels or several pages, or 16-bit colour that a white level is given for.
     """
     pages = read_pages(path, white_level)
     try:
@@ -244,9 +245,25 @@ def page_numbers(image: Any) -> list[int]:
     return kept or [0]
 
 
+def is_deep_colour(image: Any) -> bool:
+    """Whether an opened image has colours, or gray with transparency, of 16 bits: Pillow reads the upper 8 of them."""
+    if image.mode.startswith("I"):
+        return False
+    return any(
+        ";16" in str(tile[3]) or (tile[0] == "ppm" and isinstance(tile[3], tuple) and tile[3][1] > 255)
+        for tile in getattr(image, "tile", ())
+    )
+
+
 def _to_rgb(name: str, image: Any, white_level: int | None) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
+    if white_level not in (None, FULL_RANGE) and is_deep_colour(image):
+        raise ImageError(
+            f"{name}: 16-bit colour, to which a white level of {white_level} cannot be applied.",
+            "Only the upper 8 bits of such a file can be read, and they would be nearly black.",
+            "save the image with 8 bits a channel, or as 16-bit gray",
+        )
     upright: Any = ImageOps.exif_transpose(image)
     upright.load()
     mode = str(upright.mode)

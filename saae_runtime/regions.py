@@ -131,7 +131,7 @@ def defect_mask(
     # A resized map can peak slightly below the score; its peak is still a defect.
     peak = min(float(anomaly_map.max()), float(np.nextafter(np.float32(image_threshold), np.float32(np.inf))))
     mask: NDArray[np.bool_] = anomaly_map > np.float32(threshold)
-    if not threshold < peak:
+    if not np.float32(threshold) < np.float32(peak):  # as the mask compares
         return anomaly_map >= np.float32(peak)
     row, start, stop = _runs(mask)
     label = _components(row.size, *_touching(row, start, stop, mask.shape[1]))

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saae_runtime.errors import DataError, ImageError
-from saae_runtime.images import FULL_RANGE, open_image, page_numbers, read_image, read_levels, read_mask
+from saae_runtime.images import (
+    FULL_RANGE,
+    is_deep_colour,
+    open_image,
+    page_numbers,
+    read_image,
+    read_levels,
+    read_mask,
+)
 
 from .category import Category, Sample
 
@@ -109,8 +117,8 @@ def check(
     black, of a different size than its image, a photograph (the image itself, for one), or without an image; the same
     image (by its decoded pixels) in training and test, or among both normal and defective test images; stray files.
     Warnings: copies within training or within one test label, one colour throughout, very small images,
-    transparency, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy formats, with
-    soft edges, or that mark nearly everything.
+    transparency, 16-bit colour, gray and colour mixed, a white level that does not fit 16-bit images, masks in lossy
+    formats, with soft edges, or that mark nearly everything.
 
     Args:
         category: the images to check.
@@ -200,6 +208,7 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
             raise ImageError(str(path), "is empty (0 bytes)")
         with open_image(path) as image:
             mode, pages = image.mode, len(page_numbers(image))
+            deep = is_deep_colour(image)
             transparent = mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
     except ImageError:
         raise
@@ -211,6 +220,8 @@ def _header(path: Path, warnings: list[Problem]) -> _Header:
         raise ImageError(str(path), f"holds {pages} pages, not one image")
     if transparent:
         warnings.append(Problem(path, "has transparency, which is dropped"))
+    if deep:
+        warnings.append(Problem(path, "is 16-bit colour, of which only the upper 8 bits are read"))
     if mode == "1":
         warnings.append(Problem(path, "is black and white only (1 bit): is it a mask?"))
     if mode == "CMYK":

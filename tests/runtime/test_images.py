@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deep_colour import deep_png, deep_ppm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from needs import need
 from PIL import Image
 
 from saae_runtime.errors import ConfigError, DataError, ImageError
@@ -21,6 +23,7 @@ from saae_runtime.images import (
     PIXELS_VARIABLE,
     check_white_level,
     read_image,
+    read_image_bytes,
     read_mask,
     read_pages,
     to_eight_bits,
@@ -452,6 +455,31 @@ def test_a_white_level_reaches_every_page(tmp_path: Path) -> None:
 def test_a_white_level_leaves_eight_bit_files_alone(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
     check(read_image(path, 4095), three(RAMP))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("write", [deep_png, deep_ppm])
+def test_a_white_level_cannot_be_applied_to_deep_colour(tmp_path: Path, channels: int, write: Any) -> None:
+    """Its lower bits are lost: 12 bits would become 4, and what a camera's array shows, a file would not."""
+    if write is deep_ppm and channels != 3:
+        pytest.skip("PPM is RGB")
+    levels = np.full((4, 5, channels), 0x8000, np.uint16)
+    path = write(tmp_path / f"a.{write.__name__[-3:]}", levels)
+    assert set(read_image(path).ravel().tolist()) <= {127, 128}
+    assert read_image(path, 65535).shape == (4, 5, 3)
+    with pytest.raises(ImageError, match="white level of 4095 cannot be applied") as caught:
+        read_image(path, 4095)
+    assert "8 bits" in caught.value.cure
+    with pytest.raises(ImageError, match="cannot be applied"):
+        read_image_bytes(path.read_bytes(), "posted", 4095)
+
+
+@pytest.mark.needs("cv2")
+def test_a_tiff_of_deep_colour(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    assert need("cv2").imwrite(str(path), np.full((4, 5, 3), 0x8000, np.uint16))
+    with pytest.raises(ImageError, match="cannot be applied"):
+        read_image(path, 4095)
 
 
 @pytest.mark.parametrize("level", [0, 254, 65536, True, 4095.0, "4095"])

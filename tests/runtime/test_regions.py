@@ -115,6 +115,16 @@ def test_defects_are_the_outlined_areas_whose_peak_decides(anomaly_map: np.ndarr
     np.testing.assert_array_equal(found, expected)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0.5, 100, width=32), st.floats(-2, 2), st.floats(-2, 2))
+def test_thresholds_next_to_the_peak(peak: float, pixel: float, image: float) -> None:
+    """Thresholds are float64 and maps float32: however the two are rounded, a verdict has its outline."""
+    anomaly_map = np.array([[0.25, 0.25, peak]], np.float32)
+    step = float(np.spacing(np.float32(peak)))
+    found = defect_mask(anomaly_map, peak + pixel * step, peak + image * step, peak)
+    np.testing.assert_array_equal(found, [[False, False, peak > peak + image * step]])
+
+
 def test_a_map_that_was_resized_below_its_score_still_shows_its_peak() -> None:
     anomaly_map = np.array([[1.0, 1.0, 4.9], [1.0, 3.0, 1.0]], np.float32)
     found = defect_mask(anomaly_map, 2.0, 5.0, score=5.1)

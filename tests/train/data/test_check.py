@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deep_colour import deep_png
 from PIL import Image
 
 from saae_runtime.errors import DataError
@@ -130,6 +131,7 @@ def test_oddities_are_warnings(zipper: Path) -> None:
     Image.new("RGB", (64, 64), (9, 9, 9)).save(train / "flat.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 64, 4), dtype=np.uint8)).save(train / "alpha.png")
     Image.open(train / "001.png").convert("1").save(train / "bits.png")
+    deep_png(train / "deep.png", np.random.default_rng(1).integers(0, 65535, (64, 64, 3), dtype=np.uint16))
     report = run(zipper)
     assert report.ok
     warned = {(w.path.name, w.what) for w in report.warnings}
@@ -139,7 +141,8 @@ def test_oddities_are_warnings(zipper: Path) -> None:
         ("alpha.png", "transparency"),
         ("alpha.png", "64 x 20"),
         ("bits.png", "black and white only"),
-        ("good", "mixes 8 gray and 2 colour"),
+        ("deep.png", "16-bit colour"),
+        ("good", "mixes 8 gray and 3 colour"),
     ):
         assert any(n == name and words in what for n, what in warned), (name, words, warned)
 
