@@ -101,9 +101,13 @@ class ThresholdTable:
                 "It is the share of normal samples that may lie above the threshold.",
                 "give a number from 0 to 1, for example 0.001",
             )
-        if self.rule == "quantile" and rate * self.count < 1.0 - 1e-9:
+        if self.is_too_low(rate):
             return self.threshold[0]
         return self.threshold[bisect.bisect_right(self.fpr, float(rate) * (1 + 1e-9)) - 1]
+
+    def is_too_low(self, rate: float) -> bool:
+        """Whether a rate is below 1/count and nothing but the samples is known, so that the threshold for 0 applies."""
+        return self.rule == "quantile" and rate * self.count < 1.0 - 1e-9
 
     def scaled(self, factor: float) -> ThresholdTable:
         """The table of samples that are all `factor` (above 0) times as large."""

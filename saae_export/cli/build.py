@@ -152,7 +152,7 @@ class GateOptions:
     ] = 8
     selftest: Annotated[
         bool,
-        _gate("--selftest/--no-selftest", help="Draw SIMULATED defects onto held-out images and count those found."),
+        _gate("--selftest/--no-selftest", help="Draw SIMULATED defects onto good images and count those found."),
     ] = True
     selftest_frames: Annotated[int, _gate("--selftest-frames", help="Number of images with a simulated defect.")] = 60
     allow_blind: Annotated[

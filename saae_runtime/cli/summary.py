@@ -30,7 +30,7 @@ def say_what_rates_mean(log: Console, engine: Engine, fpr: float | None, image_f
         ("--image-fpr", image_fpr, tables.image, "images"),
         ("--fpr", fpr, tables.pixel, "pixels"),
     ):
-        if rate is not None and 0 < rate * table.count < 1 - 1e-9:
+        if rate is not None and rate > 0 and table.is_too_low(rate):
             log.print(
                 Text(
                     f"{option} {rate:g}: the thresholds rest on {table.count} normal {what}, so a rate below "

@@ -50,7 +50,7 @@ class Problems:
         raise ConfigError(
             f"{self._file}: {count} problem{'' if count == 1 else 's'}.",
             "\n       ".join(self._found),
-            "correct the file; `saae-line init` writes an example with every key explained",
+            "correct the file; `saae-line init` writes an example with the usual keys explained",
         )
 
 

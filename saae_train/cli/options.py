@@ -87,7 +87,7 @@ class FitOptions:
     ] = None
     input_size: Annotated[
         str | None,
-        _model("--input-size", help="336, or HEIGHTxWIDTH as in 384x512. Default: the backbone's own."),
+        _model("--input-size", help="336, or HEIGHTxWIDTH as in 384x512. Default: the preset's, in the images' shape."),
     ] = None
     tiles: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""The line.toml that `saae-line init` writes, with comments on every key."""
+"""The line.toml that `saae-line init` writes, with comments on the usual keys."""
 
 from __future__ import annotations
 

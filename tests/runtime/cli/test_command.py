@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -17,11 +18,13 @@ from tiny_bundle import gray_frame
 
 from saae_runtime import files
 from saae_runtime.appending import LineFile
+from saae_runtime.bundle import open_bundle, update_bundle
 from saae_runtime.cli import command as cli
 from saae_runtime.cli.log import JsonLines
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
 from saae_runtime.render import save_png, sheet
+from saae_runtime.thresholds import ThresholdTable
 
 pytestmark = pytest.mark.needs("onnxruntime")
 
@@ -344,6 +347,19 @@ def test_a_rate_that_the_calibration_cannot_tell_from_0_is_said(bundle: Path, fr
     assert "cannot be told from 0" in said
     assert "--fpr 1e-08" in said
     assert "cannot be told" not in run(bundle, frames, "--image-fpr", "1e-6", "--fpr", "0").stderr
+
+
+def test_an_estimate_holds_for_rates_below_one_image(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    """Its thresholds go on rising below 1/count, so nothing else is in force, and nothing is said."""
+    made = open_bundle(bundle)
+    tables = made.manifest.thresholds["fp32"]
+    image = ThresholdTable.estimated([30.0 + number / 10 for number in range(60)], 0.05)
+    thresholds = {**made.manifest.thresholds, "fp32": dataclasses.replace(tables, image=image)}
+    update_bundle(made, dataclasses.replace(made.manifest, thresholds=thresholds), {}, target=tmp_path / "estimated")
+    done = run(tmp_path / "estimated", frames, "--image-fpr", "0.001", "--backend", "onnxruntime:cpu", "--json", "-")
+    assert "cannot be told" not in done.stderr
+    used = json.loads(done.stdout.splitlines()[0])["image_threshold"]
+    assert image.at(0.01) < used < image.at(0.0)
 
 
 def test_the_limit_in_pixels_can_be_raised(bundle: Path, frames: Path, monkeypatch) -> None:
