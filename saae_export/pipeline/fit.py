@@ -59,6 +59,8 @@ def fit_model(request: FitRequest, category: Category, work: Path, stages: Stage
             stage.note(f"taken from {request.checkpoint}")
             return model
         split = split_for(request.config, category)
+        if split.note:
+            stages.say(f"  {split.note}", "yellow")
         _check_ranges(request, split)
         weights = _weights(request, category)
         folder = work / "models" / model_key(request.config, category, split.fitting, weights, request.texture)

@@ -85,6 +85,8 @@ def _fit(options: FitOptions, config: FitConfig, found: Category, cache: Path | 
     from ..fitting.loop import Reporter
 
     split = split_for(config, found)
+    if split.note:
+        stages.say(f"  {split.note}", "yellow")
     with stages.stage("backbone") as stage:
         features = backbone_for(config, split.fitting, options.weights, lambda text: stages.say(text, "yellow"))
         stage.note(features.weights.source)

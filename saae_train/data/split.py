@@ -17,6 +17,7 @@ from saae_runtime.files import sha256_file
 
 from ..config import FitConfig
 from ..record import FitRecord
+from .bursts import first_copies
 from .category import Category, Sample
 
 __all__ = [
@@ -68,7 +69,17 @@ def split_for(config: FitConfig, category: Category) -> Split:
     Raises:
         DataError: too few images, or one that cannot be read.
     """
-    return Split(*split_held_out(category.train, config.held_out, seed=config.seed))
+    fitting, held_out = split_held_out(category.train, config.held_out, seed=config.seed)
+    used = {sample.path for sample in (*fitting, *held_out)}
+    return Split(fitting, held_out, note=_about([s.path.name for s in category.train if s.path not in used]))
+
+
+def _about(copies: Sequence[str]) -> str:
+    """What is said of files that show a picture which is used already."""
+    if not copies:
+        return ""
+    more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+    return f"not used, because another file shows the same picture: {', '.join(copies[:3])}{more}"
 
 
 def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
@@ -113,17 +124,29 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
 
 
 def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """One copy of each image, in the order of the paths."""
-    first: dict[str, Sample] = {}
-    for sample in sorted(samples, key=lambda sample: sample.path.as_posix()):
-        first.setdefault(_file_hash(sample.path), sample)
-    if len(first) < MIN_FIT:
+    """One copy of each picture, in the order of the paths."""
+    ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
+    found = tuple(group[0] for group in _copies(ordered))
+    if len(found) < MIN_FIT:
         raise DataError(
-            f"{len(first)} different normal images are too few: at least {MIN_FIT} are needed.",
+            f"{len(found)} different normal images are too few: at least {MIN_FIT} are needed.",
             "The model learns from them what is normal, and how much normal images differ; 50 or more are advisable.",
             "add normal images",
         )
-    return tuple(first.values())
+    return found
+
+
+def _copies(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Groups of files that show one picture: of equal bytes, or alike as only copies are."""
+    equal: dict[str, list[Sample]] = {}
+    for sample in samples:
+        equal.setdefault(_file_hash(sample.path), []).append(sample)
+    groups = list(equal.values())
+    first = first_copies([group[0] for group in groups])
+    for index, place in enumerate(first):
+        if place != index:
+            groups[place] += groups[index]
+    return [group for index, group in enumerate(groups) if first[index] == index]
 
 
 def split_held_out(
@@ -132,12 +155,12 @@ def split_held_out(
     """Split normal images into a part to fit on and a part to calibrate thresholds on.
 
     The split follows from what is in the files and from the seed, not from names, order or folder, so renaming or
-    moving images changes nothing; copies of one image always fall on the same side. Both parts come back in an
-    order that depends on content and seed alone.
+    moving images changes nothing; copies of one picture, saved in whatever way, always fall on the same side. Both
+    parts come back in an order that depends on content and seed alone.
 
     Args:
         samples: normal images.
-        fraction: share to hold out, below 1; with 0 every image is fitted, each once, in the order of the paths.
+        fraction: share to hold out, below 1; with 0 every picture is fitted, each once, in the order of the paths.
         minimum: hold out at least this many if there are enough images (never fewer than `MIN_HELD_OUT`).
         seed: another seed, another split.
 
@@ -152,9 +175,9 @@ def split_held_out(
     if fraction == 0.0:
         return _each_once(samples), ()
     groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        key = hashlib.sha256(f"{seed}:{_file_hash(sample.path)}".encode()).hexdigest()
-        groups.setdefault(key, []).append(sample)
+    for group in _copies(sorted(samples, key=lambda sample: _file_hash(sample.path))):
+        key = hashlib.sha256(f"{seed}:{_file_hash(group[0].path)}".encode()).hexdigest()
+        groups[key] = group
     different, needed = len(groups), MIN_FIT + MIN_HELD_OUT
     if different < needed:
         copies = f" ({len(samples)} files, the rest are copies)" if len(samples) != different else ""

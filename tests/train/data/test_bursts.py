@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saae_train.data.bursts import sequence_reach
+from saae_train.data.bursts import first_copies, sequence_reach
 from saae_train.data.category import Sample, find_category
 
 
@@ -49,3 +49,42 @@ def test_independent_images_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bottle", "cookie", "magnetic_tile"])
 def test_photographs_of_separate_parts_are_none(shared_data: Path, name: str) -> None:
     assert sequence_reach(find_category(shared_data, name).train[:120]) == 0
+
+
+def parts(count: int, varied: float, noise: float, seed: int = 0) -> list[np.ndarray]:
+    """Frames of one product: the parts differ by `varied`, and each frame has noise of its own."""
+    generator = np.random.default_rng(seed)
+    base = generator.uniform(40, 210, (8, 8, 3))
+    found = []
+    for _ in range(count):
+        scene = np.kron(base + generator.normal(0, varied, base.shape), np.ones((16, 16, 1)))
+        found.append(scene + generator.normal(0, noise, scene.shape))
+    return found
+
+
+@pytest.mark.parametrize("count", [3, 5, 40])
+def test_a_picture_that_is_saved_again_is_a_copy(tmp_path: Path, count: int) -> None:
+    samples = write(tmp_path, parts(count, 12, 3))
+    for sample in samples[:2]:
+        with Image.open(sample.path) as image:
+            for name, again, options in (
+                ("a.jpg", image, {"quality": 95}),
+                ("b.png", image.resize((64, 64), Image.Resampling.BOX), {}),
+            ):
+                path = tmp_path / f"{sample.path.stem}{name}"
+                again.save(path, **options)
+                samples.append(Sample(path, "good", None, False))
+    assert first_copies(samples) == [*range(count), 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("varied", "kinds"), [(0, 1), (12, 1), (0, 2), (0.2, 3)])
+def test_pictures_of_a_product_that_hardly_varies_are_no_copies(tmp_path: Path, varied: float, kinds: int) -> None:
+    """A part in a fixture, or some variants of it: all that differs is noise, and all are alike."""
+    frames = [frame for seed in range(kinds) for frame in parts(24 // kinds, varied, 4, seed)]
+    assert first_copies(write(tmp_path, frames)) == list(range(24))
+
+
+@pytest.mark.parametrize("name", ["bottle", "cookie", "screw", "magnetic_tile"])
+def test_no_two_photographs_are_copies(shared_data: Path, name: str) -> None:
+    samples = find_category(shared_data, name).train[:100]
+    assert first_copies(samples) == list(range(len(samples)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -160,3 +161,24 @@ def test_a_model_with_a_memory_holds_nothing_out(tmp_path: Path) -> None:
     split = split_for(config, category)
     assert (split.fitting, split.held_out, split.normal) == (category.train, (), category.train)
     assert split_of(FitRecord(fitted_on=content_hashes(category.train)), config, category) == split
+
+
+def test_a_picture_under_other_bytes_counts_once(tmp_path: Path) -> None:
+    """A second folder with the same pictures as JPEG would stay in the memory when the first is left out of it."""
+    good, again = tmp_path / "good", tmp_path / "again"
+    rng = np.random.default_rng(0)
+    again.mkdir()
+    for index in range(8):
+        path = picture(good / f"{index}.png", index)
+        pixels = np.kron(rng.uniform(0, 255, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+        Image.fromarray(pixels).save(again / f"{index}.jpg", quality=95)
+    category = from_folders(good)
+    category = dataclasses.replace(category, train=(*category.train, *from_folders(again).train))
+    split = split_for(preset("fast"), category)
+    assert [sample.path for sample in split.fitting] == sorted(again.iterdir())  # the first by path
+    assert split.note == "not used, because another file shows the same picture: 0.png, 1.png, 2.png and 5 more"
+    for seed in range(5):
+        fitting, held_out = split_held_out(category.train, 0.3, seed=seed)
+        assert len(fitting) + len(held_out) == 16
+        assert {sample.path.stem for sample in fitting}.isdisjoint(sample.path.stem for sample in held_out)
