@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from saae_train.data.category import GOOD, Category, Sample
 from saae_train.data.check import check
 from saae_train.data.split import MIN_HELD_OUT, content_hashes
 
-__all__ = ["about_images", "check_images", "find_images"]
+__all__ = ["about_images", "check_images", "find_images", "without_fitted"]
 
 _SHOWN = 1000  # unreadable images named in one error
 
@@ -63,6 +63,35 @@ def check_images(category: str, samples: Sequence[Sample], progress: Progress = 
     return tuple(str(problem) for problem in report.warnings)
 
 
+def without_fitted(samples: Sequence[Sample], fitted: Collection[str]) -> tuple[list[Sample], tuple[str, ...]]:
+    """The images that a memory was not made from, and a remark if there are others.
+
+    A memory holds patches of its images, so their distances are next to nothing, and a threshold from them would reject
+    good parts.
+
+    Args:
+        samples: the images.
+        fitted: sha256 of the files that the memory was made from, see `saae_export.fitted`.
+
+    Raises:
+        DataError: all of them are in the memory.
+    """
+    new = [sample for sample, key in zip(samples, content_hashes(samples), strict=True) if key not in fitted]
+    if len(new) == len(samples):
+        return new, ()
+    if not new:
+        raise DataError(
+            "The model was fitted on all of these images.",
+            "Its memory holds their patches: their scores are next to nothing, and thresholds would come out too low.",
+            "give images of good parts that it has not seen",
+        )
+    count = len(samples) - len(new)
+    return new, (
+        f"{count} of the {len(samples)} images are in the model's memory and do not count: their scores would make the "
+        "thresholds too low",
+    )
+
+
 def about_images(samples: Sequence[Sample], scores: Sequence[float], table: ThresholdTable) -> tuple[str, ...]:
     """What the number of images means for the image T, and which image decides it; empty for many images.
 
@@ -72,7 +101,7 @@ def about_images(samples: Sequence[Sample], scores: Sequence[float], table: Thre
         table: of these scores.
     """
     count, rate = len(samples), table.default_fpr
-    if rate * count >= 1.0:
+    if rate * count >= 1.0 or table.rule == "log-normal":  # its T rests on all of them
         return ()
     first = int(np.argmax(scores))
     second = float(np.partition(np.asarray(scores), -2)[-2])

@@ -29,9 +29,10 @@ from saae_train.data.category import Sample
 from saae_train.data.split import content_digest
 
 from ..artefacts import open_artefact, with_threshold
+from ..fitted import read_fitted
 from ..parity.compare import ParityReport, require
 from ..parity.verify import compare_artefact, stored_source
-from .images import about_images, check_images
+from .images import about_images, check_images, without_fitted
 
 __all__ = ["REPORT", "Change", "Recalibration", "recalibrate"]
 
@@ -125,7 +126,8 @@ def recalibrate(
 
     Args:
         bundle: the folder.
-        samples: normal images of any size, from `saae_export.calibrate.images.find_images`.
+        samples: normal images of any size, from `saae_export.calibrate.images.find_images`. Those that the bundle's
+            memory was made from are not used.
         precisions: which to calibrate; None for all that the bundle has.
         pixel_fpr: default acceptable share of normal pixels above T; None keeps the bundle's.
         image_fpr: default acceptable share of normal images called defective; None keeps the bundle's.
@@ -147,13 +149,14 @@ def recalibrate(
         refuse_foreign(opened.path if target is None else Path(target))  # fail before the work
     white_level = opened.manifest.frame.white_level
     samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
+    samples, in_memory = without_fitted(samples, read_fitted(opened))
     chosen = _chosen(opened, precisions)
     for name in chosen:  # check the rates before the work
         opened.manifest.thresholds[name].pixel.at(pixel_fpr)
         opened.manifest.thresholds[name].image.at(image_fpr)
     stages = Stages(console or Console(quiet=True), len(chosen) + 3 + (not dry_run))
     with stages.stage("check images") as stage:
-        notes = check_images(opened.manifest.category, samples, stage)
+        notes = in_memory + check_images(opened.manifest.category, samples, stage)
         stage.note(f"{len(samples)} images")
     with stages.stage("open artefacts") as stage:
         runners = _runners(opened, chosen, stage)

@@ -49,7 +49,7 @@ def calibrate_command(
     """Calibrate the thresholds of a bundle again, on new images of good parts.
 
     For a new lamp, lens or camera. Nothing is fitted; neither PyTorch nor onnx is needed. The new thresholds replace
-    the old ones. To keep the earlier images in them, give those images as well.
+    the old ones. Images that the model's memory was made from do not count: their scores are next to nothing.
     """
     from ..calibrate.images import find_images
     from ..calibrate.recalibrate import recalibrate

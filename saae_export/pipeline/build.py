@@ -34,6 +34,7 @@ from saae_train.selftest.choose import Choice
 from saae_train.selftest.result import SelfTest
 
 from ..artefacts import CPU, OPENVINO
+from ..fitted import write_fitted
 from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
 from ..report.data import LatencyRow, Report
@@ -187,7 +188,9 @@ def _build_bundle(
         else:
             report = add_examples(report, bundle, category, split.normal)
         kept = named_frames(balanced_sample(category, split.normal, options.samples))
-        final = _write_final(target, bundle, report, [reference.stored(name, frame) for name, frame in kept])
+        in_memory = model.checkpoint.record.fitted_on if model.checkpoint.left_out is not None else None
+        stored = [reference.stored(name, frame) for name, frame in kept]
+        final = _write_final(target, bundle, report, stored, in_memory)
         stage.note(str(target))
     keep_speeds(final, options.measure_latency)
     return BuildResult(final, evaluation, self_test, compared.reports, tuple(latency), category, target)
@@ -328,7 +331,9 @@ def _final_manifest(
     return dataclasses.replace(manifest, artefacts=artefacts, metrics=metrics)
 
 
-def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame]) -> Bundle:
+def _write_final(
+    target: Path, staged: Bundle, report: Report, stored: Sequence[ReferenceFrame], in_memory: Sequence[str] | None
+) -> Bundle:
     """Write the final bundle, all or nothing."""
 
     def fill(folder: Path) -> None:
@@ -337,6 +342,8 @@ def _write_final(target: Path, staged: Bundle, report: Report, stored: Sequence[
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(staged.file(name), place)
         write_reference(folder, stored, "PyTorch FP32")
+        if in_memory:
+            write_fitted(folder, in_memory)
         write_heatmaps(folder / "heatmaps", report.examples)
         write_report(folder / "report.html", report)
 

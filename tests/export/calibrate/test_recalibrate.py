@@ -18,9 +18,10 @@ from tiny_bundle import expected_map, make_tiny_bundle
 from twelve_bits import WHITE, write_twice
 
 import saae_export.calibrate.recalibrate as recalibrate_module
-from saae_export.calibrate.images import find_images
+from saae_export.calibrate.images import about_images, find_images
 from saae_export.calibrate.recalibrate import Recalibration, recalibrate
 from saae_export.cli.inspect import bundle_view
+from saae_export.fitted import write_fitted
 from saae_export.parity.verify import verify
 from saae_runtime import Engine
 from saae_runtime.backends.openvino import bf16_missing, library
@@ -34,7 +35,8 @@ from saae_runtime.errors import (
 )
 from saae_runtime.manifest import SCHEMA, Artefact, Parity
 from saae_runtime.reference import ReferenceFrame, write_reference
-from saae_runtime.thresholds import MARGIN
+from saae_runtime.thresholds import MARGIN, ThresholdTable
+from saae_train.data.split import content_hashes
 
 PARITY = Parity(8, 1e-5, 1e-6, 0, 1e-3, 1e-3, True, "a.png", "PyTorch FP32")
 
@@ -401,6 +403,30 @@ def test_notes_say_what_few_pictures_mean_and_where_t_comes_from(bundle: Path, p
     assert str(highest) in rests
     assert "up to 1 in 10 further good parts" in further
     assert again(bundle, pictures, image_fpr=0.5, dry_run=True).notes == ()
+
+
+def test_no_threshold_rests_on_pictures_in_the_memory(bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    hashes = content_hashes(find_images([str(pictures)]))
+    opened = open_bundle(bundle)
+    write_fitted(tmp_path, hashes[:4])
+    update_bundle(opened, opened.manifest, {"fitted.json": tmp_path / "fitted.json"})
+    found = again(bundle, pictures)
+    assert len(found.samples) == found.bundle.manifest.calibration.images == 5
+    assert set(content_hashes(found.samples)) == set(hashes[4:])
+    assert found.notes[0].startswith("4 of the 9 images are in the model's memory")
+    assert len(again(bundle, pictures).samples) == 5  # the bundle still knows
+
+    write_fitted(tmp_path, hashes)
+    update_bundle(opened, opened.manifest, {"fitted.json": tmp_path / "fitted.json"}, target=tmp_path / "b")
+    with pytest.raises(DataError, match="fitted on all of these images"):
+        again(tmp_path / "b", pictures)
+
+
+def test_no_picture_alone_decides_an_estimated_threshold(pictures: Path) -> None:
+    scores = [1.0 + 0.01 * number for number in range(8)] + [6.0]
+    table = ThresholdTable.estimated(scores, 0.05)
+    assert table.at() < 6.0
+    assert about_images(find_images([str(pictures)]), scores, table) == ()
 
 
 def test_pictures_by_file_folder_and_pattern_each_once(pictures: Path) -> None:

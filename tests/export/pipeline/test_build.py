@@ -24,6 +24,7 @@ from tiny_builds import CONFIG, Enough, fitted_model, options, quiet_build
 
 import saae_export.pipeline.build as build_module
 import saae_export.pipeline.graphs as graphs_module
+from saae_export.fitted import read_fitted
 from saae_export.parity.pytorch import TorchReference
 from saae_export.pipeline.build import BuildResult, build
 from saae_export.pipeline.images import Request
@@ -41,7 +42,7 @@ from saae_runtime.images import read_image
 from saae_runtime.thresholds import MARGIN
 from saae_train.calibrate import left_out_scores
 from saae_train.data.category import find_category
-from saae_train.data.split import split_held_out
+from saae_train.data.split import content_hashes, split_held_out
 from saae_train.model.checkpoint import load_checkpoint
 
 
@@ -58,6 +59,7 @@ def test_the_bundle_is_complete(built: tuple[BuildResult, str, Path]) -> None:
     # bf16 is the FP32 graph again, where the processor has it.
     assert [name for name in manifest.precisions() if name != "bf16"] == ["fp32", "fp16"]
     assert manifest.calibration.left_out
+    assert read_fitted(bundle) == set(content_hashes(result.category.train))
     assert manifest.calibration.images == 10
     assert 0 <= manifest.metrics["pixel_roc_auc"] <= 1
     assert manifest.model.config["steps"] == 6
