@@ -45,7 +45,9 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[object]]:
     for row in rows:
         if row.get("decisions"):
             config = {key: value for key, value in row["config"].items() if key != "seed"}
-            groups.setdefault(json.dumps([row["category"], row["method"], config]), []).append(row)
+            groups.setdefault(
+                json.dumps([row["category"], row["method"], config, row.get("weights"), row.get("images")]), []
+            ).append(row)
     table: list[list[object]] = []
     for same in groups.values():
         config = same[0]["config"]

@@ -89,7 +89,7 @@ def measured(
     with Engine(bundle, threads=1) as engine:
         table = engine.manifest.thresholds[engine.backend.precision].image
         sizes = np.linspace(0, 1, STEPS + 1)
-        frames = [read_image(file) for file in files]
+        frames = [read_image(file, engine.white_level) for file in files]
         plain = np.array([engine(frame).score for frame in frames])
         frames = frames[:most]
         scored = {

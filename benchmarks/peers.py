@@ -84,6 +84,7 @@ def measure(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         "images": images_digest(category),
         "seed": request["seed"],
         "threads": request["threads"],
+        "settings": settings_of(request),
         "fit_images": len(category.train),
         "test_images": found.overall.images,
         "fit_seconds": round(seconds, 1),
@@ -294,7 +295,8 @@ def main(
             for method in chosen:
                 place = work.absolute() / name / method.replace(" ", "-")
                 request = {**shared, "category": name, "method": method, "place": str(place)}
-                if not again and any(_is(row, name, method, images, seed, threads) for row in rows):
+                wanted = (images, seed, threads, settings_of(request))
+                if not again and any(_is(row, name, method, *wanted) for row in rows):
                     continue
                 try:
                     row = _fresh(f"{name} {method}", measure, request, threads)
@@ -325,9 +327,17 @@ def main(
 
 
 def _is(row: Mapping[str, Any], category: str, method: str, *more: object) -> bool:
-    """Whether a row is of this category and method, and where given of these images, this seed and these threads."""
+    """Whether a row is of this category and method, and where given of these images, seed, threads and settings."""
     same = (row.get("category"), row.get("method")) == (category, method)
-    return same and (not more or (row.get("images"), row.get("seed"), row.get("threads")) == more)
+    found = tuple(row.get(key) for key in ("images", "seed", "threads", "settings"))
+    return same and (not more or found == more)
+
+
+def settings_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of all; of ours also preset and changes, as JSON has them."""
+    keys = ("preset", "changes", "weights") if request["method"] == OURS else ("weights",)
+    found: dict[str, Any] = json.loads(json.dumps({key: request[key] for key in keys}))
+    return found
 
 
 def _write(rows: Sequence[Mapping[str, Any]], target: Path, version: str | None, threads: int) -> None:

@@ -75,7 +75,7 @@ def compared(bundle: Bundle, samples: Sequence[Sample], threads: int) -> Iterato
 def _verdicts(bundle: Bundle, samples: Sequence[Sample], way: tuple[str, str], threads: int) -> tuple[Any, Any]:
     backend, precision = way
     with Engine(bundle, backend=backend, precision=precision, threads=threads) as engine:
-        results = [engine(read_image(sample.path)) for sample in samples]
+        results = [engine(read_image(sample.path, engine.white_level)) for sample in samples]
     return np.array([result.score for result in results]), np.array([result.is_anomalous for result in results])
 
 

@@ -43,6 +43,7 @@ def measure(
     from saae_train.calibrate import calibrate_left_out
     from saae_train.data.category import find_category
     from saae_train.data.shape import typical_shape
+    from saae_train.experiments.experiment import images_digest
     from saae_train.fitting.backbone import backbone_for
     from saae_train.fitting.fit import fit
     from saae_train.model.checkpoint import discard_state
@@ -81,6 +82,8 @@ def measure(
         "images": images,
         "seed": config.seed,
         "preset": config.preset,
+        "weights": weights,
+        "digest": images_digest(category),
         "unseen": len(others),
         "rates": found,
     }
@@ -90,7 +93,8 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     """One row for each category, number of fitted images and rate, over its draws; rates in percent."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["category"], row["images"]), []).append(row)
+        name = row["category"] + ("" if row["preset"] == "fast" else f", {row['preset']}")
+        groups.setdefault((name, row["images"]), []).append(row)
     table: list[list[object]] = []
     for (name, images), same in groups.items():
         unseen = sum(row["unseen"] for row in same)
@@ -125,18 +129,23 @@ def main(
 ) -> None:
     """Measure false alarms on unseen good images; print and write the table after every draw."""
     from benchmarks.quality import finished
-    from saae_train.data.category import list_categories
+    from saae_train.data.category import find_category, list_categories
+    from saae_train.experiments.experiment import images_digest
 
     common.print_machine()
     target = out or common.RESULTS / "promises.json"
     rows = finished(target)
-    done = {(row["category"], row["images"], row["seed"], row["preset"]) for row in rows}
+    done = {
+        (row["category"], row["images"], row["seed"], row["preset"], row.get("weights"), row.get("digest"))
+        for row in rows
+    }
     try:
         counts = [int(count) for count in images.split(",")]
         for category in [n for n in categories.split(",") if n] or list_categories(data):
+            digest = images_digest(find_category(data, category))
             for count in counts:
                 for seed in range(draws):
-                    if (category, count, seed, name) in done:
+                    if (category, count, seed, name, weights, digest) in done:
                         continue
                     with tempfile.TemporaryDirectory(prefix="saae-promises-") as cache:
                         config = preset(name).replace(seed=seed)

@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +40,7 @@ from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model
 from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
-from .images import find_images, named_frames, shared_size, without_excluded
+from .images import find_images, is_named, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import (
@@ -246,14 +245,14 @@ def _pixel_fpr(options: BuildOptions, model: FittedModel, category: Category) ->
 
 def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: Stages) -> None:
     """Name the images that the user should look at, because what they show is taken for normal."""
-    new = [item for item in outliers if not any(fnmatch(item.name, pattern) for pattern in options.keep)]
+    new = [item for item in outliers if not any(is_named(item.name, pattern) for pattern in options.keep)]
     if not new:
         return
     listed = ", ".join(f"{item.name} ({item.score:.2f} T)" for item in new[:5])
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
     stages.say(
         f"  look at {listed}{more}: unlike the other good images. A scratch, glare, another product? Leave out what is "
-        f"not good: --exclude {new[0].name}; keep what is: --keep {new[0].name}",
+        f"not good: {shell_line('--exclude', new[0].name)}; keep what is: {shell_line('--keep', new[0].name)}",
         "yellow",
     )
 

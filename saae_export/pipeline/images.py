@@ -20,7 +20,7 @@ from saae_train.data.demo import DEMO_CATEGORIES, write_demo
 from saae_train.data.layouts import is_category
 from saae_train.data.shape import typical_shape
 
-__all__ = ["DATA_VARIABLE", "Request", "find_images", "named_frames", "shared_size", "without_excluded"]
+__all__ = ["DATA_VARIABLE", "Request", "find_images", "is_named", "named_frames", "shared_size", "without_excluded"]
 
 DATA_VARIABLE = "SAAE_DATA"
 """Environment variable that names the folder of categories."""
@@ -101,6 +101,11 @@ def shared_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
     return shape.size if shape is not None and shape.shared else None
 
 
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a name is the given one, or matches it as a pattern: `part [3].png` is both."""
+    return name == pattern or fnmatch(name, pattern)
+
+
 def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
     """The category without the normal images whose names match a pattern (`023.png`, `night/*`).
 
@@ -110,7 +115,7 @@ def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
     names = dict(zip(category.train, distinct_names([sample.path for sample in category.train]), strict=True))
     matches = {
         pattern: {
-            sample for sample, name in names.items() if fnmatch(name, pattern) or fnmatch(sample.path.name, pattern)
+            sample for sample, name in names.items() if is_named(name, pattern) or is_named(sample.path.name, pattern)
         }
         for pattern in patterns
     }

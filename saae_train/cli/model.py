@@ -122,16 +122,18 @@ def thresholds(
         tables = model.engine.manifest.thresholds[model.engine.backend.precision]
         return tables.pixel.at(fpr), tables.image.at(image_fpr), "the bundle's own"
     from ..calibrate import OBJECT_FPR, calibrate, calibrate_left_out, default_fpr
+    from ..data.shape import typical_shape
 
     assert model.checkpoint is not None
     assert split is not None
     checkpoint = model.checkpoint
     if checkpoint.left_out is not None:
         size = checkpoint.detector.backbone.input_size
+        shape = typical_shape(split.fitting)
         found = calibrate_left_out(
             checkpoint.left_out,
             checkpoint.detector.smoothing,
-            size,
+            size if shape is None else shape.size,
             size,
             checkpoint.record.digest or "",
             OBJECT_FPR if fpr is None else fpr,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from saae_runtime.errors import DataError
 from saae_runtime.images import IMAGE_SUFFIXES
 
-from .layouts import Listing, is_category, list_category, pooled_masks, samples_in, subfolders
+from .layouts import GOOD_NAMES, Listing, is_category, list_category, pooled_masks, samples_in, subfolders
 from .sample import GOOD, Finding, Sample
 
 __all__ = [
@@ -146,7 +146,8 @@ def from_folders(
 
     Args:
         normal: normal images to fit on, with those in the folders below.
-        abnormal: defective images; the subfolders of such a folder, where it has any, name the defect types.
+        abnormal: defective images; the subfolders of such a folder, where it has any, name the defect types, but
+            `good`, `ok` and `normal`, which hold good images for testing.
         masks: their masks, one folder for each of `abnormal` in the same order, with the same subfolders or
             flat; names as in `find_category`.
         name: the product's name; by default the name of the folder `normal`, of several that of the one around them.
@@ -211,14 +212,21 @@ def _normal(folders: Sequence[Path], what: str, listing: Listing) -> list[Sample
 
 
 def _defective(bad: Path, truth: Path | None, listing: Listing) -> list[Sample]:
-    """Defective images in a folder and its subfolders, which name the types, with masks in a tree or flat."""
+    """Defective images in a folder and its subfolders, which name the types, with masks in a tree or flat.
+
+    A subfolder called `good`, `ok` or `normal` holds good images, as in a category of a tree.
+    """
     loose = "defect"
     types = subfolders(bad)
     own = {entry.name for entry in types if truth is not None and (truth / entry.name).is_dir()}
     pooled = samples_in(bad, loose, listing, skip_folders=True)
     found: list[Sample] = []
+    good: list[Sample] = []
     for entry in types:
-        label = entry.name if entry.name != GOOD else loose
+        label = entry.name
+        if label.lower() in GOOD_NAMES:  # the test folder of an MVTec tree, given whole
+            good += samples_in(entry, GOOD, listing)
+            continue
         if truth is not None and entry.name in own:
             found += samples_in(entry, label, listing, truth / entry.name)
         else:
@@ -227,7 +235,7 @@ def _defective(bad: Path, truth: Path | None, listing: Listing) -> list[Sample]:
         raise _empty(bad, "defective images")
     if truth is not None:
         pooled = pooled_masks(pooled, truth, listing, leave_out=own)
-    return sorted([*pooled, *found], key=lambda sample: (sample.label != loose, sample.label, sample.path))
+    return good + sorted([*pooled, *found], key=lambda sample: (sample.label != loose, sample.label, sample.path))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -15,9 +15,9 @@ from saae_runtime.sources.folders import folders_below
 
 from .sample import GOOD, Finding, Sample
 
-__all__ = ["Listing", "is_category", "list_category", "pooled_masks", "samples_in", "subfolders"]
+__all__ = ["GOOD_NAMES", "Listing", "is_category", "list_category", "pooled_masks", "samples_in", "subfolders"]
 
-_GOOD_NAMES = frozenset({GOOD, "ok", "normal"})
+GOOD_NAMES = frozenset({GOOD, "ok", "normal"})
 """Folder names, in lower case, that hold normal images."""
 
 _MASK_WORD = re.compile(r"[_-](?:mask|masks|gt|seg|label)$", re.IGNORECASE)
@@ -175,7 +175,7 @@ def _mvtec_test(test: Path, truth: Path, listing: Listing) -> None:
         if not entry.is_dir() and not _is_side_file(entry, listing):
             what = "lies outside the folders of test images (test/good, test/<defect>)"
             listing.findings.append(Finding(entry, what))
-    types = [entry for entry in subfolders(test) if entry != truth and entry.name.lower() not in _GOOD_NAMES]
+    types = [entry for entry in subfolders(test) if entry != truth and entry.name.lower() not in GOOD_NAMES]
     for entry in _good_folders(test):
         listing.test += samples_in(entry, GOOD, listing)
     if any(entries(truth)) and not any((truth / entry.name).is_dir() for entry in types):
@@ -188,7 +188,7 @@ def _mvtec_test(test: Path, truth: Path, listing: Listing) -> None:
         listing.test += samples_in(entry, entry.name, listing, truth / entry.name if truth.is_dir() else None)
     labels = {sample.label for sample in listing.test}
     for entry in entries(truth):
-        known = entry.name in labels or entry.name.lower() in _GOOD_NAMES or _is_side_file(entry, listing)
+        known = entry.name in labels or entry.name.lower() in GOOD_NAMES or _is_side_file(entry, listing)
         if not known and (not entry.is_dir() or any(entries(entry))):
             what = f"belongs to no test images: there is no test/{entry.name} with images"
             listing.findings.append(Finding(entry, what))
@@ -328,7 +328,7 @@ def _assigned(masks: Iterable[Path], stems: set[str], folder: Path) -> dict[Path
 
 
 def _good_folders(folder: Path) -> list[Path]:
-    return [entry for entry in entries(folder) if entry.name.lower() in _GOOD_NAMES and entry.is_dir()]
+    return [entry for entry in entries(folder) if entry.name.lower() in GOOD_NAMES and entry.is_dir()]
 
 
 def _visa_images(folder: Path) -> Path | None:

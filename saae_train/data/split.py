@@ -6,6 +6,7 @@ For a fitted model the split follows from the hashes of the fitted images.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,7 +126,7 @@ def split_of(record: FitRecord, config: FitConfig, category: Category) -> Split:
 
 def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """One copy of each picture, in the order of the paths."""
-    ordered = sorted(samples, key=lambda sample: sample.path.as_posix())
+    ordered = sorted(samples, key=lambda sample: _natural(sample.path.as_posix()))
     found = tuple(group[0] for group in _copies(ordered))
     if len(found) < MIN_FIT:
         raise DataError(
@@ -134,6 +135,11 @@ def _each_once(samples: Sequence[Sample]) -> tuple[Sample, ...]:
             "add normal images",
         )
     return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts frame_9 before frame_10: neighbours of a burst stay neighbours."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _copies(samples: Sequence[Sample]) -> list[list[Sample]]:

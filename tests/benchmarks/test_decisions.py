@@ -27,6 +27,11 @@ def test_seeds_become_one_row_and_scores_have_names() -> None:
     assert table[0][2:6] == ["20 / 40", "15.0", "80.0", "0.050"]
 
 
+def test_other_images_and_weights_are_no_seeds_of_one_experiment() -> None:
+    rows = [row(0), {**row(1), "images": "b"}, {**row(2), "weights": "hub"}]
+    assert len(decisions.table_rows(rows)) == 3
+
+
 def run(*words: str) -> tuple[int, str]:
     app = Typer()
     app.command()(decisions.main)

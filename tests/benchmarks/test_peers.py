@@ -100,6 +100,10 @@ def test_ours_is_fitted_exported_evaluated_and_timed_and_not_twice(
     code, text = typed(*words)
     assert code == 0, text
     assert model.stat().st_mtime_ns == made
+    refuse: list[str] = []
+    monkeypatch.setattr(peers, "_fresh", lambda name, *_: refuse.append(name) or {})
+    typed(*words, "--preset", "lite")
+    assert refuse == ["part ours"]
     (line,) = peers.table_rows([row])
     assert line[0] == "part"
     assert "| part | ours (preset fast" in report.render(json.loads(out.read_text()))

@@ -49,11 +49,12 @@ def test_a_draw_leaves_images_and_needs_a_memory(tmp_path: Path) -> None:
 
 
 def test_draws_are_counted_together() -> None:
-    def row(seed: int, alarms: int) -> dict[str, object]:
+    def row(seed: int, alarms: int, preset: str = "fast") -> dict[str, object]:
         rates = [{"rate": rate, "above": 1, "stated": 0.1 + 0.01 * seed, "alarms": alarms} for rate in RATES]
-        return {"category": "part", "images": 30, "seed": seed, "unseen": 100, "rates": rates}
+        return {"category": "part", "images": 30, "seed": seed, "preset": preset, "unseen": 100, "rates": rates}
 
     table = table_rows([row(0, 4), row(1, 6)])
+    assert [line[0] for line in table_rows([row(0, 4), row(0, 60, "bank")])] == ["part"] * 2 + ["part, bank"] * 2
     assert [line[4] for line in table] == ["1", "5"]
     for line in table:
         assert len(line) == len(HEADINGS)

@@ -10,6 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.images import read_image
 from saae_runtime.thresholds import MARGIN
 from saae_train.calibrate import left_out_scores
+from saae_train.cli.model import open_model, thresholds
 from saae_train.data.category import find_category
-from saae_train.data.split import content_hashes, split_held_out
+from saae_train.data.split import content_hashes, split_held_out, split_of
 from saae_train.model.checkpoint import load_checkpoint
 
 
@@ -88,6 +90,16 @@ def test_thresholds_are_those_of_images_that_are_left_out(built: tuple[BuildResu
             tables = engine.manifest.thresholds[precision]
             assert (tables.image.rule, tables.image.count) == ("log-normal", 10)
             assert engine.image_threshold == pytest.approx(expected.threshold(0.05), rel=bound)
+
+
+def test_a_checkpoint_is_judged_by_the_thresholds_of_its_bundle(built: tuple[BuildResult, str, Path]) -> None:
+    """At the images' own size, at which it is scored, and not at the model's."""
+    result, _, folder = built
+    with ExitStack() as stack:
+        model = open_model(fitted_model(folder), "auto", stack)
+        split = split_of(model.checkpoint.record, model.checkpoint.config, result.category)
+        _, image, _ = thresholds(model, split, result.category.name)
+    assert image == pytest.approx(result.bundle.manifest.thresholds["fp32"].image.at(), rel=1e-4)
 
 
 def test_without_a_memory_thresholds_are_those_of_the_deployed_graph(

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_builds import draw
 
 import saae_export.pipeline.images as sources
-from saae_export.pipeline.images import Request, find_images, shared_size
+from saae_export.pipeline.images import Request, find_images, shared_size, without_excluded
 from saae_runtime.errors import ConfigError, DataError
-from saae_train.data.category import Sample
+from saae_train.data.category import Category, Sample
 
 
 @pytest.fixture
@@ -77,6 +77,7 @@ def test_free_folders(here: Path) -> None:
     category, _ = find_images(Request("mine", normal=good, abnormal=bad, masks=masks), here / "demo")
     assert category.name == "mine"
     assert category.has_masks
+    assert {sample.label for sample in category.test if not sample.is_anomalous} == {"good"}
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,15 @@ def test_shared_size_sees_images_as_they_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(turned)
     assert shared_size(samples) is None
     assert shared_size(()) is None
+
+
+@pytest.mark.parametrize("name", ["part [3].png", "a*b?.png", "plain.png"])
+def test_an_image_is_left_out_by_its_name_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+    for file in (name, "other.png", "a-b-.png"):
+        Image.new("L", (40, 40)).save(tmp_path / file)
+    samples = tuple(Sample(path, "good", None, False) for path in sorted(tmp_path.iterdir()))
+    left = without_excluded(Category("part", tmp_path, samples, ()), [name]).train
+    assert {sample.path.name for sample in left} == {"other.png", "a-b-.png"} - ({"a-b-.png"} if "*" in name else set())
+    assert without_excluded(Category("part", tmp_path, samples, ()), ["o*.png"]).train == tuple(
+        sample for sample in samples if sample.path.name != "other.png"
+    )

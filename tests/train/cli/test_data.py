@@ -86,7 +86,9 @@ def test_check_takes_several_folders(data: Path, tmp_path: Path, monkeypatch: py
     assert code == 0
     assert "0 problems, 1 warnings in 4 images" in text
     assert "is the same image as" in text
-    code, text = run("check", "--normal", str(ok), "--abnormal", str(data / "zipper/test"), "--abnormal", str(again))
+    code, text = run(
+        "check", "--normal", str(ok), "--abnormal", str(data / "zipper/test/rough"), "--abnormal", str(again)
+    )
     assert code == 1
     assert "is the same image as the training image" in text
     with pytest.raises(DataError, match="is given twice"):

@@ -178,6 +178,19 @@ def test_free_folders_that_cannot_be_used(tmp_path: Path) -> None:
             from_folders(**arguments)
 
 
+@pytest.mark.parametrize("name", ["good", "OK", "normal"])
+def test_good_images_among_the_defective_ones_are_good(tmp_path: Path, name: str) -> None:
+    """As in the test folder of an MVTec tree, given whole: as defects they would count as misses."""
+    picture(tmp_path / "ok/0.png", 0)
+    picture(tmp_path / "test/crack/0.png", 1)
+    picture(tmp_path / f"test/{name}/0.png", 2)
+    found = from_folders(tmp_path / "ok", tmp_path / "test").test
+    assert [(sample.path.parent.name, sample.label, sample.is_anomalous) for sample in found] == [
+        (name, "good", False),
+        ("crack", "crack", True),
+    ]
+
+
 def test_several_free_folders_are_all_used(tmp_path: Path) -> None:
     for number, shift in enumerate(("day", "night")):
         picture(tmp_path / f"{shift}/ok/0.png", 10 * number)

@@ -163,6 +163,13 @@ def test_a_model_with_a_memory_holds_nothing_out(tmp_path: Path) -> None:
     assert split_of(FitRecord(fitted_on=content_hashes(category.train)), config, category) == split
 
 
+def test_images_are_fitted_in_the_order_in_which_they_were_taken(tmp_path: Path) -> None:
+    for number in (1, 2, 9, 10, 11, 100):
+        picture(tmp_path / f"frame_{number}.png", number)
+    split = split_for(preset("fast"), from_folders(tmp_path))
+    assert [sample.path.stem[6:] for sample in split.fitting] == ["1", "2", "9", "10", "11", "100"]
+
+
 def test_a_picture_under_other_bytes_counts_once(tmp_path: Path) -> None:
     """A second folder with the same pictures as JPEG would stay in the memory when the first is left out of it."""
     good, again = tmp_path / "good", tmp_path / "again"
