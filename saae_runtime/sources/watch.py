@@ -49,11 +49,16 @@ class _Waiting:
 
 @dataclass
 class _Listed:
-    """The last listing of a folder: its time of change, when it was listed, its images, and folders to list with it."""
+    """The last listing of a folder.
+
+    changed: the folder's time of change. since: when that time was first seen. at: when the folder was listed. again:
+    whether it is listed at the next check in any case. names: its images.
+    """
 
     changed: int = -1
+    since: float = -1e9
     at: float = -1e9
-    fresh: bool = True
+    again: bool = True
     names: set[str] = field(default_factory=set)
 
 
@@ -228,10 +233,17 @@ class FolderWatch:
             root.below[folder] = _Listed()
 
     def _names(self, folder: str, listed: _Listed, hints: set[str], now: float) -> set[str] | None:
-        """The image names in a folder; None if they have not changed by its time of change."""
+        """The image names in a folder; None if they have not changed by its time of change.
+
+        A change right behind a listing may leave that time as it is, for as long as the file system does not count on.
+        So a folder is listed once more when its time has been the same for that long. That is measured here: the
+        clock of a server may be wrong.
+        """
         changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 (Path is slow, and this runs for every folder at every look)
+        if changed != listed.changed:
+            listed.changed, listed.since, listed.again = changed, now, True
         due = now - listed.at >= _SWEEP
-        if changed == listed.changed and not (listed.fresh and due):
+        if not listed.again and not (due and listed.at - listed.since < _GRAIN):
             return None
         here = {name for path in hints for head, name in (os.path.split(path),) if head == folder}
         if here and not due:
@@ -239,10 +251,7 @@ class FolderWatch:
             return listed.names | {name for name in here if os.path.lexists(os.path.join(folder, name))}  # noqa: PTH118
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if is_picture_name(entry.name)}
-        # A change right behind this listing may leave the time as it is: then list again, at once where the system
-        # counts time in its ticks, and a while where the file system counts in seconds.
-        age = time.time() - changed / 1e9
-        listed.changed, listed.at, listed.fresh = (-1 if age < _TICK else changed), now, age < _GRAIN + _SWEEP
+        listed.at, listed.again = now, abs(time.time() - changed / 1e9) < _TICK  # within a tick of this system
         return names
 
     def _is_away(self, root: _Root, error: OSError, now: float) -> None:

@@ -266,6 +266,36 @@ def test_every_known_file_has_its_turn(tmp_path: Path, monkeypatch) -> None:
     assert found == ["3.png"]
 
 
+@pytest.mark.parametrize("behind", [0, 6, 3600, -6])
+def test_a_second_file_within_the_grain_of_a_wrong_clock_is_seen(tmp_path: Path, behind: int) -> None:
+    watcher = FolderWatch([str(tmp_path)])
+    second = int(time.time() - behind)  # a server that counts whole seconds
+
+    def add(name: str) -> None:
+        save_png(tmp_path / name, gray_frame())
+        os.utime(tmp_path, (second, second))
+
+    add("a.png")
+    assert look(watcher, 0.0) == []
+    add("b.png")
+    found = [name for fifth in range(1, 30) for name in names(look(watcher, fifth / 5))]
+    assert found == ["a.png", "b.png"]
+
+
+def test_a_folder_that_stays_as_it_is_is_not_listed_again(tmp_path: Path, monkeypatch) -> None:
+    watcher = FolderWatch([str(tmp_path)])
+    listings: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(watch.os, "scandir", lambda folder: (listings.append(folder), real(folder))[1])
+    for ahead in (-3600, 3600):  # whatever the clock of its server
+        listings.clear()
+        when = int(time.time() + ahead)
+        os.utime(tmp_path, (when, when))
+        for fifth in range(300):
+            look(watcher, 5000 + ahead + fifth / 5)
+        assert 1 < len(listings) < 5
+
+
 def test_a_look_at_many_known_files_lists_and_stats_few(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "f").mkdir()
     save_png(tmp_path / "x.png", gray_frame())
