@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,10 +38,11 @@ class _Counting:
     def trigger(self) -> None:
         """Do nothing: the next frame is used."""
 
-    def _bad_frame(self, error: SaaeError, name: str) -> BadFrameError:
+    def _bad_frame(self, error: SaaeError | None, name: str, done: Callable[[], None] | None = None) -> BadFrameError:
+        error = error or SaaeError(f"{name} cannot be read.")
         self._bad += 1
         self._last_error = one_line(error)
-        return BadFrameError(error.what, error.why, error.cure, name)
+        return BadFrameError(error.what, error.why, error.cure, name, done)
 
     def close(self) -> None:
         """End it. May be called twice."""
@@ -87,7 +87,7 @@ class FileCamera(_Counting):
         self._next = time.monotonic() + self._interval
         name = frame.name if frame.source.kind == "image" else f"{frame.name}#{frame.index}"
         if frame.image is None:
-            raise self._bad_frame(frame.error or SaaeError(f"{name} cannot be read."), name)
+            raise self._bad_frame(frame.error, name)
         self._grabbed += 1
         return Shot(frame.image, name, now())
 
@@ -116,7 +116,7 @@ class WatchCamera(_Counting):
         self._scored = Scored(memory) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
         self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
-        self._frames: deque[Frame] = deque()
+        self._frames = self._arriving()
 
     def _say(self, text: str) -> None:
         self._connected = "is back" in text
@@ -126,22 +126,23 @@ class WatchCamera(_Counting):
     def grab(self, timeout: float) -> Shot:
         """The next image; see `Camera`."""
         end = time.monotonic() + timeout
-        while not self._frames:
-            self._frames.extend(self._watch.poll(time.monotonic()))
+        while (frame := next(self._frames)) is None:
             left = end - time.monotonic()
-            if not self._frames and left <= 0:
+            if left <= 0:
                 raise NoFrameError("No image has arrived.")
-            if not self._frames and self._closed.wait(min(_POLL, left)):
+            if self._closed.wait(min(_POLL, left)):
                 raise EndOfFrames
-        frame = self._frames.popleft()
         if frame.image is None:
-            done = self._done(frame)
-            if done is not None:
-                done()
-            raise self._bad_frame(frame.error or SaaeError(f"{frame.name} cannot be read."), frame.name)
+            raise self._bad_frame(frame.error, frame.name, self._done(frame))
         self._grabbed += 1
         moment = now() if frame.facts is None else datetime.fromtimestamp(frame.facts[1] / 1e9, timezone.utc)
         return Shot(frame.image, frame.name, moment, done=self._done(frame))
+
+    def _arriving(self) -> Iterator[Frame | None]:
+        """Frames as they arrive, each read when it is asked for; None after each check of the folder."""
+        while True:
+            yield from self._watch.poll(time.monotonic())
+            yield None
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
         """Remember that the file has its record."""

@@ -118,7 +118,6 @@ class FolderWatch:
             # As in `find_sources`: two folders may hold the same names.
             self._roots.append(_Root(folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
         self._recursive = recursive
-        self._white_level: int | None = None
         self._say = say
         self._knows = knows
         self._waiting: dict[str, _Waiting] = {}
@@ -136,11 +135,10 @@ class FolderWatch:
 
     def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
         """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files."""
-        self._white_level = white_level
         self._notices = Notices([root.path for root in self._roots], self._recursive)
         try:
             while not stop.is_set():
-                for frame in self.poll(time.monotonic()):
+                for frame in self.poll(time.monotonic(), white_level):
                     yield frame
                     if stop.is_set():
                         return
@@ -149,14 +147,18 @@ class FolderWatch:
         finally:
             self._notices.close()
 
-    def poll(self, now: float) -> Iterator[Frame]:
+    def poll(self, now: float, white_level: int | None = None) -> Iterator[Frame]:
         """One check: images completed since the last one, by name; an error for unreadable ones.
+
+        An image is read when its frame is asked for, however much later, and only if it is as it was at the check.
 
         Args:
             now: monotonic time in seconds.
+            white_level: of 16-bit files.
         """
         hints = self._notices.take() if self._notices is not None else set()
         wanted: set[str] = set()
+        removed: list[Frame] = []
         for root in self._roots:
             if now < root.next_try:
                 continue
@@ -170,11 +172,14 @@ class FolderWatch:
             wanted |= new
             for path in sorted(gone):
                 if (frame := self._forget(path)) is not None:
-                    yield frame
+                    removed.append(frame)
         wanted |= {path for path in hints if path in self._given}
         wanted.update(self._recent, self._waiting)
-        for path in chain(sorted(wanted), self._in_turn()):  # in turn while there is time for it
-            yield from self._look(path, now)
+        # in turn while there is time for it
+        complete = [path for path in chain(sorted(wanted), self._in_turn()) if self._look(path, now)]
+        yield from removed
+        for path in complete:
+            yield from self._read(path, now, white_level)
 
     def _in_turn(self) -> Iterator[str]:
         """Some of the files that were yielded long ago, in turn."""
@@ -286,32 +291,37 @@ class FolderWatch:
             self._drop_stem(path)
         return frame
 
-    def _look(self, path: str, now: float) -> Iterator[Frame]:
-        try:
-            facts = os.stat(path)  # noqa: PTH116 (as above)
-        except OSError:  # removed since the listing, or the share is unavailable
-            return
-        state = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    def _look(self, path: str, now: float) -> bool:
+        """Note a file's state; return whether it is a complete image that was not yielded yet."""
+        facts = _facts(path)
+        if facts is None:  # removed since the listing, or the share is unavailable
+            return False
+        state = _state(facts)
         waiting = self._waiting.get(path)
         if waiting is None:
             if self._given.get(path) == state or stat.S_ISDIR(facts.st_mode):
-                return
+                return False
             if path not in self._given and self._was_given(path, state):
                 self._give(path, state)
-                return
+                return False
         if waiting is None or waiting.state != state:
             self._waiting[path] = _Waiting(state, now)
+            return False
+        since = now - waiting.since
+        return since >= PATIENCE or (since >= SETTLE and not waiting.tried)
+
+    def _read(self, path: str, now: float, white_level: int | None) -> Iterator[Frame]:
+        """The frames of a file that was complete at a check."""
+        waiting, facts = self._waiting.get(path), _facts(path)
+        if waiting is None or facts is None or waiting.state != _state(facts):  # the next check sees what happened
             return
-        last = now - waiting.since >= PATIENCE
-        if not last and (waiting.tried or now - waiting.since < SETTLE):
-            return
-        frames = image_frames(self._source(path), state[:2], self._white_level)
+        frames = image_frames(self._source(path), waiting.state[:2], white_level)
         first = next(frames)
-        if isinstance(first.error, ImageError) and not last:
+        if isinstance(first.error, ImageError) and now - waiting.since < PATIENCE:
             waiting.tried = True  # the writer may only pause
             return
         del self._waiting[path]
-        self._give(path, state)
+        self._give(path, waiting.state)
         if path not in self._recent:
             self._recent.append(path)
         yield first
@@ -335,6 +345,18 @@ class FolderWatch:
     def _drop_stem(self, path: str) -> None:
         if (stem := self._stems.pop(path, None)) is not None:  # memory must not grow for months
             self._taken.discard(str(stem).lower())
+
+
+def _facts(path: str) -> os.stat_result | None:
+    """What the system knows of a file; None if it cannot be asked."""
+    try:
+        return os.stat(path)  # noqa: PTH116 (Path is slow, and this runs for every file at every look)
+    except OSError:
+        return None
+
+
+def _state(facts: os.stat_result) -> State:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def _gone_error(path: str) -> DataError:
