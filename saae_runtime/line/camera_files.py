@@ -57,6 +57,7 @@ class FileCamera(_Counting):
         recursive: include subfolders.
         interval: seconds from one frame to the next, to simulate a line; 0: as fast as possible.
         repeat: start again at the end, endlessly.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         ConfigError, DataError: nothing there.
@@ -64,11 +65,19 @@ class FileCamera(_Counting):
 
     live = False
 
-    def __init__(self, name: str, recursive: bool = False, interval: float = 0.0, repeat: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        recursive: bool = False,
+        interval: float = 0.0,
+        repeat: bool = False,
+        white_level: int | None = None,
+    ) -> None:
         super().__init__()
+        self._white_level = white_level
         self._sources = find_sources([name], recursive)
         self._interval, self._repeat = interval, repeat
-        self._frames: Iterator[Frame] = read_frames(self._sources)
+        self._frames: Iterator[Frame] = read_frames(self._sources, self._white_level)
         self._next = time.monotonic()
 
     def grab(self, timeout: float) -> Shot:
@@ -80,7 +89,7 @@ class FileCamera(_Counting):
             raise NoFrameError("The next frame is not due yet.")
         frame = next(self._frames, None)
         if frame is None and self._repeat:
-            self._frames = read_frames(self._sources)
+            self._frames = read_frames(self._sources, self._white_level)
             frame = next(self._frames, None)
         if frame is None:
             raise EndOfFrames
@@ -102,6 +111,7 @@ class WatchCamera(_Counting):
         folder: the watched folder.
         memory: path of the memory; None: all existing images count as new.
         recursive: include subfolders.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         ConfigError: no such folder.
@@ -109,8 +119,11 @@ class WatchCamera(_Counting):
 
     live = False
 
-    def __init__(self, folder: str, memory: Path | None = None, recursive: bool = False) -> None:
+    def __init__(
+        self, folder: str, memory: Path | None = None, recursive: bool = False, white_level: int | None = None
+    ) -> None:
         super().__init__()
+        self._white_level = white_level
         if memory is not None:
             memory.parent.mkdir(parents=True, exist_ok=True)
         self._scored = Scored(memory) if memory is not None else None
@@ -141,7 +154,7 @@ class WatchCamera(_Counting):
     def _arriving(self) -> Iterator[Frame | None]:
         """Frames as they arrive, each read when it is asked for; None after each check of the folder."""
         while True:
-            yield from self._watch.poll(time.monotonic())
+            yield from self._watch.poll(time.monotonic(), self._white_level)
             yield None
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
@@ -164,13 +177,14 @@ def open_files(
     recursive: bool = False,
     interval: float = 0.0,
     repeat: bool = False,
+    white_level: int | None = None,
 ) -> FileCamera | WatchCamera:
     """Open a camera by its name: `watch:FOLDER`, or files, folders, patterns and videos as for `saae-run`.
 
     Args:
         spec: the name.
         memory: of a watched folder.
-        recursive, interval, repeat: see `FileCamera`.
+        recursive, interval, repeat, white_level: see `FileCamera`.
 
     Raises:
         ConfigError, DataError: nothing found, or an option that this camera does not have.
@@ -179,5 +193,5 @@ def open_files(
     if kind == "watch" and colon:
         if interval or repeat:
             raise ConfigError(f"{spec}: `interval` and `repeat` apply to existing files only.")
-        return WatchCamera(rest, memory, recursive)
-    return FileCamera(spec, recursive, interval, repeat)
+        return WatchCamera(rest, memory, recursive, white_level)
+    return FileCamera(spec, recursive, interval, repeat, white_level)

@@ -50,7 +50,7 @@ class NodeOptions:
         trigger: `off`: free-running; `software`: one frame per part, when the station asks; `hardware`: by the camera's
             input, as set up in the camera.
         pixel_format: value of PixelFormat; None: the camera's setting.
-        white_level: of gray with more than 8 bits; None: the maximum of its bits.
+        white_level: of gray with more than 8 bits; None: the maximum of its bits. `wiring` gives the bundles' one.
         early: seconds that a frame of a hardware trigger may come before the line's trigger.
         silent_after: seconds without a frame after which a free-running camera is opened again.
         buffer: largest number of waiting frames; older ones are dropped and counted.

@@ -13,7 +13,7 @@ from .pylon import open_pylon
 from .rtsp import STREAMS, open_stream
 from .webcam import open_webcam
 
-__all__ = ["Opener", "is_camera", "open_camera"]
+__all__ = ["Opener", "has_white_level", "is_camera", "open_camera"]
 
 Opener = Callable[[str, Mapping[str, Any]], Camera]
 """Opens the named camera with the options of the configuration."""
@@ -37,6 +37,11 @@ def _opener(spec: str) -> Opener | None:
 def is_camera(spec: str) -> bool:
     """Whether `open_camera` knows this kind of name."""
     return _opener(spec) is not None
+
+
+def has_white_level(spec: str) -> bool:
+    """Whether this camera can give pixels of more than 8 bits, and has the option `white_level`."""
+    return _opener(spec) in (open_genicam, open_pylon)
 
 
 def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
