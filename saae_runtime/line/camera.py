@@ -88,7 +88,7 @@ class Camera(Protocol):
         """Counts so far."""
 
     def trigger(self) -> None:
-        """Take one frame now, by a software trigger; does nothing for a free-running camera.
+        """Take one frame now: frames that were taken before it are for no part.
 
         Raises:
             DeviceError: the camera is not connected.

@@ -74,10 +74,11 @@ class TriggeredFeed:
         camera: takes the frame.
         bind: chooses the recipe.
         grab_timeout: seconds for the camera to give a frame.
+        meter: counts `dropped` frames, which came without a request.
     """
 
-    def __init__(self, source: TriggerSource, camera: Camera, bind: Bind, grab_timeout: float) -> None:
-        self._source, self._camera, self._bind = source, camera, bind
+    def __init__(self, source: TriggerSource, camera: Camera, bind: Bind, grab_timeout: float, meter: Meter) -> None:
+        self._source, self._camera, self._bind, self._meter = source, camera, bind, meter
         self._timeout = grab_timeout
 
     @property
@@ -98,6 +99,7 @@ class TriggeredFeed:
             self._camera.trigger()
             shot = self._camera.grab(self._timeout)
             done = shot.done
+            self._meter.count("dropped", shot.dropped)
         except EndOfFrames:
             ended = True
             problem = problem or "the camera has no more frames"

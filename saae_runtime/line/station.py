@@ -130,7 +130,7 @@ class Station:
             self._feed = FreeFeed(self._camera, self._bind, self.config.queue, self.config.queue_size, self.meter)
         else:
             patience = self.config.grab_timeout or self.config.verdict_timeout
-            self._feed = TriggeredFeed(self._source, self._camera, self._bind, patience)
+            self._feed = TriggeredFeed(self._source, self._camera, self._bind, patience, self.meter)
         self._thread.start()
 
     def switch(self, recipe: str) -> Recipe:

@@ -94,6 +94,7 @@ class FolderWatch:
         outages: how often a folder was unavailable.
         away: total seconds.
         passed_over: files that an earlier run had scored.
+        left_out: images that were not yielded, see `leave_out`.
 
     Raises:
         ConfigError: a name that is not a folder.
@@ -128,10 +129,13 @@ class FolderWatch:
         self._gone: OrderedDict[str, State] = OrderedDict()
         self._stems: dict[str, PurePath] = {}
         self._taken: set[str] = set()
+        self._before: set[str] = set()  # waiting files that are left out when they are complete
+        self._unchanged: set[str] | None = None  # yielded files known not to have changed before the last `leave_out`
         self._notices: Notices | None = None
         self.outages = 0
         self.away = 0.0
         self.passed_over = 0
+        self.left_out = 0
 
     def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
         """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files."""
@@ -181,6 +185,45 @@ class FolderWatch:
         for path in complete:
             yield from self._read(path, now, white_level)
 
+    def leave_out(self, now: float) -> list[str]:
+        """Leave out the images that are there now, complete or not: later checks yield what comes from now on.
+
+        An image that is being written now is left out when it is complete. So is one that was yielded long ago and
+        has changed, if it was not looked at now: nobody knows when it changed.
+
+        Args:
+            now: monotonic time in seconds.
+
+        Returns:
+            Paths of the images that no earlier call has left out.
+
+        Raises:
+            OSError: a folder is unavailable.
+        """
+        wanted = {*self._recent, *self._waiting}
+        for root in self._roots:
+            _list_again(root)  # whatever the folders' times say
+            try:
+                new, gone = self._list(root, set(), now)
+            except OSError as error:
+                self._is_away(root, error, now)
+                raise
+            if root.away_since is not None:
+                self._is_back(root, now)
+            wanted |= new
+            for path in gone:
+                self._forget(path)
+        before, self._unchanged = set(self._before), set()
+        for path in chain(sorted(wanted), self._in_turn()):
+            self._look(path, now)
+        for path in self._waiting:
+            self._leave(path)
+        return sorted(self._before - before)
+
+    def _leave(self, path: str) -> None:
+        self.left_out += path not in self._before
+        self._before.add(path)
+
     def _in_turn(self) -> Iterator[str]:
         """Some of the files that were yielded long ago, in turn."""
         end = time.perf_counter() + _AROUND
@@ -212,20 +255,27 @@ class FolderWatch:
         elif root.below_at + _SWEEP <= now or root.below.get(str(root.path), _Listed()).changed != changed:
             self._find_below(root)
             root.below_at = now
-        new: set[str] = set()
-        gone: set[str] = set()
-        for folder, listed in list(root.below.items()):
+        found: list[tuple[str, _Listed, set[str]]] = []
+        removed: list[str] = []
+        for folder, listed in root.below.items():
             try:
                 names = self._names(folder, listed, hints, now)
-            except FileNotFoundError:
-                if folder == str(root.path):
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError) or folder == str(root.path):
+                    _list_again(root)  # what the others hold by now is not noted yet
                     raise
                 names = set()
-                del root.below[folder]
+                removed.append(folder)
             if names is not None:
-                new.update(os.path.join(folder, name) for name in names - listed.names)  # noqa: PTH118
-                gone.update(os.path.join(folder, name) for name in listed.names - names)  # noqa: PTH118
-                listed.names = names
+                found.append((folder, listed, names))
+        new: set[str] = set()
+        gone: set[str] = set()
+        for folder, listed, names in found:
+            new.update(os.path.join(folder, name) for name in names - listed.names)  # noqa: PTH118
+            gone.update(os.path.join(folder, name) for name in listed.names - names)  # noqa: PTH118
+            listed.names = names
+        for folder in removed:
+            del root.below[folder]
         return new, gone
 
     def _find_below(self, root: _Root) -> None:
@@ -280,7 +330,11 @@ class FolderWatch:
     def _forget(self, path: str) -> Frame | None:
         """Forget a file that is gone; return an error if it was not scored yet."""
         frame = None
-        if self._waiting.pop(path, None) is not None:
+        waiting = self._waiting.pop(path, None)
+        if waiting is not None and path in self._before:
+            self._before.discard(path)
+            self._given[path] = waiting.state
+        elif waiting is not None:
             frame = Frame(self._source(path), 0, None, _gone_error(path))
         if path in self._given:
             # A share may be empty at first when it is back: files that reappear are not new images.
@@ -299,11 +353,15 @@ class FolderWatch:
         state = _state(facts)
         waiting = self._waiting.get(path)
         if waiting is None:
+            if self._given.get(path) == state and self._unchanged is not None:
+                self._unchanged.add(path)
             if self._given.get(path) == state or stat.S_ISDIR(facts.st_mode):
                 return False
             if path not in self._given and self._was_given(path, state):
                 self._give(path, state)
                 return False
+            if path in self._given and self._unchanged is not None and path not in self._unchanged:
+                self._leave(path)
         if waiting is None or waiting.state != state:
             self._waiting[path] = _Waiting(state, now)
             return False
@@ -315,17 +373,24 @@ class FolderWatch:
         waiting, facts = self._waiting.get(path), _facts(path)
         if waiting is None or facts is None or waiting.state != _state(facts):  # the next check sees what happened
             return
+        if path in self._before:
+            self._before.discard(path)
+            self._finish(path, waiting.state)
+            return
         frames = image_frames(self._source(path), waiting.state[:2], white_level)
         first = next(frames)
         if isinstance(first.error, ImageError) and now - waiting.since < PATIENCE:
             waiting.tried = True  # the writer may only pause
             return
-        del self._waiting[path]
-        self._give(path, waiting.state)
-        if path not in self._recent:
-            self._recent.append(path)
+        self._finish(path, waiting.state)
         yield first
         yield from frames
+
+    def _finish(self, path: str, state: State) -> None:
+        del self._waiting[path]
+        self._give(path, state)
+        if path not in self._recent:
+            self._recent.append(path)
 
     def _was_given(self, path: str, state: State) -> bool:
         if self._gone.pop(path, None) == state:
@@ -345,6 +410,13 @@ class FolderWatch:
     def _drop_stem(self, path: str) -> None:
         if (stem := self._stems.pop(path, None)) is not None:  # memory must not grow for months
             self._taken.discard(str(stem).lower())
+
+
+def _list_again(root: _Root) -> None:
+    """List all of its folders at the next check."""
+    root.below_at = -1e9
+    for listed in root.below.values():
+        listed.again = True
 
 
 def _facts(path: str) -> os.stat_result | None:

@@ -214,6 +214,28 @@ def test_a_folder_that_is_away_is_tried_ever_more_rarely_and_others_go_on(tmp_pa
     assert names(look(watcher, 131.0)) == ["a.png"]
 
 
+def test_a_folder_that_fails_loses_no_image_of_another(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    watcher = FolderWatch([str(tmp_path)], recursive=True)
+    look(watcher, 0.0)
+    for name in ("a", "b"):
+        save_png(tmp_path / name / "x.png", gray_frame())
+    real, listings = os.scandir, []
+
+    def fail(folder):
+        listings.append(folder)
+        if str(folder) == str(tmp_path) or len(set(listings) - {str(tmp_path)}) == 1:
+            return real(folder)
+        raise OSError(5, "of the second folder")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watch.os, "scandir", fail)
+        assert look(watcher, 1.0) == []
+    found = [frame.source.name for second in range(2, 20) for frame in look(watcher, float(second))]
+    assert sorted(found) == [str(tmp_path / name / "x.png") for name in ("a", "b")]
+
+
 @pytest.mark.parametrize("change", ["size", "time", "inode", "content"])
 def test_a_picture_written_again_under_its_name_is_a_new_one(tmp_path: Path, change: str) -> None:
     path = save_png_at(tmp_path / "latest.png", 10**18)
