@@ -40,7 +40,7 @@ def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
     options = dict(station.camera_options)
     if has_white_level(spec):
         options["white_level"] = white_level_of(config, station)
-    return open_camera(spec, options)
+    return open_camera(spec, options, station.trigger != "free")
 
 
 def open_http(line: Line) -> AbstractContextManager[HttpService | None]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...errors import ConfigError, shown
 from ...images import check_white_level
 
-__all__ = ["NodeOptions", "known_only", "number"]
+__all__ = ["NodeOptions", "delay_of", "known_only", "number"]
 
 
 def known_only(options: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
@@ -40,6 +40,15 @@ def number(options: Mapping[str, Any], key: str, default: float, what: str, leas
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < 1e9:
         raise ConfigError(f"{what}: {key} is {shown(value)}.", "", f"a number above {least:g}")
     return float(value)
+
+
+def delay_of(options: Mapping[str, Any]) -> float:
+    """The option `delay`: seconds that a frame needs from its exposure to here; default 0.
+
+    Raises:
+        ConfigError: the value is not a number of seconds.
+    """
+    return number(options, "delay", 0.0, "camera") if options.get("delay", 0) != 0 else 0.0
 
 
 @dataclass(frozen=True)
