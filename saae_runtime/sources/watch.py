@@ -8,13 +8,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError, DataError, ImageError
 from .files import Facts, Frame, Source, image_frames, unique_stem
-from .folders import filing_stem, folders_below, is_picture_name
+from .folders import filing_stem
+from .listing import Listing
 from .notices import Notices
 
 __all__ = ["PATIENCE", "SETTLE", "FolderWatch"]
@@ -27,9 +28,6 @@ PATIENCE = 5.0
 
 _POLL = 0.2  # seconds between two checks
 _BACK_OFF = 10.0  # longest pause between attempts for an unavailable folder, in seconds
-_SWEEP = 2.0  # seconds after which a folder is listed again regardless of notices
-_GRAIN = 2.0  # seconds; resolution of times on some file systems
-_TICK = 0.05
 _RECENT = 64  # latest files, which are checked every time: rings of names and `latest.png`
 _AROUND = 0.007  # seconds per check for earlier files, in turn
 _AT_LEAST = 50  # at least this many of them, also on a slow share
@@ -48,32 +46,16 @@ class _Waiting:
 
 
 @dataclass
-class _Listed:
-    """The last listing of a folder.
-
-    changed: the folder's time of change. since: when that time was first seen. at: when the folder was listed. again:
-    whether it is listed at the next check in any case. names: its images.
-    """
-
-    changed: int = -1
-    since: float = -1e9
-    at: float = -1e9
-    again: bool = True
-    names: set[str] = field(default_factory=set)
-
-
-@dataclass
 class _Root:
     """A named folder, and since when it is unavailable."""
 
     path: Path
     prefix: PurePath
+    listing: Listing
     away_since: float | None = None
     said: bool = False
     next_try: float = 0.0
     wait: float = _POLL
-    below: dict[str, _Listed] = field(default_factory=dict)
-    below_at: float = -1e9
 
 
 class FolderWatch:
@@ -117,7 +99,8 @@ class FolderWatch:
                     "name the folder that the camera writes to; without --watch, files and videos can be named",
                 )
             # As in `find_sources`: two folders may hold the same names.
-            self._roots.append(_Root(folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
+            prefix = PurePath(folder.resolve().name) if len(names) > 1 else PurePath()
+            self._roots.append(_Root(folder, prefix, Listing(folder, recursive)))
         self._recursive = recursive
         self._say = say
         self._knows = knows
@@ -167,7 +150,7 @@ class FolderWatch:
             if now < root.next_try:
                 continue
             try:
-                new, gone = self._list(root, hints, now)
+                new, gone = root.listing.changes(hints, now)
             except OSError as error:
                 self._is_away(root, error, now)
                 continue
@@ -201,13 +184,15 @@ class FolderWatch:
             OSError: a folder is unavailable.
         """
         wanted = {*self._recent, *self._waiting}
+        failed: OSError | None = None
         for root in self._roots:
-            _list_again(root)  # whatever the folders' times say
+            root.listing.list_again()
             try:
-                new, gone = self._list(root, set(), now)
+                new, gone = root.listing.changes(set(), now)
             except OSError as error:
                 self._is_away(root, error, now)
-                raise
+                failed = error
+                continue
             if root.away_since is not None:
                 self._is_back(root, now)
             wanted |= new
@@ -218,6 +203,8 @@ class FolderWatch:
             self._look(path, now)
         for path in self._waiting:
             self._leave(path)
+        if failed is not None:
+            raise failed
         return sorted(self._before - before)
 
     def _leave(self, path: str) -> None:
@@ -242,72 +229,6 @@ class FolderWatch:
         if path not in self._has_turn:
             self._has_turn.add(path)
             self._turns.append(path)
-
-    def _list(self, root: _Root, hints: set[str], now: float) -> tuple[set[str], set[str]]:
-        """Names that were added and removed since the last listing.
-
-        Raises:
-            OSError: the root, or a folder below it that is still there, cannot be listed.
-        """
-        changed = root.path.stat().st_mtime_ns
-        if not self._recursive:
-            root.below.setdefault(str(root.path), _Listed())
-        elif root.below_at + _SWEEP <= now or root.below.get(str(root.path), _Listed()).changed != changed:
-            self._find_below(root)
-            root.below_at = now
-        found: list[tuple[str, _Listed, set[str]]] = []
-        removed: list[str] = []
-        for folder, listed in root.below.items():
-            try:
-                names = self._names(folder, listed, hints, now)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError) or folder == str(root.path):
-                    _list_again(root)  # what the others hold by now is not noted yet
-                    raise
-                names = set()
-                removed.append(folder)
-            if names is not None:
-                found.append((folder, listed, names))
-        new: set[str] = set()
-        gone: set[str] = set()
-        for folder, listed, names in found:
-            new.update(os.path.join(folder, name) for name in names - listed.names)  # noqa: PTH118
-            gone.update(os.path.join(folder, name) for name in listed.names - names)  # noqa: PTH118
-            listed.names = names
-        for folder in removed:
-            del root.below[folder]
-        return new, gone
-
-    def _find_below(self, root: _Root) -> None:
-        def fail(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise error
-
-        found = {str(folder) for folder in folders_below(root.path, fail)}
-        for folder in found - set(root.below):
-            root.below[folder] = _Listed()
-
-    def _names(self, folder: str, listed: _Listed, hints: set[str], now: float) -> set[str] | None:
-        """The image names in a folder; None if they have not changed by its time of change.
-
-        A change right behind a listing may leave that time as it is, for as long as the file system does not count on.
-        So a folder is listed once more when its time has been the same for that long. That is measured here: the
-        clock of a server may be wrong.
-        """
-        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 (Path is slow, and this runs for every folder at every look)
-        if changed != listed.changed:
-            listed.changed, listed.since, listed.again = changed, now, True
-        due = now - listed.at >= _SWEEP
-        if not listed.again and not (due and listed.at - listed.since < _GRAIN):
-            return None
-        here = {name for path in hints for head, name in (os.path.split(path),) if head == folder}
-        if here and not due:
-            # New files are known by notices; a listing of 100,000 names can wait for the next sweep.
-            return listed.names | {name for name in here if os.path.lexists(os.path.join(folder, name))}  # noqa: PTH118
-        with os.scandir(folder) as entries:
-            names = {entry.name for entry in entries if is_picture_name(entry.name)}
-        listed.at, listed.again = now, abs(time.time() - changed / 1e9) < _TICK  # within a tick of this system
-        return names
 
     def _is_away(self, root: _Root, error: OSError, now: float) -> None:
         if root.away_since is None:
@@ -410,13 +331,6 @@ class FolderWatch:
     def _drop_stem(self, path: str) -> None:
         if (stem := self._stems.pop(path, None)) is not None:  # memory must not grow for months
             self._taken.discard(str(stem).lower())
-
-
-def _list_again(root: _Root) -> None:
-    """List all of its folders at the next check."""
-    root.below_at = -1e9
-    for listed in root.below.values():
-        listed.again = True
 
 
 def _facts(path: str) -> os.stat_result | None:

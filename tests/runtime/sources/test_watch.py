@@ -25,6 +25,7 @@ from saae_runtime.images import read_image
 from saae_runtime.render import encode_png, save_png
 from saae_runtime.sources import watch
 from saae_runtime.sources.files import Facts, Frame, Source, image_frames
+from saae_runtime.sources.listing import Listing
 from saae_runtime.sources.notices import Notices
 from saae_runtime.sources.watch import PATIENCE, SETTLE, FolderWatch
 
@@ -197,14 +198,14 @@ def test_a_folder_that_is_away_is_tried_ever_more_rarely_and_others_go_on(tmp_pa
     look(watcher, 0.0)
     (tmp_path / "far").rmdir()
     tries: list[float] = []
-    real = FolderWatch._list
+    real = Listing.changes
 
-    def counted(self, root, hints, now):
-        if root.path.name == "far":
+    def counted(self, hints, now):
+        if self._path.name == "far":
             tries.append(now)
-        return real(self, root, hints, now)
+        return real(self, hints, now)
 
-    monkeypatch.setattr(FolderWatch, "_list", counted)
+    monkeypatch.setattr(Listing, "changes", counted)
     for fifth in range(1, 600):
         look(watcher, fifth / 5)
     assert 12 < len(tries) < 25
