@@ -20,11 +20,16 @@ class NoFrameError(DeviceError):
 
 
 class BadFrameError(SaaeError):
-    """One frame is lost: damaged on its way, or a file that is not an image. `name` is the frame's."""
+    """One frame is lost: damaged on its way, or a file that is not an image.
 
-    def __init__(self, what: str, why: str = "", cure: str = "", name: str = "") -> None:
+    `name` is the frame's; `done` is called when the record of its part is written, as for a `Shot`.
+    """
+
+    def __init__(
+        self, what: str, why: str = "", cure: str = "", name: str = "", done: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(what, why, cure)
-        self.name = name
+        self.name, self.done = name, done
 
 
 class EndOfFrames(Exception):
@@ -83,7 +88,7 @@ class Camera(Protocol):
         """Counts so far."""
 
     def trigger(self) -> None:
-        """Take one frame now, by a software trigger; does nothing for a free-running camera.
+        """Take one frame now: frames that were taken before it are for no part.
 
         Raises:
             DeviceError: the camera is not connected.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..errors import ConfigError, SaaeError
+from ..errors import ConfigError, DeviceError, SaaeError
 from ..meter import one_line
 from ..sources.files import Frame, find_sources, read_frames
 from ..sources.scored import Scored
@@ -20,6 +22,7 @@ from .part import now
 __all__ = ["FileCamera", "WatchCamera", "open_files"]
 
 _POLL = 0.2  # seconds between two checks of a folder
+_SEEK = 1.0  # seconds between two checks whether an unavailable folder is back
 
 
 class _Counting:
@@ -36,13 +39,11 @@ class _Counting:
         """Counts so far."""
         return CameraStats(self._grabbed, self._dropped, self._bad, self._reconnects, self._connected, self._last_error)
 
-    def trigger(self) -> None:
-        """Do nothing: the next frame is used."""
-
-    def _bad_frame(self, error: SaaeError, name: str) -> BadFrameError:
+    def _bad_frame(self, error: SaaeError | None, name: str, done: Callable[[], None] | None = None) -> BadFrameError:
+        error = error or SaaeError(f"{name} cannot be read.")
         self._bad += 1
         self._last_error = one_line(error)
-        return BadFrameError(error.what, error.why, error.cure, name)
+        return BadFrameError(error.what, error.why, error.cure, name, done)
 
     def close(self) -> None:
         """End it. May be called twice."""
@@ -52,11 +53,14 @@ class _Counting:
 class FileCamera(_Counting):
     """Files in order: images, folders, patterns, videos; see `saae_runtime.sources.files.find_sources`.
 
+    With a trigger it simulates a camera: each part gets the next frame.
+
     Args:
         name: as for `saae-run`.
         recursive: include subfolders.
         interval: seconds from one frame to the next, to simulate a line; 0: as fast as possible.
         repeat: start again at the end, endlessly.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         ConfigError, DataError: nothing there.
@@ -64,12 +68,23 @@ class FileCamera(_Counting):
 
     live = False
 
-    def __init__(self, name: str, recursive: bool = False, interval: float = 0.0, repeat: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        recursive: bool = False,
+        interval: float = 0.0,
+        repeat: bool = False,
+        white_level: int | None = None,
+    ) -> None:
         super().__init__()
+        self._white_level = white_level
         self._sources = find_sources([name], recursive)
         self._interval, self._repeat = interval, repeat
-        self._frames: Iterator[Frame] = read_frames(self._sources)
+        self._frames: Iterator[Frame] = read_frames(self._sources, self._white_level)
         self._next = time.monotonic()
+
+    def trigger(self) -> None:
+        """Do nothing: the next frame is used."""
 
     def grab(self, timeout: float) -> Shot:
         """The next frame; see `Camera`."""
@@ -80,14 +95,14 @@ class FileCamera(_Counting):
             raise NoFrameError("The next frame is not due yet.")
         frame = next(self._frames, None)
         if frame is None and self._repeat:
-            self._frames = read_frames(self._sources)
+            self._frames = read_frames(self._sources, self._white_level)
             frame = next(self._frames, None)
         if frame is None:
             raise EndOfFrames
         self._next = time.monotonic() + self._interval
         name = frame.name if frame.source.kind == "image" else f"{frame.name}#{frame.index}"
         if frame.image is None:
-            raise self._bad_frame(frame.error or SaaeError(f"{name} cannot be read."), name)
+            raise self._bad_frame(frame.error, name)
         self._grabbed += 1
         return Shot(frame.image, name, now())
 
@@ -96,12 +111,13 @@ class WatchCamera(_Counting):
     """Images that arrive in a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
 
     An image's time is that of its file. `memory` remembers which images have a record, so that a restart judges the
-    rest.
+    rest. With a trigger, images that have come without one belong to no part: they are counted as dropped.
 
     Args:
         folder: the watched folder.
         memory: path of the memory; None: all existing images count as new.
         recursive: include subfolders.
+        white_level: of 16-bit files, see `saae_runtime.images.read_image`.
 
     Raises:
         ConfigError: no such folder.
@@ -109,39 +125,93 @@ class WatchCamera(_Counting):
 
     live = False
 
-    def __init__(self, folder: str, memory: Path | None = None, recursive: bool = False) -> None:
+    def __init__(
+        self, folder: str, memory: Path | None = None, recursive: bool = False, white_level: int | None = None
+    ) -> None:
         super().__init__()
+        self._white_level = white_level
         if memory is not None:
             memory.parent.mkdir(parents=True, exist_ok=True)
         self._scored = Scored(memory) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
         self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
-        self._frames: deque[Frame] = deque()
+        self._folder = folder
+        self._frames = self._arriving()
+        self._more_pages = self._asked = False
+        self._told = 0  # of the dropped ones
+        self._seeker = threading.Thread()
+
+    @property
+    def stats(self) -> CameraStats:
+        """Counts so far."""
+        return replace(super().stats, dropped=self._dropped + self._watch.left_out)
+
+    def trigger(self) -> None:
+        """Leave out everything that has come so far, complete or not: only an image from now on counts.
+
+        Raises:
+            DeviceError: the folder is unavailable, so that nobody knows what has come.
+        """
+        self._asked = True
+        self._frames = self._arriving()
+        self._dropped += self._more_pages
+        self._more_pages = False
+        try:
+            found = self._watch.leave_out(time.monotonic())
+        except OSError as error:
+            away = DeviceError(f"{self._folder} is away.", error.strerror or str(error), "check the share")
+            self._is_away(one_line(away))
+            raise away from error
+        self._is_back()
+        if found:
+            self._last_error = f"{found[-1]} belongs to no part: it was there before the trigger."
 
     def _say(self, text: str) -> None:
-        self._connected = "is back" in text
-        self._reconnects += self._connected
-        self._last_error = text
+        if "is back" in text:
+            self._is_back()
+        else:
+            self._is_away(text)
+
+    def _is_away(self, text: str) -> None:
+        self._connected, self._last_error = False, text
+        if self._asked and not self._seeker.is_alive():  # a station in fault asks for no image that would show it
+            self._seeker = threading.Thread(target=self._seek, name=f"seek-{self._folder}", daemon=True)
+            self._seeker.start()
+
+    def _is_back(self) -> None:
+        self._reconnects += not self._connected
+        self._connected = True
+
+    def _seek(self) -> None:
+        """Wait until the folder can be listed again."""
+        while not self._connected and not self._closed.wait(_SEEK):
+            with suppress(OSError):
+                os.scandir(self._folder).close()
+                self._is_back()
 
     def grab(self, timeout: float) -> Shot:
         """The next image; see `Camera`."""
         end = time.monotonic() + timeout
-        while not self._frames:
-            self._frames.extend(self._watch.poll(time.monotonic()))
+        while (frame := next(self._frames)) is None:
             left = end - time.monotonic()
-            if not self._frames and left <= 0:
+            if left <= 0:
                 raise NoFrameError("No image has arrived.")
-            if not self._frames and self._closed.wait(min(_POLL, left)):
+            if self._closed.wait(min(_POLL, left)):
                 raise EndOfFrames
-        frame = self._frames.popleft()
+        self._more_pages = frame.page is not None and frame.facts is None
         if frame.image is None:
-            done = self._done(frame)
-            if done is not None:
-                done()
-            raise self._bad_frame(frame.error or SaaeError(f"{frame.name} cannot be read."), frame.name)
+            raise self._bad_frame(frame.error, frame.name, self._done(frame))
         self._grabbed += 1
+        dropped = self.stats.dropped
+        new, self._told = dropped - self._told, dropped
         moment = now() if frame.facts is None else datetime.fromtimestamp(frame.facts[1] / 1e9, timezone.utc)
-        return Shot(frame.image, frame.name, moment, done=self._done(frame))
+        return Shot(frame.image, frame.name, moment, new, done=self._done(frame))
+
+    def _arriving(self) -> Iterator[Frame | None]:
+        """Frames as they arrive, each read when it is asked for; None after each check of the folder."""
+        while True:
+            yield from self._watch.poll(time.monotonic(), self._white_level)
+            yield None
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
         """Remember that the file has its record."""
@@ -163,13 +233,14 @@ def open_files(
     recursive: bool = False,
     interval: float = 0.0,
     repeat: bool = False,
+    white_level: int | None = None,
 ) -> FileCamera | WatchCamera:
     """Open a camera by its name: `watch:FOLDER`, or files, folders, patterns and videos as for `saae-run`.
 
     Args:
         spec: the name.
         memory: of a watched folder.
-        recursive, interval, repeat: see `FileCamera`.
+        recursive, interval, repeat, white_level: see `FileCamera`.
 
     Raises:
         ConfigError, DataError: nothing found, or an option that this camera does not have.
@@ -178,5 +249,5 @@ def open_files(
     if kind == "watch" and colon:
         if interval or repeat:
             raise ConfigError(f"{spec}: `interval` and `repeat` apply to existing files only.")
-        return WatchCamera(rest, memory, recursive)
-    return FileCamera(spec, recursive, interval, repeat)
+        return WatchCamera(rest, memory, recursive, white_level)
+    return FileCamera(spec, recursive, interval, repeat, white_level)

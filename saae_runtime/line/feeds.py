@@ -36,6 +36,7 @@ class Job:
         problem: why it cannot be judged; empty if it can.
         started: when it came, by `time.monotonic`; None: time counts from when it is judged.
         ended: whether the camera has ended, so that no later part will have a frame.
+        done: called when its record is written; None: not needed.
     """
 
     trigger: Trigger
@@ -44,6 +45,7 @@ class Job:
     problem: str = ""
     started: float | None = None
     ended: bool = False
+    done: Callable[[], None] | None = None
 
 
 class Feed(Protocol):
@@ -72,10 +74,11 @@ class TriggeredFeed:
         camera: takes the frame.
         bind: chooses the recipe.
         grab_timeout: seconds for the camera to give a frame.
+        meter: counts `dropped` frames, which came without a request.
     """
 
-    def __init__(self, source: TriggerSource, camera: Camera, bind: Bind, grab_timeout: float) -> None:
-        self._source, self._camera, self._bind = source, camera, bind
+    def __init__(self, source: TriggerSource, camera: Camera, bind: Bind, grab_timeout: float, meter: Meter) -> None:
+        self._source, self._camera, self._bind, self._meter = source, camera, bind, meter
         self._timeout = grab_timeout
 
     @property
@@ -91,16 +94,19 @@ class TriggeredFeed:
         started = time.monotonic()
         bound = self._bind(trigger)
         recipe, problem = (None, bound) if isinstance(bound, str) else (bound, "")
-        shot, ended = None, False
+        shot, ended, done = None, False, None
         try:
             self._camera.trigger()
             shot = self._camera.grab(self._timeout)
+            done = shot.done
+            self._meter.count("dropped", shot.dropped)
         except EndOfFrames:
             ended = True
             problem = problem or "the camera has no more frames"
         except Exception as error:
             problem = problem or one_line(error)
-        return Job(trigger, shot, recipe, problem, started, ended)
+            done = error.done if isinstance(error, BadFrameError) else None
+        return Job(trigger, shot, recipe, problem, started, ended, done)
 
     def close(self) -> None:
         """End waiting."""
@@ -179,15 +185,15 @@ class FreeFeed:
             shot = self._camera.grab(_POLL)
         except BadFrameError as error:
             trigger = Trigger(part_name(error.name, self._camera.live))
-            return Job(trigger, None, None, one_line(error))
+            return Job(trigger, None, None, one_line(error), done=error.done)
         if shot.dropped:
             self._meter.count("dropped", shot.dropped)
         started = time.monotonic() if self._camera.live else None
         trigger = Trigger(part_name(shot.name, self._camera.live, shot), None, shot.time)
         bound = self._bind(trigger)
         if isinstance(bound, str):
-            return Job(trigger, shot, None, bound, started)
-        return Job(trigger, shot, bound, "", started)
+            return Job(trigger, shot, None, bound, started, done=shot.done)
+        return Job(trigger, shot, bound, "", started, done=shot.done)
 
     def _put(self, job: Job) -> None:
         with self._changed:

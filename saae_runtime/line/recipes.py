@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, shown
+from ..bundle import open_bundle
+from ..errors import BundleError, ConfigError, shown
+from ..images import check_white_level
 from ..result import Result
 from ..thresholds import ThresholdTable
-from .config import RecipeConfig
+from .config import LineConfig, RecipeConfig, StationConfig
 from .engines import Engines, SharedEngine, Way
 from .masks import Masks, within
 
-__all__ = ["Recipe", "RecipeBook"]
+__all__ = ["Recipe", "RecipeBook", "white_level_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +160,14 @@ class RecipeBook:
         if config.name != name:
             raise ConfigError("A recipe keeps its name.")
         after = self._load(config, before.version + 1)
+        levels = [item.shared.engine.white_level for item in (before, after)]
+        if levels[0] != levels[1]:
+            raise ConfigError(
+                f"Recipe {name} cannot change to a bundle with another white level.",
+                f"The running cameras scale their frames by {_level(levels[0])}; {config.bundle} was fitted with "
+                f"{_level(levels[1])}.",
+                "name the bundle in line.toml and restart the line",
+            )
         with self._lock:
             if self._recipes[name] is not before:
                 raise ConfigError(f"Recipe {name} is being changed by another user.", "", "reload it, then change it")
@@ -193,3 +204,33 @@ class RecipeBook:
         image = tables.image.at(config.false_alarms) if config.threshold is None else config.threshold
         pixel = tables.pixel.at(config.pixel_fpr) if config.pixel_threshold is None else config.pixel_threshold
         return Recipe(config, shared, masks, float(image), float(pixel), tables.image, version)
+
+
+def white_level_of(config: LineConfig, station: StationConfig) -> int | None:
+    """The white level for a station's camera: that of its options, else the one that its bundles were fitted with.
+
+    A bundle that cannot be opened is left out: its recipe reports it.
+
+    Raises:
+        ConfigError: an impossible level, or bundles with different ones.
+    """
+    own = station.camera_options.get("white_level")
+    if own is not None:
+        return check_white_level(own)
+    levels: dict[str, int | None] = {}
+    for name in station.recipes:
+        with suppress(BundleError):
+            bundle = open_bundle(config.place(config.recipe(name).bundle), verify=False)
+            levels[name] = bundle.manifest.frame.white_level
+    if len(set(levels.values())) > 1:
+        found = ", ".join(f"{name}: {_level(level)}" for name, level in levels.items())
+        raise ConfigError(
+            f"Station {station.name}: its recipes have different white levels ({found}).",
+            "A camera's frames are scaled once, by the white level that the bundles were fitted with.",
+            "fit them with the same --white-level, or set one for all: camera_options = { white_level = 4095 }",
+        )
+    return next(iter(levels.values()), None)
+
+
+def _level(level: int | None) -> str:
+    return "the default" if level is None else str(level)

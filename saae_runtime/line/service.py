@@ -22,7 +22,7 @@ from .camera_files import open_files
 from .config import LineConfig, StationConfig
 from .drift import DriftMonitor
 from .part import Choice, Part, TriggerSource, now, stamp
-from .recipes import Recipe, RecipeBook
+from .recipes import Recipe, RecipeBook, white_level_of
 from .sinks import make_sink
 from .sinks.delivery import Delivery
 from .spool import Spool
@@ -271,7 +271,7 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
     """Open files, folders and videos as cameras; see `saae_runtime.line.camera_files.open_files`.
 
     Raises:
-        ConfigError, DataError: nothing found, or an unknown option.
+        ConfigError, DataError: nothing found, an unknown option, or recipes with different white levels.
     """
     spec = station.camera
     kind, colon, rest = spec.partition(":")
@@ -282,14 +282,15 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
         options["memory"] = config.place(config.line.spool) / f"{station.name}.seen" if resume else None
     else:
         spec = str(config.place(spec))
-    known = {"recursive": bool, "interval": (int, float), "repeat": bool, "memory": object}
+    known = {"recursive": bool, "interval": (int, float), "repeat": bool, "white_level": int, "memory": object}
     for key, value in options.items():
         if key not in known or not isinstance(value, known[key]):  # type: ignore[arg-type]
             raise ConfigError(
                 f"Station {station.name}: `camera_options` {key} = {value!r} is not possible for {station.camera}.",
                 "",
-                "recursive = true, interval = 0.5, repeat = true, or resume = false with watch:",
+                "recursive = true, white_level = 4095, interval = 0.5, repeat = true, or resume = false with watch:",
             )
+    options["white_level"] = white_level_of(config, station)
     return open_files(spec, **options)
 
 

@@ -130,7 +130,7 @@ class Station:
             self._feed = FreeFeed(self._camera, self._bind, self.config.queue, self.config.queue_size, self.meter)
         else:
             patience = self.config.grab_timeout or self.config.verdict_timeout
-            self._feed = TriggeredFeed(self._source, self._camera, self._bind, patience)
+            self._feed = TriggeredFeed(self._source, self._camera, self._bind, patience, self.meter)
         self._thread.start()
 
     def switch(self, recipe: str) -> Recipe:
@@ -324,8 +324,8 @@ class Station:
         try:
             frame = None if job.shot is None else job.shot.frame
             self._judged(replace(part, **changes), frame, result, job.recipe)
-            if job.shot is not None and job.shot.done is not None:
-                job.shot.done()
+            if job.done is not None:
+                job.done()
         except Exception as error:  # an error of `judged` must not stop the line
             self.meter.count("unrecorded")
             self.meter.fail(error)

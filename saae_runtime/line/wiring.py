@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .camera import Camera
-from .cameras.registry import is_camera, open_camera
+from .cameras.registry import has_white_level, is_camera, open_camera
 from .config import LineConfig, StationConfig
 from .http.certificate import certificate_of
 from .http.options import HttpOptions, users_of
 from .plc.trigger import PlcConfig, open_trigger
+from .recipes import white_level_of
 from .service import Line, open_file_camera
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
     """Open a station's camera, see `cameras.registry.open_camera`; other names are files, folders and videos.
 
     Raises:
-        ConfigError, DataError: nothing found, a missing library, an invalid option.
+        ConfigError, DataError: nothing found, a missing library, an invalid option, or different white levels.
     """
     spec = station.camera
     if not is_camera(spec):
@@ -36,7 +37,10 @@ def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
     if spec.startswith("genicam:"):
         path, mark, serial = spec.removeprefix("genicam:").partition("#")
         spec = f"genicam:{config.place(str(Path(path).expanduser()))}{mark}{serial}"
-    return open_camera(spec, station.camera_options)
+    options = dict(station.camera_options)
+    if has_white_level(spec):
+        options["white_level"] = white_level_of(config, station)
+    return open_camera(spec, options, station.trigger != "free")
 
 
 def open_http(line: Line) -> AbstractContextManager[HttpService | None]:

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError, DataError, ImageError
 from .files import Facts, Frame, Source, image_frames, unique_stem
-from .folders import filing_stem, folders_below, is_picture_name
+from .folders import filing_stem
+from .listing import Listing
 from .notices import Notices
 
 __all__ = ["PATIENCE", "SETTLE", "FolderWatch"]
@@ -27,9 +28,6 @@ PATIENCE = 5.0
 
 _POLL = 0.2  # seconds between two checks
 _BACK_OFF = 10.0  # longest pause between attempts for an unavailable folder, in seconds
-_SWEEP = 2.0  # seconds after which a folder is listed again regardless of notices
-_GRAIN = 2.0  # seconds; resolution of times on some file systems
-_TICK = 0.05
 _RECENT = 64  # latest files, which are checked every time: rings of names and `latest.png`
 _AROUND = 0.007  # seconds per check for earlier files, in turn
 _AT_LEAST = 50  # at least this many of them, also on a slow share
@@ -48,27 +46,16 @@ class _Waiting:
 
 
 @dataclass
-class _Listed:
-    """The last listing of a folder: its time of change, when it was listed, its images, and folders to list with it."""
-
-    changed: int = -1
-    at: float = -1e9
-    fresh: bool = True
-    names: set[str] = field(default_factory=set)
-
-
-@dataclass
 class _Root:
     """A named folder, and since when it is unavailable."""
 
     path: Path
     prefix: PurePath
+    listing: Listing
     away_since: float | None = None
     said: bool = False
     next_try: float = 0.0
     wait: float = _POLL
-    below: dict[str, _Listed] = field(default_factory=dict)
-    below_at: float = -1e9
 
 
 class FolderWatch:
@@ -89,6 +76,7 @@ class FolderWatch:
         outages: how often a folder was unavailable.
         away: total seconds.
         passed_over: files that an earlier run had scored.
+        left_out: images that were not yielded, see `leave_out`.
 
     Raises:
         ConfigError: a name that is not a folder.
@@ -111,9 +99,9 @@ class FolderWatch:
                     "name the folder that the camera writes to; without --watch, files and videos can be named",
                 )
             # As in `find_sources`: two folders may hold the same names.
-            self._roots.append(_Root(folder, PurePath(folder.resolve().name) if len(names) > 1 else PurePath()))
+            prefix = PurePath(folder.resolve().name) if len(names) > 1 else PurePath()
+            self._roots.append(_Root(folder, prefix, Listing(folder, recursive)))
         self._recursive = recursive
-        self._white_level: int | None = None
         self._say = say
         self._knows = knows
         self._waiting: dict[str, _Waiting] = {}
@@ -124,18 +112,20 @@ class FolderWatch:
         self._gone: OrderedDict[str, State] = OrderedDict()
         self._stems: dict[str, PurePath] = {}
         self._taken: set[str] = set()
+        self._before: set[str] = set()  # waiting files that are left out when they are complete
+        self._unchanged: set[str] | None = None  # yielded files known not to have changed before the last `leave_out`
         self._notices: Notices | None = None
         self.outages = 0
         self.away = 0.0
         self.passed_over = 0
+        self.left_out = 0
 
     def frames(self, stop: threading.Event, white_level: int | None = None) -> Iterator[Frame]:
         """Frames as they come, until `stop` is set; `white_level` is that of 16-bit files."""
-        self._white_level = white_level
         self._notices = Notices([root.path for root in self._roots], self._recursive)
         try:
             while not stop.is_set():
-                for frame in self.poll(time.monotonic()):
+                for frame in self.poll(time.monotonic(), white_level):
                     yield frame
                     if stop.is_set():
                         return
@@ -144,19 +134,23 @@ class FolderWatch:
         finally:
             self._notices.close()
 
-    def poll(self, now: float) -> Iterator[Frame]:
+    def poll(self, now: float, white_level: int | None = None) -> Iterator[Frame]:
         """One check: images completed since the last one, by name; an error for unreadable ones.
+
+        An image is read when its frame is asked for, however much later, and only if it is as it was at the check.
 
         Args:
             now: monotonic time in seconds.
+            white_level: of 16-bit files.
         """
         hints = self._notices.take() if self._notices is not None else set()
         wanted: set[str] = set()
+        removed: list[Frame] = []
         for root in self._roots:
             if now < root.next_try:
                 continue
             try:
-                new, gone = self._list(root, hints, now)
+                new, gone = root.listing.changes(hints, now)
             except OSError as error:
                 self._is_away(root, error, now)
                 continue
@@ -165,11 +159,57 @@ class FolderWatch:
             wanted |= new
             for path in sorted(gone):
                 if (frame := self._forget(path)) is not None:
-                    yield frame
+                    removed.append(frame)
         wanted |= {path for path in hints if path in self._given}
         wanted.update(self._recent, self._waiting)
-        for path in chain(sorted(wanted), self._in_turn()):  # in turn while there is time for it
-            yield from self._look(path, now)
+        # in turn while there is time for it
+        complete = [path for path in chain(sorted(wanted), self._in_turn()) if self._look(path, now)]
+        yield from removed
+        for path in complete:
+            yield from self._read(path, now, white_level)
+
+    def leave_out(self, now: float) -> list[str]:
+        """Leave out the images that are there now, complete or not: later checks yield what comes from now on.
+
+        An image that is being written now is left out when it is complete. So is one that was yielded long ago and
+        has changed, if it was not looked at now: nobody knows when it changed.
+
+        Args:
+            now: monotonic time in seconds.
+
+        Returns:
+            Paths of the images that no earlier call has left out.
+
+        Raises:
+            OSError: a folder is unavailable.
+        """
+        wanted = {*self._recent, *self._waiting}
+        failed: OSError | None = None
+        for root in self._roots:
+            root.listing.list_again()
+            try:
+                new, gone = root.listing.changes(set(), now)
+            except OSError as error:
+                self._is_away(root, error, now)
+                failed = error
+                continue
+            if root.away_since is not None:
+                self._is_back(root, now)
+            wanted |= new
+            for path in gone:
+                self._forget(path)
+        before, self._unchanged = set(self._before), set()
+        for path in chain(sorted(wanted), self._in_turn()):
+            self._look(path, now)
+        for path in self._waiting:
+            self._leave(path)
+        if failed is not None:
+            raise failed
+        return sorted(self._before - before)
+
+    def _leave(self, path: str) -> None:
+        self.left_out += path not in self._before
+        self._before.add(path)
 
     def _in_turn(self) -> Iterator[str]:
         """Some of the files that were yielded long ago, in turn."""
@@ -189,61 +229,6 @@ class FolderWatch:
         if path not in self._has_turn:
             self._has_turn.add(path)
             self._turns.append(path)
-
-    def _list(self, root: _Root, hints: set[str], now: float) -> tuple[set[str], set[str]]:
-        """Names that were added and removed since the last listing.
-
-        Raises:
-            OSError: the root, or a folder below it that is still there, cannot be listed.
-        """
-        changed = root.path.stat().st_mtime_ns
-        if not self._recursive:
-            root.below.setdefault(str(root.path), _Listed())
-        elif root.below_at + _SWEEP <= now or root.below.get(str(root.path), _Listed()).changed != changed:
-            self._find_below(root)
-            root.below_at = now
-        new: set[str] = set()
-        gone: set[str] = set()
-        for folder, listed in list(root.below.items()):
-            try:
-                names = self._names(folder, listed, hints, now)
-            except FileNotFoundError:
-                if folder == str(root.path):
-                    raise
-                names = set()
-                del root.below[folder]
-            if names is not None:
-                new.update(os.path.join(folder, name) for name in names - listed.names)  # noqa: PTH118
-                gone.update(os.path.join(folder, name) for name in listed.names - names)  # noqa: PTH118
-                listed.names = names
-        return new, gone
-
-    def _find_below(self, root: _Root) -> None:
-        def fail(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise error
-
-        found = {str(folder) for folder in folders_below(root.path, fail)}
-        for folder in found - set(root.below):
-            root.below[folder] = _Listed()
-
-    def _names(self, folder: str, listed: _Listed, hints: set[str], now: float) -> set[str] | None:
-        """The image names in a folder; None if they have not changed by its time of change."""
-        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 (Path is slow, and this runs for every folder at every look)
-        due = now - listed.at >= _SWEEP
-        if changed == listed.changed and not (listed.fresh and due):
-            return None
-        here = {name for path in hints for head, name in (os.path.split(path),) if head == folder}
-        if here and not due:
-            # New files are known by notices; a listing of 100,000 names can wait for the next sweep.
-            return listed.names | {name for name in here if os.path.lexists(os.path.join(folder, name))}  # noqa: PTH118
-        with os.scandir(folder) as entries:
-            names = {entry.name for entry in entries if is_picture_name(entry.name)}
-        # A change right behind this listing may leave the time as it is: then list again, at once where the system
-        # counts time in its ticks, and a while where the file system counts in seconds.
-        age = time.time() - changed / 1e9
-        listed.changed, listed.at, listed.fresh = (-1 if age < _TICK else changed), now, age < _GRAIN + _SWEEP
-        return names
 
     def _is_away(self, root: _Root, error: OSError, now: float) -> None:
         if root.away_since is None:
@@ -266,7 +251,11 @@ class FolderWatch:
     def _forget(self, path: str) -> Frame | None:
         """Forget a file that is gone; return an error if it was not scored yet."""
         frame = None
-        if self._waiting.pop(path, None) is not None:
+        waiting = self._waiting.pop(path, None)
+        if waiting is not None and path in self._before:
+            self._before.discard(path)
+            self._given[path] = waiting.state
+        elif waiting is not None:
             frame = Frame(self._source(path), 0, None, _gone_error(path))
         if path in self._given:
             # A share may be empty at first when it is back: files that reappear are not new images.
@@ -277,36 +266,52 @@ class FolderWatch:
             self._drop_stem(path)
         return frame
 
-    def _look(self, path: str, now: float) -> Iterator[Frame]:
-        try:
-            facts = os.stat(path)  # noqa: PTH116 (as above)
-        except OSError:  # removed since the listing, or the share is unavailable
-            return
-        state = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    def _look(self, path: str, now: float) -> bool:
+        """Note a file's state; return whether it is a complete image that was not yielded yet."""
+        facts = _facts(path)
+        if facts is None:  # removed since the listing, or the share is unavailable
+            return False
+        state = _state(facts)
         waiting = self._waiting.get(path)
         if waiting is None:
+            if self._given.get(path) == state and self._unchanged is not None:
+                self._unchanged.add(path)
             if self._given.get(path) == state or stat.S_ISDIR(facts.st_mode):
-                return
+                return False
             if path not in self._given and self._was_given(path, state):
                 self._give(path, state)
-                return
+                return False
+            if path in self._given and self._unchanged is not None and path not in self._unchanged:
+                self._leave(path)
         if waiting is None or waiting.state != state:
             self._waiting[path] = _Waiting(state, now)
+            return False
+        since = now - waiting.since
+        return since >= PATIENCE or (since >= SETTLE and not waiting.tried)
+
+    def _read(self, path: str, now: float, white_level: int | None) -> Iterator[Frame]:
+        """The frames of a file that was complete at a check."""
+        waiting, facts = self._waiting.get(path), _facts(path)
+        if waiting is None or facts is None or waiting.state != _state(facts):  # the next check sees what happened
             return
-        last = now - waiting.since >= PATIENCE
-        if not last and (waiting.tried or now - waiting.since < SETTLE):
+        if path in self._before:
+            self._before.discard(path)
+            self._finish(path, waiting.state)
             return
-        frames = image_frames(self._source(path), state[:2], self._white_level)
+        frames = image_frames(self._source(path), waiting.state[:2], white_level)
         first = next(frames)
-        if isinstance(first.error, ImageError) and not last:
+        if isinstance(first.error, ImageError) and now - waiting.since < PATIENCE:
             waiting.tried = True  # the writer may only pause
             return
+        self._finish(path, waiting.state)
+        yield first
+        yield from frames
+
+    def _finish(self, path: str, state: State) -> None:
         del self._waiting[path]
         self._give(path, state)
         if path not in self._recent:
             self._recent.append(path)
-        yield first
-        yield from frames
 
     def _was_given(self, path: str, state: State) -> bool:
         if self._gone.pop(path, None) == state:
@@ -326,6 +331,18 @@ class FolderWatch:
     def _drop_stem(self, path: str) -> None:
         if (stem := self._stems.pop(path, None)) is not None:  # memory must not grow for months
             self._taken.discard(str(stem).lower())
+
+
+def _facts(path: str) -> os.stat_result | None:
+    """What the system knows of a file; None if it cannot be asked."""
+    try:
+        return os.stat(path)  # noqa: PTH116 (Path is slow, and this runs for every file at every look)
+    except OSError:
+        return None
+
+
+def _state(facts: os.stat_result) -> State:
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def _gone_error(path: str) -> DataError:

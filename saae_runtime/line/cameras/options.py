@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...errors import ConfigError, shown
 from ...images import check_white_level
 
-__all__ = ["NodeOptions", "known_only", "number"]
+__all__ = ["NodeOptions", "delay_of", "known_only", "number"]
 
 
 def known_only(options: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
@@ -42,6 +42,15 @@ def number(options: Mapping[str, Any], key: str, default: float, what: str, leas
     return float(value)
 
 
+def delay_of(options: Mapping[str, Any]) -> float:
+    """The option `delay`: seconds that a frame needs from its exposure to here; default 0.
+
+    Raises:
+        ConfigError: the value is not a number of seconds.
+    """
+    return number(options, "delay", 0.0, "camera") if options.get("delay", 0) != 0 else 0.0
+
+
 @dataclass(frozen=True)
 class NodeOptions:
     """Settings of a camera with GenICam nodes.
@@ -50,7 +59,7 @@ class NodeOptions:
         trigger: `off`: free-running; `software`: one frame per part, when the station asks; `hardware`: by the camera's
             input, as set up in the camera.
         pixel_format: value of PixelFormat; None: the camera's setting.
-        white_level: of gray with more than 8 bits; None: the maximum of its bits.
+        white_level: of gray with more than 8 bits; None: the maximum of its bits. `wiring` gives the bundles' one.
         early: seconds that a frame of a hardware trigger may come before the line's trigger.
         silent_after: seconds without a frame after which a free-running camera is opened again.
         buffer: largest number of waiting frames; older ones are dropped and counted.

@@ -92,7 +92,8 @@ class LiveCamera:
 
     A frame that was taken for one part is never used for another: before each trigger, waiting frames are dropped, and
     if a triggered frame is still to come, the device drops its pending ones. A free-running camera gives the second
-    frame after the trigger, because the first may have been exposed before it. A camera with a hardware trigger gives
+    frame after the trigger, because the first may have been exposed before it; frames that need `delay` seconds from
+    the exposure to here count as if the trigger came that much later. A camera with a hardware trigger gives
     the first frame after the line's trigger, or up to `early` seconds before it.
 
     Args:
@@ -102,6 +103,7 @@ class LiveCamera:
         silent_after: seconds without a frame after which a free-running device counts as lost; None: never.
         back_off: pauses between attempts to connect.
         early: seconds that a frame of a hardware trigger may come before the line's trigger.
+        delay: seconds after a trigger for which frames of a free-running camera still show what was before it.
 
     Raises:
         ConfigError: from the first attempt to connect. A device that is only missing is searched for from then on.
@@ -117,8 +119,9 @@ class LiveCamera:
         silent_after: float | None = 5.0,
         back_off: BackOff | None = None,
         early: float = 0.0,
+        delay: float = 0.0,
     ) -> None:
-        self._early = early
+        self._early, self._delay = early, delay
         self._name, self._connect, self._keep, self._silent_after = name, connect, keep, silent_after
         self._back_off = back_off or BackOff()
         self._changed = threading.Condition()
@@ -128,6 +131,7 @@ class LiveCamera:
         self._number = 0
         self._dropped = 0
         self._skip = 0
+        self._from = 0.0  # time before which frames are for no part
         self._owed = False
         self._asked = False
         self._flushing = False
@@ -171,7 +175,7 @@ class LiveCamera:
                 return
             self._shots.clear()
             if device.mode == "off":
-                self._skip = 1
+                self._skip, self._from = 1, time.monotonic() + self._delay
                 return
             if self._owed:
                 self._flushing = True
@@ -285,6 +289,8 @@ class LiveCamera:
     def _put(self, item: NDArray[np.uint8] | BadFrameError, lost: int) -> None:
         with self._changed:
             self._number += 1
+            if time.monotonic() < self._from:
+                return
             if self._skip:
                 self._skip -= 1
                 return

@@ -13,7 +13,7 @@ from .pylon import open_pylon
 from .rtsp import STREAMS, open_stream
 from .webcam import open_webcam
 
-__all__ = ["Opener", "is_camera", "open_camera"]
+__all__ = ["Opener", "has_white_level", "is_camera", "open_camera"]
 
 Opener = Callable[[str, Mapping[str, Any]], Camera]
 """Opens the named camera with the options of the configuration."""
@@ -39,11 +39,21 @@ def is_camera(spec: str) -> bool:
     return _opener(spec) is not None
 
 
-def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
+def has_white_level(spec: str) -> bool:
+    """Whether this camera can give pixels of more than 8 bits, and has the option `white_level`."""
+    return _opener(spec) in (open_genicam, open_pylon)
+
+
+def open_camera(spec: str, options: Mapping[str, Any] | None = None, triggered: bool = False) -> Camera:
     """Open a camera by its name.
 
     Names are `genicam:PRODUCER.cti#SERIAL`, `pylon:SERIAL`, `rtsp://...`, `camera:0` and `stdin:WIDTHxHEIGHT`. A live
     camera that is missing is searched for from then on; see its `stats`.
+
+    Args:
+        spec: the name.
+        options: of `camera_options`.
+        triggered: whether parts are requested, so that frames on standard input are dropped until a trigger.
 
     Raises:
         ConfigError: an unknown kind of name, a missing library, an option that the camera does not have.
@@ -55,4 +65,6 @@ def open_camera(spec: str, options: Mapping[str, Any] | None = None) -> Camera:
             f"Kinds: {', '.join(f'{prefix}:' for prefix in _BY_PREFIX)}.",
             "see docs/plc.md",
         )
+    if opener is open_stdin:
+        return open_stdin(spec, options or {}, triggered)
     return opener(spec, options or {})

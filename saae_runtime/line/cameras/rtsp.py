@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import ConfigError, DeviceError
-from .options import known_only, number
+from .options import delay_of, known_only, number
 from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["STREAMS", "open_stream"]
@@ -22,12 +22,12 @@ def open_stream(spec: str, options: Mapping[str, Any]) -> LiveCamera:
     Args:
         spec: the address. Name and password are left out of every message and record.
         options: `timeout`: seconds until a silent or frozen server counts as lost (3); `transport`: `tcp` (default)
-            or `udp`; `buffer`: largest number of waiting frames (1).
+            or `udp`; `buffer`: largest number of waiting frames (1); `delay`: see `delay_of`.
 
     Raises:
         ConfigError: PyAV is missing, or an invalid option.
     """
-    known_only(options, ("timeout", "transport", "buffer"), "camera")
+    known_only(options, ("timeout", "transport", "buffer", "delay"), "camera")
     timeout = number(options, "timeout", 3.0, "camera")
     transport = options.get("transport", "tcp")
     if transport not in ("tcp", "udp"):
@@ -39,9 +39,10 @@ def open_stream(spec: str, options: Mapping[str, Any]) -> LiveCamera:
             "Network streams are not available.", f"PyAV cannot be imported: {error}", "pip install 'saae[video]'"
         ) from error
     name = without_password(spec)
+    delay = delay_of(options)
     keep = int(number(options, "buffer", 1, "camera"))
     # PyAV gives up after `timeout`, so `silent_after` is not needed.
-    return LiveCamera(name, lambda: _Stream(av, spec, name, timeout, transport), keep, silent_after=None)
+    return LiveCamera(name, lambda: _Stream(av, spec, name, timeout, transport), keep, silent_after=None, delay=delay)
 
 
 def without_password(address: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import ConfigError, DeviceError
 from ...sources.video import camera_frames, check_camera
 from ..camera import BadFrameError
-from .options import known_only, number
+from .options import delay_of, known_only, number
 from .reconnect import LiveCamera, Mode, Picture
 
 __all__ = ["open_webcam"]
@@ -20,17 +20,18 @@ def open_webcam(spec: str, options: Mapping[str, Any]) -> LiveCamera:
 
     Args:
         spec: the name.
-        options: `buffer`: largest number of waiting frames (1).
+        options: `buffer`: largest number of waiting frames (1); `delay`: see `delay_of`.
 
     Raises:
         ConfigError: OpenCV is missing, or another name.
     """
-    known_only(options, ("buffer",), "camera")
+    known_only(options, ("buffer", "delay"), "camera")
     found = re.fullmatch(r"camera:(\d{1,3})", spec)
     if found is None:
         raise ConfigError(f"{spec}: not a camera.", "A webcam is given by its number.", "camera:0 for the first one")
     check_camera()
-    return LiveCamera(spec, lambda: _Webcam(int(found[1])), int(number(options, "buffer", 1, "camera")), None)
+    keep = int(number(options, "buffer", 1, "camera"))
+    return LiveCamera(spec, lambda: _Webcam(int(found[1])), keep, silent_after=None, delay=delay_of(options))
 
 
 class _Webcam:

@@ -25,6 +25,7 @@ from saae_runtime.images import read_image
 from saae_runtime.render import encode_png, save_png
 from saae_runtime.sources import watch
 from saae_runtime.sources.files import Facts, Frame, Source, image_frames
+from saae_runtime.sources.listing import Listing
 from saae_runtime.sources.notices import Notices
 from saae_runtime.sources.watch import PATIENCE, SETTLE, FolderWatch
 
@@ -197,14 +198,14 @@ def test_a_folder_that_is_away_is_tried_ever_more_rarely_and_others_go_on(tmp_pa
     look(watcher, 0.0)
     (tmp_path / "far").rmdir()
     tries: list[float] = []
-    real = FolderWatch._list
+    real = Listing.changes
 
-    def counted(self, root, hints, now):
-        if root.path.name == "far":
+    def counted(self, hints, now):
+        if self._path.name == "far":
             tries.append(now)
-        return real(self, root, hints, now)
+        return real(self, hints, now)
 
-    monkeypatch.setattr(FolderWatch, "_list", counted)
+    monkeypatch.setattr(Listing, "changes", counted)
     for fifth in range(1, 600):
         look(watcher, fifth / 5)
     assert 12 < len(tries) < 25
@@ -212,6 +213,28 @@ def test_a_folder_that_is_away_is_tried_ever_more_rarely_and_others_go_on(tmp_pa
     save_png(tmp_path / "near" / "a.png", gray_frame())
     look(watcher, 130.0)
     assert names(look(watcher, 131.0)) == ["a.png"]
+
+
+def test_a_folder_that_fails_loses_no_image_of_another(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    watcher = FolderWatch([str(tmp_path)], recursive=True)
+    look(watcher, 0.0)
+    for name in ("a", "b"):
+        save_png(tmp_path / name / "x.png", gray_frame())
+    real, listings = os.scandir, []
+
+    def fail(folder):
+        listings.append(folder)
+        if str(folder) == str(tmp_path) or len(set(listings) - {str(tmp_path)}) == 1:
+            return real(folder)
+        raise OSError(5, "of the second folder")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watch.os, "scandir", fail)
+        assert look(watcher, 1.0) == []
+    found = [frame.source.name for second in range(2, 20) for frame in look(watcher, float(second))]
+    assert sorted(found) == [str(tmp_path / name / "x.png") for name in ("a", "b")]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "inode", "content"])
@@ -264,6 +287,36 @@ def test_every_known_file_has_its_turn(tmp_path: Path, monkeypatch) -> None:
     watcher._notices = None
     found = [name for fifth in range(5, 105) for name in names(look(watcher, fifth / 5))]
     assert found == ["3.png"]
+
+
+@pytest.mark.parametrize("behind", [0, 6, 3600, -6])
+def test_a_second_file_within_the_grain_of_a_wrong_clock_is_seen(tmp_path: Path, behind: int) -> None:
+    watcher = FolderWatch([str(tmp_path)])
+    second = int(time.time() - behind)  # a server that counts whole seconds
+
+    def add(name: str) -> None:
+        save_png(tmp_path / name, gray_frame())
+        os.utime(tmp_path, (second, second))
+
+    add("a.png")
+    assert look(watcher, 0.0) == []
+    add("b.png")
+    found = [name for fifth in range(1, 30) for name in names(look(watcher, fifth / 5))]
+    assert found == ["a.png", "b.png"]
+
+
+def test_a_folder_that_stays_as_it_is_is_not_listed_again(tmp_path: Path, monkeypatch) -> None:
+    watcher = FolderWatch([str(tmp_path)])
+    listings: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(watch.os, "scandir", lambda folder: (listings.append(folder), real(folder))[1])
+    for ahead in (-3600, 3600):  # whatever the clock of its server
+        listings.clear()
+        when = int(time.time() + ahead)
+        os.utime(tmp_path, (when, when))
+        for fifth in range(300):
+            look(watcher, 5000 + ahead + fifth / 5)
+        assert 1 < len(listings) < 5
 
 
 def test_a_look_at_many_known_files_lists_and_stats_few(tmp_path: Path, monkeypatch) -> None:

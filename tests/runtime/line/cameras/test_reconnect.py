@@ -183,6 +183,18 @@ def test_of_a_free_camera_the_second_frame_after_the_trigger_counts() -> None:
     camera.close()
 
 
+def test_frames_within_the_delay_after_a_trigger_show_what_was_before() -> None:
+    bench = Bench()
+    camera = opened(bench, delay=0.8)
+    camera.trigger()
+    bench.put(*[0] * 10)  # as many as may be: taken before the trigger
+    with pytest.raises(NoFrameError):
+        camera.grab(0.85)
+    bench.put(0, 1)  # the first one may have been exposed before, as without a delay
+    assert camera.grab(10).frame[0, 0, 0] == 1
+    camera.close()
+
+
 def test_a_picture_of_the_cameras_own_input_comes_after_the_trigger_or_a_little_before() -> None:
     bench = Bench("hardware")
     camera = opened(bench, early=3600.0, keep=3)
