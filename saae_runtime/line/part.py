@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Protocol
 
+from ..files import encodable
+
 __all__ = ["BY_SCORE", "TIMEOUT", "Choice", "Part", "Trigger", "TriggerSource", "Verdict", "now", "stamp"]
 
 BY_SCORE = "score"
@@ -142,11 +144,11 @@ class Part:
     @property
     def key(self) -> str:
         """Unique key: station, time of the trigger, part id."""
-        return f"{self.station}/{stamp(self.time)}/{self.part_id}"
+        return encodable(f"{self.station}/{stamp(self.time)}/{self.part_id}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
+        """JSON values. Bytes of a file name that are not UTF-8 are escaped, as `saae_runtime.files.encodable` does."""
+        values = {
             "type": "part",
             "key": self.key,
             "part_id": self.part_id,
@@ -167,6 +169,7 @@ class Part:
             "latency_ms": self.latency_ms,
             "masks": self.masks,
         }
+        return {name: encodable(value) if isinstance(value, str) else value for name, value in values.items()}
 
     def to_json(self) -> str:
         """One line of JSON.

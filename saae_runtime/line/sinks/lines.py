@@ -14,6 +14,7 @@ from typing import Any
 
 from ...appending import LineFile, Rotation
 from ...errors import ConfigError
+from ...files import encodable
 from ..spool_records import Record
 from .base import Hurry
 
@@ -196,4 +197,4 @@ def _row(values: Sequence[Any]) -> bytes:
     text = io.StringIO()
     plain = ["" if value is None else " ".join(value.split()) if isinstance(value, str) else value for value in values]
     csv.writer(text, lineterminator="\n").writerow(plain)
-    return text.getvalue().encode("utf-8")
+    return encodable(text.getvalue()).encode()

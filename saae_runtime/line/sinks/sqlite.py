@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, StorageError
+from ...files import encodable
 from ..part import now, stamp
 from ..spool_records import Record
 from .base import Hurry
@@ -123,7 +124,7 @@ class SqliteSink:
         if data.get("type") == "part":
             plain = {**data, "regions": json.dumps(data["regions"])}
             plain["masks"] = None if data["masks"] is None else json.dumps(data["masks"])
-            database.execute(_INSERT, [plain[name] for name in _COLUMNS])
+            database.execute(_INSERT, [_value(plain[name]) for name in _COLUMNS])
         else:
             values = (
                 record.key,
@@ -132,7 +133,7 @@ class SqliteSink:
                 data.get("station"),
                 record.payload.decode("utf-8"),
             )
-            database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", values)
+            database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", [_value(item) for item in values])
 
     def _prune(self, database: sqlite3.Connection) -> None:
         if self._days is None or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned):
@@ -162,3 +163,7 @@ class SqliteSink:
             f"{type(error).__name__}: {error}",
             "check disk, permissions and other users of the file",
         )
+
+
+def _value(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value

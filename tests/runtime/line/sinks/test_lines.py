@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def ids(kind: str, folder: Path) -> list[str]:
     if not path.exists():
         return []
     if kind == "jsonl":
-        return [json.loads(line)["part_id"] for line in path.read_text().splitlines()]
+        return [json.loads(line).get("part_id") for line in path.read_text().splitlines()]
     if kind == "csv":
         with path.open(newline="") as stream:
             return [row["part_id"] for row in csv.DictReader(stream)]
@@ -128,6 +129,30 @@ def test_values_survive_the_way(tmp_path: Path) -> None:
         assert json.loads(found["masks"]) == odd.masks
         assert json.loads(found["regions"]) == [dict(region) for region in odd.regions]
         assert database.execute("SELECT type, station FROM events").fetchall()[0][:] == ("drift", "one")
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_name_that_is_not_utf_8_costs_no_record(kind: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, kind, tmp_path)
+    odd = part(1, source="in/Pr\udcfcfling.png")
+    spool.append(odd.key, odd.to_json().encode())
+    as_it_is = {**part(2).to_dict(), "part_id": "Pr\udcfcfling"}  # whatever a record holds
+    spool.append("other", json.dumps(as_it_is).encode())
+    spool.append("e\udcfc", json.dumps({"type": "recipe", "key": "e\udcfc", "station": "\udcfc"}).encode())
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    assert (sink.state()["refused"], sink.state()["backlog"]) == (0, 0)
+    assert len(ids(kind, tmp_path)) == 3 if kind == "jsonl" else ids(kind, tmp_path) == ["p1", r"Pr\udcfcfling"]
+
+
+def test_the_record_of_a_name_that_is_not_utf_8_is_utf_8() -> None:
+    odd = part(1, source="in/Pr\udcfcfling.png", reason="error: \udcfc")
+    odd = replace(odd, part_id="Pr\udcfcfling")
+    assert odd.to_dict()["source"] == r"in/Pr\udcfcfling.png"
+    assert odd.to_dict()["part_id"] == r"Pr\udcfcfling"
+    assert odd.to_dict()["key"] == odd.key
+    json.dumps(odd.to_dict(), ensure_ascii=False).encode("utf-8")  # as the HTTP service writes it
 
 
 def test_files_are_turned_over(tmp_path: Path) -> None:
