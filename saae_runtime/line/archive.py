@@ -94,7 +94,8 @@ class Archive:
         moment = stamp(part.time)
         clock = moment[11:-1].replace(":", "")
         part_id = _UNSAFE.sub("_", part.part_id) or "part"
-        name = short_name(f"{clock}_{_UNSAFE.sub('_', part.station)}_{part_id}", 24)
+        mark = f"_{part.mark}" if part.mark else ""
+        name = short_name(f"{clock}_{_UNSAFE.sub('_', part.station)}_{part_id}{mark}", 24)
         return f"{part.verdict.value}/{moment[:10]}/{name}.{self._config.format}"
 
     def put(self, name: str, frame: NDArray[np.uint8], result: Result | None) -> None:

@@ -41,6 +41,8 @@ class Shot:
         time: when it was taken or read, UTC.
         dropped: frames that were lost or dropped between the previous shot and this one.
         done: called when the shot's record is written; None: not needed.
+        mark: what tells it apart from shots of the same name and time; the same when the same shot is given again after
+            a kill. Empty: its time tells it apart.
     """
 
     frame: NDArray[np.uint8]
@@ -48,6 +50,7 @@ class Shot:
     time: datetime
     dropped: int = 0
     done: Callable[[], None] | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import ConfigError, SaaeError
 from ..meter import one_line
-from ..sources.files import Frame, find_sources, read_frames
+from ..sources.files import Facts, Frame, facts_of, find_sources, read_frames
 from ..sources.scored import Scored
 from ..sources.watch import FolderWatch
 from .camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
@@ -95,8 +100,9 @@ class FileCamera(_Counting):
 class WatchCamera(_Counting):
     """Images that arrive in a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
 
-    An image's time is that of its file. `memory` remembers which images have a record, so that a restart judges the
-    rest.
+    An image's time is that of its file. Files of the same name and time in other folders are other parts, see
+    `Shot.mark`. `memory` remembers which images have a record, so that a restart judges the rest. Without it, each
+    image is a new part at each start.
 
     Args:
         folder: the watched folder.
@@ -115,6 +121,7 @@ class WatchCamera(_Counting):
             memory.parent.mkdir(parents=True, exist_ok=True)
         self._scored = Scored(memory) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
+        self._folder = folder
         self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
         self._frames: deque[Frame] = deque()
 
@@ -140,8 +147,17 @@ class WatchCamera(_Counting):
                 done()
             raise self._bad_frame(frame.error or SaaeError(f"{frame.name} cannot be read."), frame.name)
         self._grabbed += 1
-        moment = now() if frame.facts is None else datetime.fromtimestamp(frame.facts[1] / 1e9, timezone.utc)
-        return Shot(frame.image, frame.name, moment, done=self._done(frame))
+        facts = frame.facts or (None if frame.source.path is None else facts_of(frame.source.path))
+        moment = now() if facts is None else datetime.fromtimestamp(facts[1] / 1e9, timezone.utc)
+        return Shot(frame.image, frame.name, moment, done=self._done(frame), mark=self._mark(frame, facts))
+
+    def _mark(self, frame: Frame, facts: Facts | None) -> str:
+        """What tells a frame apart: its file below the folder, the file's facts, its pixels; with no memory, when."""
+        assert frame.image is not None
+        again = "" if self._scored is not None else time.time_ns()
+        name = os.path.relpath(frame.name, self._folder)
+        told = f"{name}\n{facts}\n{zlib.crc32(np.ascontiguousarray(frame.image).data)}\n{again}"
+        return hashlib.blake2b(os.fsencode(told), digest_size=6).hexdigest()
 
     def _done(self, frame: Frame) -> Callable[[], None] | None:
         """Remember that the file has its record."""

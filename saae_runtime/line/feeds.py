@@ -183,7 +183,7 @@ class FreeFeed:
         if shot.dropped:
             self._meter.count("dropped", shot.dropped)
         started = time.monotonic() if self._camera.live else None
-        trigger = Trigger(part_name(shot.name, self._camera.live, shot), None, shot.time)
+        trigger = Trigger(part_name(shot.name, self._camera.live, shot), None, shot.time, shot.mark)
         bound = self._bind(trigger)
         if isinstance(bound, str):
             return Job(trigger, shot, None, bound, started)

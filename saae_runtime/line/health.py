@@ -85,6 +85,7 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
     spool = health["spool"]
     yield GaugeMetricFamily("saae_spool_bytes", "Size of the records on disk.", value=spool["bytes"])
     yield CounterMetricFamily("saae_spool_lost", "Records that could not be stored.", value=spool["lost"])
+    yield CounterMetricFamily("saae_spool_doubled", "Records refused as repeats.", value=spool["doubled"])
     yield CounterMetricFamily("saae_spool_damaged", "Records that could not be read.", value=spool["damaged"])
     drift = GaugeMetricFamily("saae_drift_alarm", "1 while scores have drifted.", labels=["station", "recipe"])
     for item in health["drift"]:

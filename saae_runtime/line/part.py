@@ -45,11 +45,13 @@ class Trigger:
         part_id: the line's id; never empty.
         recipe: the recipe that the line requests; None: the station's.
         time: of the request, UTC.
+        mark: tells it apart from parts of the same id and time; see `saae_runtime.line.camera.Shot`.
     """
 
     part_id: str
     recipe: str | None = None
     time: datetime = field(default_factory=now)
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Part:
         latency_ms: from trigger to verdict, milliseconds.
         masks: the recipe's region of interest and ignored areas, as configured; None without any.
         recipe_version: counts the changes of the recipe (threshold, bundle, masks) since the service started, from 1.
+        mark: tells it apart from parts of the same station, id and time; empty: nothing needs to.
     """
 
     part_id: str
@@ -140,11 +143,12 @@ class Part:
     latency_ms: float | None = None
     masks: Mapping[str, Any] | None = None
     recipe_version: int = 1
+    mark: str = ""
 
     @property
     def key(self) -> str:
-        """Unique key: station, time of the trigger, part id."""
-        return encodable(f"{self.station}/{stamp(self.time)}/{self.part_id}")
+        """Unique key: station, time of the trigger, part id, and what else tells the part apart."""
+        return encodable("/".join((self.station, stamp(self.time), self.part_id, *([self.mark] if self.mark else []))))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Bytes of a file name that are not UTF-8 are escaped, as `saae_runtime.files.encodable` does."""

@@ -177,7 +177,8 @@ class Line:
     ) -> None:
         picture = self._archive.plan(part) if self._archive is not None and frame is not None else None
         part = replace(part, picture=picture)
-        self.spool.append(part.key, part.to_json().encode("ascii"))
+        if not self.spool.append(part.key, part.to_json().encode("ascii")):
+            self.meter.fail(f"part {part.key} has a record already, and gets no second one")
         if picture is not None and self._archive is not None and frame is not None:
             self._archive.put(picture, frame, result)
         try:

@@ -300,6 +300,7 @@ class Station:
             reason,
             score=score,
             rank=None if result is None else result.rank,
+            mark=job.trigger.mark,
         )
 
     def _tell(self, part: Part, job: Job, result: Result | None) -> None:

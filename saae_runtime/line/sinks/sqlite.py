@@ -19,21 +19,24 @@ from .base import Hurry
 
 __all__ = ["SCHEMA", "SqliteOptions", "SqliteSink"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables, in `PRAGMA user_version`."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS parts (
+    key TEXT PRIMARY KEY NOT NULL, recorded TEXT NOT NULL,
     station TEXT NOT NULL, time TEXT NOT NULL, part_id TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL,
     recipe TEXT, recipe_version INTEGER, bundle TEXT, score REAL, rank REAL, threshold REAL, pixel_threshold REAL,
-    regions TEXT NOT NULL, source TEXT, picture TEXT, latency_ms REAL, masks TEXT,
-    PRIMARY KEY (station, time, part_id)
-) WITHOUT ROWID;
+    regions TEXT NOT NULL, source TEXT, picture TEXT, latency_ms REAL, masks TEXT
+);
+CREATE INDEX IF NOT EXISTS parts_by_recording ON parts (recorded);
 CREATE INDEX IF NOT EXISTS parts_by_time ON parts (time);
 CREATE INDEX IF NOT EXISTS parts_by_id ON parts (part_id);
 CREATE TABLE IF NOT EXISTS events (key TEXT PRIMARY KEY, type TEXT, time TEXT, station TEXT, data TEXT NOT NULL);
 """
 _COLUMNS = (
+    "key",
+    "recorded",
     "station",
     "time",
     "part_id",
@@ -59,7 +62,7 @@ _PRUNE = 5000  # rows at once
 
 @dataclass(frozen=True)
 class SqliteOptions:
-    """`[[sink]]` of kind `sqlite`: the file; parts older than `days` are removed (by default never)."""
+    """`[[sink]]` of kind `sqlite`: the file; parts recorded more than `days` ago are removed (by default never)."""
 
     path: str
     days: float | None = None
@@ -122,7 +125,7 @@ class SqliteSink:
     def _insert(self, database: sqlite3.Connection, record: Record) -> None:
         data = record.data
         if data.get("type") == "part":
-            plain = {**data, "regions": json.dumps(data["regions"])}
+            plain = {**data, "regions": json.dumps(data["regions"]), "recorded": stamp(now())}
             plain["masks"] = None if data["masks"] is None else json.dumps(data["masks"])
             database.execute(_INSERT, [_value(plain[name]) for name in _COLUMNS])
         else:
@@ -139,8 +142,7 @@ class SqliteSink:
         if self._days is None or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned):
             return
         before = stamp(now() - timedelta(days=self._days))
-        query = "DELETE FROM parts WHERE (station, time, part_id) IN "
-        query += "(SELECT station, time, part_id FROM parts WHERE time < ? LIMIT ?)"
+        query = "DELETE FROM parts WHERE rowid IN (SELECT rowid FROM parts WHERE recorded < ? LIMIT ?)"
         if database.execute(query, (before, _PRUNE)).rowcount < _PRUNE:
             self._pruned = time.monotonic()
 
