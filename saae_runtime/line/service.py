@@ -93,7 +93,11 @@ class Line:
                 reader = self.spool.reader(sink.name)
                 self._deliveries.append(Delivery(sink.name, made, reader, line.sync_seconds))
             if config.archive is not None:
-                self._archive = Archive(config.archive, config.place(config.archive.folder))
+                self._archive = Archive(
+                    config.archive,
+                    config.place(config.archive.folder),
+                    memory=config.place(line.spool) / "archive.age",
+                )
             for station in config.stations:
                 self._add(station, open_camera or open_file_camera, open_trigger or _free_alone)
         except BaseException:

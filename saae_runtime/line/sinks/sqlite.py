@@ -7,12 +7,13 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, StorageError
 from ...files import encodable
+from ..ages import Ages
 from ..part import now, stamp
 from ..spool_records import Record
 from .base import Hurry
@@ -82,6 +83,7 @@ class SqliteSink:
         self._path, self._days = folder / options.path, options.days
         self._database: sqlite3.Connection | None = None
         self._pruned = 0.0
+        self._ages: Ages | None = None
 
     def open(self) -> None:
         """Open the file and make the tables; see `Sink`."""
@@ -100,6 +102,10 @@ class SqliteSink:
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_TABLES)
             self._database.execute(f"PRAGMA user_version={SCHEMA}")
+            if self._ages is None and self._days is not None:
+                newest = self._database.execute("SELECT strftime('%s', max(recorded)) FROM parts").fetchone()[0]
+                memory = self._path.with_name(f"{self._path.name}.age")
+                self._ages = Ages(None if newest is None else float(newest), memory, lambda: now().timestamp())
         except (sqlite3.Error, OSError) as error:
             raise self._error(error) from error
 
@@ -139,9 +145,13 @@ class SqliteSink:
             database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", [_value(item) for item in values])
 
     def _prune(self, database: sqlite3.Connection) -> None:
-        if self._days is None or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned):
+        if (
+            self._days is None
+            or self._ages is None
+            or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned)
+        ):
             return
-        before = stamp(now() - timedelta(days=self._days))
+        before = stamp(datetime.fromtimestamp(self._ages.now(), timezone.utc) - timedelta(days=self._days))
         query = "DELETE FROM parts WHERE rowid IN (SELECT rowid FROM parts WHERE recorded < ? LIMIT ?)"
         if database.execute(query, (before, _PRUNE)).rowcount < _PRUNE:
             self._pruned = time.monotonic()

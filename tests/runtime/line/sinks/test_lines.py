@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -22,6 +23,7 @@ from saae_runtime.line.part import Part, Verdict, now, stamp
 from saae_runtime.line.sinks import KINDS, make_sink
 from saae_runtime.line.sinks.delivery import Delivery
 from saae_runtime.line.spool import Spool
+from saae_runtime.line.spool_records import Record
 
 START = now()
 LOCAL = ("jsonl", "csv", "sqlite")
@@ -200,6 +202,18 @@ def test_old_parts_leave_the_database(tmp_path: Path) -> None:
     assert wait_until(lambda: ids("sqlite", tmp_path) == names(range(4)))
     sink.finish(time.monotonic() + 20)
     again.close()
+
+
+def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start, ahead in ((0, 0), (3, 100), (6, 100)):  # the clock is wrong at two starts
+        moment = now() + timedelta(days=ahead)
+        monkeypatch.setattr("saae_runtime.line.sinks.sqlite.now", lambda moment=moment: moment)
+        sink = make_sink(SinkConfig("s", "sqlite", KINDS["sqlite"](path="out.sqlite", days=30.0)), tmp_path, "l")
+        sink.open()
+        records = [Record(number, part(number).to_json().encode()) for number in range(start, start + 3)]
+        assert sink.write(records, threading.Event()) == 3
+        sink.close()
+    assert ids("sqlite", tmp_path) == names(range(9))
 
 
 @pytest.mark.parametrize("kind", LOCAL)
