@@ -100,8 +100,8 @@ class SqliteSink:
                 )
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_TABLES)
-            self._database.execute(f"PRAGMA user_version={SCHEMA}")
+            if found != SCHEMA:  # at once: each transaction waits for the disk
+                self._database.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT;")
             if self._ages is None and self._days is not None:
                 newest = self._database.execute("SELECT strftime('%s', max(recorded)) FROM parts").fetchone()[0]
                 memory = self._path.with_name(f"{self._path.name}.age")
