@@ -108,6 +108,28 @@ def test_old_pictures_go_ng_later_than_ok(tmp_path: Path) -> None:
     done(made)
 
 
+def test_the_oldest_ok_go_first_when_it_is_too_much(tmp_path: Path) -> None:
+    made = archive(tmp_path)
+    for number in range(10):
+        keep(made, part(number, ng=number % 2 == 0), noise(number))
+    done(made)
+    pictures = sorted(tmp_path.rglob("*.png"), key=lambda path: path.name)
+    for days, path in enumerate(reversed(pictures)):
+        age(path, days * 0.1)
+    size = pictures[0].stat().st_size
+    made = archive(tmp_path, max_gb=7.5 * size / 1e9)
+    made.sweep()
+    assert names(tmp_path, "OK") == [f"12000{n}.000000_one_p{n}.png" for n in (7, 9)]
+    assert len(names(tmp_path, "NG")) == 5
+    done(made)
+    made = archive(tmp_path, max_gb=3.5 * size / 1e9)
+    made.sweep()
+    assert names(tmp_path, "OK") == []
+    assert names(tmp_path, "NG") == [f"12000{n}.000000_one_p{n}.png" for n in (4, 6, 8)]
+    assert made.state()["bytes"] <= 3.5 * size
+    done(made)
+
+
 def test_a_wrong_clock_does_not_empty_the_archive(tmp_path: Path) -> None:
     ahead, memory = [0.0], tmp_path / "age"
 
@@ -133,28 +155,6 @@ def test_a_wrong_clock_does_not_empty_the_archive(tmp_path: Path) -> None:
     made = opened()
     made.sweep()
     assert (len(names(tmp_path, "NG")), len(names(tmp_path, "OK"))) == (3, 2)
-    done(made)
-
-
-def test_the_oldest_ok_go_first_when_it_is_too_much(tmp_path: Path) -> None:
-    made = archive(tmp_path)
-    for number in range(10):
-        keep(made, part(number, ng=number % 2 == 0), noise(number))
-    done(made)
-    pictures = sorted(tmp_path.rglob("*.png"), key=lambda path: path.name)
-    for days, path in enumerate(reversed(pictures)):
-        age(path, days * 0.1)
-    size = pictures[0].stat().st_size
-    made = archive(tmp_path, max_gb=7.5 * size / 1e9)
-    made.sweep()
-    assert names(tmp_path, "OK") == [f"12000{n}.000000_one_p{n}.png" for n in (7, 9)]
-    assert len(names(tmp_path, "NG")) == 5
-    done(made)
-    made = archive(tmp_path, max_gb=3.5 * size / 1e9)
-    made.sweep()
-    assert names(tmp_path, "OK") == []
-    assert names(tmp_path, "NG") == [f"12000{n}.000000_one_p{n}.png" for n in (4, 6, 8)]
-    assert made.state()["bytes"] <= 3.5 * size
     done(made)
 
 
