@@ -148,6 +148,24 @@ class LineFile:
                 self._file.truncate(self._end)
             raise storage_error(self.path, error) from error
 
+    @property
+    def end(self) -> int:
+        """Bytes of complete lines."""
+        return self._end
+
+    def cut(self, end: int) -> None:
+        """Take back the lines behind `end`, an earlier value of the property.
+
+        Raises:
+            StorageError: it failed, and they are still there.
+        """
+        assert self._file is not None
+        try:
+            self._file.truncate(end)
+            self._end = end
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
     def sync(self) -> None:
         """Sync the file to disk.
 

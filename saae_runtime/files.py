@@ -29,6 +29,7 @@ __all__ = [
     "LargeFileError",
     "atomic_file",
     "canonical_json",
+    "encodable",
     "held",
     "open_regular",
     "read_regular",
@@ -147,6 +148,11 @@ def storage_error(path: Path, error: OSError) -> StorageError:
             f"choose a folder that you may write to, or change the rights of {path.parent}",
         )
     return StorageError(f"Could not write {path}.", str(error), "check the disk and run the same command again")
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file name that are not UTF-8 are escaped, such as `\\udcfc`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sync_directory(path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..appending import LineFile
 from ..errors import ConfigError
-from ..files import atomic_file, storage_error, write_bytes, write_json
+from ..files import atomic_file, encodable, storage_error, write_bytes, write_json
 from ..render import save_png
 from ..tiff import encode_tiff
 from .scoring import Outcome
@@ -151,8 +151,7 @@ class ParquetFile:
     def write(self, outcome: Outcome) -> None:
         """See `Export.write`."""
         result = outcome.result
-        name = outcome.frame.name.encode("utf-8", "backslashreplace").decode()
-        row: dict[str, Any] = {"source": name, "frame": outcome.frame.index}
+        row: dict[str, Any] = {"source": encodable(outcome.frame.name), "frame": outcome.frame.index}
         if result is None:
             row["error"] = "" if outcome.error is None else outcome.error.what
         else:
@@ -191,7 +190,7 @@ class _Discarded(Exception):
 def _line(values: Any) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return encodable(text.getvalue()).encode()
 
 
 def _cell(value: Any) -> Any:

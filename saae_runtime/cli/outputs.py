@@ -19,7 +19,7 @@ from rich.console import Console
 
 from .. import render
 from ..errors import SaaeError
-from ..files import short_name, storage_error
+from ..files import encodable, short_name, storage_error
 from .scoring import Outcome
 
 __all__ = [
@@ -229,8 +229,9 @@ def describe(outcome: Outcome) -> str:
 
 def printable(text: str) -> str:
     """Text that is safe on a terminal: a file name may hold escape codes or bytes that are not UTF-8."""
-    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in whole)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in encodable(text)
+    )
 
 
 def printable_lines(text: str) -> str:

@@ -23,6 +23,7 @@ from ..errors import SaaeError
 from ..files import short_name, write_bytes
 from ..meter import one_line
 from ..result import Result
+from .ages import Ages
 from .config import ArchiveConfig
 from .part import Part, Verdict, stamp
 
@@ -75,10 +76,18 @@ class Archive:
         config: `[archive]` of line.toml.
         folder: the archive's folder.
         clock: seconds since 1970, for ages.
+        memory: see `saae_runtime.line.ages.Ages`.
     """
 
-    def __init__(self, config: ArchiveConfig, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        self._config, self._folder, self._clock = config, folder, clock
+    def __init__(
+        self,
+        config: ArchiveConfig,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        memory: Path | None = None,
+    ) -> None:
+        self._config, self._folder, self._clock, self._memory = config, folder, clock, memory
+        self._ages: Ages | None = None
         self._changed = threading.Condition()
         self._work: deque[_Work] = deque()
         self._bytes = 0
@@ -106,7 +115,7 @@ class Archive:
                 return None
         moment = stamp(part.time)
         clock = moment[11:-1].replace(":", "")
-        part_id = _UNSAFE.sub("_", part.part_id) or "part"
+        part_id = (_UNSAFE.sub("_", part.part_id) or "part") + (f"_{part.mark}" if part.mark else "")
         name = short_name(f"{clock}_{_UNSAFE.sub('_', part.station)}_{part_id}", 24)
         place = archived(self._folder, part.verdict, part.recipe) / moment[:10]
         return (place / f"{name}.{self._config.format}").relative_to(self._folder).as_posix()
@@ -151,7 +160,9 @@ class Archive:
         """Remove images that are too old or too many."""
         kept = self._listed()
         self._size = sum(item.size for item in kept)
-        moment = self._clock()
+        if self._ages is None:
+            self._ages = Ages(max((item.time for item in kept), default=None), self._memory, self._clock)
+        moment = self._ages.now()
         for item in list(kept):
             days = self._config.ng_days if item.ng else self._config.ok_days
             if moment - item.time > days * 86400:

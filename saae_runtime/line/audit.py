@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..appending import LineFile
 from ..errors import ConfigError, SaaeError, StorageError, shown
 from ..files import canonical_json, open_regular, sha256_bytes, write_json
+from ..meter import one_line
 from .part import now, stamp
 
 __all__ = ["AuditLog", "Findings", "explain", "head_of", "verify"]
@@ -27,7 +29,8 @@ class AuditLog:
 
     An entry is one line of JSON with its number `n` from 1, `time` (UTC), `who`, `role`, `what`, `data`, and
     `previous`, the sha256 of the line before. It is on the disk when `append` returns. Beside the file, `NAME.head`
-    holds number and hash of the last entry, so that missing entries at the end are detected.
+    holds number and hash of the last entry, so that missing entries at the end are detected. An entry that cannot be
+    written completely is taken back.
 
     Args:
         path: the file; created if missing.
@@ -36,6 +39,7 @@ class AuditLog:
 
     Attributes:
         damage: what was wrong with the end of the file when it was opened; empty: nothing. The first new entry says it.
+        failed: why that entry could not be written at once; empty: it was, or there is none.
 
     Raises:
         ConfigError: another process has it open.
@@ -48,13 +52,17 @@ class AuditLog:
         self._lock = threading.Lock()
         self._file = LineFile(path, cure="give each line its own folder for the audit log")
         self._closed = False
+        self.failed = ""
         try:
             lines = self._file.tail(1)
             self._number, self._hash = _place(lines[-1] if lines else b"")
             self.damage = self._compared()
-            self._number = max(self._number, 0)
-            if self.damage:
-                self.append("saae-line", "service", "audit log damaged", {"words": self.damage})
+            self._number, self._end = max(self._number, 0), self._file.end
+            self._unsaid = bool(self.damage)
+            try:
+                self._say_damage()
+            except StorageError as error:
+                self.failed = one_line(error)
         except BaseException:
             self._file.close()
             raise
@@ -75,26 +83,47 @@ class AuditLog:
             StorageError: it could not be written.
         """
         with self._lock:
-            if self._closed:
-                raise StorageError(f"{self.path} is closed.", "The service is stopping.", "")
-            entry = {
-                "n": self._number + 1,
-                "time": stamp(now()),
-                "who": who,
-                "role": role,
-                "what": what,
-                "data": dict(data),
-                "previous": self._hash,
-            }
-            line = canonical_json(entry).encode("ascii")
-            self._file.write(line + b"\n")
-            self._number, self._hash = self._number + 1, sha256_bytes(line)
-            self._file.sync()
-            write_json(head_of(self.path), {"n": self._number, "sha256": self._hash})
-            found = self._hash
+            self._say_damage()
+            entry = self._append(who, role, what, data)
         if self._copy is not None:
-            self._copy({**entry, "sha256": found})
-        return found
+            self._copy(entry)
+        return str(entry["sha256"])
+
+    def _say_damage(self) -> None:
+        """The entry that says what was wrong; while it cannot be written, no other one is."""
+        if self._unsaid:
+            entry = self._append("saae-line", "service", "audit log damaged", {"words": self.damage})
+            self._unsaid = False
+            if self._copy is not None:
+                self._copy(entry)
+
+    def _append(self, who: str, role: str, what: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an entry, completely or not at all, and return it with its sha256; the lock is held."""
+        if self._closed:
+            raise StorageError(f"{self.path} is closed.", "The service is stopping.", "")
+        entry = {
+            "n": self._number + 1,
+            "time": stamp(now()),
+            "who": who,
+            "role": role,
+            "what": what,
+            "data": dict(data),
+            "previous": self._hash,
+        }
+        line = canonical_json(entry).encode("ascii")
+        digest = sha256_bytes(line)
+        if self._file.end != self._end:  # a refused entry that could not be taken back then
+            self._file.cut(self._end)
+        try:
+            self._file.write(line + b"\n")
+            self._file.sync()
+            write_json(head_of(self.path), {"n": self._number + 1, "sha256": digest})
+        except BaseException:
+            with suppress(StorageError):
+                self._file.cut(self._end)
+            raise
+        self._number, self._hash, self._end = self._number + 1, digest, self._file.end
+        return {**entry, "sha256": digest}
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """At most this many last entries, the latest first."""

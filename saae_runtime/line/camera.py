@@ -22,14 +22,22 @@ class NoFrameError(DeviceError):
 class BadFrameError(SaaeError):
     """One frame is lost: damaged on its way, or a file that is not an image.
 
-    `name` is the frame's; `done` is called when the record of its part is written, as for a `Shot`.
+    `name` is the frame's. `done` is called when the record of its part is written; `time` and `mark` say which part it
+    is, if the frame has them; all as for a `Shot`.
     """
 
     def __init__(
-        self, what: str, why: str = "", cure: str = "", name: str = "", done: Callable[[], None] | None = None
+        self,
+        what: str,
+        why: str = "",
+        cure: str = "",
+        name: str = "",
+        done: Callable[[], None] | None = None,
+        time: datetime | None = None,
+        mark: str = "",
     ) -> None:
         super().__init__(what, why, cure)
-        self.name, self.done = name, done
+        self.name, self.done, self.time, self.mark = name, done, time, mark
 
 
 class EndOfFrames(Exception):
@@ -46,6 +54,8 @@ class Shot:
         time: when it was taken or read, UTC.
         dropped: frames that were lost or dropped between the previous shot and this one.
         done: called when the shot's record is written; None: not needed.
+        mark: what tells it apart from shots of the same name and time; the same when the same shot is given again after
+            a kill. Empty: its time tells it apart.
     """
 
     frame: NDArray[np.uint8]
@@ -53,6 +63,7 @@ class Shot:
     time: datetime
     dropped: int = 0
     done: Callable[[], None] | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..errors import ConfigError, DeviceError, SaaeError
 from ..meter import one_line
-from ..sources.files import Frame, find_sources, read_frames
+from ..sources.files import Facts, Frame, facts_of, find_sources, read_frames
 from ..sources.scored import Scored
 from ..sources.watch import FolderWatch
 from .camera import BadFrameError, CameraStats, EndOfFrames, NoFrameError, Shot
@@ -39,11 +44,11 @@ class _Counting:
         """Counts so far."""
         return CameraStats(self._grabbed, self._dropped, self._bad, self._reconnects, self._connected, self._last_error)
 
-    def _bad_frame(self, error: SaaeError | None, name: str, done: Callable[[], None] | None = None) -> BadFrameError:
+    def _bad_frame(self, error: SaaeError | None, name: str, **part: Any) -> BadFrameError:
         error = error or SaaeError(f"{name} cannot be read.")
         self._bad += 1
         self._last_error = one_line(error)
-        return BadFrameError(error.what, error.why, error.cure, name, done)
+        return BadFrameError(error.what, error.why, error.cure, name, **part)
 
     def close(self) -> None:
         """End it. May be called twice."""
@@ -110,8 +115,10 @@ class FileCamera(_Counting):
 class WatchCamera(_Counting):
     """Images that arrive in a folder, each once; see `saae_runtime.sources.watch.FolderWatch`.
 
-    An image's time is that of its file. `memory` remembers which images have a record, so that a restart judges the
-    rest. With a trigger, images that have come without one belong to no part: they are counted as dropped.
+    An image's time is that of its file. Files of the same name and time in other folders are other parts, see
+    `Shot.mark`. `memory` remembers which images have a record, so that a restart judges the rest. Without it, each
+    image is a new part at each start. With a trigger, images that have come without one belong to no part: they are
+    counted as dropped.
 
     Args:
         folder: the watched folder.
@@ -134,8 +141,8 @@ class WatchCamera(_Counting):
             memory.parent.mkdir(parents=True, exist_ok=True)
         self._scored = Scored(memory) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
-        self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
         self._folder = folder
+        self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
         self._frames = self._arriving()
         self._more_pages = self._asked = False
         self._told = 0  # of the dropped ones
@@ -199,13 +206,23 @@ class WatchCamera(_Counting):
             if self._closed.wait(min(_POLL, left)):
                 raise EndOfFrames
         self._more_pages = frame.page is not None and frame.facts is None
+        facts = frame.facts or (None if frame.source.path is None else facts_of(frame.source.path))
+        moment = now() if facts is None else datetime.fromtimestamp(facts[1] / 1e9, timezone.utc)
         if frame.image is None:
-            raise self._bad_frame(frame.error, frame.name, self._done(frame))
+            mark = self._mark(frame, facts)
+            raise self._bad_frame(frame.error, frame.name, done=self._done(frame), time=moment, mark=mark)
         self._grabbed += 1
         dropped = self.stats.dropped
         new, self._told = dropped - self._told, dropped
-        moment = now() if frame.facts is None else datetime.fromtimestamp(frame.facts[1] / 1e9, timezone.utc)
-        return Shot(frame.image, frame.name, moment, new, done=self._done(frame))
+        return Shot(frame.image, frame.name, moment, new, done=self._done(frame), mark=self._mark(frame, facts))
+
+    def _mark(self, frame: Frame, facts: Facts | None) -> str:
+        """What tells a frame apart: its file below the folder, the file's facts, its pixels; with no memory, when."""
+        pixels = 0 if frame.image is None else zlib.crc32(np.ascontiguousarray(frame.image).data)
+        again = "" if self._scored is not None else time.time_ns()
+        name = os.path.relpath(frame.name, self._folder)
+        told = f"{name}\n{facts}\n{pixels}\n{again}"
+        return hashlib.blake2b(os.fsencode(told), digest_size=6).hexdigest()
 
     def _arriving(self) -> Iterator[Frame | None]:
         """Frames as they arrive, each read when it is asked for; None after each check of the folder."""

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from ..meter import Meter, one_line
 from .camera import BadFrameError, Camera, EndOfFrames, NoFrameError, Shot
-from .part import Trigger, TriggerSource
+from .part import Trigger, TriggerSource, now
 from .recipes import Recipe
 
 __all__ = ["Bind", "Feed", "FreeFeed", "Job", "TriggeredFeed"]
@@ -184,12 +184,12 @@ class FreeFeed:
         try:
             shot = self._camera.grab(_POLL)
         except BadFrameError as error:
-            trigger = Trigger(part_name(error.name, self._camera.live))
+            trigger = Trigger(part_name(error.name, self._camera.live), None, error.time or now(), error.mark)
             return Job(trigger, None, None, one_line(error), done=error.done)
         if shot.dropped:
             self._meter.count("dropped", shot.dropped)
         started = time.monotonic() if self._camera.live else None
-        trigger = Trigger(part_name(shot.name, self._camera.live, shot), None, shot.time)
+        trigger = Trigger(part_name(shot.name, self._camera.live, shot), None, shot.time, shot.mark)
         bound = self._bind(trigger)
         if isinstance(bound, str):
             return Job(trigger, shot, None, bound, started, done=shot.done)

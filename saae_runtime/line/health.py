@@ -69,7 +69,7 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
     yield from (parts, failed, missed, dropped, latency, flags)
     for key, text in (
         ("delivered", "Records delivered."),
-        ("lost", "Records dropped because the spool was full."),
+        ("lost", "Records that did not arrive: the spool was full, or they were damaged."),
         ("refused", "Refused."),
     ):
         family = CounterMetricFamily(f"saae_sink_{key}", text, labels=["sink"])
@@ -85,6 +85,8 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
     spool = health["spool"]
     yield GaugeMetricFamily("saae_spool_bytes", "Size of the records on disk.", value=spool["bytes"])
     yield CounterMetricFamily("saae_spool_lost", "Records that could not be stored.", value=spool["lost"])
+    yield CounterMetricFamily("saae_spool_doubled", "Records refused as repeats.", value=spool["doubled"])
+    yield CounterMetricFamily("saae_spool_damaged", "Records that could not be read.", value=spool["damaged"])
     drift = GaugeMetricFamily("saae_drift_alarm", "1 while scores have drifted.", labels=["station", "recipe"])
     for item in health["drift"]:
         drift.add_metric([item["station"], item["recipe"]], float(item["alarm"]))

@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, Protocol
 
+from ..files import encodable
+
 __all__ = ["BY_SCORE", "TIMEOUT", "Choice", "Part", "Trigger", "TriggerSource", "Verdict", "now", "stamp"]
 
 BY_SCORE = "score"
@@ -43,11 +45,13 @@ class Trigger:
         part_id: the line's id; never empty.
         recipe: the recipe that the line requests; None: the station's.
         time: of the request, UTC.
+        mark: tells it apart from parts of the same id and time; see `saae_runtime.line.camera.Shot`.
     """
 
     part_id: str
     recipe: str | None = None
     time: datetime = field(default_factory=now)
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Part:
         latency_ms: from trigger to verdict, milliseconds.
         masks: the recipe's region of interest and ignored areas, as configured; None without any.
         recipe_version: counts the changes of the recipe (threshold, bundle, masks) since the service started, from 1.
+        mark: tells it apart from parts of the same station, id and time; empty: nothing needs to.
     """
 
     part_id: str
@@ -138,15 +143,16 @@ class Part:
     latency_ms: float | None = None
     masks: Mapping[str, Any] | None = None
     recipe_version: int = 1
+    mark: str = ""
 
     @property
     def key(self) -> str:
-        """Unique key: station, time of the trigger, part id."""
-        return f"{self.station}/{stamp(self.time)}/{self.part_id}"
+        """Unique key: station, time of the trigger, part id, and what else tells the part apart."""
+        return encodable("/".join((self.station, stamp(self.time), self.part_id, *([self.mark] if self.mark else []))))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
+        """JSON values. Bytes of a file name that are not UTF-8 are escaped, as `saae_runtime.files.encodable` does."""
+        values = {
             "type": "part",
             "key": self.key,
             "part_id": self.part_id,
@@ -167,6 +173,7 @@ class Part:
             "latency_ms": self.latency_ms,
             "masks": self.masks,
         }
+        return {name: encodable(value) if isinstance(value, str) else value for name, value in values.items()}
 
     def to_json(self) -> str:
         """One line of JSON.

@@ -93,7 +93,11 @@ class Line:
                 reader = self.spool.reader(sink.name)
                 self._deliveries.append(Delivery(sink.name, made, reader, line.sync_seconds))
             if config.archive is not None:
-                self._archive = Archive(config.archive, config.place(config.archive.folder))
+                self._archive = Archive(
+                    config.archive,
+                    config.place(config.archive.folder),
+                    memory=config.place(line.spool) / "archive.age",
+                )
             for station in config.stations:
                 self._add(station, open_camera or open_file_camera, open_trigger or _free_alone)
         except BaseException:
@@ -177,7 +181,8 @@ class Line:
     ) -> None:
         picture = self._archive.plan(part) if self._archive is not None and frame is not None else None
         part = replace(part, picture=picture)
-        self.spool.append(part.key, part.to_json().encode("ascii"))
+        if not self.spool.append(part.key, part.to_json().encode("ascii")):
+            self.meter.fail(f"part {part.key} has a record already, and gets no second one")
         if picture is not None and self._archive is not None and frame is not None:
             self._archive.put(picture, frame, result)
         try:

@@ -15,7 +15,7 @@ from ..errors import ConfigError, StorageError
 from ..files import storage_error
 from ..locks import alone
 from .spool_reader import Reader, read_cursor
-from .spool_records import LARGEST, frame, records_of
+from .spool_records import LARGEST, cut_off, frame, records_of
 
 __all__ = ["Segment", "Spool", "SpoolStats"]
 
@@ -35,7 +35,7 @@ class SpoolStats:
         waiting: in memory, because the disk is full.
         lost: dropped, because the disk was full for too long.
         doubled: repeated records that were skipped.
-        damaged: records that could not be read.
+        damaged: records that could not be read, so far.
     """
 
     records: int
@@ -60,10 +60,11 @@ class Spool:
     """Append-only files of records, each with a checksum.
 
     `append` writes a record at once, so that a killed process loses none. Files are synced every `sync_seconds`, which
-    limits what a power cut loses (0: each record, before `append` returns). An incomplete record is cut off when the
-    spool is opened. A file is removed once every reader has taken its records. Beyond `limit`, the oldest files are
-    removed, and readers that had not taken them count the lost records. While the disk is full, records wait in memory,
-    up to 16 MiB, without an error in `append`.
+    limits what a power cut loses (0: each record, before `append` returns). An incomplete record at the end is cut off
+    when the spool is opened. A damaged record is passed over and counted, and those behind it are read. A file is
+    removed once every reader has taken its records. Beyond `limit`, the oldest files are removed, and readers that had
+    not taken them count the lost records. While the disk is full, records wait in memory, up to 16 MiB, without an
+    error in `append`.
 
     Args:
         folder: created if missing; used by one process at a time.
@@ -87,7 +88,8 @@ class Spool:
         self._latest_keys: deque[int] = deque()
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._waiting_bytes = 0
-        self._records = self._lost = self._doubled = self._damaged = 0
+        self._records = self._lost = self._doubled = 0
+        self._damaged: dict[int, int] = {}  # number behind damaged records, and how many; each reader passes them
         self._dirty = self._closed = False
         self._old: list[int] = []  # full files that are not synced yet
         self.last_error: StorageError | None = None
@@ -115,7 +117,8 @@ class Spool:
         """Counts of the spool."""
         with self._changed:
             size = sum(segment.size for segment in self._segments)
-            return SpoolStats(self._records, size, len(self._waiting), self._lost, self._doubled, self._damaged)
+            damaged = sum(self._damaged.values())
+            return SpoolStats(self._records, size, len(self._waiting), self._lost, self._doubled, damaged)
 
     def append(self, key: str, payload: bytes) -> bool:
         """Add a record. A full disk is no error, see the class.
@@ -278,26 +281,41 @@ class Spool:
         for segment in found[-2:]:
             number, size = segment.first, 0
             for record, end in records_of(segment.path, segment.first):
+                self.note_damaged(number, record.number)
                 number, size = record.number + 1, end
                 with suppress(ValueError, AttributeError):
                     self._remember(record.key)
-            if segment is found[-1]:
-                segment.after = number
-                if size < segment.size:
-                    os.truncate(segment.path, size)
-                    segment.size = size
+            if segment is not found[-1]:
+                self.note_damaged(number, segment.after)
+                continue
+            segment.after = number
+            if size < segment.size and cut_off(segment.path, size):
+                os.truncate(segment.path, size)
+                segment.size = size
+        if found and size < segment.size:  # the last record is damaged: the next one goes to a new file, behind it
+            self.note_damaged(number, number + 1)
+            segment.after = number + 1
+            found.append(self._made(number + 1))
         if not found:
             # Cursors of readers outlive the records; numbers must not start again below them.
             first = max((read_cursor(path)[0] for path in self._folder.glob("*.cursor")), default=1)
-            path = self._folder / f"{max(first, 1):020d}{_SUFFIX}"
-            path.touch()
-            found.append(Segment(path, max(first, 1), 0, max(first, 1)))
+            found.append(self._made(max(first, 1)))
         return found
+
+    def _made(self, number: int) -> Segment:
+        path = self._folder / f"{number:020d}{_SUFFIX}"
+        path.touch()
+        return Segment(path, number, 0, number)
 
     def _open_last(self) -> int:
         return os.open(self._segments[-1].path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     # --- for readers ---
+
+    def note_damaged(self, first: int, behind: int) -> None:
+        """Count the records from one number up to another as damaged, once; the lock is held."""
+        if first < behind:
+            self._damaged[behind] = max(self._damaged.get(behind, 0), behind - first)
 
     def segment_of(self, number: int) -> Segment:
         """The file that holds a record, or that the next one goes to; the lock is held."""

@@ -28,6 +28,7 @@ class Reader:
         self._spool = spool
         self._path = path
         self._lost = 0
+        self._damaged: dict[int, int] = {}  # records passed over and not committed yet: number behind them, how many
         self._file: int | None = None
         self._open_segment: Path | None = None
         self._offset = 0
@@ -47,7 +48,7 @@ class Reader:
 
     @property
     def lost(self) -> int:
-        """Number of records that were removed before this reader had taken them, because the spool was full."""
+        """Number of records that this reader never got: removed because the spool was full, or damaged."""
         return self._lost
 
     @property
@@ -79,12 +80,24 @@ class Reader:
                     if len(found) >= most:
                         break
             with spool._changed:
+                for record in found:
+                    self._pass_over(record.number)
+                    self._next = max(self._next, record.number + 1)
                 if found:
-                    self._next = max(self._next, found[-1].number + 1)
                     return found
                 if self._next < behind:  # damaged: go on after the records of this file
-                    spool._damaged += behind - self._next
+                    self._pass_over(behind)
                     self._next, self._offset = behind, size
+
+    def _pass_over(self, behind: int) -> None:
+        """Count the damaged records from the next one up to another; the lock is held."""
+        first = self._next
+        if first >= behind:
+            return
+        self._spool.note_damaged(first, behind)
+        self._damaged[behind] = behind - first
+        if self.committed == first:
+            self._commit(behind)
 
     def _enter(self, segment: Segment) -> None:
         """Open a file of the spool at the next record; the lock is held."""
@@ -103,9 +116,14 @@ class Reader:
     def commit(self, number: int) -> None:
         """Commit all records up to this one: they are not read again, even after a kill."""
         with self._spool._changed:
-            self.committed = max(self.committed, number + 1)
-            self._save()
+            self._commit(number + 1)
             self._spool._shrink()
+
+    def _commit(self, behind: int) -> None:
+        self.committed = max(self.committed, behind)
+        for end in [end for end in self._damaged if end <= self.committed]:
+            self._lost += self._damaged.pop(end)
+        self._save()
 
     def rewind(self) -> None:
         """Read uncommitted records again."""
@@ -117,6 +135,7 @@ class Reader:
         """The records before this one were removed; the spool's lock is held."""
         if self.committed < number:
             self._lost += number - self.committed
+            self._damaged = {end: count for end, count in self._damaged.items() if end > number}
             self.committed = number
             self._save()
         self._next = max(self._next, number)

@@ -12,13 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LARGEST", "Record", "frame", "records_in", "records_of"]
+import numpy as np
+
+__all__ = ["LARGEST", "Record", "cut_off", "frame", "records_in", "records_of"]
 
 LARGEST = 8 << 20
 """Bytes of the largest record."""
 
 _HEADER = struct.Struct("<III")  # length, crc32 of number and payload, its complement (so zeros are not a header)
+_LEAST = _HEADER.size + 2  # bytes of the smallest record, `{}`
 _CHUNK = 1 << 20
+_SEARCH = 1 << 30  # bytes of checksums at most in one search for the next record; about a second
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def frame(number: int, payload: bytes) -> bytes:
 
 
 def records_of(path: Path, first: int) -> Iterator[tuple[Record, int]]:
-    """The records of a file up to the first damaged one, each with its end."""
+    """The intact records of a file, each with its end; numbers jump where records are damaged."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield from records_in(file, 0, os.fstat(file).st_size, first)
@@ -57,6 +61,64 @@ def records_of(path: Path, first: int) -> Iterator[tuple[Record, int]]:
 
 def records_in(file: int, offset: int, size: int, number: int) -> Iterator[tuple[Record, int]]:
     """The records of an open file from `offset` to `size`, the first of them `number`; see `records_of`."""
+    while True:
+        for record, end in _up_to_damage(file, offset, size, number):
+            yield record, end
+            offset, number = end, record.number + 1
+        if offset >= size or (behind := _behind_damage(file, offset, size, number)) is None:
+            return
+        offset, number = behind
+
+
+def cut_off(path: Path, offset: int) -> bool:
+    """Whether the bytes from `offset` on are the begin of a record that was not written completely."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        head = stream.read(_HEADER.size)
+        left = os.fstat(stream.fileno()).st_size - offset - _HEADER.size
+    if len(head) < _HEADER.size or not any(head):  # zeros: the disk kept the file's size without its bytes
+        return True
+    length, check, complement = _HEADER.unpack(head)
+    return bool(check ^ complement == 0xFFFFFFFF and left < length <= LARGEST)
+
+
+def _behind_damage(file: int, offset: int, size: int, number: int) -> tuple[int, int] | None:
+    """Offset and number of the first intact record behind a damaged one; None if there is none."""
+    near, whole = min(_CHUNK, size - offset), size - offset
+    return _intact(os.pread(file, near, offset), offset, number) or (
+        _intact(os.pread(file, whole, offset), offset, number) if whole > near else None
+    )
+
+
+def _intact(data: bytes, offset: int, number: int) -> tuple[int, int] | None:
+    """The same for the bytes from `offset` on."""
+    left = _SEARCH
+    for start in _headers(data):
+        length, check, _ = _HEADER.unpack_from(data, start)
+        payload = data[start + _HEADER.size : start + _HEADER.size + length]
+        if len(payload) < length:
+            continue
+        for candidate in range(number, number + start // _LEAST + 1):  # so many records may be damaged before it
+            if zlib.crc32(payload, zlib.crc32(struct.pack("<Q", candidate))) == check:
+                return offset + start, candidate
+            left -= length + 1024
+            if left < 0:
+                return None
+    return None
+
+
+def _headers(data: bytes) -> list[int]:
+    """Places that may be headers: a length, a checksum and its complement. No place within JSON text is one."""
+    found: list[int] = []
+    for shift in range(4):
+        words = np.frombuffer(data, "<u4", (len(data) - shift) // 4, shift)
+        if words.size >= 3:
+            like = ((words[1:-1] ^ words[2:]) == 0xFFFFFFFF) & (words[:-2] <= LARGEST)
+            found += (4 * np.flatnonzero(like) + shift).tolist()
+    return sorted(found)
+
+
+def _up_to_damage(file: int, offset: int, size: int, number: int) -> Iterator[tuple[Record, int]]:
     buffer, at = b"", offset  # the bytes from `at` on
     while offset < size:
         if offset + _HEADER.size > at + len(buffer):

@@ -300,6 +300,7 @@ class Station:
             reason,
             score=score,
             rank=None if result is None else result.rank,
+            mark=job.trigger.mark,
         )
 
     def _tell(self, part: Part, job: Job, result: Result | None) -> None:
@@ -332,10 +333,11 @@ class Station:
 
 
 class _Worker:
-    """A thread that computes one task after the other, with a time limit for the caller."""
+    """A thread that computes one task at a time, with a time limit for the caller."""
 
     def __init__(self, name: str) -> None:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Result], Future[Result]] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore()  # a task, and so its frame, is handed over only to an idle thread
         self._since: float | None = None
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -352,10 +354,13 @@ class _Worker:
             FutureTimeout: not in time; a task that has not started by then never starts.
             BaseException: the task's exception.
         """
+        end = time.monotonic() + timeout
+        if not self._idle.acquire(timeout=max(timeout, 0.0)):
+            raise FutureTimeout
         future: Future[Result] = Future()
         self._tasks.put((task, future))
         try:
-            return future.result(max(timeout, 0.0))
+            return future.result(max(end - time.monotonic(), 0.0))
         except FutureTimeout:
             future.cancel()
             raise
@@ -367,13 +372,13 @@ class _Worker:
     def _work(self) -> None:
         while (item := self._tasks.get()) is not None:
             task, future = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            self._since = time.monotonic()
             try:
-                future.set_result(task())
+                if future.set_running_or_notify_cancel():
+                    self._since = time.monotonic()
+                    future.set_result(task())
             except BaseException as error:
                 future.set_exception(error)
             finally:
                 self._since = None
                 del task, future, item  # free the frame and the map before the next part
+                self._idle.release()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ConfigError, DataError, SaaeError, shown
+from ...errors import ConfigError, DataError, SaaeError, StorageError, shown
 from ...images import read_image
 from ...meter import one_line
 from ..archive import archived
@@ -64,6 +64,8 @@ class Control:
         self._closed = False
         self.job: dict[str, Any] = {"state": "none"}
         self.audit = AuditLog(self._folder / "audit.jsonl", self._copy)
+        if self.audit.failed:
+            line.meter.fail(self.audit.failed)
         self._choices: queue.SimpleQueue[tuple[str, str, Choice] | None] = queue.SimpleQueue()
         self._choice_writer = threading.Thread(target=self._write_choices, name="audit", daemon=True)
         try:
@@ -389,7 +391,14 @@ class Control:
                 problems[name] = error.what
                 continue
             data = {"recipe": name, "changes": change, "threshold": after.threshold}
-            self._write(SERVICE, "change in force again", data)
+            self._note("change in force again", data)
         for name, why in problems.items():
             self._line.meter.fail(f"a change of recipe {name} was dropped: {why}")
-            self._write(SERVICE, "change dropped", {"recipe": name, "why": why})
+            self._note("change dropped", {"recipe": name, "why": why})
+
+    def _note(self, what: str, data: Mapping[str, Any]) -> None:
+        """An entry of the service itself; a full disk does not keep the line from starting."""
+        try:
+            self._write(SERVICE, what, data)
+        except StorageError as error:
+            self._line.meter.fail(error)

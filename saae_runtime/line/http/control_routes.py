@@ -18,7 +18,7 @@ Name = Annotated[str, Field(max_length=64)]
 Rate = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=0.0, le=1e30, allow_inf_nan=False)]
 Last = Annotated[int, Query(ge=1, le=100_000)]
-Key = Annotated[str, Field(max_length=300, description="`key` of the part's record.")]
+Key = Annotated[str, Field(max_length=2000, description="`key` of the part's record.")]
 Any_ = dict[str, Any]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...appending import LineFile, Rotation
 from ...errors import ConfigError
+from ...files import encodable
 from ..spool_records import Record
 from .base import Hurry
 
@@ -188,12 +189,11 @@ class CsvSink(_LinesSink):
         return _row([values[name] for name in COLUMNS])
 
     def _key_of(self, line: str) -> str:
-        row = next(csv.reader([line]))
-        return "/".join((row[1], row[0], row[2]))
+        return line.rstrip("\n")  # given again, a record makes the same line
 
 
 def _row(values: Sequence[Any]) -> bytes:
     text = io.StringIO()
     plain = ["" if value is None else " ".join(value.split()) if isinstance(value, str) else value for value in values]
     csv.writer(text, lineterminator="\n").writerow(plain)
-    return text.getvalue().encode("utf-8")
+    return encodable(text.getvalue()).encode()

@@ -7,32 +7,37 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, StorageError
+from ...files import encodable
+from ..ages import Ages
 from ..part import now, stamp
 from ..spool_records import Record
 from .base import Hurry
 
 __all__ = ["SCHEMA", "SqliteOptions", "SqliteSink"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables, in `PRAGMA user_version`."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS parts (
+    key TEXT PRIMARY KEY NOT NULL, recorded TEXT NOT NULL,
     station TEXT NOT NULL, time TEXT NOT NULL, part_id TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL,
     recipe TEXT, recipe_version INTEGER, bundle TEXT, score REAL, rank REAL, threshold REAL, pixel_threshold REAL,
-    regions TEXT NOT NULL, source TEXT, picture TEXT, latency_ms REAL, masks TEXT,
-    PRIMARY KEY (station, time, part_id)
-) WITHOUT ROWID;
+    regions TEXT NOT NULL, source TEXT, picture TEXT, latency_ms REAL, masks TEXT
+);
+CREATE INDEX IF NOT EXISTS parts_by_recording ON parts (recorded);
 CREATE INDEX IF NOT EXISTS parts_by_time ON parts (time);
 CREATE INDEX IF NOT EXISTS parts_by_id ON parts (part_id);
 CREATE TABLE IF NOT EXISTS events (key TEXT PRIMARY KEY, type TEXT, time TEXT, station TEXT, data TEXT NOT NULL);
 """
 _COLUMNS = (
+    "key",
+    "recorded",
     "station",
     "time",
     "part_id",
@@ -58,7 +63,7 @@ _PRUNE = 5000  # rows at once
 
 @dataclass(frozen=True)
 class SqliteOptions:
-    """`[[sink]]` of kind `sqlite`: the file; parts older than `days` are removed (by default never)."""
+    """`[[sink]]` of kind `sqlite`: the file; parts recorded more than `days` ago are removed (by default never)."""
 
     path: str
     days: float | None = None
@@ -78,6 +83,7 @@ class SqliteSink:
         self._path, self._days = folder / options.path, options.days
         self._database: sqlite3.Connection | None = None
         self._pruned = 0.0
+        self._ages: Ages | None = None
 
     def open(self) -> None:
         """Open the file and make the tables; see `Sink`."""
@@ -94,8 +100,12 @@ class SqliteSink:
                 )
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_TABLES)
-            self._database.execute(f"PRAGMA user_version={SCHEMA}")
+            if found != SCHEMA:  # at once: each transaction waits for the disk
+                self._database.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA};COMMIT;")
+            if self._ages is None and self._days is not None:
+                newest = self._database.execute("SELECT strftime('%s', max(recorded)) FROM parts").fetchone()[0]
+                memory = self._path.with_name(f"{self._path.name}.age")
+                self._ages = Ages(None if newest is None else float(newest), memory, lambda: now().timestamp())
         except (sqlite3.Error, OSError) as error:
             raise self._error(error) from error
 
@@ -121,9 +131,9 @@ class SqliteSink:
     def _insert(self, database: sqlite3.Connection, record: Record) -> None:
         data = record.data
         if data.get("type") == "part":
-            plain = {**data, "regions": json.dumps(data["regions"])}
+            plain = {**data, "regions": json.dumps(data["regions"]), "recorded": stamp(now())}
             plain["masks"] = None if data["masks"] is None else json.dumps(data["masks"])
-            database.execute(_INSERT, [plain[name] for name in _COLUMNS])
+            database.execute(_INSERT, [_value(plain[name]) for name in _COLUMNS])
         else:
             values = (
                 record.key,
@@ -132,14 +142,17 @@ class SqliteSink:
                 data.get("station"),
                 record.payload.decode("utf-8"),
             )
-            database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", values)
+            database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", [_value(item) for item in values])
 
     def _prune(self, database: sqlite3.Connection) -> None:
-        if self._days is None or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned):
+        if (
+            self._days is None
+            or self._ages is None
+            or (time.monotonic() - self._pruned < _PRUNE_EVERY and self._pruned)
+        ):
             return
-        before = stamp(now() - timedelta(days=self._days))
-        query = "DELETE FROM parts WHERE (station, time, part_id) IN "
-        query += "(SELECT station, time, part_id FROM parts WHERE time < ? LIMIT ?)"
+        before = stamp(datetime.fromtimestamp(self._ages.now(), timezone.utc) - timedelta(days=self._days))
+        query = "DELETE FROM parts WHERE rowid IN (SELECT rowid FROM parts WHERE recorded < ? LIMIT ?)"
         if database.execute(query, (before, _PRUNE)).rowcount < _PRUNE:
             self._pruned = time.monotonic()
 
@@ -162,3 +175,7 @@ class SqliteSink:
             f"{type(error).__name__}: {error}",
             "check disk, permissions and other users of the file",
         )
+
+
+def _value(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value

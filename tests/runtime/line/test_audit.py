@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saae_runtime.appending import LineFile
 from saae_runtime.errors import ConfigError, StorageError
 from saae_runtime.files import canonical_json, sha256_bytes
 from saae_runtime.line.audit import AuditLog, explain, head_of, verify
@@ -25,6 +26,10 @@ def written(path: Path, count: int = 6) -> list[bytes]:
 
 def put(path: Path, lines: list[bytes]) -> None:
     path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def refuse(*_: object) -> None:
+    raise StorageError("The disk is full.")
 
 
 def test_entries_chain_and_go_on_after_a_restart(tmp_path: Path) -> None:
@@ -137,6 +142,63 @@ def test_damage_is_said_in_the_log_itself(tmp_path: Path, how: str) -> None:
     assert log.latest(1)[0]["what"] == "audit log damaged"
     log.close()
     assert verify(path).notes  # and stays seen
+
+
+@pytest.mark.parametrize("fails", ["head", "sync"])
+def test_a_refused_entry_is_not_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """The last block of the log has room when the disk is full; a new head file has not."""
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    log.append("anna", "engineer", "threshold", {"after": 1})
+    for after in (2, 3):
+        with monkeypatch.context() as full:
+            full.setattr(
+                *(("saae_runtime.line.audit.write_json", refuse) if fails == "head" else (LineFile, "sync", refuse))
+            )
+            with pytest.raises(StorageError):
+                log.append("anna", "engineer", "threshold", {"after": after})
+        assert [item["data"]["after"] for item in log.latest(9)] == [1]
+        assert verify(path).problems == verify(path).notes == ()
+    log.append("anna", "engineer", "threshold", {"after": 4})
+    log.close()
+    assert (verify(path).entries, verify(path).problems) == (2, ())
+    log = AuditLog(path)
+    assert log.damage == ""
+    log.close()
+
+
+def test_a_refused_entry_that_cannot_be_taken_back_is_taken_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    log.append("anna", "engineer", "threshold", {"after": 1})
+    with monkeypatch.context() as broken:
+        broken.setattr("saae_runtime.line.audit.write_json", refuse)
+        broken.setattr(LineFile, "cut", refuse)
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                log.append("anna", "engineer", "threshold", {"after": 2})
+    log.append("anna", "engineer", "threshold", {"after": 3})
+    assert [item["data"]["after"] for item in log.latest(9)] == [3, 1]
+    assert verify(path).problems == ()
+    log.close()
+
+
+def test_damage_that_cannot_be_said_at_once_comes_before_the_next_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    put(path, written(path, 4)[:2])
+    with monkeypatch.context() as full:
+        full.setattr("saae_runtime.line.audit.write_json", refuse)
+        log = AuditLog(path)
+        assert "full" in log.failed
+        with pytest.raises(StorageError):
+            log.append("anna", "engineer", "bundle", {})
+    log.append("anna", "engineer", "bundle", {})
+    assert [item["what"] for item in log.latest(2)] == ["bundle", "audit log damaged"]
+    log.close()
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from line_parts import SINKS, ListCamera, bad, good, line_text, wait_until
+from PIL import Image
 
 from saae_runtime.errors import BundleError, ConfigError, SaaeError
 from saae_runtime.line.config import LineConfig, StationConfig, load_config
@@ -156,6 +157,85 @@ def test_a_watched_folder_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> No
             line.close()
             assert line.stations["one"].reading().counts["OK"] == (3 if start == 0 else 2)
     assert sorted(record["part_id"] for record in records(tmp_path)) == [str(number) for number in range(6)]
+
+
+def watched(folder: Path, text: str, parts: int) -> dict[str, Any]:
+    """Judge a watched folder; its health afterwards."""
+    with Line(config(folder, text)) as line:
+        line.start()
+        counts = line.stations["one"].reading
+        assert wait_until(lambda: counts().counts["OK"] + counts().counts["NG"] == parts)
+        time.sleep(0.3)  # nothing more comes
+        assert wait_until(lambda: all(sink["backlog"] == 0 for sink in line.health()["sinks"]))
+        return line.health()
+
+
+def at_second(path: Path, frame: Any) -> None:
+    """A file of a share that keeps whole seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(frame).save(path)
+    os.utime(path, (1.7e9, 1.7e9))
+
+
+def test_files_of_one_name_and_time_are_parts_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    for name, frame in (("left/1.png", good()), ("right/1.png", bad()), ("right/1.bmp", good())):
+        at_second(tmp_path / "in" / name, frame)
+    archive = '[archive]\nfolder = "p"\nok_share = 1.0\nmin_free_gb = 0.0\n'
+    text = line_text(tiny, "watch:in", SINKS + archive, "camera_options = { recursive = true }")
+    health = watched(tmp_path, text, 3)
+    assert (health["spool"]["records"], health["spool"]["doubled"]) == (3, 0)
+    found = records(tmp_path)
+    assert {record["part_id"] for record in found} == {"1"}
+    assert len({record["key"] for record in found}) == len({record["picture"] for record in found}) == 3
+    assert all((tmp_path / "p" / record["picture"]).is_file() for record in found)
+    assert sorted(record["source"][-11:] for record in found if record["verdict"] == "NG") == ["right/1.png"]
+    with sqlite3.connect(tmp_path / "out.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM parts").fetchone() == (3,)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+
+    # A kill between record and memory: the same files again, without a second record, and it is said.
+    next(tmp_path.rglob(".one.seen.*")).unlink()
+    health = watched(tmp_path, text, 3)
+    assert (health["spool"]["records"], health["spool"]["doubled"]) == (0, 3)
+    assert "has a record already" in health["last_error"]
+    assert len(records(tmp_path)) == 3
+
+    # Judging all again is new parts.
+    health = watched(tmp_path, text.replace("recursive = true", "recursive = true, resume = false"), 3)
+    assert (health["spool"]["records"], health["spool"]["doubled"]) == (3, 0)
+    assert len({record["key"] for record in records(tmp_path)}) == 6
+
+
+def test_a_name_written_twice_in_a_second_is_two_parts(tiny: Path, tmp_path: Path) -> None:
+    at_second(tmp_path / "in" / "latest.png", good())
+    with Line(config(tmp_path, line_text(tiny, camera="watch:in", more=SINKS))) as line:
+        line.start()
+        assert wait_until(lambda: line.stations["one"].reading().counts["OK"] == 1)
+        at_second(tmp_path / "new.png", bad())
+        (tmp_path / "new.png").replace(tmp_path / "in" / "latest.png")
+        assert wait_until(lambda: line.stations["one"].reading().counts["NG"] == 1)
+    assert [record["verdict"] for record in records(tmp_path)] == ["OK", "NG"]
+
+
+def test_the_pages_of_a_file_have_one_record_each_after_a_kill(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pages = [Image.fromarray(frame) for frame in (good(), good(), bad())]
+    pages[0].save(tmp_path / "in" / "a.tif", save_all=True, append_images=pages[1:])
+    text = line_text(tiny, camera="watch:in", more=SINKS)
+    assert watched(tmp_path, text, 3)["spool"]["records"] == 3
+    next(tmp_path.rglob(".one.seen.*")).unlink()
+    assert watched(tmp_path, text, 3)["spool"]["doubled"] == 3
+    assert [record["part_id"] for record in records(tmp_path)] == ["a#1", "a#2", "a#3"]
+
+
+def test_an_unreadable_file_has_one_record_after_a_kill(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    text = line_text(tiny, camera="watch:in", more=SINKS)
+    assert watched(tmp_path, text, 1)["spool"]["records"] == 1
+    next(tmp_path.rglob(".one.seen.*")).unlink()
+    assert watched(tmp_path, text, 1)["spool"]["doubled"] == 1
+    assert [(record["part_id"], record["verdict"]) for record in records(tmp_path)] == [("a", "NG")]
 
 
 def test_stopping_counts_what_waits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

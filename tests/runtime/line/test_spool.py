@@ -191,6 +191,64 @@ def test_a_damaged_byte_never_gives_a_wrong_record(
     again.close()
 
 
+@settings(max_examples=40, deadline=None)
+@given(place=st.floats(0, 0.999), value=st.integers(1, 255))
+def test_a_damaged_byte_costs_one_record_wherever_it_is(
+    tmp_path_factory: pytest.TempPathFactory, place: float, value: int
+) -> None:
+    folder = tmp_path_factory.mktemp("spool")
+    spool = Spool(folder)
+    spool.reader("r")
+    put(spool, range(50), size=20)
+    spool.close()
+    (file,) = files(folder)
+    data = bytearray(file.read_bytes())
+    last = data.rfind(b'{"key"') - 12
+    data[at := int(place * len(data))] ^= value
+    file.write_bytes(data)
+    again = Spool(folder)
+    reader = again.reader("r")
+    put(again, range(50, 60))
+    got = take(reader)
+    assert len(got) == 59
+    assert got == sorted(set(got))
+    assert got[-10:] == list(range(50, 60))
+    if not last <= at < last + 4:  # a wrong length of the last record looks like one that is not complete
+        assert (again.stats.damaged, reader.lost) == (1, 1)
+        assert (again.end, reader.backlog) == (61, 0)
+    again.close()
+    last_time = Spool(folder)
+    assert last_time.reader("r").lost == reader.lost  # the count survives a restart
+    last_time.close()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_hole_costs_its_records_alone(tmp_path: Path, last: bool) -> None:
+    spool = Spool(tmp_path)
+    one, two = spool.reader("one"), spool.reader("two")
+    assert take(one) == []
+    put(spool, range(2000), size=1000)
+    spool.close()
+    (file,) = files(tmp_path)
+    data = bytearray(file.read_bytes())
+    begin = data.index(b'{"key": "k1500"') if not last else data.index(b'{"key": "k1999"')
+    data[begin : begin + 10_000] = os.urandom(10_000)[: len(data) - begin]
+    file.write_bytes(data)
+    again = Spool(tmp_path)
+    one, two = again.reader("one"), again.reader("two")
+    assert again.stats.damaged == (1 if last else 10)  # known at the start
+    expected = [number for number in range(2000) if not (number == 1999 if last else 1500 <= number < 1510)]
+    assert take(one) == take(two, commit=False) == expected
+    assert one.lost == again.stats.damaged
+    assert one.backlog == 0
+    two.rewind()
+    assert take(two) == expected
+    assert two.lost == one.lost == again.stats.damaged
+    put(again, range(2000, 2001))
+    assert take(one) == [2000]
+    again.close()
+
+
 def test_an_unreadable_cursor_means_again_not_never(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     reader = spool.reader("r")

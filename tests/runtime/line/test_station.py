@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from line_parts import ListCamera, ListTrigger, bad, good, wait_until
 
@@ -155,6 +157,24 @@ def test_without_a_verdict_in_time_the_part_is_ng(book: RecipeBook, monkeypatch:
         assert wait_until(lambda: len(parts) == 3)
     assert (parts[2].part_id, parts[2].verdict) == ("c", OK)
     assert [answer[0] for answer in source.answers] == ["c"]  # the late verdicts went nowhere
+
+
+def test_behind_an_engine_that_hangs_no_frames_pile_up(book: RecipeBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    judge = Recipe.judge
+    monkeypatch.setattr(Recipe, "judge", lambda self, frame: go.wait(60) and judge(self, frame))
+    frames: list[weakref.ref[np.ndarray]] = []
+
+    def frame() -> np.ndarray:
+        frames.append(weakref.ref(made := good()))
+        return made
+
+    with station(book, ListCamera([frame] * 40, endless=True), verdict_timeout=0.01, queue_size=2) as (_, parts):
+        assert wait_until(lambda: len(parts) == 40)
+        assert {part.reason for part in parts} == {"timeout"}
+        # the one that is computed, and the last ones, which the reader and the station may still hold
+        assert wait_until(lambda: sum(alive() is not None for alive in frames) <= 4)
+        go.set()
 
 
 def test_frames_that_come_faster_are_dropped_oldest_first_and_counted(book: RecipeBook) -> None:

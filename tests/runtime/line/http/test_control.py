@@ -176,6 +176,24 @@ def test_a_change_that_cannot_be_written_down_is_not_made(stack: ExitStack, monk
     assert stack.http.context.control.overrides.get(part["key"]) is None
 
 
+def test_a_full_disk_does_not_keep_the_line_from_starting(
+    stack: ExitStack, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saae_runtime.errors import StorageError
+
+    def full(*_: object) -> None:
+        raise StorageError("The disk is full.")
+
+    assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0}).status == 200
+    stack.close()
+    monkeypatch.setattr("saae_runtime.line.audit.write_json", full)
+    with serving(tmp_path, more=JSONL) as again:
+        assert again.line.book.get("first").threshold == 130.0
+        assert "disk is full" in again.line.health()["last_error"]
+        assert again.client.post("/v1/threshold", {"recipe": "first", "threshold": 140.0}).status == 507
+    assert verify(tmp_path / "http" / "audit.jsonl").problems == ()
+
+
 def test_the_recipe_of_a_station_is_switched(stack: ExitStack) -> None:
     assert stack.client.post("/v1/recipe", {"station": "asked", "recipe": "other"}).json["recipe"] == "other"
     assert stack.client.get("/v1/recipe").json["stations"]["asked"]["recipe"] == "other"

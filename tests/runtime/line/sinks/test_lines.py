@@ -7,7 +7,9 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from line_parts import wait_until
 
 from saae_runtime.errors import ConfigError
 from saae_runtime.line.config import SinkConfig
-from saae_runtime.line.part import Part, Verdict, now
+from saae_runtime.line.part import Part, Verdict, now, stamp
 from saae_runtime.line.sinks import KINDS, make_sink
 from saae_runtime.line.sinks.delivery import Delivery
 from saae_runtime.line.spool import Spool
+from saae_runtime.line.spool_records import Record
 
 START = now()
 LOCAL = ("jsonl", "csv", "sqlite")
@@ -55,7 +58,7 @@ def ids(kind: str, folder: Path) -> list[str]:
     if not path.exists():
         return []
     if kind == "jsonl":
-        return [json.loads(line)["part_id"] for line in path.read_text().splitlines()]
+        return [json.loads(line).get("part_id") for line in path.read_text().splitlines()]
     if kind == "csv":
         with path.open(newline="") as stream:
             return [row["part_id"] for row in csv.DictReader(stream)]
@@ -130,6 +133,30 @@ def test_values_survive_the_way(tmp_path: Path) -> None:
         assert database.execute("SELECT type, station FROM events").fetchall()[0][:] == ("drift", "one")
 
 
+@pytest.mark.parametrize("kind", LOCAL)
+def test_a_name_that_is_not_utf_8_costs_no_record(kind: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, kind, tmp_path)
+    odd = part(1, source="in/Pr\udcfcfling.png")
+    spool.append(odd.key, odd.to_json().encode())
+    as_it_is = {**part(2).to_dict(), "part_id": "Pr\udcfcfling"}  # whatever a record holds
+    spool.append("other", json.dumps(as_it_is).encode())
+    spool.append("e\udcfc", json.dumps({"type": "recipe", "key": "e\udcfc", "station": "\udcfc"}).encode())
+    sink.finish(time.monotonic() + 20)
+    spool.close()
+    assert (sink.state()["refused"], sink.state()["backlog"]) == (0, 0)
+    assert len(ids(kind, tmp_path)) == 3 if kind == "jsonl" else ids(kind, tmp_path) == ["p1", r"Pr\udcfcfling"]
+
+
+def test_the_record_of_a_name_that_is_not_utf_8_is_utf_8() -> None:
+    odd = part(1, source="in/Pr\udcfcfling.png", reason="error: \udcfc")
+    odd = replace(odd, part_id="Pr\udcfcfling")
+    assert odd.to_dict()["source"] == r"in/Pr\udcfcfling.png"
+    assert odd.to_dict()["part_id"] == r"Pr\udcfcfling"
+    assert odd.to_dict()["key"] == odd.key
+    json.dumps(odd.to_dict(), ensure_ascii=False).encode("utf-8")  # as the HTTP service writes it
+
+
 def test_files_are_turned_over(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     sink = delivery(spool, "jsonl", tmp_path, rotate="20kb", keep=3)
@@ -165,14 +192,28 @@ def test_old_parts_leave_the_database(tmp_path: Path) -> None:
     put(spool, range(3))
     sink.finish(time.monotonic() + 20)
     spool.close()
-    found = ids("sqlite", tmp_path)
-    assert found[-3:] == names(range(3))
+    # A part is as old as its row: its own time may be that of an old file.
+    assert ids("sqlite", tmp_path) == ["old", *names(range(3))]
+    with sqlite3.connect(tmp_path / "out.sqlite") as database:
+        database.execute("UPDATE parts SET recorded = ? WHERE part_id = 'old'", (stamp(old.time),))
     again = Spool(tmp_path / "spool")
     sink = delivery(again, "sqlite", tmp_path, days=1.0)
     put(again, range(3, 4))
     assert wait_until(lambda: ids("sqlite", tmp_path) == names(range(4)))
     sink.finish(time.monotonic() + 20)
     again.close()
+
+
+def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start, ahead in ((0, 0), (3, 100), (6, 100)):  # the clock is wrong at two starts
+        moment = now() + timedelta(days=ahead)
+        monkeypatch.setattr("saae_runtime.line.sinks.sqlite.now", lambda moment=moment: moment)
+        sink = make_sink(SinkConfig("s", "sqlite", KINDS["sqlite"](path="out.sqlite", days=30.0)), tmp_path, "l")
+        sink.open()
+        records = [Record(number, part(number).to_json().encode()) for number in range(start, start + 3)]
+        assert sink.write(records, threading.Event()) == 3
+        sink.close()
+    assert ids("sqlite", tmp_path) == names(range(9))
 
 
 @pytest.mark.parametrize("kind", LOCAL)
