@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,9 @@ def test_a_stop_ends_with_everything_written(tiny: Path, frames: Path, tmp_path:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(20)]
             assert wait_until(lambda: b"WATCHDOG=1" in said)
+            # A stop waits two seconds for a sink: those of this one are open and take records by now.
+            assert wait_until(lambda: len(part_ids_so_far(tmp_path / "out.jsonl")) >= 20)
+            assert wait_until(lambda: parts_in(tmp_path / "out.sqlite") >= 20)
             process.send_signal(number)
             out, err = rest_of(process, 30)
         listener.join(20)
@@ -233,6 +237,15 @@ def test_a_second_stop_ends_the_line_at_once(tiny: Path, frames: Path, tmp_path:
         _, err = rest_of(process, 30)
     assert process.returncode == 130
     assert err.endswith("Stopped.\n")
+
+
+def parts_in(file: Path) -> int:
+    """Of a database that is being written."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM parts").fetchone()[0])
+    except sqlite3.Error:
+        return 0
 
 
 def part_ids_so_far(file: Path) -> list[str]:
