@@ -80,7 +80,7 @@ def feature_key(backbone: Features, samples: Sequence[Sample], kind: str) -> str
     return sha256_bytes(
         canonical_json(
             {
-                "format": 1,
+                "format": 2,  # how images are read: raise it when the same file gives other pixels
                 "backbone": backbone.name,
                 "weights": backbone.weights.sha256,
                 "layers": backbone.layers,
