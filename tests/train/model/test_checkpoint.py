@@ -51,7 +51,7 @@ def make(**options: Any) -> Checkpoint:
         held_out=0.0 if "memory" in options else 0.15,
     )
     record = FitRecord(images=7, loss=((1, 0.5), (2, 0.25)), held_out=("größer.png",))
-    left_out = LeftOut(torch.rand(3, *detector.backbone.grid), ("a.png", "b.png", "ü.png"), 1)
+    left_out = LeftOut(torch.rand(3, *detector.backbone.grid), ("a.png", "b.png", "ü_\udce4.png"), 1)  # not UTF-8
     return Checkpoint(detector, config, "zipper", record, left_out=left_out if "memory" in options else None)
 
 
