@@ -7,10 +7,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,11 +32,20 @@ from .saae import SAAE
 from .vit import Features, bare_backbone
 from .weights import WeightsInfo
 
-__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_target",
+    "discard_state",
+    "load_checkpoint",
+    "read_fit_config",
+    "read_fit_record",
+    "save_checkpoint",
+]
 
 SCHEMA = 5
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _LEFT_OUT = "left_out.scores"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if detector.memory is not None and record["schema"] < 5:  # older scores do not regard the image's level
             tensors["memory.beta"] = torch.tensor(0.0)
         scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
-        left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
+        left_out = None
+        if told is not None and scores is not None:
+            left_out = LeftOut(scores, tuple(told["names"]), int(told["reach"]), tuple(told.get("hashes", ())))
         fit_record = FitRecord.from_json(record["facts"])
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
@@ -161,11 +172,25 @@ def read_fit_config(path: str | os.PathLike[str]) -> FitConfig:
     Raises:
         CheckpointError: missing, damaged or of a newer version.
     """
+    return _described(path, lambda record: FitConfig.from_json(record["config"]))
+
+
+def read_fit_record(path: str | os.PathLike[str]) -> FitRecord:
+    """How the model in a checkpoint folder was fitted, without its weights.
+
+    Raises:
+        CheckpointError: missing, damaged or of a newer version.
+    """
+    return _described(path, lambda record: FitRecord.from_json(record["facts"]))
+
+
+def _described(path: str | os.PathLike[str], part: Callable[[dict[str, Any]], _T]) -> _T:
+    """A part of the description of the model in a checkpoint folder. Raises CheckpointError."""
     folder = Path(path)
     put_back(folder)
     record = _read_config(folder)
     try:
-        return FitConfig.from_json(record["config"])
+        return part(record)
     except (KeyError, TypeError, ValueError, SaaeError) as error:
         raise CheckpointError(
             f"{folder} cannot be loaded.", f"{type(error).__name__}: {error}", "fit again: saae-train fit"
@@ -197,7 +222,11 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
         else {"entries": len(detector.memory), "search": detector.memory.search},
         "left_out": None
         if checkpoint.left_out is None
-        else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
+        else {
+            "names": list(checkpoint.left_out.names),
+            "reach": checkpoint.left_out.reach,
+            "hashes": list(checkpoint.left_out.hashes),
+        },
         "saae": {
             "channels": saae.channels,
             "latent": saae.latent,
