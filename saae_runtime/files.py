@@ -258,7 +258,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically. Raises StorageError like `write_bytes`.
 
-    Bytes of a file name that are no UTF-8 are written as escapes (`teil_\\udce4.png`), from which JSON gives the name again.
+    Bytes of a file name that are no UTF-8 are written as escapes (`teil_\\udce4.png`); JSON gives the name again.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
