@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saae_runtime.errors import CheckpointError, SaaeError, StorageError
-from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, storage_error, write_json
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, write_json
 from saae_runtime.folders import atomic_directory, put_back
 from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
@@ -29,6 +27,7 @@ from .detector import Detector, FeatureSpace
 from .left_out import LeftOut
 from .memory import Memory
 from .saae import SAAE
+from .tensors import write_tensors
 from .vit import Features, bare_backbone
 from .weights import WeightsInfo
 
@@ -110,16 +109,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
     """
     folder = check_target(path)
     detector = checkpoint.detector
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    tensors = detector.state_dict()
     if checkpoint.left_out is not None:
-        tensors[_LEFT_OUT] = checkpoint.left_out.scores.contiguous()
+        tensors[_LEFT_OUT] = checkpoint.left_out.scores
     with atomic_directory(folder) as temporary:
-        try:
-            save_file(tensors, temporary / _WEIGHTS)
-        except SafetensorError as error:
-            told = re.search(r"os error (\d+)", str(error))  # the system's error number, in safetensors' text
-            code = int(told[1]) if told else errno.EIO
-            raise storage_error(folder, OSError(code, str(error))) from error
+        write_tensors(temporary / _WEIGHTS, tensors)
         record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
         record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
         write_json(temporary / _CONFIG, record | {"digest": _digest(record)})

@@ -329,7 +329,7 @@ def test_a_failed_write_of_weights_gives_its_own_reason(
     def fail(*_: Any) -> None:
         raise SafetensorError(said)
 
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr("saae_train.model.tensors.save_file", fail)
     with pytest.raises(StorageError, match=word):
         save_checkpoint(tmp_path / "c", make())
 
