@@ -262,8 +262,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically. Raises StorageError like `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write UTF-8 text atomically. Raises StorageError like `write_bytes`.
+
+    Bytes of a file name that are no UTF-8 are written as escapes (`teil_\\udce4.png`); JSON gives the name again.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -134,7 +136,12 @@ def _show_version(wanted: bool) -> None:
 
 
 def run_command(app: typer.Typer, name: str) -> None:
-    """Run a console script. SIGTERM stops it as cleanly as Ctrl-C."""
+    """Run a console script. SIGTERM stops it as cleanly as Ctrl-C.
+
+    A file name that is not UTF-8 is printed with escapes, as on standard error, instead of ending the command.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name=name)
 

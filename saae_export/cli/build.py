@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saae_runtime.errors import ConfigError
 from saae_runtime.terminal import log
 from saae_train.cli.options import Cache, FitOptions, Normal, expand_options, parse_share
 
@@ -168,7 +169,9 @@ def build_command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", rich_help_panel="Fit", help="Folder of a fitted model to take, from saae-train fit."
+            "--checkpoint",
+            rich_help_panel="Fit",
+            help="Folder of a fitted model to take as it is, from saae-train fit.",
         ),
     ] = None,
     refit: Annotated[
@@ -199,6 +202,8 @@ def build_command(
     from ..pipeline.select import choices_of
     from ..pipeline.summary import print_summary
 
+    if checkpoint is not None:
+        _refuse_ignored(checkpoint, fit, refit)
     console = log()
     result = build(
         BuildOptions(
@@ -233,6 +238,22 @@ def build_command(
     )
     print_summary(result, console)
     print(result.where)
+
+
+def _refuse_ignored(checkpoint: Path, fit: FitOptions, refit: bool) -> None:
+    """Refuse options that say how to fit beside a fitted model. Raises ConfigError, or CheckpointError for no model."""
+    from saae_train.model.checkpoint import read_fit_config
+
+    used = {"--white-level"}  # it is compared with the model's
+    if read_fit_config(checkpoint).memory is None:
+        used.add("--texture/--object")  # the default pixel FPR
+    ignored = [name for name in [*fit.given(), *(["--refit"] if refit else [])] if name not in used]
+    if ignored:
+        raise ConfigError(
+            f"{', '.join(ignored)} and --checkpoint exclude each other.",
+            "That model is fitted already, and is taken as it is.",
+            "leave one out",
+        )
 
 
 def _words(text: str) -> tuple[str, ...]:

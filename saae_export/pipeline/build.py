@@ -38,7 +38,7 @@ from ..parity.compare import ParityReport
 from ..parity.pytorch import TorchReference
 from ..report.data import LatencyRow, Report
 from ..report.html import write_report
-from .fit import FittedModel, fit_model
+from .fit import FittedModel, fit_model, refuse_fitted
 from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
 from .images import find_images, is_named, named_frames, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
@@ -183,7 +183,7 @@ def _build_bundle(
             calibrated_with=CPU + (f", {OPENVINO} for what it computes in bf16" if in_bf16 else ""),
         )
         if isinstance(calibrator, LeftOutCalibrator):
-            report = add_left_out(report, calibrator, bundle, category, split.fitting, outliers)
+            report = add_left_out(report, calibrator, bundle, category, outliers)
         else:
             report = add_examples(report, bundle, category, split.normal)
         kept = named_frames(balanced_sample(category, split.normal, options.samples))
@@ -272,7 +272,10 @@ def _blind_cure(options: BuildOptions, model: FittedModel, category: Category, w
 def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str]:
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
-        category = without_excluded(category, options.exclude).with_white_level(_white_level(options))
+        left = without_excluded(category, options.exclude)
+        if options.checkpoint is not None:
+            refuse_fitted(options.checkpoint, sorted(set(category.train) - set(left.train), key=lambda s: s.path))
+        category = left.with_white_level(_white_level(options))
         stage.note(f"{category.name}: {len(category.train)} normal, {len(category.test)} for testing, {source}")
     if category.synthetic:
         stages.say(

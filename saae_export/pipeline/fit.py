@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saae_runtime.errors import SaaeError
+from saae_runtime.errors import ConfigError, SaaeError
 from saae_runtime.files import canonical_json, sha256_bytes, sha256_file
 from saae_runtime.progress import labelled
 from saae_runtime.terminal import Stage, Stages
 from saae_runtime.version import saae_version
 from saae_train.config import TEXTURES, FitConfig
 from saae_train.data.category import Category, Sample
-from saae_train.data.split import Split, content_digest, split_for, split_of
+from saae_train.data.split import Split, content_digest, content_hashes, split_for, split_of
 from saae_train.fitting.backbone import backbone_for
 from saae_train.fitting.fit import fit
 from saae_train.fitting.loop import Reporter
-from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, read_fit_record, save_checkpoint
 from saae_train.model.weights import PACKAGED_NAME, packaged_path, refuse_random
 
 from ..graph.half_weights import require_blocks
 from ..int8.choose import require_frames
 from .options import FitRequest
 
-__all__ = ["FittedModel", "fit_model", "model_key"]
+__all__ = ["FittedModel", "fit_model", "model_key", "refuse_fitted"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,24 @@ def _given_model(folder: Path, category: Category, half_weights: bool) -> Fitted
         require_blocks(backbone.name, backbone.layers)
     split = split_of(checkpoint.record, checkpoint.config, category)
     return FittedModel(dataclasses.replace(checkpoint, category=category.name), folder, split)
+
+
+def refuse_fitted(checkpoint: Path, excluded: Sequence[Sample]) -> None:
+    """Refuse to leave out images that a given model was fitted on: they would stay in it.
+
+    Raises:
+        ConfigError: the model was fitted on one of `excluded`.
+        CheckpointError: there is no model, or a damaged one.
+    """
+    fitted = set(read_fit_record(checkpoint).fitted_on or ())
+    inside = [sample for key, sample in zip(content_hashes(excluded), excluded, strict=True) if key in fitted]
+    if inside:
+        more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+        raise ConfigError(
+            f"{inside[0].path.name}{more} cannot be excluded from {checkpoint}.",
+            "A model keeps what it was fitted on, and takes it for normal.",
+            "leave --checkpoint out: the build then fits a model without it",
+        )
 
 
 def _check_ranges(request: FitRequest, split: Split) -> None:

@@ -16,8 +16,8 @@ from saae_runtime.geometry import upsample_map
 from saae_runtime.progress import Progress, silent
 from saae_runtime.thresholds import ThresholdTable
 from saae_train.calibrate import Calibration, calibrate_left_out, smooth_left_out
-from saae_train.data.category import Sample
-from saae_train.data.split import content_digest, spread
+from saae_train.data.category import Sample, distinct_names
+from saae_train.data.split import content_digest, content_hashes, spread
 from saae_train.model.checkpoint import Checkpoint
 
 from ..parity.pytorch import TorchReference
@@ -37,7 +37,7 @@ class Outlier:
 
     Attributes:
         index: its index among the fitted images.
-        name: its file's name.
+        name: its file's name, as it is now.
         score: as if it were new, in units of the image threshold.
         leverage: relative fall of the threshold without it.
     """
@@ -58,7 +58,8 @@ class LeftOutCalibrator:
 
     Args:
         checkpoint: with the left-out scores.
-        samples: the fitted images, in their order.
+        samples: the images at hand: the fitted ones, or others with a given model. Only those that the model was fitted
+            on, by their content, are shown with their scores; the tables come from all scores of the fit.
         reference: the model in PyTorch at the graph's frame size.
         pixel_fpr: default acceptable share of normal pixels above T.
         image_fpr: default acceptable share of normal images called defective.
@@ -75,13 +76,16 @@ class LeftOutCalibrator:
         if checkpoint.left_out is None:
             raise CalibrationError("The model holds no scores of its own images.", "It has no memory.", "fit again")
         self.left_out = checkpoint.left_out
+        self.there = _fitted(checkpoint, samples)
+        """The fitted images that are at hand, by their index in the fit."""
+        self._names = dict(zip(samples, distinct_names([sample.path for sample in samples]), strict=True))
         detector = checkpoint.detector
         self._reference = calibrate_left_out(
             self.left_out,
             detector.smoothing,
             reference.frame_size,
             detector.backbone.input_size,
-            content_digest(samples),
+            checkpoint.record.digest or content_digest(samples),
             pixel_fpr,
             image_fpr,
         )
@@ -114,7 +118,7 @@ class LeftOutCalibrator:
         return upsample_map(smooth_left_out(self.left_out, self._smoothing, index), size) * np.float32(self.factor)
 
     def outliers(self) -> list[Outlier]:
-        """The images to look at, highest score first: unlike the others, or with a large effect on the threshold.
+        """Images at hand to look at, highest score first: unlike the others, or with a large effect on the threshold.
 
         An image is unlike the others if, among this many, only half an image is expected to reach its score.
         """
@@ -122,11 +126,22 @@ class LeftOutCalibrator:
         lever = _leverage(scores, self._reference.image)
         strange = ScoreModel.fit(scores).bound(0.5 / len(scores))
         found = [
-            Outlier(index, self.left_out.names[index], score / threshold, moved)
-            for index, (score, moved) in enumerate(zip(scores, lever, strict=True))
-            if score > strange or moved > _LEVER
+            Outlier(index, self._names[sample], scores[index] / threshold, lever[index])
+            for index, sample in self.there.items()
+            if scores[index] > strange or lever[index] > _LEVER
         ]
         return sorted(found, key=lambda item: -item.score)
+
+
+def _fitted(checkpoint: Checkpoint, samples: Sequence[Sample]) -> dict[int, Sample]:
+    """Index in the fit -> image, for those of `samples` that the model was fitted on."""
+    left_out = checkpoint.left_out
+    if left_out is not None and left_out.hashes:
+        index = {key: number for number, key in enumerate(left_out.hashes)}
+        pairs = zip(content_hashes(samples), samples, strict=True)
+        return dict(sorted((index[key], sample) for key, sample in pairs if key in index))
+    # Earlier versions wrote only the digest of all images in their order.
+    return dict(enumerate(samples)) if checkpoint.record.digest == content_digest(samples) else {}
 
 
 def _leverage(scores: Sequence[float], table: ThresholdTable) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from .left_out import LeftOutCalibrator, Outlier
 from .measure import deployed
 
 __all__ = ["add_examples", "add_left_out", "manifest_metrics", "write_heatmaps"]
+
+Scored: TypeAlias = "tuple[float, Sample]"
+"""Image score and image."""
 
 _MOST_EXAMPLES = 12
 _MOST_OUTLIERS = 4
@@ -47,7 +50,7 @@ def add_examples(report: Report, bundle: Bundle, category: Category, held_out: S
     """The report with examples and the calibration images' scores, all from the engine that gave the metrics."""
     with deployed(bundle) as engine:
         scores = tuple(float(engine(sample.read()).score) for sample in held_out)
-        return _with_examples(report, engine, category, held_out, scores)
+        return _with_examples(report, engine, category, tuple(zip(scores, held_out, strict=True)), scores)
 
 
 def add_left_out(
@@ -55,17 +58,20 @@ def add_left_out(
     calibrator: LeftOutCalibrator,
     bundle: Bundle,
     category: Category,
-    fitted: Sequence[Sample],
     outliers: Sequence[Outlier],
 ) -> Report:
-    """The report with examples, the scores behind the thresholds, and images to look at with their left-out maps."""
+    """The report with examples, the scores behind the thresholds, and images to look at with their left-out maps.
+
+    The scores are those of all images of the fit; shown are those of them that are at hand.
+    """
     with deployed(bundle) as engine:
         tables = calibrator(engine)
         threshold, image_threshold = engine.threshold, engine.image_threshold
-        report = _with_examples(report, engine, category, fitted, tables.scores)
+        there = [(tables.scores[index], sample) for index, sample in calibrator.there.items()]
+        report = _with_examples(report, engine, category, there, tables.scores)
     shown = []
     for item in outliers[:_MOST_OUTLIERS]:
-        frame = fitted[item.index].read()
+        frame = calibrator.there[item.index].read()
         shown.append(
             Example(
                 name=item.name,
@@ -83,14 +89,14 @@ def add_left_out(
 
 
 def _with_examples(
-    report: Report, engine: Engine, category: Category, normal: Sequence[Sample], scores: Sequence[float]
+    report: Report, engine: Engine, category: Category, normal: Sequence[Scored], scores: Sequence[float]
 ) -> Report:
-    """The report with examples, and with the scores of the normal images."""
+    """The report with examples, some of `normal` among them, and with the scores behind the thresholds."""
     return dataclasses.replace(
         report,
         held_out_scores=tuple(scores),
         image_threshold=engine.image_threshold,
-        examples=_choose_examples(engine, category, report.evaluation, normal, scores),
+        examples=_choose_examples(engine, category, report.evaluation, normal),
         shown_with=f"{engine.backend.name}: {engine.backend.description}",
     )
 
@@ -110,12 +116,11 @@ def _choose_examples(
     engine: Engine,
     category: Category,
     evaluation: Evaluation | None,
-    held_out: Sequence[Sample],
-    scores: Sequence[float],
+    normal: Sequence[Scored],
 ) -> list[Example]:
     """Frames worth looking at: wrong decisions, the median of each defect type, the largest normal scores."""
     if evaluation is None:
-        largest = sorted(zip(scores, held_out, strict=True), key=lambda item: -item[0])[:4]
+        largest = sorted(normal, key=lambda item: -item[0])[:4]
         return [_example(engine, sample, "largest normal") for _, sample in largest]
     by_path = {str(sample.path): sample for sample in category.test}
     limit = engine.image_threshold

@@ -41,6 +41,9 @@ _FIELDS = tuple(entry.name for entry in dataclasses.fields(FitConfig) if entry.n
 _OPTIONS = {"transformer": "--model", "precision": "--fit-precision"}
 """Fields whose option has another name."""
 
+_SPELT = {"change": "--set", "texture": "--texture/--object"}
+"""Fields of `FitOptions` whose option has another name."""
+
 _image = functools.partial(typer.Option, rich_help_panel="Images")
 _model = functools.partial(typer.Option, rich_help_panel="Model")
 _fit = functools.partial(typer.Option, rich_help_panel="Fit")
@@ -145,6 +148,11 @@ class FitOptions:
             help="Any other field of the configuration, e.g. clip=null or keep=0.9. May be repeated.",
         ),
     ] = None
+
+    def given(self) -> list[str]:
+        """The options that were given a value other than their default."""
+        fields = [entry for entry in dataclasses.fields(self) if getattr(self, entry.name) not in (entry.default, [])]
+        return [_SPELT.get(entry.name, f"--{entry.name.replace('_', '-')}") for entry in fields]
 
     def config(self) -> FitConfig:
         """The configuration that these options give. Raises ConfigError as `make_config` does."""

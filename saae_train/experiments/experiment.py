@@ -6,11 +6,10 @@ progress, so that memory, threads or a crash of one experiment cannot affect the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -115,12 +114,13 @@ class FitMethod(Protocol):
 
 
 def images_digest(category: Category) -> str:
-    """Hex sha256 over names and sizes of a category's images and masks; a copy of the set has the same digest."""
-    digest = hashlib.sha256(b"saae-listing-1")
-    files = [s.path for s in (*category.train, *category.test)] + [mask for s in category.test for mask in s.masks]
-    for path in sorted(files):
-        digest.update(f"\n{path.relative_to(category.root).as_posix()!r} {path.stat().st_size}".encode())
-    return digest.hexdigest()
+    """Hex sha256 over names and content of a category's images and masks; a copy of the set has the same digest.
+
+    The white level is a setting of the experiment and does not count. Raises DataError if a file cannot be read.
+    """
+    samples = [replace(s, white_level=None) for s in sorted((*category.train, *category.test), key=lambda s: s.path)]
+    names = [path.relative_to(category.root).as_posix() for s in samples for path in (s.path, *s.masks)]
+    return sha256_bytes(canonical_json({"names": names, "content": content_digest(samples)}).encode())
 
 
 def _weights_digest(weights: str | None) -> str | None:

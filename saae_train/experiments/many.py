@@ -110,7 +110,7 @@ def fit_category(wanted: CategoryFit, report: Report) -> Mapping[str, Any]:
         **experiment.settings(),
         "images": len(split.fitting),
         "weights_source": backbone.weights.source,
-        "warnings": list(checked.warnings),
+        "warnings": [str(warning) for warning in checked.warnings],
         "seconds": round(time.monotonic() - started, 1),
         "tools": dict(checkpoint.record.tools),
     }

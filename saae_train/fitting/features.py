@@ -19,6 +19,7 @@ from torch import Tensor
 from saae_runtime.errors import FitError, StorageError
 from saae_runtime.files import canonical_json, sha256_bytes, storage_error, write_json
 from saae_runtime.geometry import resize_frames
+from saae_runtime.locks import turn
 from saae_runtime.progress import Progress, silent
 
 from ..data.category import Sample
@@ -29,6 +30,7 @@ from .precision import arithmetic, matmul_precision
 __all__ = ["FeatureSet", "cache_root", "extract", "pick_device"]
 
 _BATCH = 8
+_PATIENCE = 1.0  # seconds between two looks at how far another process is
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def feature_key(backbone: Features, samples: Sequence[Sample], kind: str) -> str
     return sha256_bytes(
         canonical_json(
             {
-                "format": 1,
+                "format": 2,  # how images are read: raise it when the same file gives other pixels
                 "backbone": backbone.name,
                 "weights": backbone.weights.sha256,
                 "layers": backbone.layers,
@@ -110,7 +112,8 @@ def extract(
 ) -> FeatureSet:
     """Features of `samples`, from the cache if possible.
 
-    An interrupted extraction resumes where it stopped. Values are stored as float16, rounded once.
+    An interrupted extraction resumes where it stopped; one that another process has begun is waited for. Values are
+    stored as float16, rounded once.
 
     Args:
         backbone: frozen features.
@@ -131,20 +134,30 @@ def extract(
     folder = (cache or cache_root()) / "features"
     shape = (len(samples), backbone.grid[0] * backbone.grid[1], backbone.channels)
     done_file, part_file, mark = folder / f"{key}.npy", folder / f"{key}.part", folder / f"{key}.json"
-    if not done_file.exists():
-        _room(folder, int(np.prod(shape)) * 2)
-        _fill(backbone, samples, part_file, mark, shape, place, kind, progress)
-        part_file.replace(done_file)
-        mark.unlink(missing_ok=True)
-    else:
-        progress(len(samples), len(samples))
-    values = None
-    with suppress(ValueError, EOFError):  # truncated, or not an array
-        values = np.load(done_file, mmap_mode="r")
-    if values is None or values.shape != shape:
-        done_file.unlink()
-        return extract(backbone, samples, cache, device, precision, progress)
+    lock = folder / f"{key}.lock"
+    while (values := _whole(done_file, shape)) is None:
+        with turn(lock, _PATIENCE) as alone:
+            if not alone:  # another process computes them
+                progress(_resume_at(part_file, mark), len(samples))
+                continue
+            if _whole(done_file, shape) is None:
+                done_file.unlink(missing_ok=True)
+                _room(part_file, int(np.prod(shape)) * 2)
+                _fill(backbone, samples, part_file, mark, shape, place, kind, progress)
+                part_file.replace(done_file)
+                mark.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)  # those who wait for it find the features
+    progress(len(samples), len(samples))
     return FeatureSet(values, key)
+
+
+def _whole(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float16] | None:
+    """The finished features in a file; None if it is missing, truncated or not an array of this shape."""
+    with suppress(FileNotFoundError, ValueError, EOFError):
+        values: NDArray[np.float16] = np.load(file, mmap_mode="r")
+        if values.shape == shape:
+            return values
+    return None
 
 
 def _fill(
@@ -182,7 +195,6 @@ def _fill(
         values[first : first + len(batch)] = f.cpu().numpy().astype(np.float16)
         values.flush()
         write_json(mark, {"done": first + len(batch)})
-    progress(len(samples), len(samples))
 
 
 def _open_part(part_file: Path, mark: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:
@@ -211,15 +223,19 @@ def _resume_at(part_file: Path, mark: Path) -> int:
         return 0
 
 
-def _room(folder: Path, needed: int) -> None:
+def _room(part_file: Path, needed: int) -> None:
+    """Refuse to begin a file of `needed` bytes without room for what an interrupted one does not hold already."""
+    folder = part_file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
+        held = getattr(part_file.stat(), "st_blocks", 0) * 512 if part_file.exists() else 0
     except OSError as error:
         raise storage_error(folder, error) from error
-    if free < needed * 1.05:
+    missing = max(0, needed - held)
+    if free < missing * 1.05:
         raise StorageError(
-            f"The features need {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left.",
+            f"The features need {missing / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left.",
             "They are computed once and kept on disk.",
             "free space, or set SAAE_CACHE to a folder with more room",
         )

@@ -64,7 +64,7 @@ def fit(
         ConfigError: an unknown loss or score, one that needs components, or an impossible latent width or patch.
         FitError: the loss is not finite, or there are no images.
         DataError: an image cannot be read.
-        StorageError: no room for cache or state.
+        StorageError: no room for the cache. (Where only the state has none, `reporter` is told and the fit goes on.)
     """
     _check(samples, config)
     is_texture = category in TEXTURES if texture is None else texture

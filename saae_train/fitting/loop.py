@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from saae_runtime.errors import FitError, StorageError
@@ -22,6 +22,7 @@ from saae_runtime.progress import Progress, silent
 from ..config import FitConfig
 from ..model.detector import FeatureSpace, Projected, anomaly_score
 from ..model.saae import SAAE
+from ..model.tensors import write_tensors
 from .cuda_graph import Captured, recorder_for
 from .features import FeatureSet
 from .precision import arithmetic, matmul_precision
@@ -74,6 +75,7 @@ class Loop:
         self.arithmetic = arithmetic(config.precision, device)
         self.step = self.captured_steps = 0
         self.whole = True  # the saved state is consistent
+        self.told = False  # that the state cannot be saved
         self.seconds = 0.0
         self.history: list[tuple[int, float]] = []
         self.average = 0.0
@@ -132,16 +134,15 @@ class Loop:
                     if stopped():
                         raise KeyboardInterrupt
                     if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
-                        self._save()
+                        self._save_if_possible(watch)
                         saved = time.monotonic()
                 if self.step > first:
-                    with suppress(StorageError):  # no room for the state: keep the model and go on
-                        self._save()
+                    self._save_if_possible(watch)
                 if stopped():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             if self.whole:  # half a step has changed the norms' statistics: keep the state saved before
-                self._save()
+                self._save_if_possible(watch)
             raise
         self.captured_steps = step.replayed
         return self.history
@@ -221,6 +222,15 @@ class Loop:
 
     # -- the saved state ------------------------------------------------------------------------------------------
 
+    def _save_if_possible(self, watch: Reporter) -> None:
+        """Save the state; where it cannot be written, say so once and go on: only a stopped fit needs it."""
+        try:
+            self._save()
+        except StorageError as error:
+            if not self.told:
+                watch.say(f"a fit that is stopped cannot be resumed from here: {error.what}")
+            self.told = True
+
     def _save(self) -> None:
         if self.unread:
             self._read()  # never save NaN or infinity
@@ -228,9 +238,7 @@ class Loop:
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors.update({f"adam.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
         with atomic_directory(self.state) as folder:
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / "s.safetensors"
-            )
+            write_tensors(folder / "s.safetensors", tensors)
             record = {"step": self.step, "seconds": self.seconds, "average": self.average, "history": self.history}
             (folder / "s.json").write_text(json.dumps(record))
 

@@ -14,6 +14,7 @@ from saae_runtime.progress import Progress, labelled, silent
 from ..config import FitConfig
 from ..data.bursts import sequence_reach
 from ..data.category import Sample, distinct_names
+from ..data.split import content_hashes
 from ..model.detector import FeatureSpace, Projected, anomaly_score, memory_score
 from ..model.left_out import LeftOut
 from ..model.memory import CANDIDATES, SEARCH, Memory, Nearest, compare
@@ -178,7 +179,8 @@ def remember(
     without_level = memory_score(nearest, cosine, memory.alpha).reshape(-1, *saae.grid)
     memory.beta.fill_(level_exponent(without_level, config.smoothing))
     scores = memory_score(nearest, cosine, memory.alpha, memory.beta).reshape(-1, *saae.grid)
-    return memory, LeftOut(scores, tuple(distinct_names([sample.path for sample in samples])), reach)
+    names = tuple(distinct_names([sample.path for sample in samples]))
+    return memory, LeftOut(scores, names, reach, content_hashes(samples))
 
 
 def balance(nearest: Nearest, cosine: Tensor) -> float:

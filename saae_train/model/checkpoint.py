@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saae_runtime.errors import CheckpointError, SaaeError, StorageError
-from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, storage_error, write_json
+from saae_runtime.files import canonical_json, sha256_bytes, sha256_file, write_json
 from saae_runtime.folders import atomic_directory, put_back
 from saae_runtime.shell import shell_line
 from saae_runtime.version import saae_version
@@ -29,14 +27,24 @@ from .detector import Detector, FeatureSpace
 from .left_out import LeftOut
 from .memory import Memory
 from .saae import SAAE
+from .tensors import write_tensors
 from .vit import Features, bare_backbone
 from .weights import WeightsInfo
 
-__all__ = ["Checkpoint", "check_target", "discard_state", "load_checkpoint", "read_fit_config", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "check_target",
+    "discard_state",
+    "load_checkpoint",
+    "read_fit_config",
+    "read_fit_record",
+    "save_checkpoint",
+]
 
 SCHEMA = 5
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _LEFT_OUT = "left_out.scores"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -101,16 +109,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
     """
     folder = check_target(path)
     detector = checkpoint.detector
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in detector.state_dict().items()}
+    tensors = detector.state_dict()
     if checkpoint.left_out is not None:
-        tensors[_LEFT_OUT] = checkpoint.left_out.scores.contiguous()
+        tensors[_LEFT_OUT] = checkpoint.left_out.scores
     with atomic_directory(folder) as temporary:
-        try:
-            save_file(tensors, temporary / _WEIGHTS)
-        except SafetensorError as error:
-            told = re.search(r"os error (\d+)", str(error))  # the system's error number, in safetensors' text
-            code = int(told[1]) if told else errno.EIO
-            raise storage_error(folder, OSError(code, str(error))) from error
+        write_tensors(temporary / _WEIGHTS, tensors)
         record = _record(checkpoint) | {"sha256": sha256_file(temporary / _WEIGHTS)}
         record = json.loads(json.dumps(record, allow_nan=False))  # as it will be read
         write_json(temporary / _CONFIG, record | {"digest": _digest(record)})
@@ -138,7 +141,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if detector.memory is not None and record["schema"] < 5:  # older scores do not regard the image's level
             tensors["memory.beta"] = torch.tensor(0.0)
         scores, told = tensors.pop(_LEFT_OUT, None), record.get("left_out")
-        left_out = None if told is None or scores is None else LeftOut(scores, tuple(told["names"]), int(told["reach"]))
+        left_out = None
+        if told is not None and scores is not None:
+            left_out = LeftOut(scores, tuple(told["names"]), int(told["reach"]), tuple(told.get("hashes", ())))
         fit_record = FitRecord.from_json(record["facts"])
         detector.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, SaaeError) as error:
@@ -161,11 +166,25 @@ def read_fit_config(path: str | os.PathLike[str]) -> FitConfig:
     Raises:
         CheckpointError: missing, damaged or of a newer version.
     """
+    return _described(path, lambda record: FitConfig.from_json(record["config"]))
+
+
+def read_fit_record(path: str | os.PathLike[str]) -> FitRecord:
+    """How the model in a checkpoint folder was fitted, without its weights.
+
+    Raises:
+        CheckpointError: missing, damaged or of a newer version.
+    """
+    return _described(path, lambda record: FitRecord.from_json(record["facts"]))
+
+
+def _described(path: str | os.PathLike[str], part: Callable[[dict[str, Any]], _T]) -> _T:
+    """A part of the description of the model in a checkpoint folder. Raises CheckpointError."""
     folder = Path(path)
     put_back(folder)
     record = _read_config(folder)
     try:
-        return FitConfig.from_json(record["config"])
+        return part(record)
     except (KeyError, TypeError, ValueError, SaaeError) as error:
         raise CheckpointError(
             f"{folder} cannot be loaded.", f"{type(error).__name__}: {error}", "fit again: saae-train fit"
@@ -197,7 +216,11 @@ def _record(checkpoint: Checkpoint) -> dict[str, Any]:
         else {"entries": len(detector.memory), "search": detector.memory.search},
         "left_out": None
         if checkpoint.left_out is None
-        else {"names": list(checkpoint.left_out.names), "reach": checkpoint.left_out.reach},
+        else {
+            "names": list(checkpoint.left_out.names),
+            "reach": checkpoint.left_out.reach,
+            "hashes": list(checkpoint.left_out.hashes),
+        },
         "saae": {
             "channels": saae.channels,
             "latent": saae.latent,

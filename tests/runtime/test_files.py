@@ -60,6 +60,14 @@ def test_writers(tmp_path: Path) -> None:
     assert names(tmp_path) == ["b.txt", "c.json", "new"]
 
 
+def test_a_file_name_that_is_no_utf_8_can_be_written_and_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"teil_\xe4.png")
+    write_json(tmp_path / "a.json", {name: [name, "größer"]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: [name, "größer"]}
+    write_text(tmp_path / "a.txt", name)
+    assert (tmp_path / "a.txt").read_bytes() == b"teil_\\udce4.png"
+
+
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"old": 1})
     for value, kind in (({"x": float("inf")}, ValueError), ({"x": object()}, TypeError)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from saae_runtime.terminal import LineCommand, Stages, command_group
+from saae_runtime.terminal import LineCommand, Stages, command_group, run_command
 
 runner = CliRunner()
 
@@ -116,3 +118,15 @@ def test_brackets_in_names_are_text(console: Console) -> None:
     text = "\n".join(_lines(console))
     assert "[red]file[/red].png" in text
     assert "check [a]: [b]" in text
+
+
+def test_a_file_name_that_is_no_utf_8_is_printed_with_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", out)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        run_command(lambda prog_name: print(os.fsdecode(b"teil_\xe4.png")), "x")  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    out.flush()
+    assert out.buffer.getvalue() == b"teil_\\udce4.png\n"  # type: ignore[attr-defined]

@@ -21,12 +21,14 @@ from forked import Forks
 from needs import need
 from repeated_options import repeatable
 from tiny_builds import CLI, draw
+from tiny_models import tiny_detector
 from typer.testing import CliRunner, Result
 
 from saae_export.cli.command import app
 from saae_runtime.bundle import open_bundle
 from saae_train.cli.options import FitOptions
-from saae_train.model.checkpoint import load_checkpoint
+from saae_train.config import FitConfig
+from saae_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -197,6 +199,20 @@ def test_unknown_category_names_near_ones(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_work(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
     assert expected in _refused(tmp_path, "build", *options)
+
+
+@pytest.mark.parametrize("memory", [None, 40])
+def test_a_given_model_takes_no_options_of_fitting(tmp_path: Path, memory: int | None) -> None:
+    detector = tiny_detector(score="l2") if memory is None else tiny_detector(score="memory", memory=memory)
+    config = FitConfig(score=detector.score, memory=memory, held_out=0.15 if memory is None else 0.0)
+    save_checkpoint(tmp_path / "model", Checkpoint(detector, config, "part"))
+    given = ("build", "--normal", "missing", "--checkpoint", "model")
+    for words in (("--steps", "3"), ("--preset", "lite"), ("--device", "cpu"), ("--set", "clip=null"), ("--refit",)):
+        assert f"{words[0]} and --checkpoint exclude each other" in _refused(tmp_path, *given, *words)
+    assert "--seed, --refit and" in _refused(tmp_path, *given, "--refit", "--seed", "0")
+    said = _refused(tmp_path, *given, "--texture")  # sets the thresholds of a model without a memory
+    assert ("exclude each other" in said) is (memory is not None)
+    assert "exclude each other" not in _refused(tmp_path, *given, "--white-level", "4095", "--exclude", "a")
 
 
 def test_verify_and_inspect(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,16 +23,19 @@ from saae_export.report.data import Report
 from saae_runtime.errors import CalibrationError
 from saae_train.config import FitConfig
 from saae_train.data.category import Sample
+from saae_train.data.split import content_digest, content_hashes
 from saae_train.fitting.backbone import backbone_for
 from saae_train.fitting.fit import fit
 from saae_train.model.checkpoint import Checkpoint
 from saae_train.model.left_out import LeftOut
+from saae_train.record import FitRecord
 
 COUNT = 30
 
 
 @pytest.fixture
-def calibrator(tmp_path: Path) -> LeftOutCalibrator:
+def fitted(tmp_path: Path) -> tuple[Checkpoint, list[Sample]]:
+    """A model whose eighth image is unlike the others, and its images."""
     detector = tiny_detector(components=48, score="memory", memory=40)
     scores = torch.from_numpy(np.random.default_rng(0).normal(1.0, 0.03, (COUNT, *detector.backbone.grid))).float()
     scores[7] *= 2.0  # a scratch that nobody saw
@@ -40,8 +44,17 @@ def calibrator(tmp_path: Path) -> LeftOutCalibrator:
     for name, frame in zip(names, noise_frames(COUNT, (64, 64)), strict=True):
         Image.fromarray(frame).save(tmp_path / name)
         samples.append(Sample(tmp_path / name, "good", None, False))
-    checkpoint = Checkpoint(detector, FitConfig(), "part", left_out=LeftOut(scores, names))
-    return LeftOutCalibrator(checkpoint, samples, TorchReference(detector, (64, 64)), 0.001, 0.05)
+    left_out = LeftOut(scores, names, hashes=content_hashes(samples))
+    return Checkpoint(detector, FitConfig(), "part", left_out=left_out), samples
+
+
+def calibrated(checkpoint: Checkpoint, samples: list[Sample]) -> LeftOutCalibrator:
+    return LeftOutCalibrator(checkpoint, samples, TorchReference(checkpoint.detector, (64, 64)), 0.001, 0.05)
+
+
+@pytest.fixture
+def calibrator(fitted: tuple[Checkpoint, list[Sample]]) -> LeftOutCalibrator:
+    return calibrated(*fitted)
 
 
 def test_an_image_unlike_the_others_is_named_and_decides_nothing(calibrator: LeftOutCalibrator) -> None:
@@ -72,10 +85,8 @@ def test_the_scale_is_measured_on_frames_that_the_memory_does_not_hold(
     assert fitted >= {frame[:, ::-1].tobytes() for frame in seen}
 
 
-def test_the_report_shows_left_out_scores_and_scores_no_fitted_image_for_them(
-    calibrator: LeftOutCalibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[np.ndarray] = []
+def reported(calibrator: LeftOutCalibrator, seen: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> Report:
+    """The report from an engine that notes what it scores."""
     limits = {"threshold": 1.0, "image_threshold": 1.0}
 
     def engine(frame: np.ndarray) -> SimpleNamespace:
@@ -85,14 +96,65 @@ def test_the_report_shows_left_out_scores_and_scores_no_fitted_image_for_them(
     engine.threshold, engine.image_threshold = 1.0, 1.0  # type: ignore[attr-defined]
     engine.backend = SimpleNamespace(name="x", description="y")  # type: ignore[attr-defined]
     monkeypatch.setattr(pipeline_report, "deployed", lambda bundle: nullcontext(engine))
-    samples = [Sample(path, "good", None, False) for path in sorted(tmp_path.glob("*.png"))]
     empty = Report(SimpleNamespace())  # type: ignore[arg-type]
-    found = add_left_out(empty, calibrator, None, None, samples, calibrator.outliers())  # type: ignore[arg-type]
+    return add_left_out(empty, calibrator, None, None, calibrator.outliers())  # type: ignore[arg-type]
+
+
+def test_the_report_shows_left_out_scores_and_scores_no_fitted_image_for_them(
+    calibrator: LeftOutCalibrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    found = reported(calibrator, seen, monkeypatch)
     assert len(seen) == 16 + 4, "the scale, and four examples"
     left_out = calibrator._reference.scores
     assert found.held_out_scores == pytest.approx([score * calibrator.factor for score in left_out])
-    largest = [samples[index].path.name for index in np.argsort(left_out)[::-1][:4]]
+    largest = [f"{index:02}.png" for index in np.argsort(left_out)[::-1][:4]]
     assert [item.name for item in found.examples] == ["07.png", *largest]
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "renamed", "none", "without the outlier", "no hashes"])
+def test_other_images_are_shown_with_their_own_scores(
+    fitted: tuple[Checkpoint, list[Sample]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    checkpoint, samples = fitted
+    assert checkpoint.left_out is not None
+    known = calibrated(checkpoint, samples)
+    if change == "no hashes":  # as earlier versions wrote it, without the digest of these images
+        checkpoint = replace(checkpoint, left_out=LeftOut(checkpoint.left_out.scores, checkpoint.left_out.names))
+    if change in ("more", "none"):
+        path = tmp_path / "-new.png"
+        Image.fromarray(noise_frames(1, (64, 64), 99)[0]).save(path)
+        new = [Sample(path, "good", None, False)]
+        samples = new + samples if change == "more" else new
+    if change == "fewer":
+        samples = samples[:3] + samples[5:9]
+    if change == "without the outlier":
+        samples = samples[:7] + samples[8:]
+    if change == "renamed":
+        samples[7].path.rename(tmp_path / "-odd.png")
+        samples = [replace(samples[7], path=tmp_path / "-odd.png"), *samples[:7], *samples[8:]]
+    found = calibrated(checkpoint, samples)
+    assert (found._reference.image, found._reference.pixel) == (known._reference.image, known._reference.pixel)
+    shown = {"more": ["07.png"], "fewer": ["07.png"], "renamed": ["-odd.png"]}.get(change, [])
+    assert [item.name for item in found.outliers()] == shown
+    examples = reported(found, [], monkeypatch).examples
+    assert [item.name for item in examples[: len(shown)]] == shown
+    for item in examples:
+        sample = next(sample for sample in samples if sample.path.name == item.name)
+        assert np.array_equal(item.frame, sample.read())
+    for item in examples[: len(shown)]:
+        assert item.score == pytest.approx(known._reference.scores[7] * found.factor)
+    assert len(examples) == (0 if change in ("none", "no hashes") else len(shown) + 4)
+
+
+def test_a_model_of_an_earlier_version_knows_its_images_by_their_digest(
+    fitted: tuple[Checkpoint, list[Sample]],
+) -> None:
+    checkpoint, samples = fitted
+    assert checkpoint.left_out is not None
+    left_out = LeftOut(checkpoint.left_out.scores, checkpoint.left_out.names)
+    old = replace(checkpoint, left_out=left_out, record=FitRecord(digest=content_digest(samples)))
+    assert [item.name for item in calibrated(old, samples).outliers()] == ["07.png"]
 
 
 def test_images_of_a_twelve_bit_camera_give_the_memory_and_thresholds_of_their_levels(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ import saae_export.pipeline.fit as fit_module
 import saae_export.pipeline.graphs as graphs_module
 from saae_export.pipeline.build import BuildResult, build
 from saae_export.pipeline.fit import FittedModel
+from saae_export.pipeline.images import Request
 from saae_runtime import open_bundle
 from saae_runtime.errors import (
+    ConfigError,
     SaaeError,
     StorageError,
     WeightsError,
@@ -150,6 +152,33 @@ def test_a_bundle_says_that_its_images_were_fitted_on(
     assert result.bundle.manifest.calibration.held_out is False
     assert "FITTED ON" in text
     assert "normal, fitted on" in (tmp_path / "bundle" / "report.html").read_text()
+
+
+def test_a_given_model_serves_other_images_but_leaves_out_none_of_its_own(
+    built: tuple[BuildResult, str, Path], data: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    good = root / "weave/train/good"
+    chosen = options(
+        root,
+        tmp_path,
+        request=Request("weave", normal=(good,)),
+        checkpoint=fitted_model(built[2]),
+        precisions=("fp32",),
+    )
+    with pytest.raises(ConfigError, match=r"000\.png and 1 more cannot be excluded") as refused:
+        quiet_build(dataclasses.replace(chosen, exclude=("00[01].png",)))
+    assert "--checkpoint" in refused.value.cure
+    assert not (tmp_path / "bundle").exists()
+    shutil.copy(root / "weave/test/good/000.png", good / "-new.png")
+    (good / "001.png").unlink()
+    result, _ = quiet_build(chosen)
+    before = built[0].bundle.manifest
+    assert result.bundle.manifest.calibration.images == before.calibration.images == 10
+    assert result.bundle.manifest.thresholds["fp32"].image.at() == pytest.approx(
+        before.thresholds["fp32"].image.at(), rel=0.2
+    )
+    quiet_build(dataclasses.replace(chosen, exclude=("-new.png",)))
 
 
 def test_a_damaged_model_is_fitted_again(again: Path, data: Path, until_export: list[object]) -> None:

@@ -14,6 +14,7 @@ import saae_export.pipeline.build as build_module
 import saae_export.pipeline.fit as fit_module
 import saae_export.pipeline.graphs as graphs_module
 import saae_export.pipeline.measure as quality_module
+import saae_export.pipeline.verdicts as verdicts_module
 from saae_export.pipeline.left_out import LeftOutCalibrator
 from saae_runtime import open_bundle
 from saae_runtime.errors import (
@@ -33,7 +34,7 @@ STOPS = {
     "calibrate": (LeftOutCalibrator, "__call__"),
     "parity": (graphs_module, "compare_artefact"),
     "engines": (graphs_module, "build_engine"),
-    "evaluate": (quality_module, "evaluate"),
+    "evaluate": (verdicts_module, "evaluate"),
     "self-test": (quality_module, "selftest"),
     "latency": (quality_module, "measure"),
     "bundle": (build_module, "write_bundle"),

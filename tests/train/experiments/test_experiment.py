@@ -88,6 +88,14 @@ def test_the_images_digest_follows_the_files_and_not_the_place(tree: Path, tmp_p
     first = images_digest(find_category(tree, "part"))
     write_square_set(tmp_path)
     assert images_digest(find_category(tmp_path, "part")) == first
+    category = find_category(tmp_path, "part")
+    assert images_digest(category.with_white_level(4095)) == first  # it is one of the settings
+    for path in (category.train[0].path, category.test[0].path, category.test[-1].masks[0]):
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))  # of the same size
+        assert images_digest(find_category(tmp_path, "part")) != first
+        path.write_bytes(kept)
+    assert images_digest(find_category(tmp_path, "part")) == first
     (tmp_path / "part/test/good/0.png").unlink()
     assert images_digest(find_category(tmp_path, "part")) != first
     assert experiment(tree).key(first) != experiment(tree).key("other")

@@ -77,6 +77,17 @@ def test_each_is_fitted_once_and_again_when_something_changes(data: Path, tmp_pa
     assert ran([replace(fits(data, out, "tile", seed=1)[0], texture=False)])[1] == ["tile"]
 
 
+def test_warnings_are_kept_with_the_fit(data: Path, tmp_path: Path) -> None:
+    (data / "tile/train/good/notes.txt").write_text("camera 3")
+    wanted = fits(data, tmp_path / "out", "tile")
+    found, fresh = ran(wanted)
+    assert fresh == ["tile"]
+    (warning,) = found["tile"]["warnings"]
+    assert str(data / "tile") in warning
+    assert ".txt" in warning
+    assert kept_fit(wanted[0]) == found["tile"]
+
+
 def test_one_that_fails_stops_no_other_and_is_tried_again(data: Path, tmp_path: Path) -> None:
     path = data / "part/train/good/1.png"
     whole = path.read_bytes()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +216,58 @@ def test_no_room(backbone: ViTFeatures, samples: list[Sample], tmp_path: Path, m
         extract(backbone, samples, tmp_path, precision="fp32")
     assert "SAAE_CACHE" in caught.value.cure
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room on a disk")
+def test_an_interrupted_extraction_has_its_room_already(
+    backbone: ViTFeatures,
+    samples: list[Sample],
+    tmp_path: Path,
+    counted: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        extract(backbone, samples, tmp_path, precision="fp32")
+    counted.stop_after = None
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    extract(backbone, samples, tmp_path, precision="fp32")
+    assert counted.images == 19
+
+
+def _extract(samples: list[Sample], cache: Path, seconds: float, told: Connection) -> None:
+    """In a process of its own: an extraction whose images take `seconds` each to read."""
+    real, steps = Sample.read, []
+    Sample.read = lambda sample: (time.sleep(seconds), real(sample))[1]  # type: ignore[method-assign]
+    backbone = build_backbone("test_vit2", (0, 2), SIZE, "random")
+    read = [0]
+    forward = ViTFeatures.forward
+    ViTFeatures.forward = lambda self, x: (read.__setitem__(0, read[0] + len(x)), forward(self, x))[1]  # type: ignore[method-assign]
+    told.send("begins")
+    found = extract(backbone, samples, cache, precision="fp32", progress=lambda *step: steps.append(step))
+    told.send((read[0], steps, np.array(found.values)))
+
+
+def test_of_two_processes_one_computes_and_the_other_waits(
+    backbone: ViTFeatures, samples: list[Sample], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, processes = [], []
+    for seconds in (0.1, 0.1):
+        mine, theirs = context.Pipe()
+        ours.append(mine)
+        processes.append(context.Process(target=_extract, args=(samples, tmp_path, seconds, theirs), daemon=True))
+        processes[-1].start()
+    assert [end.recv() for end in ours] == ["begins", "begins"]
+    found = [end.recv() for end in ours]
+    for process in processes:
+        process.join()
+    assert sorted(read for read, _, _ in found) == [0, 19]
+    (waiting,) = (steps for read, steps, _ in found if not read)
+    assert waiting[-1] == (19, 19)
+    for _, _, values in found:
+        np.testing.assert_allclose(values, direct(backbone, samples), rtol=2e-3, atol=2e-3)
+    assert [path.suffix for path in (tmp_path / "features").iterdir()] == [".npy"]
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room on a disk")

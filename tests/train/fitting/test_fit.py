@@ -174,6 +174,37 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(samples: list[Sample], shared
     assert not list((shared_cache / "states").iterdir())  # nothing stays behind
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_disk_without_room_for_the_state_costs_no_fit(
+    samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    resource = pytest.importorskip("resource")
+    whole = run(samples, shared_cache)
+    real, saves = module.Loop._save, [0]
+
+    def save(loop: module.Loop) -> None:
+        saves[0] += 1
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # the state is larger
+        try:
+            real(loop)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(module.Loop, "_save", save)
+    monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", -1.0)
+    watch = Stop(5 if stopped else -1)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            run(samples, shared_cache, reporter=watch.reporter())
+    else:
+        assert same(whole, run(samples, shared_cache, reporter=watch.reporter()))
+    assert saves[0] == (5 if stopped else 13)
+    (said,) = (text for text in watch.said if "cannot be resumed" in text)
+    assert "Could not write" in said
+    assert not list((shared_cache / "states").iterdir())
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "optimiser"])
 def test_ctrl_c_inside_a_step_saves_no_half_step(
     samples: list[Sample], shared_cache: Path, monkeypatch: pytest.MonkeyPatch, where: str
