@@ -250,9 +250,10 @@ def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: St
         return
     listed = ", ".join(f"{item.name} ({item.score:.2f} T)" for item in new[:5])
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+    how = "" if options.checkpoint is None else ", and fit again, without --checkpoint"
     stages.say(
         f"  look at {listed}{more}: unlike the other good images. A scratch, glare, another product? Leave out what is "
-        f"not good: {shell_line('--exclude', new[0].name)}; keep what is: {shell_line('--keep', new[0].name)}",
+        f"not good: {shell_line('--exclude', new[0].name)}{how}; keep what is: {shell_line('--keep', new[0].name)}",
         "yellow",
     )
 
