@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from .errors import CalibrationError
 
-__all__ = ["DEFAULT_FALSE_ALARMS", "ScoreModel", "chance_of_more", "highest_rate"]
+__all__ = ["DEFAULT_FALSE_ALARMS", "LEAST_RATE", "ScoreModel", "chance_of_alarms", "highest_rate"]
 
 DEFAULT_FALSE_ALARMS = 0.05
 """Default share of good images called defective: one in twenty. At lower rates, products whose good parts vary much
 lose too many detections (docs/quality.md)."""
 
+LEAST_RATE = 1e-4
+"""The lowest rate to which the distribution of the scores is extrapolated; lower ones have its threshold."""
+
 _TRIM = 0.05
 _TRIM_ONE_FROM = 8  # fewest images with which a wrong one does not matter
-_LEAST_RATE = 1e-4  # lowest rate to which the straight line is extrapolated
 _FITS = 0.05  # level of the test whether the line is too low
 
 _NORMAL = NormalDist()
@@ -69,10 +71,10 @@ class ScoreModel:
         if rate >= 1.0:
             return 0.0
         if rate <= 0.0:
-            return max(self.scores[-1], self.bound(_LEAST_RATE))
+            return max(self.scores[-1], self.bound(LEAST_RATE))
         allowed = _explained(len(self.scores), rate)
         own = self.scores[-1 - allowed] if allowed < len(self.scores) else 0.0
-        return max(self.bound(max(rate, _LEAST_RATE)), own)
+        return max(self.bound(max(rate, LEAST_RATE)), own)
 
     def rate(self, threshold: float) -> float:
         """The share of further good images that exceeds a threshold: the inverse of `threshold`, 0..1."""
@@ -100,9 +102,33 @@ class ScoreModel:
         return math.exp(min(self.centre + quantile * math.sqrt(1.0 + 1.0 / count) * self.spread, 80.0))
 
 
-def chance_of_more(above: int, count: int, rate: float) -> float:
-    """The probability that `above` or more of `count` images lie above the threshold of `rate`, 0..1."""
-    return 1.0 - _binomial(above - 1, count, rate) if above > 0 else 1.0
+def chance_of_alarms(alarms: int, good: int, above: int, count: int) -> float:
+    """The probability that `alarms` or more of `good` new images exceed a threshold that `above` of `count` exceeded.
+
+    All images are alike. The threshold is an estimate itself, so its rate is not known: above the largest of 30 images
+    lies, on average, one in 31. (Beta-binomial: how many new values exceed an order statistic.)
+
+    Args:
+        alarms, good: of the new images.
+        above, count: of the images that the threshold follows from; `above` is less than `count`.
+
+    Returns:
+        0..1.
+    """
+    if above >= count:
+        return 1.0
+    every = _log_choose(good + count, count)
+    return min(
+        1.0,
+        math.fsum(
+            math.exp(_log_choose(k + above, k) + _log_choose(good - k + count - above - 1, good - k) - every)
+            for k in range(max(alarms, 0), good + 1)
+        ),
+    )
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def highest_rate(above: int, count: int, confidence: float = 0.95) -> float:

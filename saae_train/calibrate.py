@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from saae_runtime.errors import CalibrationError
+from saae_runtime.errors import CalibrationError, ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.geometry import gaussian_matrix, upsample_map
 from saae_runtime.progress import Progress, silent
@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "calibrate",
     "calibrate_left_out",
+    "check_default_rate",
     "default_fpr",
     "left_out_scores",
     "smooth_left_out",
@@ -54,6 +55,24 @@ class Calibration:
     image: ThresholdTable
     scores: tuple[float, ...]
     digest: str
+
+
+def check_default_rate(rate: float | None, option: str) -> None:
+    """Check a false-positive rate that is to be a bundle's default.
+
+    Args:
+        rate: of pixels or images; None: not given.
+        option: its name, for the message.
+
+    Raises:
+        ConfigError: not a share below 1. With 1, which is easily meant as one percent, every part would be defective.
+    """
+    if rate is not None and not 0.0 <= rate < 1.0:
+        raise ConfigError(
+            f"{option} {rate:g} is not possible.",
+            "It is the share of good parts, or of their pixels, that may lie above the threshold; 1 is all of them.",
+            f"{option} 0.01 for one percent",
+        )
 
 
 def default_fpr(texture: bool | None, name: str) -> float:

@@ -24,7 +24,7 @@ from saae_runtime.manifest import IN_BF16, Artefact, Calibration, Manifest, Thre
 from saae_runtime.reference import read_reference
 from saae_runtime.result import Scored
 from saae_runtime.terminal import Stage, Stages
-from saae_train.calibrate import calibrate
+from saae_train.calibrate import calibrate, check_default_rate
 from saae_train.data.category import Sample
 from saae_train.data.split import content_digest
 
@@ -151,9 +151,8 @@ def recalibrate(
     samples = [dataclasses.replace(sample, white_level=white_level) for sample in samples]
     samples, in_memory = without_fitted(samples, read_fitted(opened))
     chosen = _chosen(opened, precisions)
-    for name in chosen:  # check the rates before the work
-        opened.manifest.thresholds[name].pixel.at(pixel_fpr)
-        opened.manifest.thresholds[name].image.at(image_fpr)
+    check_default_rate(pixel_fpr, "--pixel-fpr")
+    check_default_rate(image_fpr, "--image-fpr")
     stages = Stages(console or Console(quiet=True), len(chosen) + 3 + (not dry_run))
     with stages.stage("check images") as stage:
         notes = in_memory + check_images(opened.manifest.category, samples, stage)

@@ -113,7 +113,7 @@ def _thresholds(manifest: Manifest) -> Table:
         for name, entry in (("pixels", pair.pixel), ("images", pair.image)):
             default = f"{entry.at():.5g} (FPR {_rate(entry.default_fpr)})"
             # Lower rates would repeat the threshold of FPR 0.
-            values = [f"{entry.at(rate):.5g}" if rate == 0 or rate * entry.count >= 1 else "-" for rate in _RATES]
+            values = ["-" if rate and entry.is_too_low(rate) else f"{entry.at(rate):.5g}" for rate in _RATES]
             table.add_row(precision, name, default, *values)
     return table
 

@@ -157,7 +157,7 @@ def _build_bundle(
     choose_backend(bundle, options.measure_latency, stages)
     evaluation = measure_quality(bundle, judge, stages)
     if evaluation is not None:
-        say_verdicts(evaluation, bundle.manifest.thresholds[asked[0]].image.default_fpr, stages)
+        say_verdicts(evaluation, bundle.manifest.thresholds[asked[0]].image, stages)
     self_test, simulated = measure_detection(
         bundle,
         split.normal,
@@ -252,8 +252,9 @@ def _say_outliers(outliers: Sequence[Outlier], options: BuildOptions, stages: St
     more = f" and {len(new) - 5} more" if len(new) > 5 else ""
     how = "" if options.checkpoint is None else ", and fit again, without --checkpoint"
     stages.say(
-        f"  look at {listed}{more}: unlike the other good images. A scratch, glare, another product? Leave out what is "
-        f"not good: {shell_line('--exclude', new[0].name)}{how}; keep what is: {shell_line('--keep', new[0].name)}",
+        f"  look at {listed}{more}: unlike the others, or decisive for the threshold alone. A scratch, glare, another "
+        f"product? Leave out what is not good: {shell_line('--exclude', new[0].name)}{how}; "
+        f"keep what is: {shell_line('--keep', new[0].name)}",
         "yellow",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ _COMPARED = 16
 """Number of images that the scale of a precision is measured on."""
 
 _LEVER = 0.02
-"""An image is reported if the threshold would fall by this share without it."""
+"""An image is reported if the threshold would fall by this share without it, and by more than usual among so few."""
+
+_USUAL = 8.0
+"""Among n images of one log-normal distribution, the threshold falls by less than this many n-ths of its spread without
+any of them, in 95 of 100 sets of 10 to 200."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,12 @@ class LeftOutCalibrator:
         """
         threshold, scores = self._reference.image.at(), self._reference.scores
         lever = _leverage(scores, self._reference.image)
-        strange = ScoreModel.fit(scores).bound(0.5 / len(scores))
+        model = ScoreModel.fit(scores)
+        strange, usual = model.bound(0.5 / len(scores)), 1.0 - math.exp(-_USUAL * model.spread / len(scores))
         found = [
             Outlier(index, self._names[sample], scores[index] / threshold, lever[index])
             for index, sample in self.there.items()
-            if scores[index] > strange or lever[index] > _LEVER
+            if scores[index] > strange or lever[index] > max(_LEVER, usual)
         ]
         return sorted(found, key=lambda item: -item.score)
 

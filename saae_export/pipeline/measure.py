@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from saae_runtime import backends
 from saae_runtime.bundle import Bundle
 from saae_runtime.engine import Engine
 from saae_runtime.errors import SimulationError
-from saae_runtime.estimate import chance_of_more
+from saae_runtime.estimate import chance_of_alarms
 from saae_runtime.terminal import Stages
+from saae_runtime.thresholds import ThresholdTable
 from saae_train.data.category import Sample
 from saae_train.evaluation.decisions import Decision, decide
 from saae_train.evaluation.result import Evaluation
@@ -145,24 +147,27 @@ def decision_of(evaluation: Evaluation) -> Decision | None:
     )
 
 
-def say_verdicts(evaluation: Evaluation, rate: float, stages: Stages) -> None:
+def say_verdicts(evaluation: Evaluation, table: ThresholdTable, stages: Stages) -> None:
     """Print the verdicts on the test images in one line, with a warning if good images contradict the expected rate.
 
     Args:
         evaluation: on the test set.
-        rate: false-alarm rate of the image threshold, 0..1.
+        table: of the image threshold.
         stages: for the output.
     """
     found = decision_of(evaluation)
     if found is None:
         return
     stages.say(f"  verdicts at the default threshold: {verdict_line(found)}", "bold")
-    if found.good and chance_of_more(found.false_alarms, found.good, rate) < _CHANCE:
+    rate, count = table.default_fpr, table.count
+    above = math.floor(rate * count + 1e-9)
+    if found.good and chance_of_alarms(found.false_alarms, found.good, above, count) < _CHANCE:
+        expected = f"{rate:.1%}" if above else f"1 in {count + 1}"
         stages.say(
-            f"  WARNING: {found.false_alarms} of {found.good} good test images are called defective, where {rate:.1%} "
-            "were promised. They differ from the images that the model was fitted on (light, camera, time, another "
+            f"  WARNING: {found.false_alarms} of {found.good} good test images are called defective, where {expected} "
+            "were expected. They differ from the images that the model was fitted on (light, camera, time, another "
             "batch). Add such images to the good ones, or calibrate with good images from the line: "
-            "saae-export calibrate BUNDLE FOLDER",
+            "saae-export calibrate BUNDLE --normal FOLDER",
             "bold red",
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from saae_runtime.backends.openvino import bf16_missing
 from saae_runtime.errors import ConfigError
+from saae_train.calibrate import check_default_rate
 from saae_train.config import FitConfig, preset
 from saae_train.selftest.run import DEFAULT_FRAMES
 
@@ -133,9 +134,8 @@ def check_options(options: BuildOptions) -> None:
         raise ConfigError("Parity needs at least one image.", "It is the gate of a build.", "--parity-images 8")
     if options.self_test and options.self_test_frames < 1:
         raise ConfigError("A self-test needs at least one frame.", "", "--selftest-frames 60, or --no-selftest")
-    for option, rate in (("--fpr", options.pixel_fpr), ("--image-fpr", options.image_fpr)):
-        if rate is not None and not 0.0 <= rate <= 1.0:
-            raise ConfigError(f"{option} {rate} is not possible.", "It is a share.", f"{option} 0.001")
+    check_default_rate(options.pixel_fpr, "--fpr")
+    check_default_rate(options.image_fpr, "--image-fpr")
     strange = [name for name in options.engines if name.replace("_", "-") not in _ENGINES]
     if strange:
         raise ConfigError(f"There is no engine {', '.join(strange)}.", "", f"--engine, of: {', '.join(_ENGINES)}")

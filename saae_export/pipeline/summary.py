@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from saae_runtime.estimate import LEAST_RATE
 from saae_runtime.reference import SAMPLES
 from saae_runtime.shell import shell_line
+from saae_runtime.thresholds import ThresholdTable
 from saae_train.evaluation.ranking import METRIC_NAMES
 
 from .measure import decision_of, verdict_line
@@ -18,7 +20,7 @@ from .measure import decision_of, verdict_line
 if TYPE_CHECKING:
     from .build import BuildResult
 
-__all__ = ["print_summary"]
+__all__ = ["print_summary", "promise"]
 
 
 def print_summary(result: BuildResult, console: Console) -> None:
@@ -45,15 +47,27 @@ def print_summary(result: BuildResult, console: Console) -> None:
 
 def _verdicts(result: BuildResult) -> str:
     manifest = result.bundle.manifest
-    table = manifest.thresholds[manifest.precisions()[0]].image
-    promised = (
-        f"{1000 * table.default_fpr:.3g} of 1000 good parts rejected by the default threshold, estimated from "
-        f"{table.count} images"
-        if table.rule == "log-normal"
-        else f"threshold above all of {table.count} held-out images"
-    )
+    promised = promise(manifest.thresholds[manifest.precisions()[0]].image, manifest.calibration.held_out)
     decision = None if result.evaluation is None else decision_of(result.evaluation)
     return promised if decision is None else f"{verdict_line(decision)}; {promised}"
+
+
+def promise(table: ThresholdTable, held_out: bool | None) -> str:
+    """What the default image threshold promises, in words.
+
+    Args:
+        table: of the image threshold.
+        held_out: whether the model has not seen the images behind it; None: unknown.
+    """
+    rate, count = table.default_fpr, table.count
+    if table.rule == "log-normal":
+        share = f"{1000 * rate:.3g}" if rate >= LEAST_RATE else f"about {1000 * LEAST_RATE:.3g}"
+        return f"{share} of 1000 good parts rejected by the default threshold, estimated from {count} images"
+    images = f"{count} {'held-out' if held_out else 'good'} images"
+    images += " (the model was FITTED on some of them)" if held_out is False else ""
+    if table.is_too_low(rate) or rate == 0.0:
+        return f"threshold above all of {images}, so that about 1 in {count + 1} good parts is rejected"
+    return f"threshold that {100 * rate:.3g} % of {images} exceed"
 
 
 def _quality(result: BuildResult) -> str:

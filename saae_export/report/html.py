@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from saae_runtime.estimate import LEAST_RATE
 from saae_runtime.files import write_text
 from saae_runtime.geometry import resize_frames
 from saae_runtime.manifest import Artefact, Calibration, Thresholds
@@ -295,7 +296,15 @@ def _thresholds(thresholds: Mapping[str, Thresholds]) -> dict[str, Any]:
                 x_mark=default,
             )
             charts.append((f"T of {kind} by acceptable FPR", Markup(svg)))
-    return {"rows": rows, "rates": [f"{rate:g}" for rate in _RATES], "charts": charts}
+    rules = {kind: {table.rule for _, table in tables} for kind, tables in kinds}
+    return {
+        "rows": rows,
+        "rates": [f"{rate:g}" for rate in _RATES],
+        "charts": charts,
+        "counted": " and ".join(kind for kind, found in rules.items() if "quantile" in found),
+        "estimated": " and ".join(kind for kind, found in rules.items() if "log-normal" in found),
+        "least": f"{LEAST_RATE:g}",
+    }
 
 
 def _latency_chart(rows: Sequence[LatencyRow]) -> Markup:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from needs import need
 
 from saae_runtime.errors import CalibrationError
-from saae_runtime.estimate import ScoreModel, _t_quantile, chance_of_more, highest_rate
+from saae_runtime.estimate import ScoreModel, _t_quantile, chance_of_alarms, highest_rate
 
 RATES = (0.0, 0.001, 0.01, 0.05, 0.2, 0.5, 0.9, 1.0)
 
@@ -86,7 +86,21 @@ def test_scores_that_are_none(scores: list[float]) -> None:
         ScoreModel.fit(scores)
 
 
-def test_chance_of_more_against_scipy() -> None:
+@pytest.mark.parametrize(("above", "count"), [(0, 1), (0, 30), (2, 50), (9, 10)])
+def test_chance_of_alarms_against_scipy(above: int, count: int) -> None:
     stats = need("scipy.stats")
-    for above, count, rate in ((0, 10, 0.05), (1, 14, 0.05), (15, 18, 0.05), (3, 40, 0.01)):
-        assert chance_of_more(above, count, rate) == pytest.approx(stats.binom.sf(above - 1, count, rate), rel=1e-6)
+    for good, alarms in ((1, 0), (1, 1), (14, 1), (41, 3), (190, 190), (190, 12)):
+        exact = stats.betabinom.sf(alarms - 1, good, above + 1, count - above)
+        assert chance_of_alarms(alarms, good, above, count) == pytest.approx(exact, rel=1e-6, abs=1e-12)
+
+
+def test_good_images_like_those_of_the_calibration_are_seldom_surprising() -> None:
+    """Among 1000 pairs of sets from one distribution, at most one in a hundred has so many alarms; with margin."""
+    rng = np.random.default_rng(0)
+    for count, good, above in ((30, 28, 0), (40, 60, 0), (50, 100, 2)):
+        surprised = 0
+        for _ in range(1000):
+            limit = np.sort(rng.normal(size=count))[-1 - above]
+            alarms = int((rng.normal(size=good) > limit).sum())
+            surprised += chance_of_alarms(alarms, good, above, count) < 0.01
+        assert surprised <= 20

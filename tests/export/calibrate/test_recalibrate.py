@@ -360,6 +360,8 @@ def test_another_folder_leaves_the_bundle_as_it_is(
         ({"precisions": []}, "precision"),
         ({"pixel_fpr": 1.5}, "1.5"),
         ({"image_fpr": -0.1}, "-0.1"),
+        ({"image_fpr": 1.0}, "1 is not possible"),
+        ({"pixel_fpr": float("nan")}, "nan is not possible"),
     ],
 )
 def test_options_that_cannot_work(bundle: Path, pictures: Path, options: dict[str, object], word: str) -> None:

@@ -316,6 +316,7 @@ def test_a_fitted_model_can_be_given(built: tuple[BuildResult, str, Path], at_mo
         ({"self_test": True, "self_test_frames": 0}, "at least one frame"),
         ({"pixel_fpr": 1.5}, r"--fpr 1\.5"),
         ({"image_fpr": -0.1}, r"--image-fpr -0\.1"),
+        ({"image_fpr": 1.0}, r"--image-fpr 1 is not possible"),
         ({"engines": ("tensort",)}, "no engine tensort"),
     ],
 )
