@@ -102,6 +102,16 @@ def test_an_unreadable_image_is_remembered_when_it_has_its_record(folder: Path, 
     camera.close()
 
 
+@pytest.mark.parametrize("trigger", ["free", "http"])
+def test_a_check_judges_an_image_that_is_there(tiny: Path, folder: Path, tmp_path: Path, trigger: str) -> None:
+    arrive(folder, "part-7.png", encode_png(bad()))
+    text = line_text(tiny, camera="watch:in", station=f'trigger = "{trigger}"')
+    (tmp_path / "line.toml").write_text(text)
+    (found,) = [item for item in check_line(load_config(tmp_path / "line.toml", KINDS)) if item.what == "station one"]
+    assert found.good
+    assert found.words == "96 x 64 pixels; first: score 127, NG"
+
+
 def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> None:
     arrive(folder, "part-7.png", b"not an image")
     sink = '[[sink]]\nkind = "jsonl"\npath = "out.jsonl"\n'
