@@ -39,7 +39,10 @@ SERVICE = Who("saae-line", "engineer")
 
 
 class Control:
-    """Applies every change: first the audit log, then the change, then the file that keeps it.
+    """Applies every change: first the audit log, then the file that keeps it, then the change.
+
+    A change that cannot be saved is refused: the recipe before stays active, and the audit log says so, as far as it
+    can be written.
 
     Changes of a recipe (threshold, rate, bundle) apply again after a restart, as long as the recipe's table in
     line.toml is unchanged: an edit of line.toml takes precedence.
@@ -343,15 +346,23 @@ class Control:
         return self._line.config.place(recipe.config.bundle)
 
     def _change(self, who: Who, what: str, recipe: str, changes: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
-        """Audit log, change, file; with the lock held."""
+        """Audit log, file, change; with the lock held."""
         self._write(who, what, data)
+        book = self._line.book
         try:
-            _, after = self._line.book.change(recipe, **changes)
+            before, after = book.prepare(recipe, **changes)
+            self._in_force.keep(after.config, who.name)
+            try:
+                book.activate(before, after)
+            except SaaeError:
+                self._in_force.keep(book.get(recipe).config, who.name)
+                raise
         except SaaeError as error:
-            with suppress(SaaeError):
+            try:
                 self._write(who, f"{what} refused", {"recipe": recipe, "why": error.what})
+            except StorageError as unsaid:
+                self._line.meter.fail(unsaid)
             raise
-        self._in_force.keep(after.config, who.name)
         return after
 
     def _write(self, who: Who, what: str, data: Mapping[str, Any]) -> None:

@@ -176,6 +176,38 @@ def test_a_change_that_cannot_be_written_down_is_not_made(stack: ExitStack, monk
     assert stack.http.context.control.overrides.get(part["key"]) is None
 
 
+def test_a_change_that_cannot_be_kept_is_not_in_force(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saae_runtime.errors import StorageError
+
+    def full(*_: object) -> None:
+        raise StorageError("The disk is full.")
+
+    audit = stack.http.context.control.audit
+    append, logged = audit.append, []
+
+    def log_the_first(*entry: object) -> str:
+        logged.append(entry)
+        if len(logged) > 1:
+            raise StorageError("The log is full, too.")
+        return append(*entry)
+
+    before = stack.line.book.get("first")
+    with monkeypatch.context() as patched:
+        patched.setattr("saae_runtime.line.in_force.write_json", full)
+        assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0}).status == 507
+        entry = stack.client.get("/v1/audit", last=1).json[0]
+        assert (entry["what"], entry["data"]["why"]) == ("threshold refused", "The disk is full.")
+        patched.setattr(audit, "append", log_the_first)
+        assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0}).status == 507
+        assert "log is full" in stack.line.health()["last_error"]
+    assert not (tmp_path / "http" / "in-force.json").exists()
+    assert stack.line.book.get("first") is before
+    assert stack.client.post("/v1/judge", _png(bad())).json["verdict"] == "NG"
+    assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0, "version": 1}).status == 200
+
+
 def test_a_full_disk_does_not_keep_the_line_from_starting(
     stack: ExitStack, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
