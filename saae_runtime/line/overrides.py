@@ -66,7 +66,8 @@ class Override:
 class Overrides:
     """Keeps overrides in one file, one line per change, synced before the call returns, and the pool beside it.
 
-    The record of the part is never changed. The latest 10,000 overrides are in memory.
+    The record of the part is never changed. The latest 10,000 overrides are in memory: reading them never waits for the
+    disk. Thread-safe.
 
     Args:
         folder: for `overrides.jsonl` and `pool/RECIPE/good|bad/`; created if missing.
@@ -80,7 +81,8 @@ class Overrides:
     def __init__(self, folder: Path, pool_mb: float = 5000.0) -> None:
         self._folder = folder
         self._limit = pool_mb * 1e6
-        self._lock = threading.Lock()
+        self._changing = threading.Lock()  # one change at a time, while its picture is made and the disk is waited for
+        self._lock = threading.Lock()  # of `_known` alone: whoever reads it does not wait for a change
         self._file = LineFile(folder / "overrides.jsonl", cure="give each line its own folder")
         self._known: OrderedDict[str, Override] = OrderedDict()
         for line in self._file.tail(2 * _REMEMBERED):
@@ -113,9 +115,9 @@ class Overrides:
         """
         if len(note) > _LONGEST_NOTE or not all(letter.isprintable() or letter == "\n" for letter in note):
             raise ConfigError("The note is invalid.", "", f"at most {_LONGEST_NOTE} characters of plain text")
-        with self._lock:
-            before = self._known.get(part["key"])
-            if before is not None and before.undone is None:
+        with self._changing:
+            before = self.get(part["key"])
+            if before is not None:
                 raise ConfigError(
                     f"Part {shown(part['part_id'])} is overridden already, by {before.who}.",
                     "",
@@ -150,9 +152,9 @@ class Overrides:
             DataError: there is none of this key, or it is undone already.
             StorageError: it could not be written, and the override still stands.
         """
-        with self._lock:
-            before = self._known.get(key)
-            if before is None or before.undone is not None:
+        with self._changing:
+            before = self.get(key)
+            if before is None:
                 raise DataError(f"There is no override of {shown(key, 200)}.", "", "GET /v1/overrides lists them")
             after = replace(before, undone_by=who, undone=stamp(now()), picture=None)
             self._write(after)
@@ -183,10 +185,10 @@ class Overrides:
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        with self._lock:
+        with self._changing:
             self._file.close()
 
-    # --- inside, with the lock held ---
+    # --- inside, during a change ---
 
     def _with_picture(self, made: Override, frame: NDArray[np.uint8] | None, no_frame: str) -> Override:
         if frame is None or made.recipe is None:
@@ -218,10 +220,11 @@ class Overrides:
         self._remember(item)
 
     def _remember(self, item: Override) -> None:
-        self._known.pop(item.key, None)
-        self._known[item.key] = item
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known.pop(item.key, None)
+            self._known[item.key] = item
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
 
 
 def pool_folder(folder: Path, recipe: str, verdict: Verdict = Verdict.OK) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from line_parts import bad
 
+from saae_runtime import render
 from saae_runtime.errors import ConfigError, DataError, StorageError
 from saae_runtime.images import read_image
 from saae_runtime.line.overrides import Overrides, pool_folder
@@ -72,6 +77,55 @@ def test_an_edited_file_removes_nothing_elsewhere(tmp_path: Path) -> None:
     overrides = Overrides(tmp_path / "http")
     overrides.undo("forged", "eve")
     assert victim.exists()
+    overrides.close()
+
+
+def test_whoever_reads_does_not_wait_for_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = Overrides(tmp_path)
+    part, answered = record(), []
+
+    def read() -> None:
+        overrides.get(part["key"])
+        overrides.latest(10)
+        answered.append(True)
+
+    def during(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: object) -> Any:
+            reader = threading.Thread(target=read, daemon=True)
+            reader.start()
+            reader.join(5)
+            return real(*values)
+
+        return call
+
+    monkeypatch.setattr(render, "encode_png", during(render.encode_png))
+    monkeypatch.setattr(overrides._file, "sync", during(overrides._file.sync))
+    overrides.mark(part, Verdict.OK, "anna", "", bad())
+    assert len(answered) == 2
+    overrides.undo(part["key"], "anna")
+    assert len(answered) == 3
+    overrides.close()
+
+
+def test_two_people_at_once_make_one_override(tmp_path: Path) -> None:
+    overrides = Overrides(tmp_path)
+    part, begin = record(), threading.Barrier(4)
+    made: list[str] = []
+
+    def mark(who: str) -> None:
+        begin.wait()
+        with suppress(ConfigError):
+            made.append(overrides.mark(part, Verdict.OK, who, "", bad()).who)
+
+    threads = [threading.Thread(target=mark, args=(who,)) for who in ("anna", "ben", "carl", "dora")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    found = overrides.get(part["key"])
+    assert found is not None
+    assert made == [found.who]
+    assert overrides.pool("gear") == {"good": 1, "bad": 0}  # its picture was not removed with another's attempt
     overrides.close()
 
 

@@ -275,6 +275,33 @@ def test_events_come_as_parts_do_and_the_service_ends_with_pages_open(stack: Exi
         assert not reader.is_alive()
 
 
+def test_an_open_page_that_waits_for_an_override_delays_no_other_request(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = stack.http.context.control.overrides
+    asked, go, waited = threading.Event(), threading.Event(), []
+    get = overrides.get
+
+    def slow(key: str) -> object:
+        asked.set()
+        waited.append(go.wait(10))
+        return get(key)
+
+    with socket.create_connection(("127.0.0.1", stack.http.port)) as stream:
+        stream.sendall(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        got = b""
+        while b"event: state" not in got:
+            got += stream.recv(65536)
+        monkeypatch.setattr(overrides, "get", slow)
+        assert stack.client.post("/v1/trigger", {"station": "asked", "part_id": "seen-live"}).status == 200
+        assert asked.wait(20)
+        assert stack.client.get("/livez").status == 200
+        assert waited == []
+        go.set()
+        while b"seen-live" not in got:
+            got += stream.recv(65536)
+
+
 # --- the parts behind it ---
 
 
