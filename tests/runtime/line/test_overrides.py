@@ -17,7 +17,7 @@ from line_parts import bad
 from saae_runtime import render
 from saae_runtime.errors import ConfigError, DataError, StorageError
 from saae_runtime.images import read_image
-from saae_runtime.line.overrides import Overrides, pool_folder
+from saae_runtime.line.overrides import Overrides, called_defective, pool_folder
 from saae_runtime.line.part import Part, Verdict, now
 
 
@@ -53,6 +53,28 @@ def test_an_override_stays_with_its_picture_until_it_is_undone(tmp_path: Path) -
     assert overrides.get(part["key"]) == again
     assert [item["who"] for item in overrides.latest(10)] == ["ben"]
     overrides.close()
+
+
+def test_the_archived_images_of_overlooked_defects_are_known_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saae_runtime.line.overrides._REMEMBERED", 2)  # the file knows the older ones, too
+    assert called_defective(tmp_path) == frozenset()
+    overrides = Overrides(tmp_path)
+    parts = [{**record(f"P-{number}"), "verdict": "OK", "picture": f"OK/gear/{number}.png"} for number in range(6)]
+    parts[4]["picture"] = None  # not archived
+    for part in parts:
+        overrides.mark(part, Verdict.OK if part["part_id"] == "P-1" else Verdict.NG, "anna")
+    overrides.undo(parts[5]["key"], "ben")
+    assert overrides.get(parts[0]["key"]) is None
+    with (tmp_path / "overrides.jsonl").open("ab") as stream:
+        stream.write(b'{"of": "another version"}\nnonsense\n{"key": "half of a li')
+    assert called_defective(tmp_path) == {f"OK/gear/{number}.png" for number in (0, 2, 3)}
+    overrides.close()
+    (tmp_path / "overrides.jsonl").unlink()
+    (tmp_path / "overrides.jsonl").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        called_defective(tmp_path)
 
 
 @pytest.mark.parametrize("part_id", ["../../etc/passwd", "a/b\\c", "..", "x" * 64, "päрт \U0001f600"])

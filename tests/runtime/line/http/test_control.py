@@ -18,11 +18,13 @@ import pytest
 from http_client import Client
 from line_parts import bad, good, wait_until
 
+from saae_runtime.errors import CalibrationError
 from saae_runtime.images import read_image
 from saae_runtime.line.audit import verify
 from saae_runtime.line.http.recent import Recent
 from saae_runtime.line.part import Part, Verdict, now
-from saae_runtime.line.recalibrate import changed_parts, next_version, versions
+from saae_runtime.line.recalibrate import GoodParts, changed_parts, next_version, versions
+from saae_runtime.line.recipes import Recipe
 
 Serving = Callable[..., ExitStack]
 JSONL = '[[sink]]\nkind = "jsonl"\npath = "records.jsonl"\n'
@@ -273,6 +275,33 @@ def test_events_come_as_parts_do_and_the_service_ends_with_pages_open(stack: Exi
         assert time.monotonic() - start < 10  # and not at a time-out of 15 s and more
         reader.join(5)
         assert not reader.is_alive()
+
+
+def test_an_overlooked_defect_is_no_good_part(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GoodParts] = []
+
+    def stop(bundle: Path, recipe: Recipe, parts: GoodParts, **_: object) -> None:
+        asked.append(parts)
+        raise CalibrationError("Enough is known.")
+
+    monkeypatch.setattr("saae_runtime.line.http.control.recalibrate", stop)
+    with serving(tmp_path, more='[archive]\nfolder = "pictures"\nok_share = 1.0\nmin_free_gb = 0.0\n') as stack:
+        client: Client = stack.client
+        assert wait_until(lambda: len(client.get("/v1/parts", station="one", verdict="OK").json) == 2)
+        fine, overlooked = (
+            tmp_path / "pictures" / item["picture"]
+            for item in client.get("/v1/parts", station="one", verdict="OK").json
+        )
+        assert wait_until(lambda: fine.is_file() and overlooked.is_file())
+        key = client.get("/v1/parts", station="one", verdict="OK").json[1]["key"]
+        assert client.post("/v1/overrides", {"key": key, "verdict": "NG"}).status == 200
+        for archive, images in ((True, {fine.parents[1]: [fine]}), (False, {})):
+            body = {"recipe": "first", "dry_run": True, "archive": archive}
+            assert client.post("/v1/recalibration", body).status == 202
+            assert wait_until(lambda: client.get("/v1/recalibration").json["state"] == "failed")
+            assert asked.pop().images() == images
 
 
 def test_an_open_page_that_waits_for_an_override_delays_no_other_request(
