@@ -21,12 +21,16 @@ __all__ = ["about_images", "check_images", "find_images", "without_fitted"]
 _SHOWN = 1000  # unreadable images named in one error
 
 
-def find_images(names: Sequence[str]) -> tuple[Sample, ...]:
+def find_images(names: Sequence[str], excluded: Sequence[str] = ()) -> tuple[Sample, ...]:
     """The images that files, folders (with those below them) and glob patterns name, each once.
 
+    Args:
+        names: the files, folders and patterns.
+        excluded: paths of images among them to leave out.
+
     Raises:
-        ConfigError: a name that is none of these, or a video or a camera.
-        DataError: a folder or pattern without images.
+        ConfigError: a name that is none of these, or a video or a camera; an excluded one that is not among them.
+        DataError: a folder or pattern without images; nothing is left.
     """
     for name in names:
         if name.startswith("camera:") or Path(name).suffix.lower() in VIDEO_SUFFIXES:
@@ -36,6 +40,15 @@ def find_images(names: Sequence[str]) -> tuple[Sample, ...]:
         if source.path is None or source.kind != "image":
             raise _no_image(source.name)
         found.setdefault(source.path.resolve(), Sample(source.path, GOOD, None, False))
+    for name in excluded:
+        if found.pop(Path(name).resolve(), None) is None:
+            raise ConfigError(
+                f"--exclude {name} is none of the images.",
+                f"There are {len(found)}, such as {next(iter(found), 'none')}.",
+                "give the path of an image that --normal names, once",
+            )
+    if excluded and not found:
+        raise DataError("No image is left to calibrate on.", "--exclude leaves out all of them.", "give more images")
     return tuple(found.values())
 
 

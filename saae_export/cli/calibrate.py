@@ -29,6 +29,10 @@ def calibrate_command(
             show_default=False,
         ),
     ],
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="IMAGE", help="Path of an image among them to leave out. May be repeated."),
+    ] = None,
     pixel_fpr: Annotated[
         float | None, typer.Option(help="Acceptable false-positive rate of pixels. Default: the bundle's.")
     ] = None,
@@ -57,7 +61,7 @@ def calibrate_command(
     console = log()
     found = recalibrate(
         bundle,
-        find_images(normal),
+        find_images(normal, exclude or ()),
         precisions=None if precision is None else [part.strip() for part in precision.split(",") if part.strip()],
         pixel_fpr=pixel_fpr,
         image_fpr=image_fpr,

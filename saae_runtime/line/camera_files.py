@@ -142,7 +142,7 @@ class WatchCamera(_Counting):
         self._scored = Scored(memory) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
         self._folder = folder
-        self._watch = FolderWatch([folder], recursive, say=self._say, knows=knows)
+        self._watch = FolderWatch([folder], recursive, self._say, knows, self._note)
         self._frames = self._arriving()
         self._more_pages = self._asked = False
         self._told = 0  # of the dropped ones
@@ -172,6 +172,9 @@ class WatchCamera(_Counting):
         self._is_back()
         if found:
             self._last_error = f"{found[-1]} belongs to no part: it was there before the trigger."
+
+    def _note(self, text: str) -> None:
+        self._last_error = text
 
     def _say(self, text: str) -> None:
         if "is back" in text:

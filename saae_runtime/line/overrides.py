@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from .. import render
 from ..appending import LineFile
 from ..errors import ConfigError, DataError, shown
-from ..files import sha256_bytes, write_bytes
+from ..files import open_regular, sha256_bytes, write_bytes
 from .part import Verdict, now, stamp
 
-__all__ = ["POOL_KINDS", "Override", "Overrides", "pool_folder"]
+__all__ = ["POOL_KINDS", "Override", "Overrides", "called_defective", "pool_folder"]
 
 POOL_KINDS = {"OK": "good", "NG": "bad"}
 """Verdict -> folder in the pool."""
 
+_FILE = "overrides.jsonl"
 _REMEMBERED = 10_000
 _LONGEST_NOTE = 500
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -43,6 +44,7 @@ class Override:
         note: the person's remark.
         picture: the image's name in the pool; None if it could not be kept, for the reason `why`.
         undone_by, undone: who undid it, and when; None if it stands.
+        archived: the image's name in the archive, as the record has it; None if none was kept there.
     """
 
     key: str
@@ -61,12 +63,14 @@ class Override:
     why: str = ""
     undone_by: str | None = None
     undone: str | None = None
+    archived: str | None = None
 
 
 class Overrides:
     """Keeps overrides in one file, one line per change, synced before the call returns, and the pool beside it.
 
-    The record of the part is never changed. The latest 10,000 overrides are in memory.
+    The record of the part is never changed. The latest 10,000 overrides are in memory: reading them never waits for the
+    disk. Thread-safe.
 
     Args:
         folder: for `overrides.jsonl` and `pool/RECIPE/good|bad/`; created if missing.
@@ -80,12 +84,13 @@ class Overrides:
     def __init__(self, folder: Path, pool_mb: float = 5000.0) -> None:
         self._folder = folder
         self._limit = pool_mb * 1e6
-        self._lock = threading.Lock()
-        self._file = LineFile(folder / "overrides.jsonl", cure="give each line its own folder")
+        self._changing = threading.Lock()  # one change at a time, while its picture is made and the disk is waited for
+        self._lock = threading.Lock()  # of `_known` alone: whoever reads it does not wait for a change
+        self._file = LineFile(folder / _FILE, cure="give each line its own folder")
         self._known: OrderedDict[str, Override] = OrderedDict()
         for line in self._file.tail(2 * _REMEMBERED):
-            with suppress(ValueError, TypeError, KeyError):  # lines of other versions are skipped
-                self._remember(Override(**json.loads(line)))
+            if (item := _read(line)) is not None:
+                self._remember(item)
         self._size = _size(folder / "pool")
 
     def mark(
@@ -113,9 +118,9 @@ class Overrides:
         """
         if len(note) > _LONGEST_NOTE or not all(letter.isprintable() or letter == "\n" for letter in note):
             raise ConfigError("The note is invalid.", "", f"at most {_LONGEST_NOTE} characters of plain text")
-        with self._lock:
-            before = self._known.get(part["key"])
-            if before is not None and before.undone is None:
+        with self._changing:
+            before = self.get(part["key"])
+            if before is not None:
                 raise ConfigError(
                     f"Part {shown(part['part_id'])} is overridden already, by {before.who}.",
                     "",
@@ -134,6 +139,7 @@ class Overrides:
                 who=who,
                 time=stamp(now()),
                 note=note,
+                archived=part["picture"],
             )
             made = self._with_picture(made, frame, no_frame)
             try:
@@ -150,9 +156,9 @@ class Overrides:
             DataError: there is none of this key, or it is undone already.
             StorageError: it could not be written, and the override still stands.
         """
-        with self._lock:
-            before = self._known.get(key)
-            if before is None or before.undone is not None:
+        with self._changing:
+            before = self.get(key)
+            if before is None:
                 raise DataError(f"There is no override of {shown(key, 200)}.", "", "GET /v1/overrides lists them")
             after = replace(before, undone_by=who, undone=stamp(now()), picture=None)
             self._write(after)
@@ -183,10 +189,10 @@ class Overrides:
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        with self._lock:
+        with self._changing:
             self._file.close()
 
-    # --- inside, with the lock held ---
+    # --- inside, during a change ---
 
     def _with_picture(self, made: Override, frame: NDArray[np.uint8] | None, no_frame: str) -> Override:
         if frame is None or made.recipe is None:
@@ -218,10 +224,11 @@ class Overrides:
         self._remember(item)
 
     def _remember(self, item: Override) -> None:
-        self._known.pop(item.key, None)
-        self._known[item.key] = item
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known.pop(item.key, None)
+            self._known[item.key] = item
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
 
 
 def pool_folder(folder: Path, recipe: str, verdict: Verdict = Verdict.OK) -> Path:
@@ -233,6 +240,40 @@ def pool_folder(folder: Path, recipe: str, verdict: Verdict = Verdict.OK) -> Pat
         verdict: OK or NG.
     """
     return folder / "pool" / recipe / POOL_KINDS[verdict.value]
+
+
+def called_defective(folder: Path) -> frozenset[str]:
+    """The archive's images of parts that a person called defective, by their names in the records, however long ago.
+
+    Args:
+        folder: of the overrides; a running service may write there.
+
+    Raises:
+        ConfigError: its file cannot be read.
+    """
+    found: dict[str, str] = {}
+    try:
+        with open_regular(folder / _FILE) as stream:
+            for line in stream:
+                item = _read(line)
+                if item is None:
+                    continue
+                found.pop(item.key, None)
+                if isinstance(item.archived, str) and item.verdict == Verdict.NG.value and item.undone is None:
+                    found[item.key] = item.archived
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        raise ConfigError(f"{folder / _FILE} cannot be read.", str(error), "check path and permissions") from error
+    return frozenset(found.values())
+
+
+def _read(line: bytes) -> Override | None:
+    """The override in a line; None for a line of another version."""
+    try:
+        return Override(**json.loads(line))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _size(folder: Path) -> int:

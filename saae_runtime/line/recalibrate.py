@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,64 @@ from typing import Any
 from ..bundle import is_bundle, open_bundle
 from ..errors import CalibrationError, ConfigError, DataError
 from ..thresholds import ThresholdTable
-from .config import RecipeConfig
+from .archive import archived
+from .config import LineConfig, RecipeConfig
+from .overrides import called_defective, pool_folder
+from .part import Verdict
 from .recipes import Recipe
 
-__all__ = ["Recalibration", "changed_parts", "next_version", "recalibrate", "versions"]
+__all__ = ["GoodParts", "Recalibration", "changed_parts", "good_parts", "next_version", "recalibrate", "versions"]
 
 _MARK = re.compile(r"\.recal-(\d{1,6})$")
 _PATIENCE = 3600.0  # seconds
 _SAID = 4000  # characters of saae-export's output that are kept
+
+
+@dataclass(frozen=True)
+class GoodParts:
+    """Where the images of a recipe's good parts are.
+
+    Attributes:
+        folders: of the images, with those below them.
+        left_out: images in them that do not count.
+    """
+
+    folders: tuple[Path, ...]
+    left_out: tuple[Path, ...] = ()
+
+    def images(self) -> dict[Path, list[Path]]:
+        """The images of each folder that has any that count."""
+        gone = {path.resolve() for path in self.left_out}
+        names = {path.name for path in gone}
+        found = {}
+        for folder in self.folders:
+            inside = [item for item in folder.rglob("*.png") if item.is_file()] if folder.is_dir() else []
+            found[folder] = [item for item in inside if item.name not in names or item.resolve() not in gone]
+        return {folder: inside for folder, inside in found.items() if inside}
+
+
+def good_parts(config: LineConfig, folder: Path, recipe: str, archive: bool, more: Iterable[Path] = ()) -> GoodParts:
+    """The images that a recipe is recalibrated on: confirmed ones, and the archive's OK images.
+
+    Parts that the line took for OK and a person called defective are left out, wherever they are.
+
+    Args:
+        config: of line.toml.
+        folder: of `[http]`, with the overrides and their pool.
+        recipe: the recipe's name.
+        archive: whether to use the archive.
+        more: further folders.
+
+    Raises:
+        ConfigError: the overrides cannot be read.
+    """
+    folders = [pool_folder(folder, recipe), *more]
+    if config.archive is None or config.archive.format != "png":
+        return GoodParts(tuple(folders))
+    place = config.place(config.archive.folder)
+    if archive:
+        folders.append(archived(place, Verdict.OK, recipe))
+    return GoodParts(tuple(folders), tuple(place / name for name in sorted(called_defective(folder))))
 
 
 @dataclass(frozen=True)
@@ -87,7 +137,7 @@ def next_version(bundle: Path) -> Path:
 def recalibrate(
     bundle: Path,
     recipe: Recipe,
-    pictures: Sequence[Path],
+    parts: GoodParts,
     *,
     dry_run: bool = False,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
@@ -99,7 +149,7 @@ def recalibrate(
     Args:
         bundle: the recipe's bundle, on disk.
         recipe: the recipe whose thresholds are compared.
-        pictures: folders of images of good parts.
+        parts: images of good parts, from `good_parts`.
         dry_run: keep nothing.
         started: called with the process, so that it can be ended.
 
@@ -114,11 +164,11 @@ def recalibrate(
             "A recalibrated bundle would not change it.",
             "set a false alarm rate instead: `false_alarms`",
         )
-    folders = [folder for folder in pictures if _count([folder])]
-    if not folders:
+    images = parts.images()
+    if not images:
         raise DataError(
             "There are no images of good parts to calibrate on.",
-            f"Looked into {', '.join(map(str, pictures))}.",
+            f"Looked into {', '.join(map(str, parts.folders))}.",
             "confirm parts as OK on the page, or keep more OK images: [archive] ok_share",
         )
     with tempfile.TemporaryDirectory(
@@ -126,8 +176,11 @@ def recalibrate(
     ) as place:
         target = Path(place) / "bundle" if dry_run else next_version(bundle)
         command = [sys.executable, "-m", "saae_export.cli", "calibrate", str(bundle), "--out", str(target)]
-        for folder in folders:
+        for folder in images:
             command += ["--normal", str(folder)]
+        for path in parts.left_out:
+            if path.is_file() and any(folder.resolve() in path.resolve().parents for folder in images):
+                command += ["--exclude", str(path)]
         said = _run(command, started)
         precision = recipe.shared.engine.backend.precision
         after = open_bundle(target).manifest.thresholds.get(precision)
@@ -143,7 +196,7 @@ def recalibrate(
         after=_at(after.image, config),
         pixel_before=recipe.pixel_threshold,
         pixel_after=pixel,
-        pictures=_count(folders),
+        pictures=sum(map(len, images.values())),
         said=said,
     )
 
@@ -177,10 +230,6 @@ def _at(table: ThresholdTable, config: RecipeConfig) -> float:
 def _first(bundle: Path) -> Path:
     mark = _MARK.search(bundle.name)
     return bundle if mark is None else bundle.with_name(bundle.name[: mark.start()])
-
-
-def _count(folders: Iterable[Path]) -> int:
-    return sum(1 for folder in folders if folder.is_dir() for item in folder.rglob("*.png") if item.is_file())
 
 
 def _writable(folder: Path) -> bool:

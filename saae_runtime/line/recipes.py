@@ -135,7 +135,13 @@ class RecipeBook:
             return next((name for name in among if self._recipes[name].config.takes(part_id)), None)
 
     def change(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
-        """Replace a recipe by a changed one, for all later parts.
+        """Replace a recipe by a changed one, for all later parts: `prepare` and `activate`."""
+        before, after = self.prepare(name, **changes)
+        self.activate(before, after)
+        return before, after
+
+    def prepare(self, name: str, /, **changes: Any) -> tuple[Recipe, Recipe]:
+        """Load a changed recipe beside the active one, which stays active.
 
         Args:
             name: name of the recipe.
@@ -143,10 +149,10 @@ class RecipeBook:
                 threshold replaces a rate, and the reverse.
 
         Returns:
-            The previous recipe, and the active one.
+            The active recipe, and the changed one.
 
         Raises:
-            SaaeError: it cannot be used; the previous one stays active.
+            SaaeError: it cannot be used.
         """
         for one, other in (("threshold", "false_alarms"), ("pixel_threshold", "pixel_fpr")):
             for given, dropped in ((one, other), (other, one)):
@@ -168,11 +174,19 @@ class RecipeBook:
                 f"{_level(levels[1])}.",
                 "name the bundle in line.toml and restart the line",
             )
+        return before, after
+
+    def activate(self, before: Recipe, after: Recipe) -> None:
+        """Replace a recipe by one from `prepare`, for all later parts.
+
+        Raises:
+            ConfigError: `before` is not the active one any more; nothing changes.
+        """
+        name = before.name
         with self._lock:
             if self._recipes[name] is not before:
                 raise ConfigError(f"Recipe {name} is being changed by another user.", "", "reload it, then change it")
             self._recipes[name] = after
-        return before, after
 
     def to_dict(self) -> dict[str, Mapping[str, Any]]:
         """The active recipes, for a page or a log."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import os
@@ -49,7 +50,8 @@ def folders_below(root: Path, onerror: OnError | None = None) -> Iterator[Path]:
 
     Args:
         root: where.
-        onerror: called for a folder that cannot be listed, which else counts as empty.
+        onerror: called for a folder that cannot be listed, or a link that cannot be followed; without it, they count
+            as empty.
     """
     once = FolderOnce(root)
     waiting = [root]
@@ -63,13 +65,22 @@ def folders_below(root: Path, onerror: OnError | None = None) -> Iterator[Path]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.name.startswith(".") and entry.is_dir():
+                    if not entry.name.startswith(".") and _is_folder(entry, onerror):
                         (links if entry.is_symlink() else inside).append(folder / entry.name)
         except OSError as error:
             if onerror is not None:
                 onerror(error)
         links.sort()
         waiting.extend(sorted(inside, reverse=True))
+
+
+def _is_folder(entry: os.DirEntry[str], onerror: OnError | None) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # of a link; what stands beside it counts
+        if onerror is not None and error.errno != errno.ELOOP:  # one that leads nowhere
+            onerror(error)
+        return False
 
 
 def is_picture_name(name: str) -> bool:

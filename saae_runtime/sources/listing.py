@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,16 +35,19 @@ class _Listed:
 class Listing:
     """The images in a folder, by name.
 
-    A folder is listed when its time of change is another one, and once more a while later: see `_names`.
+    A folder is listed when its time of change is another one, and once more a while later: see `_names`. A folder below
+    that this user may not list, such as `lost+found`, stays as it was when it was last listed: empty, if it never was.
 
     Args:
         path: the folder.
         recursive: whether folders below it count too.
+        say: called once with a line about each folder below that may not be listed.
     """
 
-    def __init__(self, path: Path, recursive: bool) -> None:
-        self._path, self._recursive = path, recursive
+    def __init__(self, path: Path, recursive: bool, say: Callable[[str], None] = lambda text: None) -> None:
+        self._path, self._recursive, self._say = path, recursive, say
         self._below: dict[str, _Listed] = {}
+        self._denied: set[str] = set()
         self._below_at = -1e9
 
     def list_again(self) -> None:
@@ -60,7 +64,8 @@ class Listing:
             now: monotonic time in seconds.
 
         Raises:
-            OSError: the root, or a folder below it that is still there, cannot be listed.
+            OSError: the root cannot be listed, or a folder below it that is still there, for another reason than its
+                permissions.
         """
         changed = self._path.stat().st_mtime_ns
         if not self._recursive:
@@ -74,6 +79,9 @@ class Listing:
             try:
                 names = self._names(folder, listed, hints, now)
             except OSError as error:
+                if isinstance(error, PermissionError) and folder != str(self._path):
+                    listed.again = True  # new permissions do not change its time
+                    continue
                 if not isinstance(error, FileNotFoundError) or folder == str(self._path):
                     self.list_again()  # what the others hold by now is not noted yet
                     raise
@@ -92,11 +100,18 @@ class Listing:
         return new, gone
 
     def _find_below(self) -> None:
+        denied: set[str] = set()
+
         def fail(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
+            if isinstance(error, PermissionError) and str(error.filename) != str(self._path):
+                denied.add(str(error.filename))
+            elif not isinstance(error, FileNotFoundError):
                 raise error
 
         found = {str(folder) for folder in folders_below(self._path, fail)}
+        for name in sorted(denied - self._denied):
+            self._say(f"{name} may not be listed (permission denied): its images are left out")
+        self._denied = denied
         for folder in found - set(self._below):
             self._below[folder] = _Listed()
 

@@ -64,12 +64,13 @@ class FolderWatch:
     Polling works on every file system, also network shares; with watchdog, the system's notices make it faster. A file
     is a new image if its name is new, or its size, time or inode changes. Names that start with a dot are skipped, so
     a program that writes `.x.png` and renames it is always safe. An unavailable folder (such as a lost share) is tried
-    again after growing pauses of up to 10 seconds.
+    again after growing pauses of up to 10 seconds. A folder below that this user may not list is left out.
 
     Args:
         names: the folders.
         recursive: whether folders below them are watched too.
         say: called with a line about a folder that is unavailable or back.
+        note: called with a line about a folder below that is left out; None: `say`.
         knows: whether a file (absolute path, facts) was scored by an earlier run and is skipped.
 
     Attributes:
@@ -88,6 +89,7 @@ class FolderWatch:
         recursive: bool = False,
         say: Callable[[str], None] = lambda text: None,
         knows: Callable[[str, Facts], bool] = lambda path, facts: False,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         self._roots: list[_Root] = []
         for name in names:
@@ -100,7 +102,7 @@ class FolderWatch:
                 )
             # As in `find_sources`: two folders may hold the same names.
             prefix = PurePath(folder.resolve().name) if len(names) > 1 else PurePath()
-            self._roots.append(_Root(folder, prefix, Listing(folder, recursive)))
+            self._roots.append(_Root(folder, prefix, Listing(folder, recursive, note or say)))
         self._recursive = recursive
         self._say = say
         self._knows = knows

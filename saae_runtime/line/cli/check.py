@@ -94,9 +94,9 @@ def _listens(config: LineConfig, station: StationConfig, open_trigger: OpenTrigg
 
 
 def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, books: dict[str, RecipeBook]) -> str:
-    camera = open_camera(config, station)
+    camera, watched = open_camera(config, station), station.camera.startswith("watch:")
     try:
-        if station.trigger != "free":
+        if station.trigger != "free" and not watched:  # a trigger would leave out every image that is there
             camera.trigger()
         end = time.monotonic() + _FRAME
         while True:
@@ -105,7 +105,7 @@ def _look(config: LineConfig, station: StationConfig, open_camera: OpenCamera, b
                 break
             except NoFrameError:
                 if time.monotonic() > end:
-                    if station.camera.startswith("watch:"):
+                    if watched:
                         return "no image there yet"
                     raise
             except EndOfFrames:

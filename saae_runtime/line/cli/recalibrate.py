@@ -16,13 +16,10 @@ from rich.table import Table
 from ...errors import ConfigError
 from ...files import open_regular
 from ...terminal import log
-from ..archive import archived
 from ..config import LineConfig, load_config
 from ..http.options import HttpOptions
 from ..in_force import InForce
-from ..overrides import pool_folder
-from ..part import Verdict
-from ..recalibrate import changed_parts, recalibrate
+from ..recalibrate import changed_parts, good_parts, recalibrate
 from ..recipes import RecipeBook
 from ..sinks import KINDS
 from ..sinks.lines import JsonlOptions
@@ -59,9 +56,7 @@ def recalibrate_command(
     name = _chosen(config, recipe)
     options = config.extra.get("http") or HttpOptions()
     folder = config.place(options.folder)
-    pictures = [pool_folder(folder, name), *(normal or [])]
-    if archive and config.archive is not None and config.archive.format == "png":
-        pictures.append(archived(config.place(config.archive.folder), Verdict.OK, name))
+    good = good_parts(config, folder, name, archive, normal or [])
     console = log()
     book = RecipeBook([config.recipe(name)], config.path.parent)
     try:
@@ -72,7 +67,7 @@ def recalibrate_command(
             console.print(f"note: a change made on the page is ignored: {escape(problems[name])}", style="yellow")
         found = book.get(name)
         bundle = config.place(found.config.bundle)
-        result = recalibrate(bundle, found, pictures, dry_run=not write)
+        result = recalibrate(bundle, found, good, dry_run=not write)
         parts, source = recorded(config, name, found.bundle, last)
     finally:
         book.close()

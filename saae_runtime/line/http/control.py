@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from ...errors import ConfigError, DataError, SaaeError, StorageError, shown
 from ...images import read_image
 from ...meter import one_line
-from ..archive import archived
 from ..audit import AuditLog
 from ..in_force import InForce
-from ..overrides import Override, Overrides, pool_folder
+from ..overrides import Override, Overrides
 from ..part import Choice, Verdict, now, stamp
-from ..recalibrate import changed_parts, recalibrate, versions
+from ..recalibrate import changed_parts, good_parts, recalibrate, versions
 from ..recipes import Recipe
 from ..service import Line
 from ..station import Station
@@ -39,7 +38,10 @@ SERVICE = Who("saae-line", "engineer")
 
 
 class Control:
-    """Applies every change: first the audit log, then the change, then the file that keeps it.
+    """Applies every change: first the audit log, then the file that keeps it, then the change.
+
+    A change that cannot be saved is refused: the recipe before stays active, and the audit log says so, as far as it
+    can be written.
 
     Changes of a recipe (threshold, rate, bundle) apply again after a restart, as long as the recipe's table in
     line.toml is unchanged: an edit of line.toml takes precedence.
@@ -253,7 +255,7 @@ class Control:
             who: the user.
             recipe: name of the recipe.
             dry_run: only tell what would change.
-            archive: whether to use the archive's OK images as well as the confirmed ones.
+            archive: whether to use the archive's OK images as well as the confirmed ones; see `good_parts`.
 
         Raises:
             ConfigError: no such recipe, or a recalibration is running.
@@ -279,11 +281,8 @@ class Control:
     def _recalibrate(self, who: Who, recipe: Recipe, dry_run: bool, archive: bool) -> None:
         base = {"recipe": recipe.name, "dry_run": dry_run}
         try:
-            folders = [pool_folder(self._folder, recipe.name)]
-            kept = self._line.config.archive
-            if archive and kept is not None and kept.format == "png":
-                folders.append(archived(self._line.config.place(kept.folder), Verdict.OK, recipe.name))
-            found = recalibrate(self._bundle(recipe), recipe, folders, dry_run=dry_run, started=self._has_started)
+            parts = good_parts(self._line.config, self._folder, recipe.name, archive)
+            found = recalibrate(self._bundle(recipe), recipe, parts, dry_run=dry_run, started=self._has_started)
             records = [
                 item for item in self._recent.records(10**6, recipe=recipe.name) if item["bundle"] == recipe.bundle
             ]
@@ -343,15 +342,23 @@ class Control:
         return self._line.config.place(recipe.config.bundle)
 
     def _change(self, who: Who, what: str, recipe: str, changes: Mapping[str, Any], data: Mapping[str, Any]) -> Recipe:
-        """Audit log, change, file; with the lock held."""
+        """Audit log, file, change; with the lock held."""
         self._write(who, what, data)
+        book = self._line.book
         try:
-            _, after = self._line.book.change(recipe, **changes)
+            before, after = book.prepare(recipe, **changes)
+            self._in_force.keep(after.config, who.name)
+            try:
+                book.activate(before, after)
+            except SaaeError:
+                self._in_force.keep(book.get(recipe).config, who.name)
+                raise
         except SaaeError as error:
-            with suppress(SaaeError):
+            try:
                 self._write(who, f"{what} refused", {"recipe": recipe, "why": error.what})
+            except StorageError as unsaid:
+                self._line.meter.fail(unsaid)
             raise
-        self._in_force.keep(after.config, who.name)
         return after
 
     def _write(self, who: Who, what: str, data: Mapping[str, Any]) -> None:

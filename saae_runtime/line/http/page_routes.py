@@ -212,10 +212,10 @@ def _add_events(routes: APIRouter, context: Context) -> None:
                     with suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(changed.wait(), 0.25)
                     changed.clear()
-                    found = recent.records(_MOST, after=last)
-                    if found:
-                        last = found[0]["number"]
-                        yield _event("parts", [_shown(context, record) for record in reversed(found)])
+                    if recent.latest > last:
+                        found = await to_thread.run_sync(_new_parts, context, last)
+                        last = found[-1]["number"]
+                        yield _event("parts", found)
                         await asyncio.sleep(_PAUSE)
             finally:
                 end()
@@ -231,6 +231,11 @@ def _shown(context: Context, record: Any_) -> Any_:
         None if found is None else {"verdict": found.verdict, "who": found.who, "time": found.time, "note": found.note}
     )
     return {**record, "override": said}
+
+
+def _new_parts(context: Context, after: int) -> list[Any_]:
+    """The latest parts behind a number, as they are shown, oldest first."""
+    return [_shown(context, record) for record in reversed(context.recent.records(_MOST, after=after))]
 
 
 def _event(kind: str, data: Any) -> bytes:

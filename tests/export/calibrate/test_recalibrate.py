@@ -431,6 +431,16 @@ def test_no_picture_alone_decides_an_estimated_threshold(pictures: Path) -> None
     assert about_images(find_images([str(pictures)]), scores, table) == ()
 
 
+def test_excluded_pictures_do_not_count(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures)
+    left = find_images([str(pictures)], ["3.png", str(pictures / "5.png")])
+    assert sorted(sample.path.name for sample in left) == [f"{number}.png" for number in (0, 1, 2, 4, 6, 7, 8)]
+    with pytest.raises(ConfigError, match=r"33\.png is none of the images"):
+        find_images([str(pictures)], ["33.png"])
+    with pytest.raises(DataError, match="No image is left"):
+        find_images(["3.png"], ["3.png"])
+
+
 def test_pictures_by_file_folder_and_pattern_each_once(pictures: Path) -> None:
     draw(pictures / "deeper", 2)
     names = [str(pictures / "1.png"), str(pictures), str(pictures / "deeper" / ".." / "*.png")]

@@ -253,7 +253,7 @@ def test_only_these_options_can_be_repeated() -> None:
         "build": {"--normal", "--normal-test", "--abnormal", "--masks", "--set", "--exclude", "--keep"},
         "inspect": set(),
         "verify": set(),
-        "calibrate": {"--normal"},
+        "calibrate": {"--normal", "--exclude"},
         "engine": set(),
         "doctor": set(),
         "onnx": set(),

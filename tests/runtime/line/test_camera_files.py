@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -100,6 +101,37 @@ def test_an_unreadable_image_is_remembered_when_it_has_its_record(folder: Path, 
     camera = WatchCamera(str(folder), memory)
     assert name_of(camera.grab(10)) == "part-8.png"
     camera.close()
+
+
+def test_a_folder_below_that_may_not_be_listed_does_not_make_the_camera_unavailable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "lost+found").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    camera = WatchCamera(str(folder), recursive=True)
+    camera.trigger()
+    arrive(folder, "a.png", encode_png(good()))
+    assert name_of(camera.grab(10)) == "a.png"
+    assert camera.stats.connected
+    assert "lost+found may not be listed" in camera.stats.last_error
+    camera.close()
+
+
+@pytest.mark.parametrize("trigger", ["free", "http"])
+def test_a_check_judges_an_image_that_is_there(tiny: Path, folder: Path, tmp_path: Path, trigger: str) -> None:
+    arrive(folder, "part-7.png", encode_png(bad()))
+    text = line_text(tiny, camera="watch:in", station=f'trigger = "{trigger}"')
+    (tmp_path / "line.toml").write_text(text)
+    (found,) = [item for item in check_line(load_config(tmp_path / "line.toml", KINDS)) if item.what == "station one"]
+    assert found.good
+    assert found.words == "96 x 64 pixels; first: score 127, NG"
 
 
 def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> None:

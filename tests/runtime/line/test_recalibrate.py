@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,9 @@ from saae_runtime.errors import ConfigError, DataError
 from saae_runtime.line.audit import verify
 from saae_runtime.line.cli.command import app
 from saae_runtime.line.config import RecipeConfig
-from saae_runtime.line.recalibrate import recalibrate
+from saae_runtime.line.overrides import Overrides
+from saae_runtime.line.part import Part, Verdict, now
+from saae_runtime.line.recalibrate import GoodParts, recalibrate
 from saae_runtime.line.recipes import RecipeBook
 from saae_runtime.render import save_png
 
@@ -82,13 +85,47 @@ def test_from_the_command_line(line: Path, tmp_path: Path, kind: str) -> None:
     assert not list(tmp_path.glob(".recal-*"))
 
 
+def test_an_overlooked_defect_in_the_archive_is_no_good_part(line: Path, tmp_path: Path) -> None:
+    good = draw(tmp_path / "pictures" / "OK" / "first" / "2026-03-04", 8, 150, seed=2)
+    overlooked = draw(good.parent / "2026-03-05", 2, 250, seed=3)
+    other = draw(tmp_path / "elsewhere", 1, 150, seed=4)
+    overrides = Overrides(tmp_path / "http")
+    for number in range(2):
+        picture = f"OK/first/2026-03-05/0{number}.png"
+        part = Part(f"P-{number}", "one", now(), Verdict.OK, "score", recipe="first", bundle="b", picture=picture)
+        overrides.mark(part.to_dict(), Verdict.NG, "anna", "a scratch")
+    gone = Part("gone", "one", now(), Verdict.OK, "score", recipe="first", picture="OK/first/2026-03-04/gone.png")
+    overrides.mark(gone.to_dict(), Verdict.NG, "anna")
+
+    def done(*words: object) -> tuple[int, float]:
+        found = invoke("recalibrate", line, *words)
+        assert found.exit_code == 0, found.output
+        row = re.search(r"^\W*images\W+[\d.]+\W+([\d.]+)", found.output, re.MULTILINE)
+        assert row is not None
+        return int(found.output.partition("Recipe first, ")[2].split()[0]), float(row[1])
+
+    pictures, threshold = done()
+    assert pictures == 8
+    assert threshold < 60  # gray 250 scores 122
+    assert done("--no-archive", "--normal", good.parent) == (8, threshold)
+    assert done("--no-archive", "--normal", other, "--normal", good)[0] == 9
+    refused = invoke("recalibrate", line, "--no-archive", "--normal", overlooked)
+    assert refused.exit_code == 2
+    assert "no images" in refused.output
+    overrides.undo(part.key, "ben")  # the second one
+    pictures, threshold = done()
+    assert pictures == 9
+    assert threshold > 100
+    overrides.close()
+
+
 def test_what_cannot_be_recalibrated_is_said(tiny: Path, tmp_path: Path) -> None:
     book = RecipeBook([RecipeConfig("r", str(tiny), threshold=3.0, threads=1)], tmp_path)
     try:
         with pytest.raises(ConfigError, match="sets its threshold as a number"):
-            recalibrate(tiny, book.get("r"), [tmp_path])
+            recalibrate(tiny, book.get("r"), GoodParts((tmp_path,)))
         with pytest.raises(DataError, match="no images"):
-            recalibrate(tiny, book.change("r", false_alarms=0.1)[1], [tmp_path / "none"])
+            recalibrate(tiny, book.change("r", false_alarms=0.1)[1], GoodParts((tmp_path / "none",)))
     finally:
         book.close()
     assert invoke("recalibrate", tmp_path / "none.toml").exit_code == 2

@@ -151,6 +151,16 @@ def test_a_change_takes_the_place_of_the_whole_recipe(tiny: Path, strict: Path, 
     assert not other.judge(bad()).is_anomalous
 
 
+def test_a_prepared_change_counts_when_it_is_activated(tiny: Path, engines: Engines) -> None:
+    book = RecipeBook([recipe(tiny)], Path(), engines)
+    before, after = book.prepare("r", threshold=30.0)
+    assert book.get("r") is before
+    book.change("r", threshold=35.0)
+    with pytest.raises(ConfigError, match="another user"):
+        book.activate(before, after)
+    assert book.get("r").threshold == 35.0
+
+
 def test_a_change_that_cannot_be_changes_nothing(tiny: Path, engines: Engines, tmp_path: Path) -> None:
     book = RecipeBook([recipe(tiny)], tmp_path, engines)
     for changes, kind in (

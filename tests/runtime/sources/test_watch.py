@@ -237,6 +237,50 @@ def test_a_folder_that_fails_loses_no_image_of_another(tmp_path: Path, monkeypat
     assert sorted(found) == [str(tmp_path / name / "x.png") for name in ("a", "b")]
 
 
+@pytest.fixture
+def denied(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Paths that may not be listed; here, because the user of the tests may be root."""
+    paths: set[str] = set()
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder) in paths:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return paths
+
+
+def test_a_folder_that_may_not_be_listed_is_said_once_and_the_others_go_on(tmp_path: Path, denied: set[str]) -> None:
+    for name in ("a.png", "lost+found/x.png", "deeper/b.png"):
+        save_png(tmp_path / name, gray_frame())
+    said: list[str] = []
+    watcher = FolderWatch([str(tmp_path)], recursive=True, say=said.append)
+    denied.add(str(tmp_path / "lost+found"))
+    found = [name for second in range(10) for name in names(look(watcher, float(second)))]
+    assert found == ["a.png", "b.png"]
+    denied.add(str(tmp_path / "deeper"))  # what it held is not gone
+    save_png(tmp_path / "deeper" / "c.png", gray_frame())
+    assert [frame for second in range(10, 20) for frame in look(watcher, float(second))] == []
+    assert said == [
+        f"{tmp_path / name} may not be listed (permission denied): its images are left out"
+        for name in ("lost+found", "deeper")
+    ]
+    denied.clear()
+    found = [name for second in range(20, 30) for name in names(look(watcher, float(second)))]
+    assert found == ["c.png", "x.png"]
+    assert (len(said), watcher.outages) == (2, 0)
+
+
+def test_a_named_folder_that_may_not_be_listed_is_away(tmp_path: Path, denied: set[str]) -> None:
+    said: list[str] = []
+    watcher = FolderWatch([str(tmp_path)], recursive=True, say=said.append)
+    denied.add(str(tmp_path))
+    assert [frame for second in range(20) for frame in look(watcher, float(second))] == []
+    assert said == [f"{tmp_path} is away (Permission denied); waiting for it, Ctrl-C ends the run"]
+
+
 @pytest.mark.parametrize("change", ["size", "time", "inode", "content"])
 def test_a_picture_written_again_under_its_name_is_a_new_one(tmp_path: Path, change: str) -> None:
     path = save_png_at(tmp_path / "latest.png", 10**18)
@@ -358,6 +402,7 @@ def test_several_pages_are_several_frames(tmp_path: Path) -> None:
 def test_links_back_and_pipes_in_a_watched_folder(tmp_path: Path) -> None:
     save_png(tmp_path / "in" / "deep" / "a.png", gray_frame())
     (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    (tmp_path / "in" / "round").symlink_to("round")
     os.mkfifo(tmp_path / "in" / "x.png")
     watcher = FolderWatch([str(tmp_path / "in")], recursive=True)
     look(watcher, 0.0)

@@ -18,11 +18,13 @@ import pytest
 from http_client import Client
 from line_parts import bad, good, wait_until
 
+from saae_runtime.errors import CalibrationError
 from saae_runtime.images import read_image
 from saae_runtime.line.audit import verify
 from saae_runtime.line.http.recent import Recent
 from saae_runtime.line.part import Part, Verdict, now
-from saae_runtime.line.recalibrate import changed_parts, next_version, versions
+from saae_runtime.line.recalibrate import GoodParts, changed_parts, next_version, versions
+from saae_runtime.line.recipes import Recipe
 
 Serving = Callable[..., ExitStack]
 JSONL = '[[sink]]\nkind = "jsonl"\npath = "records.jsonl"\n'
@@ -176,6 +178,38 @@ def test_a_change_that_cannot_be_written_down_is_not_made(stack: ExitStack, monk
     assert stack.http.context.control.overrides.get(part["key"]) is None
 
 
+def test_a_change_that_cannot_be_kept_is_not_in_force(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saae_runtime.errors import StorageError
+
+    def full(*_: object) -> None:
+        raise StorageError("The disk is full.")
+
+    audit = stack.http.context.control.audit
+    append, logged = audit.append, []
+
+    def log_the_first(*entry: object) -> str:
+        logged.append(entry)
+        if len(logged) > 1:
+            raise StorageError("The log is full, too.")
+        return append(*entry)
+
+    before = stack.line.book.get("first")
+    with monkeypatch.context() as patched:
+        patched.setattr("saae_runtime.line.in_force.write_json", full)
+        assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0}).status == 507
+        entry = stack.client.get("/v1/audit", last=1).json[0]
+        assert (entry["what"], entry["data"]["why"]) == ("threshold refused", "The disk is full.")
+        patched.setattr(audit, "append", log_the_first)
+        assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0}).status == 507
+        assert "log is full" in stack.line.health()["last_error"]
+    assert not (tmp_path / "http" / "in-force.json").exists()
+    assert stack.line.book.get("first") is before
+    assert stack.client.post("/v1/judge", _png(bad())).json["verdict"] == "NG"
+    assert stack.client.post("/v1/threshold", {"recipe": "first", "threshold": 130.0, "version": 1}).status == 200
+
+
 def test_a_full_disk_does_not_keep_the_line_from_starting(
     stack: ExitStack, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +275,60 @@ def test_events_come_as_parts_do_and_the_service_ends_with_pages_open(stack: Exi
         assert time.monotonic() - start < 10  # and not at a time-out of 15 s and more
         reader.join(5)
         assert not reader.is_alive()
+
+
+def test_an_overlooked_defect_is_no_good_part(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[GoodParts] = []
+
+    def stop(bundle: Path, recipe: Recipe, parts: GoodParts, **_: object) -> None:
+        asked.append(parts)
+        raise CalibrationError("Enough is known.")
+
+    monkeypatch.setattr("saae_runtime.line.http.control.recalibrate", stop)
+    with serving(tmp_path, more='[archive]\nfolder = "pictures"\nok_share = 1.0\nmin_free_gb = 0.0\n') as stack:
+        client: Client = stack.client
+        assert wait_until(lambda: len(client.get("/v1/parts", station="one", verdict="OK").json) == 2)
+        fine, overlooked = (
+            tmp_path / "pictures" / item["picture"]
+            for item in client.get("/v1/parts", station="one", verdict="OK").json
+        )
+        assert wait_until(lambda: fine.is_file() and overlooked.is_file())
+        key = client.get("/v1/parts", station="one", verdict="OK").json[1]["key"]
+        assert client.post("/v1/overrides", {"key": key, "verdict": "NG"}).status == 200
+        for archive, images in ((True, {fine.parents[1]: [fine]}), (False, {})):
+            body = {"recipe": "first", "dry_run": True, "archive": archive}
+            assert client.post("/v1/recalibration", body).status == 202
+            assert wait_until(lambda: client.get("/v1/recalibration").json["state"] == "failed")
+            assert asked.pop().images() == images
+
+
+def test_an_open_page_that_waits_for_an_override_delays_no_other_request(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = stack.http.context.control.overrides
+    asked, go, waited = threading.Event(), threading.Event(), []
+    get = overrides.get
+
+    def slow(key: str) -> object:
+        asked.set()
+        waited.append(go.wait(10))
+        return get(key)
+
+    with socket.create_connection(("127.0.0.1", stack.http.port)) as stream:
+        stream.sendall(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        got = b""
+        while b"event: state" not in got:
+            got += stream.recv(65536)
+        monkeypatch.setattr(overrides, "get", slow)
+        assert stack.client.post("/v1/trigger", {"station": "asked", "part_id": "seen-live"}).status == 200
+        assert asked.wait(20)
+        assert stack.client.get("/livez").status == 200
+        assert waited == []
+        go.set()
+        while b"seen-live" not in got:
+            got += stream.recv(65536)
 
 
 # --- the parts behind it ---
