@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from saae_runtime.errors import ConfigError
@@ -145,6 +145,8 @@ def test_full_spool_gives_up_the_oldest_and_counts_them(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(1, 400), sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8))
+@example(cut=len(payload(0)) + 12 - 1, sizes=[0])  # one byte of the last record is left
+@example(cut=len(payload(0)) + 12 - 2, sizes=[0])
 def test_a_cut_tail_costs_the_cut_records_alone(
     tmp_path_factory: pytest.TempPathFactory, cut: int, sizes: list[int]
 ) -> None:
