@@ -205,7 +205,7 @@ def test_old_parts_leave_the_database(tmp_path: Path) -> None:
 
 
 def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for start, ahead in ((0, 0), (3, 100), (6, 100)):  # the clock is wrong at two starts
+    for start, ahead in ((0, 0), (3, 100), (6, 100), (9, -9000), (12, 0)):  # the clock is wrong at three starts
         moment = now() + timedelta(days=ahead)
         monkeypatch.setattr("saae_runtime.line.sinks.sqlite.now", lambda moment=moment: moment)
         sink = make_sink(SinkConfig("s", "sqlite", KINDS["sqlite"](path="out.sqlite", days=30.0)), tmp_path, "l")
@@ -213,7 +213,7 @@ def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: 
         records = [Record(number, part(number).to_json().encode()) for number in range(start, start + 3)]
         assert sink.write(records, threading.Event()) == 3
         sink.close()
-    assert ids("sqlite", tmp_path) == names(range(9))
+    assert ids("sqlite", tmp_path) == names(range(15))
 
 
 @pytest.mark.parametrize("kind", LOCAL)
