@@ -153,7 +153,7 @@ class ParquetFile:
         result = outcome.result
         row: dict[str, Any] = {"source": encodable(outcome.frame.name), "frame": outcome.frame.index}
         if result is None:
-            row["error"] = "" if outcome.error is None else outcome.error.what
+            row["error"] = "" if outcome.error is None else encodable(outcome.error.what)
         else:
             row |= result.to_dict(self._min_area)
             row |= {"verdict": "defect" if result.is_anomalous else "clean", "ms": outcome.milliseconds}

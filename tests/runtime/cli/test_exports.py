@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -161,6 +162,20 @@ def test_a_full_disk_ends_no_run_and_is_told(bundle: Path, frames: Path, tmp_pat
 
 
 # --- Parquet ---
+
+
+@pytest.mark.needs("pyarrow")
+def test_parquet_with_an_unreadable_file_whose_name_is_no_utf8(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    odd = frames / "good" / os.fsdecode(b"T\xfcr.png")
+    try:
+        odd.write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    done = run(bundle, frames / "good", "--parquet", tmp_path / "results.parquet")
+    assert done.exit_code == 3, done.output
+    read = need("pyarrow.parquet").read_table(tmp_path / "results.parquet").to_pylist()
+    assert len(read) == 2
+    assert [r"T\udcfcr.png" in row["error"] for row in read if row["error"]] == [True]
 
 
 @pytest.mark.needs("pyarrow")
