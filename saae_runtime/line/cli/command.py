@@ -172,7 +172,8 @@ class _Printer:
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                sys.stdout.write(line)
+                encoding = sys.stdout.encoding or "utf-8"  # which may lack letters of a part's id
+                sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
                 if self._lines.empty():
                     sys.stdout.flush()
             except (OSError, ValueError):  # nobody reads any more; the records are elsewhere
