@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import render
 from ..errors import SaaeError
-from ..files import short_name, write_bytes
+from ..files import encodable, short_name, write_bytes
 from ..meter import one_line
 from ..result import Result
 from .ages import Ages
@@ -137,7 +137,7 @@ class Archive:
         """Counts, size in bytes and the latest error."""
         with self._changed:
             return {
-                "folder": str(self._folder),
+                "folder": encodable(str(self._folder)),
                 "written": self._written,
                 "left_out": self._left_out,
                 "removed": self._removed,

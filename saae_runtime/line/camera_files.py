@@ -167,11 +167,11 @@ class WatchCamera(_Counting):
             found = self._watch.leave_out(time.monotonic())
         except OSError as error:
             away = DeviceError(f"{self._folder} is away.", error.strerror or str(error), "check the share")
-            self._is_away(one_line(away))
+            self._is_away(str(away))
             raise away from error
         self._is_back()
         if found:
-            self._last_error = f"{found[-1]} belongs to no part: it was there before the trigger."
+            self._last_error = one_line(f"{found[-1]} belongs to no part: it was there before the trigger.")
 
     def _say(self, text: str) -> None:
         if "is back" in text:
@@ -180,7 +180,7 @@ class WatchCamera(_Counting):
             self._is_away(text)
 
     def _is_away(self, text: str) -> None:
-        self._connected, self._last_error = False, text
+        self._connected, self._last_error = False, one_line(text)
         if self._asked and not self._seeker.is_alive():  # a station in fault asks for no image that would show it
             self._seeker = threading.Thread(target=self._seek, name=f"seek-{self._folder}", daemon=True)
             self._seeker.start()

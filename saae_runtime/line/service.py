@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..meter import Meter
+from ..meter import Meter, one_line
 from ..result import Result
 from .archive import Archive
 from .camera import Camera
@@ -208,7 +208,7 @@ class Line:
             "stations": stations,
             "sinks": [delivery.state() for delivery in self._deliveries],
             "spool": asdict(self.spool.stats)
-            | {"last_error": None if self.spool.last_error is None else self.spool.last_error.what},
+            | {"last_error": None if self.spool.last_error is None else one_line(self.spool.last_error.what)},
             "archive": None if self._archive is None else self._archive.state(),
             "drift": self.drift.state(),
             "recipes": self.book.to_dict(),

@@ -165,7 +165,7 @@ class SqliteSink:
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
-        return {"path": str(self._path)}
+        return {"path": encodable(str(self._path))}
 
     def close(self) -> None:
         """Close the file; see `Sink`."""

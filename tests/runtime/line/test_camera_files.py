@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from line_parts import ListTrigger, bad, good, line_text, wait_until
+from line_parts import SINKS, ListTrigger, bad, good, line_text, wait_until
 from PIL import Image
 
-from saae_runtime.errors import DeviceError
+from saae_runtime.errors import DeviceError, StorageError
 from saae_runtime.line import camera_files
 from saae_runtime.line.camera import BadFrameError, NoFrameError, Shot
 from saae_runtime.line.camera_files import WatchCamera
@@ -117,6 +119,45 @@ def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> 
     with Line(config) as line:
         line.start()
         assert not wait_until(lambda: line.stations["one"].reading().counts["NG"], 1)
+
+
+@pytest.fixture
+def odd_place(folder: Path, tmp_path: Path) -> Path:
+    """A folder whose name is not UTF-8, with the watched folder `in`, which has such a file."""
+    place = tmp_path / os.fsdecode(b"W\xe4rme")
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    folder.rename(place / "in")
+    arrive(place / "in", os.fsdecode(b"T\xfcr.png"), b"not an image")
+    return place
+
+
+def test_the_health_of_a_line_is_text_whatever_the_names_of_files(tiny: Path, odd_place: Path) -> None:
+    more = f'{SINKS}\n[archive]\nfolder = "archive"\n'
+    (odd_place / "line.toml").write_text(line_text(tiny, camera="watch:in", more=more))
+    with Line(load_config(odd_place / "line.toml", KINDS)) as line:
+        line.start()
+        assert wait_until(lambda: line.stations["one"].reading().counts["NG"])
+        line.spool.last_error = StorageError(f"{odd_place} is full.")
+        health = line.health()
+    json.dumps(health, ensure_ascii=False).encode("utf-8")
+    (station,) = health["stations"]
+    assert r"T\udcfcr.png" in station["camera"]["last_error"]
+    assert r"T\udcfcr.png" in station["last_error"]
+    assert health["archive"]["folder"].endswith(r"W\udce4rme/archive")
+
+
+def test_what_a_watched_folder_says_is_text_whatever_the_names_of_files(odd_place: Path) -> None:
+    camera = WatchCamera(str(odd_place / "in"))
+    camera.trigger()
+    assert r"T\udcfcr.png belongs to no part" in camera.stats.last_error
+    shutil.rmtree(odd_place / "in")
+    with pytest.raises(DeviceError):
+        camera.trigger()
+    assert r"W\udce4rme/in is away" in camera.stats.last_error
+    camera.close()
 
 
 def test_what_came_before_the_trigger_is_for_no_part(folder: Path, memory: Path, reads: list[str]) -> None:
