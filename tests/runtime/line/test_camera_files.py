@@ -15,6 +15,7 @@ from line_parts import SINKS, ListTrigger, bad, good, line_text, wait_until
 from PIL import Image
 
 from saae_runtime.errors import DeviceError, StorageError
+from saae_runtime.files import storage_error
 from saae_runtime.line import camera_files
 from saae_runtime.line.camera import BadFrameError, NoFrameError, Shot
 from saae_runtime.line.camera_files import WatchCamera
@@ -26,6 +27,7 @@ from saae_runtime.line.sinks import KINDS
 from saae_runtime.meter import Meter
 from saae_runtime.render import encode_png, save_png
 from saae_runtime.sources import files, watch
+from saae_runtime.sources.scored import Scored
 
 
 @pytest.fixture
@@ -119,6 +121,25 @@ def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> 
     with Line(config) as line:
         line.start()
         assert not wait_until(lambda: line.stations["one"].reading().counts["NG"], 1)
+
+
+def test_a_memory_on_a_full_disk_loses_no_record(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Scored, path: str, facts: object) -> None:
+        raise storage_error(tmp_path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(Scored, "add", full)
+    arrive(folder, "part-7.png", encode_png(good()))
+    (tmp_path / "line.toml").write_text(line_text(tiny, camera="watch:in", more=SINKS))
+    config = load_config(tmp_path / "line.toml", KINDS)
+    with Line(config) as line:
+        line.start()
+        assert wait_until(lambda: line.stations["one"].reading().last_error)
+    reading = line.stations["one"].reading()
+    assert "disk is full" in (reading.last_error or "")
+    assert (reading.counts["OK"], reading.counts.get("unrecorded", 0)) == (1, 0)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["part_id"] == "part-7"
 
 
 @pytest.fixture
