@@ -272,8 +272,10 @@ class Line:
         self.close()
 
 
-def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
+def open_file_camera(config: LineConfig, station: StationConfig, looking: bool = False) -> Camera:
     """Open files, folders and videos as cameras; see `saae_runtime.line.camera_files.open_files`.
+
+    `looking`: write nothing beside the line that may be running.
 
     Raises:
         ConfigError, DataError: nothing found, an unknown option, or recipes with different white levels.
@@ -296,7 +298,7 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
                 "recursive = true, white_level = 4095, interval = 0.5, repeat = true, or resume = false with watch:",
             )
     options["white_level"] = white_level_of(config, station)
-    return open_files(spec, **options)
+    return open_files(spec, **options, looking=looking)
 
 
 def _free_alone(config: LineConfig, station: StationConfig) -> None:

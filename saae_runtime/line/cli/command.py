@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,7 @@ def check_command(file: File = Path("line.toml")) -> None:
     """
     console = Console(soft_wrap=True, highlight=False)
     bad = 0
-    for found in check_line(_load(file), open_any_camera, open_trigger, {"http": check_http}):
+    for found in check_line(_load(file), partial(open_any_camera, looking=True), open_trigger, {"http": check_http}):
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good

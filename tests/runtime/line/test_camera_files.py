@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from line_parts import SINKS, ListTrigger, bad, good, line_text, wait_until
 from PIL import Image
+from typer.testing import CliRunner
 
+from saae_runtime.appending import side_file
 from saae_runtime.errors import DeviceError, StorageError
 from saae_runtime.files import storage_error
 from saae_runtime.line import camera_files
 from saae_runtime.line.camera import BadFrameError, NoFrameError, Shot
 from saae_runtime.line.camera_files import WatchCamera
 from saae_runtime.line.cli.check import check_line
+from saae_runtime.line.cli.command import app
 from saae_runtime.line.config import load_config
 from saae_runtime.line.feeds import TriggeredFeed
 from saae_runtime.line.service import Line
@@ -121,6 +124,37 @@ def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> 
     with Line(config) as line:
         line.start()
         assert not wait_until(lambda: line.stations["one"].reading().counts["NG"], 1)
+
+
+def test_a_check_leaves_the_memory_of_a_running_line_alone(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text(line_text(tiny, camera="watch:in", more=SINKS))
+    config = load_config(tmp_path / "line.toml", KINDS)
+    memory = config.place(config.line.spool) / "one.seen"
+    for finding in check_line(config):  # nothing is there yet
+        assert finding.good, finding
+    file = side_file(memory, "scored")
+    assert not file.exists()
+    with Line(config) as line:
+        scored = Scored(memory)
+        for number in range(1200):  # a file that was written again and again: a start would make the list shorter
+            scored.add("/in/latest.png", (100, number))
+        scored.close()
+        before = (file.stat().st_ino, file.read_bytes())
+        list(check_line(config))
+        assert CliRunner().invoke(app, ["check", str(config.path)]).exit_code == 2  # the files of the sinks are in use
+        assert (file.stat().st_ino, file.read_bytes()) == before
+        line.start()
+        arrive(folder, "part-7.png", encode_png(good()))
+        assert wait_until(lambda: line.stations["one"].reading().counts["OK"])
+    assert "part-7.png" in file.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_check_tells_of_a_memory_that_cannot_be_written(folder: Path, memory: Path) -> None:
+    Scored(memory).close()
+    side_file(memory, "scored").chmod(0o400)
+    with pytest.raises(StorageError, match="Could not write"):
+        WatchCamera(str(folder), memory, looking=True)
 
 
 def test_a_memory_on_a_full_disk_loses_no_record(
