@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .files import encodable
+
 __all__ = ["PERCENTILES", "Meter", "Reading", "one_line"]
 
 PERCENTILES = (50, 95, 99)
@@ -91,7 +93,7 @@ class Meter:
 
 
 def one_line(error: BaseException | str, most: int = _SHORT) -> str:
-    """An error as one line of text."""
+    """An error as one line of text that UTF-8 can hold, whatever file it names."""
     text = error if isinstance(error, str) else str(error) or type(error).__name__
-    text = " ".join(text.split())
+    text = " ".join(encodable(text).split())
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -47,7 +47,7 @@ except SaaeError as error:
 """,
     "parquet": """
 from pathlib import Path
-from saae_runtime.cli.exports import ParquetFile
+from saae_runtime.cli.parquet import ParquetFile
 ParquetFile(Path("r.parquet")).close()
 assert Path("r.parquet").read_bytes()[:4] == b"PAR1"
 """,

@@ -39,10 +39,11 @@ from .checks import (
     outputs_of,
     rotation_of,
 )
-from .exports import CocoFile, CsvFile, Export, MapTree, ParquetFile
+from .exports import CocoFile, CsvFile, Export, MapTree
 from .given import Given, knower, named, watched
 from .log import JsonLines
 from .outputs import Log, Pictures, Standard, printable, printable_lines, results_alone
+from .parquet import ParquetFile
 from .pool import Pool, ProcessPool, score_in_pool
 from .ray_pool import RayPool
 from .scoring import Outcome, score_frames

@@ -1,11 +1,9 @@
-"""Results in other tools' formats: CSV, Parquet, COCO, and anomaly maps for benchmark servers."""
+"""Results in other tools' formats: CSV, COCO, and anomaly maps for benchmark servers; Parquet is in `parquet.py`."""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import io
-from contextlib import ExitStack, suppress
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -13,14 +11,12 @@ import numpy as np
 
 from ..appending import LineFile
 from ..errors import ConfigError
-from ..files import atomic_file, encodable, storage_error, write_bytes, write_json
+from ..files import encodable, storage_error, write_bytes, write_json
 from ..render import save_png
 from ..tiff import encode_tiff
 from .scoring import Outcome
 
-__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree", "ParquetFile"]
-
-_ROWS = 1024  # of a row group
+__all__ = ["MAP_FORMATS", "CocoFile", "CsvFile", "Export", "MapTree"]
 
 MAP_FORMATS = ("tiff", "mvtec", "mvtec-ad-2")
 """`tiff`: laid out like the sources. `mvtec`: for the evaluation scripts of MVTec AD and MVTec LOCO AD. `mvtec-ad-2`:
@@ -34,7 +30,11 @@ class Export(Protocol):
         """Write an outcome, or keep it for `close`. Raises StorageError."""
 
     def close(self) -> None:
-        """Finish the file. Raises StorageError."""
+        """Finish the file. Raises StorageError: then it has nothing of what `unfinished` counts."""
+
+    @property
+    def unfinished(self) -> int:
+        """Number of results that are there only after `close`."""
 
 
 class CsvFile:
@@ -56,6 +56,8 @@ class CsvFile:
         "defect_share", "regions", "left", "top", "right", "bottom", "area", "peak_x", "peak_y", "peak_score", "ms",
         "error",
     )  # fmt: skip
+
+    unfinished = 0
 
     def __init__(self, path: Path, min_area: int = 1) -> None:
         self._min_area = min_area
@@ -96,95 +98,6 @@ class CsvFile:
     def close(self) -> None:
         """Close the file. May be called twice."""
         self._file.close()
-
-
-class ParquetFile:
-    """One row per frame, with its regions as a list; complete when the run ends.
-
-    Args:
-        path: the file.
-        min_area: regions of fewer pixels are left out.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        StorageError: the place may not be written to.
-    """
-
-    def __init__(self, path: Path, min_area: int = 1) -> None:
-        try:
-            self._arrow = importlib.import_module("pyarrow")
-            self._parquet = importlib.import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise ConfigError("--parquet needs pyarrow.", str(error), "pip install 'saae[parquet]'") from error
-        self._path = path
-        self._min_area = min_area
-        self._rows: list[dict[str, Any]] = []
-        self._schema = self._columns()
-        self._stack = ExitStack()
-        temporary = self._stack.enter_context(atomic_file(path))
-        self._writer: Any = self._stack.enter_context(self._parquet.ParquetWriter(temporary, self._schema))
-
-    def _columns(self) -> Any:
-        arrow = self._arrow
-        region = arrow.struct(
-            [
-                ("bbox", arrow.list_(arrow.int32(), 4)),
-                ("area", arrow.int64()),
-                ("peak", arrow.list_(arrow.int32(), 2)),
-                ("score", arrow.float64()),
-            ]
-        )
-        numbers = ("score", "rank", "image_threshold", "threshold", "defect_share", "ms")
-        return arrow.schema(
-            [
-                ("source", arrow.string()),
-                ("frame", arrow.int64()),
-                ("verdict", arrow.string()),
-                *((name, arrow.float64()) for name in numbers),
-                ("height", arrow.int32()),
-                ("width", arrow.int32()),
-                ("regions", arrow.list_(region)),
-                ("error", arrow.string()),
-            ]
-        )
-
-    def write(self, outcome: Outcome) -> None:
-        """See `Export.write`."""
-        result = outcome.result
-        row: dict[str, Any] = {"source": encodable(outcome.frame.name), "frame": outcome.frame.index}
-        if result is None:
-            row["error"] = "" if outcome.error is None else outcome.error.what
-        else:
-            row |= result.to_dict(self._min_area)
-            row |= {"verdict": "defect" if result.is_anomalous else "clean", "ms": outcome.milliseconds}
-        self._rows.append(row)
-        if len(self._rows) == _ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows, self._rows = self._rows, []
-        try:
-            self._writer.write_table(self._arrow.Table.from_pylist(rows, schema=self._schema))
-        except OSError as error:
-            raise storage_error(self._path, error) from error
-
-    def close(self) -> None:
-        """Finish the file and rename it. May be called twice."""
-        if self._rows:
-            self._flush()
-        self._stack.close()
-
-    def discard(self) -> None:
-        """Remove the unfinished file."""
-        self._rows = []
-        gone = _Discarded()
-        with suppress(_Discarded):
-            self._stack.__exit__(_Discarded, gone, None)
-        self._stack = ExitStack()
-
-
-class _Discarded(Exception):
-    """Raised to remove an unfinished file."""
 
 
 def _line(values: Any) -> bytes:
@@ -230,6 +143,11 @@ class CocoFile:
             ids = {"id": len(self._annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
             self._annotations.append(ids | item)
 
+    @property
+    def unfinished(self) -> int:
+        """See `Export.unfinished`."""
+        return len(self._images)
+
     def close(self) -> None:
         """Write the file, atomically."""
         data = {
@@ -253,6 +171,8 @@ class MapTree:
         kind: one of `MAP_FORMATS`.
         category: the bundle's category.
     """
+
+    unfinished = 0
 
     def __init__(self, folder: Path, kind: str, category: str) -> None:
         self._folder = folder

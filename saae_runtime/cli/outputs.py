@@ -82,16 +82,14 @@ class Standard:
         """Write bytes completely and at once.
 
         Raises:
-            StorageError: a full disk behind `> FILE`; partly written bytes are cut off again.
+            StorageError: a full disk behind `> FILE` or `>> FILE`; what this call wrote of them is cut off again.
             BrokenPipeError: the reader has closed it.
         """
         if self._number is None:
             self._stream.write(data.decode(self._stream.encoding or "utf-8"))
             self._stream.flush()
             return
-        rest, before = memoryview(data), None
-        with suppress(OSError):
-            before = os.lseek(self._number, 0, os.SEEK_CUR)
+        rest = memoryview(data)
         try:
             while rest:
                 try:
@@ -102,10 +100,16 @@ class Standard:
             raise
         except OSError as error:
             with suppress(OSError):
-                if before is not None:
-                    os.ftruncate(self._number, before)
-                    os.lseek(self._number, before, os.SEEK_SET)
+                _take_back(self._number, len(data) - len(rest))
             raise storage_error(Path("standard output"), error) from error
+
+
+def _take_back(number: int, count: int) -> None:
+    """Cut the last written bytes off a file, if none follow. (`>> FILE` has its position only after a write.)"""
+    end = os.lseek(number, 0, os.SEEK_CUR)
+    if count and os.fstat(number).st_size == end:
+        os.ftruncate(number, end - count)
+        os.lseek(number, end - count, os.SEEK_SET)
 
 
 @contextmanager

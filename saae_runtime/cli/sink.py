@@ -68,13 +68,13 @@ class Sink:
         elif self.pictures is not None and planned:
             self._write_pictures(self.pictures, outcome, len(planned))
         for export in self.exports:
-            self._export(export.write, outcome)
+            self._export(1, export.write, outcome)
         self.progress(self.summary)
 
     def finish(self) -> None:
         """Finish the files of other formats."""
         for export in self.exports:
-            self._export(export.close)
+            self._export(max(export.unfinished, 1), export.close)
 
     def words(self) -> list[str]:
         """Text for the summary about lost outputs."""
@@ -117,11 +117,11 @@ class Sink:
             known = error if isinstance(error, SaaeError) else SaaeError("There is not enough memory for pictures.")
             self._once("pictures", known, "Verdicts go on; pictures are tried again every 10 s, and counted.")
 
-    def _export(self, write: Callable[..., None], *outcome: Outcome) -> None:
+    def _export(self, count: int, write: Callable[..., None], *outcome: Outcome) -> None:
         try:
             write(*outcome)
         except (StorageError, MemoryError) as error:
-            self.not_exported += 1
+            self.not_exported += count
             known = (
                 error if isinstance(error, SaaeError) else SaaeError("There is not enough memory to export a result.")
             )

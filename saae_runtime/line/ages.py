@@ -52,3 +52,7 @@ class Ages:
                 self._memory.touch()
                 os.utime(self._memory, (self._seen, self._seen))
         return min(wall, self._seen)
+
+    def stamp(self) -> float:
+        """The time to store a new thing with, seconds since 1970: a clock that is behind would make it old at once."""
+        return max(self._clock(), self._seen)

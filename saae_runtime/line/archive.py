@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import render
 from ..errors import SaaeError
-from ..files import short_name, write_bytes
+from ..files import encodable, short_name, write_bytes
 from ..meter import one_line
 from ..result import Result
 from .ages import Ages
@@ -137,7 +137,7 @@ class Archive:
         """Counts, size in bytes and the latest error."""
         with self._changed:
             return {
-                "folder": str(self._folder),
+                "folder": encodable(str(self._folder)),
                 "written": self._written,
                 "left_out": self._left_out,
                 "removed": self._removed,
@@ -160,9 +160,7 @@ class Archive:
         """Remove images that are too old or too many."""
         kept = self._listed()
         self._size = sum(item.size for item in kept)
-        if self._ages is None:
-            self._ages = Ages(max((item.time for item in kept), default=None), self._memory, self._clock)
-        moment = self._ages.now()
+        moment = self._aging(kept).now()
         for item in list(kept):
             days = self._config.ng_days if item.ng else self._config.ok_days
             if moment - item.time > days * 86400:
@@ -213,6 +211,7 @@ class Archive:
             for last in (False, True):
                 try:
                     write_bytes(self._folder / name, data)
+                    self._date(self._folder / name)
                     break
                 except (SaaeError, OSError) as error:
                     if last:
@@ -224,6 +223,19 @@ class Archive:
                     self._make_room(2 * len(data))
             self._size += len(data)
             self._written += 1
+
+    def _aging(self, kept: list[_Kept] | None = None) -> Ages:
+        """The clock for ages; without a memory it begins at the newest of the images."""
+        if self._ages is None:
+            found = self._listed() if kept is None else kept
+            self._ages = Ages(max((item.time for item in found), default=None), self._memory, self._clock)
+        return self._ages
+
+    def _date(self, path: Path) -> None:
+        """Give a new image the time that its age counts from: the disk gave it that of a clock that may be behind."""
+        moment = self._aging().stamp()
+        with suppress(OSError):  # a share that takes no times
+            os.utime(path, (moment, moment))
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest images until this many bytes are free."""

@@ -125,6 +125,7 @@ class WatchCamera(_Counting):
         memory: path of the memory; None: all existing images count as new.
         recursive: include subfolders.
         white_level: of 16-bit files, see `saae_runtime.images.read_image`.
+        looking: leave the memory as it is; a running line may be writing it.
 
     Raises:
         ConfigError: no such folder.
@@ -133,13 +134,18 @@ class WatchCamera(_Counting):
     live = False
 
     def __init__(
-        self, folder: str, memory: Path | None = None, recursive: bool = False, white_level: int | None = None
+        self,
+        folder: str,
+        memory: Path | None = None,
+        recursive: bool = False,
+        white_level: int | None = None,
+        looking: bool = False,
     ) -> None:
         super().__init__()
         self._white_level = white_level
-        if memory is not None:
+        if memory is not None and not looking:
             memory.parent.mkdir(parents=True, exist_ok=True)
-        self._scored = Scored(memory) if memory is not None else None
+        self._scored = Scored(memory, looking=looking) if memory is not None else None
         knows = self._scored.knows if self._scored is not None else lambda path, facts: False
         self._folder = folder
         self._watch = FolderWatch([folder], recursive, self._say, knows, self._note)
@@ -167,11 +173,11 @@ class WatchCamera(_Counting):
             found = self._watch.leave_out(time.monotonic())
         except OSError as error:
             away = DeviceError(f"{self._folder} is away.", error.strerror or str(error), "check the share")
-            self._is_away(one_line(away))
+            self._is_away(str(away))
             raise away from error
         self._is_back()
         if found:
-            self._last_error = f"{found[-1]} belongs to no part: it was there before the trigger."
+            self._last_error = one_line(f"{found[-1]} belongs to no part: it was there before the trigger.")
 
     def _note(self, text: str) -> None:
         self._last_error = text
@@ -183,7 +189,7 @@ class WatchCamera(_Counting):
             self._is_away(text)
 
     def _is_away(self, text: str) -> None:
-        self._connected, self._last_error = False, text
+        self._connected, self._last_error = False, one_line(text)
         if self._asked and not self._seeker.is_alive():  # a station in fault asks for no image that would show it
             self._seeker = threading.Thread(target=self._seek, name=f"seek-{self._folder}", daemon=True)
             self._seeker.start()
@@ -254,12 +260,14 @@ def open_files(
     interval: float = 0.0,
     repeat: bool = False,
     white_level: int | None = None,
+    looking: bool = False,
 ) -> FileCamera | WatchCamera:
     """Open a camera by its name: `watch:FOLDER`, or files, folders, patterns and videos as for `saae-run`.
 
     Args:
         spec: the name.
         memory: of a watched folder.
+        looking: see `WatchCamera`.
         recursive, interval, repeat, white_level: see `FileCamera`.
 
     Raises:
@@ -269,5 +277,5 @@ def open_files(
     if kind == "watch" and colon:
         if interval or repeat:
             raise ConfigError(f"{spec}: `interval` and `repeat` apply to existing files only.")
-        return WatchCamera(rest, memory, recursive, white_level)
+        return WatchCamera(rest, memory, recursive, white_level, looking)
     return FileCamera(spec, recursive, interval, repeat, white_level)

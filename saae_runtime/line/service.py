@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..meter import Meter
+from ..meter import Meter, one_line
 from ..result import Result
 from .archive import Archive
 from .camera import Camera
@@ -208,7 +208,7 @@ class Line:
             "stations": stations,
             "sinks": [delivery.state() for delivery in self._deliveries],
             "spool": asdict(self.spool.stats)
-            | {"last_error": None if self.spool.last_error is None else self.spool.last_error.what},
+            | {"last_error": None if self.spool.last_error is None else one_line(self.spool.last_error.what)},
             "archive": None if self._archive is None else self._archive.state(),
             "drift": self.drift.state(),
             "recipes": self.book.to_dict(),
@@ -272,8 +272,10 @@ class Line:
         self.close()
 
 
-def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
+def open_file_camera(config: LineConfig, station: StationConfig, looking: bool = False) -> Camera:
     """Open files, folders and videos as cameras; see `saae_runtime.line.camera_files.open_files`.
+
+    `looking`: write nothing beside the line that may be running.
 
     Raises:
         ConfigError, DataError: nothing found, an unknown option, or recipes with different white levels.
@@ -296,7 +298,7 @@ def open_file_camera(config: LineConfig, station: StationConfig) -> Camera:
                 "recursive = true, white_level = 4095, interval = 0.5, repeat = true, or resume = false with watch:",
             )
     options["white_level"] = white_level_of(config, station)
-    return open_files(spec, **options)
+    return open_files(spec, **options, looking=looking)
 
 
 def _free_alone(config: LineConfig, station: StationConfig) -> None:

@@ -62,6 +62,9 @@ class Reader:
         Args:
             most: largest number of records.
             timeout: seconds to wait for the first one.
+
+        Raises:
+            OSError: the spool's file cannot be opened or read now; no record is passed over for it.
         """
         spool = self._spool
         while True:
@@ -73,12 +76,14 @@ class Reader:
                 size, behind = segment.size, segment.after
                 self._enter(segment)
             found: list[Record] = []
+            offset = self._offset
             if self._file is not None:
                 for record, end in records_in(self._file, self._offset, size, self._next):
                     found.append(record)
-                    self._offset = end
+                    offset = end
                     if len(found) >= most:
                         break
+            self._offset = offset
             with spool._changed:
                 for record in found:
                     self._pass_over(record.number)
@@ -104,14 +109,14 @@ class Reader:
         if segment.path == self._open_segment:
             return
         self._close_segment()
-        self._open_segment = segment.path
-        self._offset = 0
-        with suppress(OSError):
+        self._open_segment, self._offset = None, 0
+        with suppress(FileNotFoundError):  # removed by somebody: its records are gone for good
             self._file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
             for record, end in records_in(self._file, 0, segment.size, segment.first):
                 if record.number >= self._next:
                     break
                 self._offset = end
+        self._open_segment = segment.path
 
     def commit(self, number: int) -> None:
         """Commit all records up to this one: they are not read again, even after a kill."""

@@ -110,7 +110,7 @@ def _intact(data: bytes, offset: int, number: int) -> tuple[int, int] | None:
 def _headers(data: bytes) -> list[int]:
     """Places that may be headers: a length, a checksum and its complement. No place within JSON text is one."""
     found: list[int] = []
-    for shift in range(4):
+    for shift in range(min(4, len(data))):
         words = np.frombuffer(data, "<u4", (len(data) - shift) // 4, shift)
         if words.size >= 3:
             like = ((words[1:-1] ^ words[2:]) == 0xFFFFFFFF) & (words[:-2] <= LARGEST)

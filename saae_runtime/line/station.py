@@ -325,10 +325,14 @@ class Station:
         try:
             frame = None if job.shot is None else job.shot.frame
             self._judged(replace(part, **changes), frame, result, job.recipe)
-            if job.done is not None:
-                job.done()
         except Exception as error:  # an error of `judged` must not stop the line
             self.meter.count("unrecorded")
+            self.meter.fail(error)
+            return
+        try:
+            if job.done is not None:
+                job.done()
+        except Exception as error:  # it has its record: after a restart it may be judged again, as the same part
             self.meter.fail(error)
 
 

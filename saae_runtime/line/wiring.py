@@ -25,15 +25,17 @@ SECTIONS: dict[str, type] = {"plc": PlcConfig, "http": HttpOptions}
 """Further tables of a line.toml, for `load_config`."""
 
 
-def open_any_camera(config: LineConfig, station: StationConfig) -> Camera:
+def open_any_camera(config: LineConfig, station: StationConfig, looking: bool = False) -> Camera:
     """Open a station's camera, see `cameras.registry.open_camera`; other names are files, folders and videos.
+
+    `looking`: see `service.open_file_camera`.
 
     Raises:
         ConfigError, DataError: nothing found, a missing library, an invalid option, or different white levels.
     """
     spec = station.camera
     if not is_camera(spec):
-        return open_file_camera(config, station)
+        return open_file_camera(config, station, looking)
     if spec.startswith("genicam:"):
         path, mark, serial = spec.removeprefix("genicam:").partition("#")
         spec = f"genicam:{config.place(str(Path(path).expanduser()))}{mark}{serial}"

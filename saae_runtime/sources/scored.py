@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -25,13 +27,19 @@ class Scored:
     Args:
         log: the result log.
         forget: start with an empty list.
+        looking: change nothing on disk, since another process may be writing the list; only refuse one that could not
+            be written.
     """
 
-    def __init__(self, log: Path, forget: bool = False) -> None:
+    def __init__(self, log: Path, forget: bool = False, looking: bool = False) -> None:
         self._path = side_file(log, "scored")
         self._known: dict[str, Facts] = {}
         self._file: IO[bytes] | None = None
         lines = 0 if forget else self._load()
+        if looking:
+            if self._path.exists() and not os.access(self._path, os.W_OK):
+                raise storage_error(self._path, PermissionError(errno.EACCES, "Permission denied"))
+            return
         try:
             if forget or lines > 2 * len(self._known) + 1000:
                 write_text(self._path, "".join(_line(path, facts) for path, facts in self._known.items()))

@@ -38,3 +38,4 @@ def test_errors_are_one_line() -> None:
     assert meter.read().last_error == "It failed. why: why not try: try"
     assert one_line(ValueError()) == "ValueError"
     assert len(one_line("x" * 1000)) == 300
+    assert one_line("T\udcfcr.png is\nbad") == r"T\udcfcr.png is bad"

@@ -49,7 +49,7 @@ def check_line(
         for recipe in config.recipes:
             yield _tried(f"recipe {recipe.name}", partial(_open, config, recipe, engines, books))
         for station in config.stations:
-            look = partial(_look, config, station, open_camera or open_file_camera, books)
+            look = partial(_look, config, station, open_camera or partial(open_file_camera, looking=True), books)
             yield _tried(f"station {station.name}", look)
             if open_trigger is not None and station.trigger != "free":
                 yield _tried(f"trigger of {station.name}", partial(_listens, config, station, open_trigger))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,7 @@ def check_command(file: File = Path("line.toml")) -> None:
     """
     console = Console(soft_wrap=True, highlight=False)
     bad = 0
-    for found in check_line(_load(file), open_any_camera, open_trigger, {"http": check_http}):
+    for found in check_line(_load(file), partial(open_any_camera, looking=True), open_trigger, {"http": check_http}):
         mark = "[green]good[/]" if found.good else "[red]bad [/]"
         console.print(f"{mark}  {escape(found.what)}: {escape(found.words)}")
         bad += not found.good
@@ -172,7 +173,8 @@ class _Printer:
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                sys.stdout.write(line)
+                encoding = sys.stdout.encoding or "utf-8"  # which may lack letters of a part's id
+                sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
                 if self._lines.empty():
                     sys.stdout.flush()
             except (OSError, ValueError):  # nobody reads any more; the records are elsewhere

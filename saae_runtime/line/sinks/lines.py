@@ -126,7 +126,7 @@ class _LinesSink(ABC):
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
-        return {"path": str(self._path)}
+        return {"path": encodable(str(self._path))}
 
     def close(self) -> None:
         """Close the file; see `Sink`."""

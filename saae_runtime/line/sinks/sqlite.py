@@ -131,7 +131,7 @@ class SqliteSink:
     def _insert(self, database: sqlite3.Connection, record: Record) -> None:
         data = record.data
         if data.get("type") == "part":
-            plain = {**data, "regions": json.dumps(data["regions"]), "recorded": stamp(now())}
+            plain = {**data, "regions": json.dumps(data["regions"]), "recorded": self._recorded()}
             plain["masks"] = None if data["masks"] is None else json.dumps(data["masks"])
             database.execute(_INSERT, [_value(plain[name]) for name in _COLUMNS])
         else:
@@ -143,6 +143,10 @@ class SqliteSink:
                 record.payload.decode("utf-8"),
             )
             database.execute("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", [_value(item) for item in values])
+
+    def _recorded(self) -> str:
+        """The time that a row's age counts from."""
+        return stamp(now() if self._ages is None else datetime.fromtimestamp(self._ages.stamp(), timezone.utc))
 
     def _prune(self, database: sqlite3.Connection) -> None:
         if (
@@ -161,7 +165,7 @@ class SqliteSink:
 
     def state(self) -> dict[str, Any]:
         """See `Sink`."""
-        return {"path": str(self._path)}
+        return {"path": encodable(str(self._path))}
 
     def close(self) -> None:
         """Close the file; see `Sink`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from saae_runtime.appending import LineFile
 from saae_runtime.bundle import open_bundle, update_bundle
 from saae_runtime.cli import command as cli
 from saae_runtime.cli.log import JsonLines
+from saae_runtime.cli.outputs import Standard
 from saae_runtime.engine import Engine
 from saae_runtime.images import read_image
 from saae_runtime.render import save_png, sheet
@@ -225,6 +228,30 @@ def test_full_disk_under_the_json_keeps_whole_lines(tmp_path: Path) -> None:
     lines.write({"c": 3})
     lines.close()
     assert target.read_text() == '{"a": 1}\n{"c": 3}\n'
+
+
+@pytest.mark.parametrize("flags", [os.O_APPEND, 0])
+@pytest.mark.parametrize("room", [0, 5])
+def test_full_disk_under_standard_output_takes_back_this_line_alone(tmp_path: Path, flags: int, room: int) -> None:
+    target = tmp_path / "results.jsonl"
+    target.write_bytes(b"yesterday\n" * 10)
+    number = os.open(target, os.O_WRONLY | flags)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if not flags:
+            os.lseek(number, 0, os.SEEK_END)
+        standard = Standard(sys.stdout, number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 + room, old[1]))
+        try:
+            for _ in range(2):
+                with pytest.raises(files.StorageError):
+                    standard.write(b"lost today\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        standard.write(b"today\n")
+    finally:
+        os.close(number)
+    assert target.read_bytes() == b"yesterday\n" * 10 + b"today\n"
 
 
 def test_full_disk_under_the_json_goes_on_judging_and_exits_4(

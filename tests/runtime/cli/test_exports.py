@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from contextlib import redirect_stdout
-from pathlib import Path
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -16,13 +19,20 @@ from folders import leftovers
 from needs import need
 from PIL import Image
 from pycocotools.coco import COCO
+from rich.console import Console
 from saae_run import SPOT
 from tiny_bundle import CATEGORY, gray_frame
 
 from saae_runtime import Engine, files
-from saae_runtime.cli.exports import ParquetFile
+from saae_runtime.cli.exports import Export
+from saae_runtime.cli.outputs import Standard
+from saae_runtime.cli.parquet import ParquetFile
+from saae_runtime.cli.scoring import Outcome
+from saae_runtime.cli.sink import Sink
+from saae_runtime.errors import SaaeError
 from saae_runtime.images import read_image
 from saae_runtime.render import save_png
+from saae_runtime.sources.files import Frame, Source
 
 pytestmark = pytest.mark.needs("onnxruntime")
 
@@ -164,6 +174,20 @@ def test_a_full_disk_ends_no_run_and_is_told(bundle: Path, frames: Path, tmp_pat
 
 
 @pytest.mark.needs("pyarrow")
+def test_parquet_with_an_unreadable_file_whose_name_is_no_utf8(bundle: Path, frames: Path, tmp_path: Path) -> None:
+    odd = frames / "good" / os.fsdecode(b"T\xfcr.png")
+    try:
+        odd.write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    done = run(bundle, frames / "good", "--parquet", tmp_path / "results.parquet")
+    assert done.exit_code == 3, done.output
+    read = need("pyarrow.parquet").read_table(tmp_path / "results.parquet").to_pylist()
+    assert len(read) == 2
+    assert [r"T\udcfcr.png" in row["error"] for row in read if row["error"]] == [True]
+
+
+@pytest.mark.needs("pyarrow")
 def test_parquet_holds_the_same_as_the_results(bundle: Path, frames: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "results.parquet"
     done = run(bundle, frames, "-r", "--parquet", target)
@@ -184,7 +208,7 @@ def test_parquet_holds_the_same_as_the_results(bundle: Path, frames: Path, tmp_p
 
 @pytest.mark.needs("pyarrow")
 def test_more_rows_than_a_group_has(bundle: Path, frames: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("saae_runtime.cli.exports._ROWS", 2)
+    monkeypatch.setattr("saae_runtime.cli.parquet._ROWS", 2)
     run(bundle, frames / "cut", "--parquet", tmp_path / "r.parquet")
     file = need("pyarrow.parquet").ParquetFile(tmp_path / "r.parquet")
     assert (file.num_row_groups, file.metadata.num_rows) == (2, 3)
@@ -201,7 +225,69 @@ def test_what_was_begun_and_not_finished_leaves_no_parquet(tmp_path: Path) -> No
     assert leftovers(tmp_path) == []
 
 
+@contextmanager
+def full_beyond(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def unreadable(number: int) -> Outcome:
+    """An outcome without a result, of a few bytes."""
+    error = SaaeError(f"{number}.png cannot be read.")
+    return Outcome(Frame(Source("image", f"{number}.png", PurePath(str(number))), 0, None, error), error=error)
+
+
+def sink_of(export: Export) -> Sink:
+    standard = Standard(io.StringIO())
+    return Sink(Console(quiet=True), standard, None, None, None, lambda _: None, 1, True, exports=[export])
+
+
+@pytest.mark.needs("pyarrow")
+def test_parquet_on_a_disk_that_is_full_for_a_while_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "r.parquet"
+    sink = sink_of(ParquetFile(target))
+    for numbers, room in ((range(1500), None), (range(1500, 4500), 5000), (range(4500, 6000), None)):
+        with nullcontext() if room is None else full_beyond(room):
+            for number in numbers:
+                sink.take(unreadable(number))
+    sink.finish()
+    assert sink.words() == []
+    rows = need("pyarrow.parquet").read_table(target).to_pylist()
+    assert [row["source"] for row in rows] == [f"{number}.png" for number in range(6000)]
+
+
+@pytest.mark.needs("pyarrow")
+def test_a_parquet_file_that_cannot_be_finished_counts_all_its_rows(tmp_path: Path) -> None:
+    target = tmp_path / "r.parquet"
+    target.write_bytes(b"what was there before")
+    sink = sink_of(ParquetFile(target))
+    with full_beyond(5000):
+        for number in range(3000):
+            sink.take(unreadable(number))
+        sink.finish()
+    assert sink.words() == ["3000 results not exported"]
+    assert target.read_bytes() == b"what was there before"
+    assert leftovers(tmp_path) == []
+
+
 # --- COCO ---
+
+
+def test_a_coco_file_that_cannot_be_written_counts_all_its_images(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: object) -> None:
+        raise files.storage_error(path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("saae_runtime.cli.exports.write_json", full)
+    done = run(bundle, frames / "cut", "--coco", tmp_path / "r.json")
+    assert done.exit_code == 4
+    assert "2 results not exported" in done.output
 
 
 def test_coco_as_pycocotools_reads_it(bundle: Path, frames: Path, tmp_path: Path) -> None:

@@ -47,6 +47,19 @@ def test_an_hour_of_a_wrong_clock_is_ten_hours_at_most(days: float) -> None:
     assert clocks.run(1.3 * HOUR, ages) == clocks.wall  # and it is made up for
 
 
+def test_what_is_stored_while_the_clock_is_behind_is_not_old_when_it_is_right_again() -> None:
+    clocks = Clocks()
+    ages = clocks.ages()
+    right = ages.now()
+    assert ages.stamp() == right
+    clocks.wall = 0.0
+    for _ in range(60):
+        clocks.run(60.0, ages)
+        assert right - 10 * HOUR <= ages.stamp() <= right
+    clocks.wall = right + 100 * DAY
+    assert ages.stamp() == clocks.wall
+
+
 def test_a_pause_is_caught_up_in_a_tenth_of_it() -> None:
     clocks = Clocks()
     ages = clocks.ages(newest=clocks.wall - 20 * DAY)

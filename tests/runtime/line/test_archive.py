@@ -127,6 +127,19 @@ def test_pictures_from_before_recipes_had_folders_go_with_their_age(tmp_path: Pa
     assert not earlier.parent.exists()
 
 
+def test_pictures_made_while_the_clock_is_behind_are_not_old_when_it_is_right_again(tmp_path: Path) -> None:
+    right = time.time() + 1000 * 86400  # so the disk, too, gives new files a time that is behind
+    memory = tmp_path / "archive.age"
+    memory.touch()
+    os.utime(memory, (right, right))  # an earlier run
+    for number, moment in enumerate((0.0, right)):  # an empty battery; then the network sets the clock
+        made = Archive(ArchiveConfig("a", min_free_gb=0.0), tmp_path / "a", lambda moment=moment: moment, memory)
+        keep(made, part(number), noise(number))
+        done(made)
+        made.sweep()
+        assert len(names(tmp_path / "a", "NG")) == number + 1
+
+
 def test_the_oldest_ok_go_first_when_it_is_too_much(tmp_path: Path) -> None:
     made = archive(tmp_path)
     for number in range(10):

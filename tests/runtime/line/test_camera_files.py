@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from line_parts import ListTrigger, bad, good, line_text, wait_until
+from line_parts import SINKS, ListTrigger, bad, good, line_text, wait_until
 from PIL import Image
+from typer.testing import CliRunner
 
-from saae_runtime.errors import DeviceError
+from saae_runtime.appending import side_file
+from saae_runtime.errors import DeviceError, StorageError
+from saae_runtime.files import storage_error
 from saae_runtime.line import camera_files
 from saae_runtime.line.camera import BadFrameError, NoFrameError, Shot
 from saae_runtime.line.camera_files import WatchCamera
 from saae_runtime.line.cli.check import check_line
+from saae_runtime.line.cli.command import app
 from saae_runtime.line.config import load_config
 from saae_runtime.line.feeds import TriggeredFeed
 from saae_runtime.line.service import Line
@@ -25,6 +29,7 @@ from saae_runtime.line.sinks import KINDS
 from saae_runtime.meter import Meter
 from saae_runtime.render import encode_png, save_png
 from saae_runtime.sources import files, watch
+from saae_runtime.sources.scored import Scored
 
 
 @pytest.fixture
@@ -149,6 +154,95 @@ def test_a_check_remembers_nothing(tiny: Path, folder: Path, tmp_path: Path) -> 
     with Line(config) as line:
         line.start()
         assert not wait_until(lambda: line.stations["one"].reading().counts["NG"], 1)
+
+
+def test_a_check_leaves_the_memory_of_a_running_line_alone(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "line.toml").write_text(line_text(tiny, camera="watch:in", more=SINKS))
+    config = load_config(tmp_path / "line.toml", KINDS)
+    memory = config.place(config.line.spool) / "one.seen"
+    for finding in check_line(config):  # nothing is there yet
+        assert finding.good, finding
+    file = side_file(memory, "scored")
+    assert not file.exists()
+    with Line(config) as line:
+        scored = Scored(memory)
+        for number in range(1200):  # a file that was written again and again: a start would make the list shorter
+            scored.add("/in/latest.png", (100, number))
+        scored.close()
+        before = (file.stat().st_ino, file.read_bytes())
+        list(check_line(config))
+        assert CliRunner().invoke(app, ["check", str(config.path)]).exit_code == 2  # the files of the sinks are in use
+        assert (file.stat().st_ino, file.read_bytes()) == before
+        line.start()
+        arrive(folder, "part-7.png", encode_png(good()))
+        assert wait_until(lambda: line.stations["one"].reading().counts["OK"])
+    assert "part-7.png" in file.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
+def test_a_check_tells_of_a_memory_that_cannot_be_written(folder: Path, memory: Path) -> None:
+    Scored(memory).close()
+    side_file(memory, "scored").chmod(0o400)
+    with pytest.raises(StorageError, match="Could not write"):
+        WatchCamera(str(folder), memory, looking=True)
+
+
+def test_a_memory_on_a_full_disk_loses_no_record(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Scored, path: str, facts: object) -> None:
+        raise storage_error(tmp_path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(Scored, "add", full)
+    arrive(folder, "part-7.png", encode_png(good()))
+    (tmp_path / "line.toml").write_text(line_text(tiny, camera="watch:in", more=SINKS))
+    config = load_config(tmp_path / "line.toml", KINDS)
+    with Line(config) as line:
+        line.start()
+        assert wait_until(lambda: line.stations["one"].reading().last_error)
+    reading = line.stations["one"].reading()
+    assert "disk is full" in (reading.last_error or "")
+    assert (reading.counts["OK"], reading.counts.get("unrecorded", 0)) == (1, 0)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["part_id"] == "part-7"
+
+
+@pytest.fixture
+def odd_place(folder: Path, tmp_path: Path) -> Path:
+    """A folder whose name is not UTF-8, with the watched folder `in`, which has such a file."""
+    place = tmp_path / os.fsdecode(b"W\xe4rme")
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    folder.rename(place / "in")
+    arrive(place / "in", os.fsdecode(b"T\xfcr.png"), b"not an image")
+    return place
+
+
+def test_the_health_of_a_line_is_text_whatever_the_names_of_files(tiny: Path, odd_place: Path) -> None:
+    more = f'{SINKS}\n[archive]\nfolder = "archive"\n'
+    (odd_place / "line.toml").write_text(line_text(tiny, camera="watch:in", more=more))
+    with Line(load_config(odd_place / "line.toml", KINDS)) as line:
+        line.start()
+        assert wait_until(lambda: line.stations["one"].reading().counts["NG"])
+        line.spool.last_error = StorageError(f"{odd_place} is full.")
+        health = line.health()
+    json.dumps(health, ensure_ascii=False).encode("utf-8")
+    (station,) = health["stations"]
+    assert r"T\udcfcr.png" in station["camera"]["last_error"]
+    assert r"T\udcfcr.png" in station["last_error"]
+    assert health["archive"]["folder"].endswith(r"W\udce4rme/archive")
+
+
+def test_what_a_watched_folder_says_is_text_whatever_the_names_of_files(odd_place: Path) -> None:
+    camera = WatchCamera(str(odd_place / "in"))
+    camera.trigger()
+    assert r"T\udcfcr.png belongs to no part" in camera.stats.last_error
+    (odd_place / "in").rename(odd_place / "away")
+    with pytest.raises(DeviceError):
+        camera.trigger()
+    assert r"W\udce4rme/in is away" in camera.stats.last_error
+    camera.close()
 
 
 def test_what_came_before_the_trigger_is_for_no_part(folder: Path, memory: Path, reads: list[str]) -> None:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from saae_runtime.errors import ConfigError
@@ -145,6 +145,8 @@ def test_full_spool_gives_up_the_oldest_and_counts_them(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(1, 400), sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8))
+@example(cut=len(payload(0)) + 12 - 1, sizes=[0])  # one byte of the last record is left
+@example(cut=len(payload(0)) + 12 - 2, sizes=[0])
 def test_a_cut_tail_costs_the_cut_records_alone(
     tmp_path_factory: pytest.TempPathFactory, cut: int, sizes: list[int]
 ) -> None:
@@ -259,6 +261,53 @@ def test_an_unreadable_cursor_means_again_not_never(tmp_path: Path) -> None:
     again = Spool(tmp_path)
     assert take(again.reader("r")) == [0, 1, 2, 3, 4]
     again.close()
+
+
+def test_a_file_that_cannot_be_opened_for_a_while_costs_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    reader = spool.reader("r")
+    put(spool, range(20))
+    reader.read(5, 0)
+    reader.rewind()  # as after a failure of its sink
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, old[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="Too many open files"):
+                reader.read(5, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    real = os.pread
+    for good in ([], [True]):  # reads that work before the disk fails: none, and the one that finds the place
+        reader.rewind()
+
+        def fails(file: int, size: int, offset: int, good: list[bool] = good) -> bytes:
+            if not good or not good.pop():
+                raise OSError(5, "Input/output error")
+            return real(file, size, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("saae_runtime.line.spool_records.os.pread", fails)
+            with pytest.raises(OSError, match="Input/output error"):
+                reader.read(100, 0)
+    assert (reader.lost, reader.backlog, spool.stats.damaged) == (0, 20, 0)
+    assert take(reader) == list(range(20))
+    assert (reader.lost, reader.backlog) == (0, 0)
+    spool.close()
+
+
+def test_records_of_a_removed_file_are_counted_and_those_behind_it_delivered(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, limit=1 << 20)
+    reader = spool.reader("r")
+    put(spool, range(100), size=3000)
+    first, second = files(tmp_path)[:2]
+    first.unlink()
+    gone = int(second.stem) - 1
+    assert take(reader) == list(range(gone, 100))
+    assert (reader.lost, reader.backlog) == (gone, 0)
+    spool.close()
 
 
 def test_a_waiting_reader_is_woken(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ from line_parts import bad, good, line_text, wait_until
 from rtsp_process import rtsp_server
 from typer.testing import CliRunner, Result
 
-from saae_runtime.line.cli.command import app
+from saae_runtime.line.cli.command import _Printer, app
+from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.render import save_png
 
 SINKS = """
@@ -52,6 +54,25 @@ def start(file: Path, *words: str, code: str = "", **environment: str) -> subpro
 
 def part_ids(file: Path) -> list[str]:
     return [json.loads(line)["part_id"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "\u00fc"), ("ascii", r"\xfc")])
+def test_a_name_that_the_output_cannot_hold_is_printed_with_escapes(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    printer = _Printer()
+    for part_id in ("T\udcfcr", "T\u00fcr", "last"):
+        printer.say(Part(part_id, "one", now(), Verdict.NG, "timeout"))
+    printer._lines.put(None)
+    printer._thread.join(20)
+    out.flush()
+    assert out.buffer.getvalue().decode(encoding).splitlines() == [  # type: ignore[attr-defined]
+        r"NG one T\udcfcr timeout",
+        f"NG one T{shown}r timeout",
+        "NG one last timeout",
+    ]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -184,6 +185,29 @@ def test_a_table_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         make_sink(SinkConfig("csv", "csv", KINDS["csv"](path="out.csv")), tmp_path, "l").open()
 
 
+def test_a_spool_that_cannot_be_opened_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = os.open, [3]
+
+    def fails(path: object, flags: int, *more: int) -> int:
+        if str(path).endswith(".log") and not flags & os.O_WRONLY and failures[0]:
+            failures[0] -= 1
+            raise OSError(24, "Too many open files")
+        return real(path, flags, *more)  # type: ignore[arg-type]
+
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, "jsonl", tmp_path)
+    monkeypatch.setattr("saae_runtime.line.spool_reader.os.open", fails)
+    put(spool, range(3))
+    assert wait_until(lambda: sink.state()["delivered"] == 3)
+    assert "Too many open files" in sink.state()["last_error"]
+    sink.finish(time.monotonic() + 20)
+    assert (sink.state()["lost"], failures) == (0, [0])
+    spool.close()
+    assert ids("jsonl", tmp_path) == names(range(3))
+
+
 def test_old_parts_leave_the_database(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     sink = delivery(spool, "sqlite", tmp_path, days=1.0)
@@ -205,7 +229,7 @@ def test_old_parts_leave_the_database(tmp_path: Path) -> None:
 
 
 def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for start, ahead in ((0, 0), (3, 100), (6, 100)):  # the clock is wrong at two starts
+    for start, ahead in ((0, 0), (3, 100), (6, 100), (9, -9000), (12, 0)):  # the clock is wrong at three starts
         moment = now() + timedelta(days=ahead)
         monkeypatch.setattr("saae_runtime.line.sinks.sqlite.now", lambda moment=moment: moment)
         sink = make_sink(SinkConfig("s", "sqlite", KINDS["sqlite"](path="out.sqlite", days=30.0)), tmp_path, "l")
@@ -213,7 +237,7 @@ def test_a_wrong_clock_does_not_empty_the_database(tmp_path: Path, monkeypatch: 
         records = [Record(number, part(number).to_json().encode()) for number in range(start, start + 3)]
         assert sink.write(records, threading.Event()) == 3
         sink.close()
-    assert ids("sqlite", tmp_path) == names(range(9))
+    assert ids("sqlite", tmp_path) == names(range(15))
 
 
 @pytest.mark.parametrize("kind", LOCAL)
