@@ -289,6 +289,8 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
         raise _not_plain(name, f"It is a {type(vit).__name__}")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise _not_plain(name, f"Its patches come from a {type(vit.patch_embed).__name__}")
+    if not isinstance(vit.patch_embed.norm, nn.Identity):
+        raise _not_plain(name, f"Its patches are normalised by a {type(vit.patch_embed.norm).__name__}")
     patch = int(vit.patch_embed.patch_size[0])
     if input_size[0] % patch or input_size[1] % patch:
         near_size = tuple(max(patch, round(side / patch) * patch) for side in input_size)
