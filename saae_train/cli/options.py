@@ -17,7 +17,7 @@ import typer
 
 from saae_runtime.errors import ConfigError
 
-from ..config import FEW_LAYERS, FitConfig, field_kind, preset
+from ..config import FEW_LAYERS, SEEDS, FitConfig, field_kind, preset
 
 __all__ = [
     "MODELS",
@@ -323,7 +323,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` as seeds, without repeats, in order; none for an empty text. Raises ConfigError."""
     try:
         seeds = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
-        if any(not 0 <= seed < 2**31 for seed in seeds):
+        if any(seed not in SEEDS for seed in seeds):
             raise ValueError
     except ValueError:
         raise ConfigError(f"--seeds {text} is not a list of seeds.", "", "e.g. --seeds 0,1,2") from None
