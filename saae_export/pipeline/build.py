@@ -40,7 +40,7 @@ from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model, refuse_fitted
 from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
-from .images import find_images, is_named, named_frames, shared_size, without_excluded
+from .images import find_images, is_named, named_frames, samples_named, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import (
@@ -109,7 +109,7 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
                 options.fit, options.select, options.frame_size, options.self_test_frames, category, work, stages
             )
             config, choice = select_config(options.config, trials, stages)
-            options = dataclasses.replace(options, config=config, refit=False)
+            options = dataclasses.replace(options, config=config)
         model = fit_model(options.fit, category, work, stages)
         try:
             return _build_bundle(options, category, source, model, choice, target, work, stages)
@@ -274,6 +274,7 @@ def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
         left = without_excluded(category, options.exclude)
+        samples_named(left.train, options.keep, "--keep")
         if options.checkpoint is not None:
             refuse_fitted(options.checkpoint, sorted(set(category.train) - set(left.train), key=lambda s: s.path))
         category = left.with_white_level(_white_level(options))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
-from tiny_builds import CONFIG, draw, options, quiet_build
+from rich.console import Console
+from tiny_builds import CONFIG, Enough, draw, options, quiet_build
 
+import saae_export.pipeline.build as build_module
 import saae_export.pipeline.select as select
 from saae_export.pipeline.select import CHOICES, choices_of
 from saae_runtime import open_bundle
@@ -67,6 +70,16 @@ def test_a_build_takes_the_chosen_one(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list((tmp_path / "runs" / "weave" / "models").iterdir())) == 4  # the chosen one again, on all images
     assert manifest.calibration.images == 10
     assert "taken: lite" in text
+
+    def stop(*_: object) -> None:
+        raise Enough
+
+    monkeypatch.setattr(build_module, "_build_bundle", stop)
+    for refit, reused in ((False, 4), (True, 0)):
+        console = Console(file=io.StringIO(), width=160)
+        with pytest.raises(Enough):
+            build_module.build(dataclasses.replace(chosen, refit=refit), console)
+        assert console.file.getvalue().count("fit: reused") == reused  # type: ignore[attr-defined]
 
 
 def test_a_given_model_leaves_no_choice(tmp_path: Path) -> None:
