@@ -22,6 +22,7 @@ __all__ = [
     "VGG_BACKBONE",
     "FitConfig",
     "default_layers",
+    "few_layers",
     "field_kind",
     "measured_size",
     "preset",
@@ -317,6 +318,19 @@ PRESETS: Mapping[str, FitConfig] = {
 }
 """`fast` was chosen by measuring; `lite` and `small` are the same on fewer blocks and pixels, `bank` its memory
 alone (after PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
+
+
+def few_layers(name: str, backbone: str) -> tuple[int, ...]:
+    """The layers of a preset that computes fewer blocks, for a backbone. Raises ConfigError: none are known."""
+    known = FEW_LAYERS[name]
+    try:
+        return known[backbone.split(".", 1)[0]]
+    except KeyError:
+        raise ConfigError(
+            f"The preset {name} has no layers for {backbone}.",
+            f"It has layers for {', '.join(known)}.",
+            "name them: --layers 4 (about a third of the way up)",
+        ) from None
 
 
 def field_kind(name: str) -> str:
