@@ -57,7 +57,7 @@ def measure(
     """
     from saae_export.pipeline.images import Request
     from saae_export.pipeline.options import BuildOptions
-    from saae_export.pipeline.select import choices_of, try_configs
+    from saae_export.pipeline.select import choices_of, possible_configs, try_configs
     from saae_runtime.terminal import log
     from saae_train.data.category import find_category
     from saae_train.evaluation.decisions import decide
@@ -66,11 +66,11 @@ def measure(
 
     options = BuildOptions(request=Request(name, data), config=config, weights=weights, cache=cache)
     category = find_category(data, name)
-    names = choices_of(select)
-    stages = Stages(log(), 3 * len(names))
+    configs, _ = possible_configs(config, choices_of(select), frames)
+    stages = Stages(log(), 3 * len(configs))
     tried: list[Tried] = []
     rows: list[dict[str, Any]] = []
-    for trial in try_configs(options.fit, names, "auto", frames, category, work / name, stages):
+    for trial in try_configs(options.fit, configs, "auto", frames, category, work / name, stages):
         tried.append(trial.tried)
         pixel, image = trial.good.pixel.at(), trial.good.image.at()
         with stages.stage(f"test set: {trial.tried.name}") as stage:

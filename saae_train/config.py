@@ -17,10 +17,12 @@ __all__ = [
     "PAPER_BACKBONE",
     "PRECISIONS",
     "PRESETS",
+    "SEEDS",
     "TEXTURES",
     "VGG_BACKBONE",
     "FitConfig",
     "default_layers",
+    "few_layers",
     "field_kind",
     "measured_size",
     "preset",
@@ -51,6 +53,9 @@ _MEASURED_SIZES: Mapping[str, tuple[int, int]] = {
 PRECISIONS = ("auto", "bf16", "tf32", "fp32")
 """Precisions of fitting, see `FitConfig.precision`."""
 
+SEEDS = range(2**31)
+"""What a seed can be."""
+
 FEW_LAYERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "lite": {
         PAPER_BACKBONE: (4,),  # paper section 4.4.1: 96.9 against 97.9
@@ -79,8 +84,9 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("batch", "epochs", "components", "memory", "latent", "latent_limit", "mlp_ratio", "saae_patch"),
         (lambda value: value >= 1, "1 or more"),
     ),
-    **dict.fromkeys(("steps", "warmup", "smoothing", "seed"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("steps", "warmup", "smoothing"), (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(("learning_rate", "clip"), (lambda value: value > 0, "more than 0")),
+    "seed": (lambda value: value in SEEDS, f"from 0 to {SEEDS[-1]}"),
     "keep": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "held_out": (lambda value: 0 <= value < 1, "0 or more, and below 1"),
     "white_level": (lambda value: 255 <= value <= 65535, "from 255 to 65535"),
@@ -312,6 +318,19 @@ PRESETS: Mapping[str, FitConfig] = {
 }
 """`fast` was chosen by measuring; `lite` and `small` are the same on fewer blocks and pixels, `bank` its memory
 alone (after PatchCore, Roth et al. 2022); the others are the paper's (sections 4.1.2 to 4.4.2)."""
+
+
+def few_layers(name: str, backbone: str) -> tuple[int, ...]:
+    """The layers of a preset that computes fewer blocks, for a backbone. Raises ConfigError: none are known."""
+    known = FEW_LAYERS[name]
+    try:
+        return known[backbone.split(".", 1)[0]]
+    except KeyError:
+        raise ConfigError(
+            f"The preset {name} has no layers for {backbone}.",
+            f"It has layers for {', '.join(known)}.",
+            "name them: --layers 4 (about a third of the way up)",
+        ) from None
 
 
 def field_kind(name: str) -> str:

@@ -183,8 +183,8 @@ def build_command(
             "--select",
             rich_help_panel="Fit",
             metavar="auto|X[,Y]",
-            help="Fit other configurations, too (fewer pixels, lite, small, joint; auto: all), and take the one that "
-            "tells SIMULATED defects best from good images. Takes as many more fits.",
+            help="Fit other configurations, too (fewer pixels, lite, small, joint; auto: all that are possible), and "
+            "take the one that tells SIMULATED defects best from good images. Takes as many more fits.",
         ),
     ] = None,
     export: ExportOptions,

@@ -40,7 +40,7 @@ from ..report.data import LatencyRow, Report
 from ..report.html import write_report
 from .fit import FittedModel, fit_model, refuse_fitted
 from .graphs import Calibrator, balanced_sample, calibrate_bundle, check_parity, compile_engines, export_graphs
-from .images import find_images, is_named, named_frames, shared_size, without_excluded
+from .images import find_images, is_named, named_frames, samples_named, shared_size, without_excluded
 from .int8 import Int8Images, add_int8
 from .left_out import LeftOutCalibrator, Outlier
 from .measure import (
@@ -53,7 +53,7 @@ from .measure import (
 )
 from .options import BuildOptions, check_options, parse_frame_size
 from .report import add_examples, add_left_out, manifest_metrics, write_heatmaps
-from .select import select_config, try_configs
+from .select import possible_configs, select_config, try_configs
 from .verdicts import Judge, keep_verdicts
 
 __all__ = ["BuildOptions", "BuildResult", "build"]
@@ -94,8 +94,11 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
         ConfigError: another build of the same product runs in the same work folder.
         KeyboardInterrupt: Ctrl-C, likewise.
     """
-    stages = Stages(console, _STAGES + options.int8 + _has_bf16(options.precisions) + 2 * len(options.select))
     check_options(options)
+    configs, left_out = possible_configs(options.config, options.select, options.self_test_frames)
+    stages = Stages(console, _STAGES + options.int8 + _has_bf16(options.precisions) + 2 * len(configs))
+    for name, why in left_out.items():
+        stages.say(f"  --select leaves out {name}: {why}", "yellow")
     category, source = _find_category(options, stages)
     target = options.out or Path("bundles") / category.name
     refuse_foreign(target)  # fail before the work
@@ -104,12 +107,12 @@ def build(options: BuildOptions, console: Console) -> BuildResult:
     lock = options.work / f".{category.name}.lock"
     with alone(lock, f"A build of {category.name}", "wait for it, or give this one another work folder: --work FOLDER"):
         choice = None
-        if options.select:
+        if configs:
             trials = try_configs(
-                options.fit, options.select, options.frame_size, options.self_test_frames, category, work, stages
+                options.fit, configs, options.frame_size, options.self_test_frames, category, work, stages
             )
-            config, choice = select_config(options.config, trials, stages)
-            options = dataclasses.replace(options, config=config, refit=False)
+            config, choice = select_config(configs, trials, stages)
+            options = dataclasses.replace(options, config=config)
         model = fit_model(options.fit, category, work, stages)
         try:
             return _build_bundle(options, category, source, model, choice, target, work, stages)
@@ -275,6 +278,7 @@ def _find_category(options: BuildOptions, stages: Stages) -> tuple[Category, str
     with stages.stage("find images") as stage:
         category, source = find_images(options.request, options.work / "demo", stage)
         left = without_excluded(category, options.exclude)
+        samples_named(left.train, options.keep, "--keep")
         if options.checkpoint is not None:
             refuse_fitted(options.checkpoint, sorted(set(category.train) - set(left.train), key=lambda s: s.path))
         category = left.with_white_level(_white_level(options))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ from saae_train.data.demo import DEMO_CATEGORIES, write_demo
 from saae_train.data.layouts import is_category
 from saae_train.data.shape import typical_shape
 
-__all__ = ["DATA_VARIABLE", "Request", "find_images", "is_named", "named_frames", "shared_size", "without_excluded"]
+__all__ = [
+    "DATA_VARIABLE",
+    "Request",
+    "find_images",
+    "is_named",
+    "named_frames",
+    "samples_named",
+    "shared_size",
+    "without_excluded",
+]
 
 DATA_VARIABLE = "SAAE_DATA"
 """Environment variable that names the folder of categories."""
@@ -102,31 +111,40 @@ def shared_size(samples: Sequence[Sample]) -> tuple[int, int] | None:
 
 
 def is_named(name: str, pattern: str) -> bool:
-    """Whether a name is the given one, or matches it as a pattern: `part [3].png` is both."""
-    return name == pattern or fnmatch(name, pattern)
+    """Whether a name is the given one, or matches it as a pattern: `part [3].png` is both.
+
+    A name that has folders, `night/3.png`, can be given without them.
+    """
+    return any(one == pattern or fnmatch(one, pattern) for one in (name, PurePosixPath(name).name))
 
 
-def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
-    """The category without the normal images whose names match a pattern (`023.png`, `night/*`).
+def samples_named(samples: Sequence[Sample], patterns: Sequence[str], option: str) -> set[Sample]:
+    """The images whose names match one of the patterns (`023.png`, `night/*`) that `option` was given.
 
     Raises:
         ConfigError: a pattern that matches no image.
     """
-    names = dict(zip(category.train, distinct_names([sample.path for sample in category.train]), strict=True))
-    matches = {
-        pattern: {
-            sample for sample, name in names.items() if is_named(name, pattern) or is_named(sample.path.name, pattern)
-        }
-        for pattern in patterns
-    }
-    for pattern, found in matches.items():
-        if not found:
+    names = distinct_names([sample.path for sample in samples])
+    found: set[Sample] = set()
+    for pattern in patterns:
+        matches = {sample for sample, name in zip(samples, names, strict=True) if is_named(name, pattern)}
+        if not matches:
             raise ConfigError(
-                f"--exclude {pattern} matches no image.",
-                f"The {len(names)} normal images are named like {next(iter(names.values()), 'nothing')}.",
+                f"{option} {pattern} matches no image.",
+                f"The {len(names)} normal images are named like {names[0] if names else 'nothing'}.",
                 "give the file's name, or a pattern such as 'night_*'",
             )
-    gone = set().union(*matches.values())
+        found |= matches
+    return found
+
+
+def without_excluded(category: Category, patterns: Sequence[str]) -> Category:
+    """The category without the normal images whose names match a pattern.
+
+    Raises:
+        ConfigError: a pattern that matches no image.
+    """
+    gone = samples_named(category.train, patterns, "--exclude")
     return dataclasses.replace(category, train=tuple(sample for sample in category.train if sample not in gone))
 
 

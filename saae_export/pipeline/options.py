@@ -64,7 +64,7 @@ class BuildOptions:
         self_test: whether to draw simulated defects onto held-out images and count what is found.
         self_test_frames: how many.
         allow_blind: write the bundle even if the model misses large, strong simulated defects.
-        select: configurations to choose from by simulated defects, see `saae_export.pipeline.select.CHOICES`; empty:
+        select: configurations to choose from by simulated defects, see `saae_export.pipeline.select.choices_of`; empty:
             `config` is taken.
         cache: feature cache; None: the user's.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from saae_runtime.errors import ConfigError
 from saae_runtime.estimate import DEFAULT_FALSE_ALARMS
 from saae_runtime.terminal import Stages
 from saae_train.calibrate import Calibration, calibrate
-from saae_train.config import FitConfig, preset
+from saae_train.config import FitConfig, few_layers, preset
 from saae_train.data.category import Category
+from saae_train.fitting.backbone import check_geometry
+from saae_train.fitting.fit import check_scheme
+from saae_train.model.vgg import PIXELS, VGGFeatures
+from saae_train.model.vit import patch_size
 from saae_train.selftest.choose import Choice, Tried, choose
 from saae_train.selftest.run import selftest
 
@@ -23,43 +28,107 @@ from .fit import fit_model
 from .images import shared_size
 from .options import FitRequest, parse_frame_size
 
-__all__ = ["CHOICES", "HELD_OUT", "Trial", "choices_of", "select_config", "try_configs"]
+__all__ = ["AUTO", "CHOICES", "HELD_OUT", "Trial", "choices_of", "possible_configs", "select_config", "try_configs"]
+
+AUTO = "auto"
+"""In place of names: all of `CHOICES` that are possible."""
 
 HELD_OUT = 0.25
 """Share of the good images that the choice is made on; the chosen configuration is then fitted on all of them."""
 
 
+def _fewer(config: FitConfig, name: str) -> FitConfig:
+    """The configuration with the input size smaller by as much as a preset's is than the default's."""
+    share = preset(name).input_size[0] / preset("fast").input_size[0]
+    patch = patch_size(config.backbone)
+    step = patch * (config.saae_patch or 1) if patch else _vgg_step(config)
+    height, width = (max(step, round(share * side / step) * step) for side in config.input_size)
+    return config.replace(input_size=(height, width))
+
+
+def _vgg_step(config: FitConfig) -> int:
+    """Pixels that are multiples of the largest stride of VGG19, and of the patches of its autoencoder."""
+    return math.lcm(16, PIXELS * (config.saae_patch or VGGFeatures.saae_patch))
+
+
 def _like(name: str) -> Callable[[FitConfig], FitConfig]:
-    other = preset(name)
-    return lambda config: config.replace(layers=other.layers, input_size=other.input_size)
+    return lambda config: _fewer(config, name).replace(layers=few_layers(name, config.backbone))
 
 
 CHOICES: Mapping[str, Callable[[FitConfig], FitConfig]] = {
     "as given": lambda config: config,
-    "fewer pixels": lambda config: config.replace(input_size=(280, 280)),
+    "fewer pixels": lambda config: _fewer(config, "lite"),
     "lite": _like("lite"),
     "small": _like("small"),
     "joint": lambda config: config.with_values({"score": "joint"}),
 }
-"""Name -> how the given configuration is changed: its size, its layers, its score."""
+"""Name -> how the given configuration is changed: its size, its layers, its score. ConfigError where that cannot be."""
 
 
 def choices_of(text: str | None) -> tuple[str, ...]:
-    """The names in `auto` or `lite,joint`; the given configuration is always the first.
+    """The names in `lite,joint`, after that of the given configuration; `AUTO` alone for `auto`; none for nothing.
 
     Raises:
         ConfigError: an unknown name.
     """
     if text is None:
         return ()
+    if text.strip() == AUTO:
+        return (AUTO,)
     first, *rest = CHOICES
-    names = rest if text.strip() == "auto" else [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [name for name in names if name not in CHOICES]
     if unknown or not names:
         raise ConfigError(
-            f"--select {text} is not possible.", f"Known are: auto, {', '.join(rest)}.", "--select auto, or lite,joint"
+            f"--select {text} is not possible.",
+            f"Known are: {AUTO}, {', '.join(rest)}.",
+            f"--select {AUTO}, or lite,joint",
         )
     return tuple(dict.fromkeys([first, *names]))
+
+
+def possible_configs(
+    config: FitConfig, names: Sequence[str], frames: int
+) -> tuple[dict[str, FitConfig], dict[str, str]]:
+    """The configurations to choose from, checked before the first of them is fitted.
+
+    Args:
+        config: the given one.
+        names: from `choices_of`.
+        frames: images with a simulated defect.
+
+    Returns:
+        Name -> configuration, the given one first; and for `AUTO` name -> why it is left out.
+
+    Raises:
+        ConfigError: no frames; the given configuration, or one that was named, cannot be fitted or is the same as
+            another one; nothing to choose from.
+    """
+    if not names:
+        return {}, {}
+    if frames < 1:
+        raise ConfigError("--select needs at least one frame.", "It counts simulated defects.", "--selftest-frames 60")
+    found: dict[str, FitConfig] = {}
+    left: dict[str, str] = {}
+    for name in CHOICES if tuple(names) == (AUTO,) else names:
+        try:
+            made = CHOICES[name](config)
+            check_scheme(made)
+            check_geometry(made)
+        except ConfigError as error:
+            if not found:  # the given one
+                raise
+            left[name] = f"{error.what} {error.why}".strip()
+            continue
+        same = next((other for other, known in found.items() if known == made), None)
+        if same is None:
+            found[name] = made
+        else:
+            left[name] = f"It is the same as `{same}` here."
+    if left and (len(found) < 2 or tuple(names) != (AUTO,)):
+        name, why = next(iter(left.items()))
+        raise ConfigError(f"--select {name} is not possible with this configuration.", why, "leave it out")
+    return found, left
 
 
 @dataclass(frozen=True)
@@ -77,11 +146,13 @@ class Trial:
     tried: Tried
 
 
-def select_config(config: FitConfig, trials: Iterable[Trial], stages: Stages) -> tuple[FitConfig, Choice]:
+def select_config(
+    configs: Mapping[str, FitConfig], trials: Iterable[Trial], stages: Stages
+) -> tuple[FitConfig, Choice]:
     """Choose among the tried configurations, and print the figures that decided.
 
     Args:
-        config: the given one, whose changes were tried.
+        configs: the ones that were tried, by name.
         trials: from `try_configs`.
         stages: where the table is printed.
 
@@ -91,12 +162,12 @@ def select_config(config: FitConfig, trials: Iterable[Trial], stages: Stages) ->
     choice = choose([trial.tried for trial in trials])
     stages.console.print(_table(choice))
     stages.say(f"  taken: {choice.name}")
-    return CHOICES[choice.name](config), choice
+    return configs[choice.name], choice
 
 
 def try_configs(
     request: FitRequest,
-    names: tuple[str, ...],
+    configs: Mapping[str, FitConfig],
     frame_size: str,
     frames: int,
     category: Category,
@@ -109,8 +180,8 @@ def try_configs(
     images that no model was fitted on, scores with and without a memory can be compared.
 
     Args:
-        request: of the build; its configuration is the one that is changed.
-        names: of `CHOICES`.
+        request: of the build.
+        configs: from `possible_configs`, by name.
         frame_size: of the build.
         frames: images with a simulated defect.
         category: the images.
@@ -121,9 +192,9 @@ def try_configs(
         SaaeError: of the kind that a fit or the self-test raises.
     """
     size = parse_frame_size(frame_size, shared_size(category.train))
-    for name in names:
-        config = CHOICES[name](request.config).with_values({"held_out": HELD_OUT})
-        model = fit_model(dataclasses.replace(request, config=config), category, work, stages)
+    for name, config in configs.items():
+        trial = config.with_values({"held_out": HELD_OUT})
+        model = fit_model(dataclasses.replace(request, config=trial), category, work, stages)
         reference = TorchReference(model.checkpoint.detector, size or model.checkpoint.detector.backbone.input_size)
         with stages.stage(f"simulated defects: {name}") as stage:
             unseen = model.split.held_out

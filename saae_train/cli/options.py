@@ -17,7 +17,7 @@ import typer
 
 from saae_runtime.errors import ConfigError
 
-from ..config import FEW_LAYERS, FitConfig, field_kind, preset
+from ..config import SEEDS, FitConfig, few_layers, field_kind, preset
 
 __all__ = [
     "MODELS",
@@ -323,7 +323,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` as seeds, without repeats, in order; none for an empty text. Raises ConfigError."""
     try:
         seeds = tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
-        if any(not 0 <= seed < 2**31 for seed in seeds):
+        if any(seed not in SEEDS for seed in seeds):
             raise ValueError
     except ValueError:
         raise ConfigError(f"--seeds {text} is not a list of seeds.", "", "e.g. --seeds 0,1,2") from None
@@ -365,23 +365,12 @@ def make_config(
         raise ConfigError("--steps and --epochs exclude each other.", "", "give one of them")
     config = base.with_values(given)
     if "layers" not in given and base.layers is not None and _family(config.backbone) != _family(base.backbone):
-        config = dataclasses.replace(config, layers=_few_layers(config))
+        config = dataclasses.replace(config, layers=few_layers(config.preset, config.backbone))
     if "input_size" not in given and _family(config.backbone) != _family(base.backbone):
         from ..model.vit import choose_input_size  # needs torch and timm
 
         config = config.replace(input_size=choose_input_size(config.backbone))
     return config
-
-
-def _few_layers(config: FitConfig) -> tuple[int, ...]:
-    known, family = FEW_LAYERS[config.preset], _family(config.backbone)
-    if family not in known:
-        raise ConfigError(
-            f"The preset {config.preset} has no layers for {config.backbone}.",
-            f"It has layers for {', '.join(known)}.",
-            "name them: --layers 4 (about a third of the way up)",
-        )
-    return known[family]
 
 
 def _family(backbone: str) -> str:

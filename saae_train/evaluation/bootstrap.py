@@ -4,6 +4,9 @@ Images are resampled, not pixels: with replacement, defective
 and defect-free ones apart (a replicate always holds both). A replicate's histogram is a weighted sum of
 the images' histograms, one matrix product for all replicates. The binned metric differs slightly
 from the exact one; every replicate is shifted by that difference before the percentiles are taken.
+
+Where all replicates agree, because all images do, there is no interval: what did not vary among the images at hand
+would be stated without any doubt.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ Array = NDArray[np.float64]
 
 
 class PixelIntervals(NamedTuple):
-    """Intervals of the pixel metrics, None where fewer than two images could be resampled."""
+    """Intervals of the pixel metrics, None where fewer than two images could be resampled, or all replicates agree."""
 
     roc_auc: Interval | None
     pro_auc: Interval | None
@@ -117,10 +120,10 @@ def share_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of sum(hits) / sum(totals) over images, such as a rate at T.
+    """Interval of sum(hits) / sum(totals) over images, such as the rate of pixels above T.
 
     hits, totals: n counts, one per image. strata: n flags, whether it is defective; drawn separately. None if fewer
-    than two images have a total above 0.
+    than two images have a total above 0, or all replicates agree. Of images themselves, see `share.Share`.
     """
     h, t = np.asarray(hits, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     kept = t > 0
@@ -138,11 +141,11 @@ def ranked_intervals(
     level: float = 0.95,
     replicates: int = 1000,
     seed: int = 0,
-) -> tuple[Interval, Interval] | None:
+) -> tuple[Interval | None, Interval | None]:
     """Intervals of average precision and best F1 of n scores and n labels; exact in every replicate."""
     s, y = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel() != 0
     if y.sum() < 2 or (~y).sum() < 2:
-        return None
+        return None, None
     values, place = np.unique(-s, return_inverse=True)  # highest first, ties together
     draws = np.concatenate([np.ones((1, s.size)), multiplicities(y, replicates, seed)])
     level_of = np.eye(values.size)[place]
@@ -169,7 +172,10 @@ def _area(x: Array, y: Array, limit: float) -> Array:
     return (0.5 * (y0 + end) * np.maximum(x1 - x0, 0.0)).sum(axis=1)
 
 
-def _percentiles(values: Array, exact: float | None, level: float) -> Interval:
+def _percentiles(values: Array, exact: float | None, level: float) -> Interval | None:
+    """The interval of row 0 from the replicates that follow; None where they agree, up to rounding."""
+    if np.ptp(values[1:]) < 1e-12:
+        return None
     shift = 0.0 if exact is None else exact - values[0]
     tail = (1 - level) / 2
     low, high = np.clip(np.quantile(values[1:], [tail, 1 - tail]) + shift, 0.0, 1.0)

@@ -26,6 +26,7 @@ from .metrics import PRO_LIMIT, pool_metrics
 from .pixel_pool import EXACT_PIXELS, PixelPool
 from .ranking import Metric, Ranking, average_precision_of, best_f1_of, rates_of, roc_auc_of
 from .result import Evaluation, ImageScore, Subset
+from .share import Share
 
 __all__ = ["evaluate"]
 
@@ -48,7 +49,7 @@ def evaluate(
         category: its test images; masks are read from the samples.
         threshold: pixel T, image_threshold: image T. A score above T means defective. None: no rates at T.
         limit: FPR up to which PRO counts.
-        intervals: add 95 % bootstrap intervals over images.
+        intervals: add 95 % intervals: Wilson's of the image rates, else bootstrap intervals over images.
         exact_pixels: pixels kept exactly; with more, values are binned and the error bound is stated.
         progress: called with (done, total).
 
@@ -171,8 +172,8 @@ def _image_metrics(rows: list[ImageScore], intervals: bool) -> dict[str, Metric]
     if intervals:
         scores, labels = [r.score for r in rows], [r.is_anomalous for r in rows]
         area = _with(area, score_intervals(scores, labels))
-        both = ranked_intervals(scores, labels) or (None, None)
-        precision, f1 = _with(precision, both[0]), _with(f1, both[1])
+        of_precision, of_f1 = ranked_intervals(scores, labels)
+        precision, f1 = _with(precision, of_precision), _with(f1, of_f1)
     return {"image_roc_auc": area, "image_average_precision": precision, "image_best_f1": f1}
 
 
@@ -183,8 +184,8 @@ def _image_rates(rows: list[ImageScore], threshold: float, intervals: bool) -> d
     fpr, tpr = found.fpr, found.tpr
     if intervals:
         hit = scores > threshold
-        fpr = _with(fpr, share_interval(hit & ~labels, ~labels, labels))
-        tpr = _with(tpr, share_interval(hit & labels, labels, labels))
+        fpr = _with(fpr, Share(int(hit[~labels].sum()), int((~labels).sum())).interval)
+        tpr = _with(tpr, Share(int(hit[labels].sum()), int(labels.sum())).interval)
     return {"image_fpr": fpr, "image_tpr": tpr}
 
 

@@ -70,7 +70,7 @@ class Metric:
         value: the metric as a fraction (0..1), or None.
         reason: why `value` is None; empty otherwise.
         error: bound on |value - exact value|: 0.0 if exact, larger if values were binned.
-        low, high: bootstrap interval over images; None if not requested or not available.
+        low, high: 95 % interval; None if not requested or not available.
     """
 
     value: float | None

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from ..config import FitConfig
 from ..data.category import Sample
 from ..data.shape import ImageShape, follow_shape, typical_shape
+from ..model.saae import check_shape
 from ..model.tiles import tiles_for
-from ..model.vit import Features, build_backbone, choose_layers, patch_size
+from ..model.vgg import PIXELS, VGGFeatures
+from ..model.vit import Features, ViTFeatures, build_backbone, check_backbone, choose_layers, patch_size
 from ..model.weights import refuse_random
 
-__all__ = ["backbone_for"]
+__all__ = ["backbone_for", "check_geometry"]
 
 
 def backbone_for(
@@ -45,6 +47,22 @@ def backbone_for(
     backbone = build_backbone(config.backbone, layers, size, weights, tiles=tiles)
     refuse_random(backbone.weights.source, backbone.name)
     return backbone
+
+
+def check_geometry(config: FitConfig) -> None:
+    """Check layers and input size before the images are known, as far as they do not change the size.
+
+    Raises:
+        ConfigError: no such layer, or patches of the backbone or of the autoencoder that do not divide the size.
+    """
+    step = patch_size(config.backbone)
+    follows = config.follow_shape and step is not None
+    size = (step, step) if follows and step else config.input_size  # one that follows the images is a multiple
+    check_backbone(config.backbone, config.layers or choose_layers(config.backbone)[0], size)
+    if config.transformer and config.tiles is None and not follows:
+        patch = config.saae_patch or (ViTFeatures if step else VGGFeatures).saae_patch
+        height, width = config.input_size
+        check_shape(config.latent, (height // (step or PIXELS), width // (step or PIXELS)), patch)
 
 
 def _geometry(

@@ -26,7 +26,7 @@ from .features import cache_root, extract, pick_device
 from .loop import Loop, Reporter
 from .memory import remember
 
-__all__ = ["Reporter", "fit"]
+__all__ = ["Reporter", "check_scheme", "fit"]
 
 
 def fit(
@@ -66,7 +66,9 @@ def fit(
         DataError: an image cannot be read.
         StorageError: no room for the cache. (Where only the state has none, `reporter` is told and the fit goes on.)
     """
-    _check(samples, config)
+    if not samples:
+        raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
+    check_scheme(config)
     is_texture = category in TEXTURES if texture is None else texture
     config = _completed(config, backbone, is_texture)
     check_shape(config.latent, backbone.grid, config.saae_patch or 1)
@@ -127,10 +129,12 @@ def _completed(config: FitConfig, backbone: Features, texture: bool) -> FitConfi
     )
 
 
-def _check(samples: Sequence[Sample], config: FitConfig) -> None:
-    """Check the configuration before the first image is read."""
-    if not samples:
-        raise FitError("There are no images to fit to.", "The list of normal images is empty.", "add normal images")
+def check_scheme(config: FitConfig) -> None:
+    """Check before the first image is read that loss, score, steps and components belong together.
+
+    Raises:
+        ConfigError: an unknown loss or score, one that needs components, or no steps without a memory.
+    """
     if config.loss not in LOSSES:
         raise ConfigError(f"There is no loss named {config.loss!r}.", "", f"one of: {', '.join(LOSSES)}")
     if config.score not in SCORES:

@@ -21,7 +21,7 @@ from saae_runtime.errors import ConfigError
 from .tiles import Tiles
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
-__all__ = ["PIXELS", "VGGFeatures", "align_matrix", "bare_vgg", "build_vgg", "is_vgg"]
+__all__ = ["PIXELS", "VGGFeatures", "align_matrix", "bare_vgg", "build_vgg", "check_vgg", "is_vgg"]
 
 PIXELS = 4
 """Side of a grid position in pixels: DFR averages 4 x 4 pixels without overlap."""
@@ -162,6 +162,23 @@ def build_vgg(
         WeightsError: weights missing or not fitting.
     """
     features, mean, std = _network(name)
+    chosen = _checked(name, features, layers, input_size)
+    _initialise(features, seed)
+    if weights is not None and os.fspath(weights) == "random":
+        info = random_info(features.state_dict())
+    else:
+        state, info = load_state_dict(name, weights)
+        load_into(nn.ModuleDict({"features": features}), state, info, name, part=("features.",))
+    return VGGFeatures(features, name, chosen, input_size, info, mean, std)
+
+
+def check_vgg(name: str, layers: Sequence[int], input_size: tuple[int, int]) -> None:
+    """Check the arguments of `build_vgg` without weights. Raises ConfigError."""
+    _checked(name, _network(name)[0], layers, input_size)
+
+
+def _checked(name: str, features: nn.Sequential, layers: Sequence[int], input_size: tuple[int, int]) -> list[int]:
+    """The layers in order, if there are such layers and the input size is a multiple of their stride."""
     convs, strides = _convolutions(features)
     chosen = sorted(set(layers))
     if not chosen or chosen[0] < 1 or chosen[-1] > len(convs):
@@ -179,13 +196,7 @@ def build_vgg(
             f"Layer {chosen[-1]} needs multiples of {step}.",
             f"use --input-size {near[0]}x{near[1]}",
         )
-    _initialise(features, seed)
-    if weights is not None and os.fspath(weights) == "random":
-        info = random_info(features.state_dict())
-    else:
-        state, info = load_state_dict(name, weights)
-        load_into(nn.ModuleDict({"features": features}), state, info, name, part=("features.",))
-    return VGGFeatures(features, name, chosen, input_size, info, mean, std)
+    return chosen
 
 
 def bare_vgg(name: str, layers: Sequence[int], input_size: tuple[int, int], info: WeightsInfo) -> VGGFeatures:

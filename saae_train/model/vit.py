@@ -17,7 +17,7 @@ from saae_runtime.errors import ConfigError, WeightsError
 
 from ..config import default_layers, measured_size
 from .tiles import Tiles
-from .vgg import VGGFeatures, bare_vgg, build_vgg, is_vgg
+from .vgg import VGGFeatures, bare_vgg, build_vgg, check_vgg, is_vgg
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ViTFeatures",
     "bare_backbone",
     "build_backbone",
+    "check_backbone",
     "choose_input_size",
     "choose_layers",
     "patch_size",
@@ -231,18 +232,8 @@ def build_backbone(
                 "leave --tiles out, or give a larger --input-size",
             )
         return build_vgg(name, layers, input_size, weights, seed)
-    chosen = sorted(set(layers))
-    if not chosen or chosen[0] < 0:
-        raise ConfigError(
-            f"Layers {list(layers)} are not possible.", "Layer 0 is the patch projection.", "e.g. 0,1,2,3,4"
-        )
     vit = _create(name, input_size, seed)
-    if chosen[-1] > len(vit.blocks):
-        raise ConfigError(
-            f"{name} has no layer {chosen[-1]}.",
-            f"It has blocks 1 to {len(vit.blocks)}, and layer 0, the patch projection.",
-            f"choose layers up to {len(vit.blocks)}",
-        )
+    chosen = _check_layers(name, layers, len(vit.blocks))
     if weights is not None and os.fspath(weights) == "random":
         info = random_info(vit.state_dict())
     else:
@@ -263,6 +254,51 @@ def bare_backbone(
     return ViTFeatures(
         timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size), name, layers, info, tiles
     )
+
+
+def check_backbone(name: str, layers: Sequence[int], input_size: tuple[int, int]) -> None:
+    """Check layers and input size as `build_backbone` does, without building it.
+
+    Args:
+        name: timm model name; an unknown name or another kind of model passes; `build_backbone` reports it.
+        layers, input_size: see `build_backbone`.
+
+    Raises:
+        ConfigError: no such layer, or a size that the patch does not divide.
+    """
+    if is_vgg(name):
+        check_vgg(name, layers, input_size)
+        return
+    shape = _shape(name)
+    if shape is not None:
+        _check_layers(name, layers, shape[0])
+        _check_size(name, input_size, shape[1])
+
+
+def _check_layers(name: str, layers: Sequence[int], blocks: int) -> list[int]:
+    """The layers in order, if a ViT of that many blocks has them."""
+    chosen = sorted(set(layers))
+    if not chosen or chosen[0] < 0:
+        raise ConfigError(
+            f"Layers {list(layers)} are not possible.", "Layer 0 is the patch projection.", "e.g. 0,1,2,3,4"
+        )
+    if chosen[-1] > blocks:
+        raise ConfigError(
+            f"{name} has no layer {chosen[-1]}.",
+            f"It has blocks 1 to {blocks}, and layer 0, the patch projection.",
+            f"choose layers up to {blocks}",
+        )
+    return chosen
+
+
+def _check_size(name: str, input_size: tuple[int, int], patch: int) -> None:
+    if input_size[0] % patch or input_size[1] % patch:
+        near_size = tuple(max(patch, round(side / patch) * patch) for side in input_size)
+        raise ConfigError(
+            f"{name} cannot take {input_size[0]} x {input_size[1]} pixels.",
+            f"Its patch size {patch} does not divide that.",
+            f"use --input-size {near_size[0]}x{near_size[1]}",
+        )
 
 
 def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransformer:
@@ -289,14 +325,9 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
         raise _not_plain(name, f"It is a {type(vit).__name__}")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise _not_plain(name, f"Its patches come from a {type(vit.patch_embed).__name__}")
-    patch = int(vit.patch_embed.patch_size[0])
-    if input_size[0] % patch or input_size[1] % patch:
-        near_size = tuple(max(patch, round(side / patch) * patch) for side in input_size)
-        raise ConfigError(
-            f"{name} cannot take {input_size[0]} x {input_size[1]} pixels.",
-            f"Its patch size {patch} does not divide that.",
-            f"use --input-size {near_size[0]}x{near_size[1]}",
-        )
+    if not isinstance(vit.patch_embed.norm, nn.Identity):
+        raise _not_plain(name, f"Its patches are normalised by a {type(vit.patch_embed.norm).__name__}")
+    _check_size(name, input_size, int(vit.patch_embed.patch_size[0]))
     return vit
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from saae_runtime.render import font_of_size
 
-from .result import SelfTest, Share
+from ..evaluation.share import Share
+from .result import SelfTest
 from .simulate import CONTRASTS, SIZES
 
 __all__ = ["chart"]

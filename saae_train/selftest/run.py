@@ -25,7 +25,8 @@ from ..data.category import GOOD, Sample
 from ..data.split import spread
 from ..evaluation.metrics import pool_metrics
 from ..evaluation.pixel_pool import PixelPool
-from .result import LEAST_FOUND, LEAST_JUDGED, Defect, Recipe, SelfTest, Share
+from ..evaluation.share import Share
+from .result import LEAST_FOUND, LEAST_JUDGED, Defect, Recipe, SelfTest
 from .simulate import CONTRASTS, KINDS, SIZES, Simulated, simulate
 
 __all__ = ["DEFAULT_FRAMES", "check_request", "draw_examples", "require_detection", "selftest"]

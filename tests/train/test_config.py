@@ -186,6 +186,8 @@ def test_steps_and_epochs_take_each_others_place() -> None:
         ("tiles", (2, 3, 1)),
         ("seed", "x"),
         ("seed", -1),
+        ("seed", 2**31),
+        ("seed", 10**20 - 1),
         ("seed", None),
         ("transformer", 1),
         ("smoothing", -0.5),

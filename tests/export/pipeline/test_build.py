@@ -318,6 +318,9 @@ def test_a_fitted_model_can_be_given(built: tuple[BuildResult, str, Path], at_mo
         ({"image_fpr": -0.1}, r"--image-fpr -0\.1"),
         ({"image_fpr": 1.0}, r"--image-fpr 1 is not possible"),
         ({"engines": ("tensort",)}, "no engine tensort"),
+        ({"exclude": ("no_such_image.png",)}, r"--exclude no_such_image\.png matches no image"),
+        ({"keep": ("no_such_image.png",)}, r"--keep no_such_image\.png matches no image"),
+        ({"exclude": ("003.png",), "keep": ("00[2-4].png", "003.png")}, r"--keep 003\.png matches no image"),
     ],
 )
 def test_options_that_cannot_work(data: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:

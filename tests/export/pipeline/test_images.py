@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_builds import draw
 
 import saae_export.pipeline.images as sources
-from saae_export.pipeline.images import Request, find_images, shared_size, without_excluded
+from saae_export.pipeline.images import Request, find_images, is_named, samples_named, shared_size, without_excluded
 from saae_runtime.errors import ConfigError, DataError
 from saae_train.data.category import Category, Sample
 
@@ -118,3 +118,16 @@ def test_an_image_is_left_out_by_its_name_whatever_is_in_it(tmp_path: Path, name
     assert without_excluded(Category("part", tmp_path, samples, ()), ["o*.png"]).train == tuple(
         sample for sample in samples if sample.path.name != "other.png"
     )
+
+
+def test_an_image_whose_name_needs_its_folder_is_named_with_and_without(tmp_path: Path) -> None:
+    paths = (tmp_path / "day" / "1.png", tmp_path / "night" / "1.png", tmp_path / "night" / "2.png")
+    samples = [Sample(path, "good", None, False) for path in paths]
+    assert samples_named(samples, ["night/1.png"], "--keep") == {samples[1]}
+    assert samples_named(samples, ["1.png"], "--keep") == set(samples[:2])
+    assert samples_named(samples, ["night/*", "2.*"], "--keep") == {samples[1], samples[2]}
+    assert is_named("night/1.png", "1.png")  # as a build asks when it names an image to look at
+    assert not is_named("night/1.png", "night")
+    with pytest.raises(ConfigError, match=r"--keep night matches no image") as caught:
+        samples_named(samples, ["1.png", "night"], "--keep")
+    assert "The 3 normal images are named like day/1.png" in caught.value.why

@@ -16,7 +16,8 @@ from saae_runtime.manifest import Thresholds
 from saae_runtime.thresholds import ThresholdTable
 from saae_train.evaluation.ranking import Metric
 from saae_train.evaluation.result import Evaluation, ImageScore, Subset
-from saae_train.selftest.result import Defect, SelfTest, Share
+from saae_train.evaluation.share import Share
+from saae_train.selftest.result import Defect, SelfTest
 
 GOOD = [0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.38, 0.6]
 IMAGE = ThresholdTable.estimated(GOOD, 0.05)

@@ -28,8 +28,9 @@ from saae_runtime.thresholds import ThresholdTable
 from saae_train.evaluation.curves import Curve
 from saae_train.evaluation.ranking import Metric
 from saae_train.evaluation.result import Evaluation, ImageScore, Subset
+from saae_train.evaluation.share import Share
 from saae_train.record import FitRecord
-from saae_train.selftest.result import Defect, SelfTest, Share
+from saae_train.selftest.result import Defect, SelfTest
 
 TABLE = ThresholdTable((0.0, 0.001, 0.1, 1.0), (4.0, 3.25, 2.0, 0.5), 0.001, 100_000)
 PASSED = Parity(12, 2.1e-6, 1.3e-6, 0, 1e-4, 1e-4, True, "good/004.jpg", "PyTorch fp32")

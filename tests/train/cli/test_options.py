@@ -198,7 +198,7 @@ def test_null_is_a_value_that_is_set() -> None:
 def test_seeds_are_whole_numbers_each_once() -> None:
     assert parse_seeds("2,0,2,1") == (2, 0, 1)
     assert parse_seeds("") == ()
-    for text in ("a", "0,-1", "1.5"):
+    for text in ("a", "0,-1", "1.5", f"0,{2**31}"):
         with pytest.raises(ConfigError, match="not a list of seeds"):
             parse_seeds(text)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy import stats
 from tiny_sets import write_square_set
 
 from saae_runtime.errors import DataError
@@ -86,9 +87,9 @@ def test_overall_and_by_type_equal_the_metrics_of_the_listed_maps(category: Cate
             # The histograms behind intervals have the whole pool's bins.
             assert (same.low, same.high) == pytest.approx((metric.low, metric.high), abs=1e-3)
         scores, labels = [m.max() for m in maps], [s.is_anomalous for s in rows]
-        interval = score_intervals(scores, labels)
-        assert interval is not None
-        assert subset.metrics["image_roc_auc"] == metrics.roc_auc(scores, labels).with_interval(*interval)
+        area, interval = metrics.roc_auc(scores, labels), score_intervals(scores, labels)
+        assert (interval is None) == (area.value == 1.0)
+        assert subset.metrics["image_roc_auc"] == (area.with_interval(*interval) if interval else area)
         assert (subset.images, subset.defective) == (len(rows), sum(labels))
         assert "pixel_fpr" not in subset.metrics  # no T was given
     assert len({s.mask for s in category.test}) == 9  # masks really were there
@@ -112,6 +113,19 @@ def test_rates_at_the_thresholds_given(category: Category) -> None:
     assert evaluate(brightness, category, threshold=-100.0).metric("pixel_fpr").value == 1.0
 
 
+def test_image_rates_have_intervals_that_few_images_allow(category: Category) -> None:
+    """Six good images without a false alarm do not show that there will be none."""
+    for image_threshold, alarms, hits in ((20.0, 0, 4), (0.0, 6, 8), (90.0, 0, 0)):
+        overall = evaluate(brightness, category, threshold=15.0, image_threshold=image_threshold).overall.metrics
+        for key, found, count in (("image_fpr", alarms, 6), ("image_tpr", hits, 8)):
+            metric = overall[key]
+            expected = stats.binomtest(found, count).proportion_ci(0.95, method="wilson")
+            assert metric.value == found / count
+            assert (metric.low, metric.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+        pixels = overall["pixel_fpr_good"]
+        assert (pixels.value, pixels.low, pixels.high) == (0.0, None, None)
+
+
 def test_a_coarse_map_is_brought_to_the_image_size(category: Category) -> None:
     def coarse(frame: np.ndarray) -> Scored:
         found = brightness(frame)
@@ -133,7 +147,11 @@ def test_json_holds_everything_and_no_nan(category: Category) -> None:
 
 
 def test_table_names_types_and_reasons(tmp_path: Path) -> None:
-    found = evaluate(brightness, make_category(tmp_path, masks=False))
+    def corner(frame: np.ndarray) -> Scored:
+        anomaly_map = brightness(frame).anomaly_map
+        return Scored(float(anomaly_map[0, 0]), anomaly_map)
+
+    found = evaluate(corner, make_category(tmp_path, masks=False))
     out = StringIO()
     Console(file=out, width=160).print(found.table())
     text = out.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -172,6 +173,15 @@ def test_what_cannot_be_built_says_what_can(
     assert caught.value.cure
     for hint in hints:
         assert hint in str(caught.value)
+
+
+def test_normalised_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AIMv2, made small: layer 0 and all that follow would lack the norm."""
+    small = functools.partial(timm.create_model, depth=2, embed_dim=32, num_heads=2)
+    monkeypatch.setattr(timm, "create_model", small)
+    with pytest.raises(ConfigError, match="aimv2_large_patch14_224 is not a plain ViT") as caught:
+        build_backbone("aimv2_large_patch14_224", (1, 2), (28, 28), "random")
+    assert "normalised by a RmsNorm" in caught.value.why
 
 
 def test_without_absolute_positions() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from saae_runtime.errors import ConfigError
 from saae_train.evaluation.ranking import Metric
+from saae_train.evaluation.share import Share
 from saae_train.selftest.choose import Tried, choose
-from saae_train.selftest.result import Defect, SelfTest, Share
+from saae_train.selftest.result import Defect, SelfTest
 
 NORMAL = tuple(float(value) for value in range(20))
 

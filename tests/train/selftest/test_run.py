@@ -22,9 +22,10 @@ from saae_runtime.errors import ConfigError, DataError, SelfTestError
 from saae_runtime.result import Scored
 from saae_train.data.category import GOOD, Sample
 from saae_train.evaluation.ranking import Metric
+from saae_train.evaluation.share import Share
 from saae_train.selftest import run
 from saae_train.selftest.chart import chart
-from saae_train.selftest.result import Defect, SelfTest, Share
+from saae_train.selftest.result import Defect, SelfTest
 from saae_train.selftest.run import draw_examples, require_detection
 from saae_train.selftest.simulate import CONTRASTS, KINDS, SIZES
 
