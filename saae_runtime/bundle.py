@@ -19,6 +19,7 @@ from .errors import (
     BundleNotFoundError,
     BundlePathError,
     ConfigError,
+    StorageError,
     shown,
 )
 from .files import sha256_file, write_json
@@ -206,7 +207,14 @@ def update_bundle(
 
     Raises:
         As `write_bundle`.
+        StorageError: another command has written the bundle since it was opened, and its work would be undone.
     """
+    if target is None and not bundle.is_current():
+        raise StorageError(
+            f"{bundle.path} was changed by another command meanwhile.",
+            "What this one would write belongs to the bundle as it was, with its thresholds and engines.",
+            "nothing was written; run it again",
+        )
 
     def fill_all(folder: Path) -> None:
         # New files first: writing into a linked one would change the old bundle too.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from saae_runtime import backends
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
+from saae_runtime.errors import BackendError, ConfigError, DeviceError, EngineIncompatibleError, StorageError
 from saae_runtime.images import read_image
 from saae_runtime.manifest import Artefact, Manifest, Parity
 from saae_runtime.reference import read_reference
@@ -142,8 +142,12 @@ def verify(
                     failed.append(_skipped(name, precision, error))
                     continue
             reports.append(report)
-            if artefact.kind == "engine" and artefact.parity is None:
-                parity[artefact.file] = report.summary()
+            if (
+                artefact.kind == "engine"
+                and artefact.parity is None
+                and (artefact.file not in parity or not report.passed)
+            ):
+                parity[artefact.file] = report.summary()  # of several libraries that run it, one that fails counts
     skipped += failed
     if failed and not reports:
         raise _nothing_runs(bundle, skipped)
@@ -178,7 +182,7 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
     """Compare one engine with the bundle's reference frames, or return why it cannot run here.
 
     Raises:
-        BackendError: its values are not finite.
+        BackendError: its values are not finite, or it has other inputs or outputs than this graph.
     """
     name, alone = str(artefact.library), bundle.only(artefact)
     found = {item.name: item for item in backends.candidates(alone, device, artefact.precision)}[name]
@@ -188,6 +192,8 @@ def compare_engine(bundle: Bundle, artefact: Artefact, device: int = 0) -> Parit
         return Skipped(artefact.file, "the bundle has no reference frames; saae-export verify --data FOLDER")
     try:
         engine = Engine(alone, backend=name, device=device, precision=artefact.precision, verify=False)
+    except EngineIncompatibleError:
+        raise
     except BackendError as error:
         return _skipped(name, artefact.precision, error)
     with engine:

@@ -16,7 +16,7 @@ from rich.console import Console
 from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.backends.tensorrt.library import TrtLibrary, library_name, load_library, version_tuple
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
-from saae_runtime.errors import BackendError, ConfigError, DeviceError
+from saae_runtime.errors import BackendError, ConfigError, DeviceError, StorageError
 from saae_runtime.folders import may_write_folder
 from saae_runtime.manifest import IN_BF16, Artefact, Profile
 
@@ -176,11 +176,12 @@ def build_engine(
     target = _target(loaded.name, loaded.version, sm)
     cache_file = f"{target}.timing"
     cache = opened.file(cache_file).read_bytes() if cache_file in opened.manifest.files else b""
+    model = onnx_for_tensorrt(opened.file(source.file))
     ahead_of_time = bool(sms) and bool(loaded.buildable_sms())
     with nullcontext() if ahead_of_time else CudaApi().on(device):
         compiled = compile_engine(
             loaded,
-            onnx_for_tensorrt(opened.file(source.file)),
+            model,
             name=source.file,
             sms=targets if loaded.buildable_sms() else (),
             options=chosen,
@@ -188,6 +189,7 @@ def build_engine(
             tf32=precision != "fp32",  # scores in TF32 would not fit the calibrated thresholds
             console=console,
         )
+    opened = _as_it_is_now(opened, source, model)
     artefact = Artefact(
         file=engine_file(loaded.name, loaded.version, sm, precision, chosen),
         kind="engine",
@@ -391,6 +393,24 @@ def _build_failed(library: TrtLibrary, name: str) -> BackendError:
     if re.search(r"memory|workspace", said, re.IGNORECASE):
         cure = "a smaller --max-batch or --opt-batch, a larger --workspace, or free memory on the GPU"
     return BackendError(f"{library.title} could not build an engine from {name}.", said or "It gave no reason.", cure)
+
+
+def _as_it_is_now(bundle: Bundle, source: Artefact, model: bytes) -> Bundle:
+    """The bundle as it is after the compiling, which takes minutes; calibrated again, for example.
+
+    Raises:
+        StorageError: the graph that was compiled is no longer in it.
+    """
+    if bundle.is_current():
+        return bundle
+    found = open_bundle(bundle.path, mend=True)
+    if source.file in found.manifest.files and onnx_for_tensorrt(found.file(source.file)) == model:
+        return found
+    raise StorageError(
+        f"{bundle.path} was changed by another command meanwhile.",
+        f"The engine was compiled from a {source.file} that is no longer in it.",
+        "nothing was written; run it again",
+    )
 
 
 def _add(bundle: Bundle, artefact: Artefact, files: dict[str, bytes], replaced: Sequence[Artefact]) -> Bundle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from saae_runtime.bundle import update_bundle
-from saae_runtime.errors import DeviceError, SaaeError
+from saae_runtime.errors import DeviceError
 
 from ..parity.compare import ParityReport, require
 from ..parity.verify import Skipped, compare_engine, record_parity
@@ -26,7 +26,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
 
     Raises:
         ParityError: it disagrees; it is removed from the bundle, and the engine that it replaced is restored.
-        BackendError: its values are not finite; it is removed likewise.
+        BackendError: its values are not finite, or it is no engine of this graph; it is removed likewise.
         StorageError: the disk is full, or the bundle may not be written to.
     """
     try:
@@ -36,7 +36,7 @@ def gate(built: BuiltEngine, device: int = 0) -> ParityReport | Skipped:
         require([found], "--precision fp32, another --opt-level, or a newer release of the library")
     except DeviceError as error:  # says nothing about the engine's results
         return Skipped(built.artefact.file, f"{error.what} {error.why}".strip())
-    except SaaeError:
+    except BaseException:  # also a Ctrl-C: an engine that nobody compared must not stay in place of one that passed
         _take_out(built)
         raise
     record_parity(built.bundle, {built.artefact.file: found.summary()})

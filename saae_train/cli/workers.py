@@ -55,10 +55,13 @@ def opened_workers(processes: int | None, cluster: str | None, device: str | Non
         yield Processes(processes, max(1, cores // processes), _gpus() if device in (None, "cuda") else ())
 
 
-def _gpus() -> list[int]:
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
 
 
 class Board:

@@ -164,12 +164,13 @@ class Processes:
     Args:
         room: how many at once.
         threads: of each; None: what the libraries take, which is every core.
-        gpus: numbers of GPUs; the processes take turns at them. Empty: each sees them all.
+        gpus: numbers or names of GPUs, as in CUDA_VISIBLE_DEVICES; the processes take turns at them. Empty: each sees
+            them all.
         grace: seconds for a process to end by the Ctrl-C that it got itself, before it gets a signal.
     """
 
     def __init__(
-        self, room: int = 1, threads: int | None = None, gpus: Sequence[int] = (), grace: float | None = None
+        self, room: int = 1, threads: int | None = None, gpus: Sequence[int | str] = (), grace: float | None = None
     ) -> None:
         self.room, self._threads, self._gpus = room, threads, tuple(gpus)
         self._grace = _GRACE if grace is None else grace

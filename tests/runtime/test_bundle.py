@@ -249,6 +249,18 @@ def test_update_replaces_a_file_without_touching_the_old_one(folder: Path) -> No
         assert old.read() == tiny_graph()
 
 
+def test_what_another_command_wrote_is_not_undone(folder: Path, tmp_path: Path) -> None:
+    """Compiling an engine takes minutes: with the manifest from before, it would bring old thresholds back."""
+    opened = open_bundle(folder)
+    newer = update_bundle(opened, opened.manifest, {"report.html": b"<html>"})
+    with pytest.raises(StorageError, match="changed by another command"):
+        update_bundle(opened, opened.manifest, {"late": b"x"})
+    assert "late" not in open_bundle(folder).manifest.files
+    update_bundle(opened, opened.manifest, {"late": b"x"}, target=tmp_path / "other")
+    update_bundle(newer, newer.manifest, {"late": b"x"})
+    assert {"late", "report.html"} <= set(open_bundle(folder).manifest.files)
+
+
 def test_update_drops_files(folder: Path) -> None:
     bundle = open_bundle(folder)
     update_bundle(bundle, bundle.manifest, {"report.html": b"<html>"})

@@ -109,7 +109,7 @@ class TensorRTBackend(Backend):
         self._close = weakref.finalize(self, self._resources.release)
         self._free: deque[Slot] = deque()
         self._made = 0
-        self._pool_lock = threading.Lock()
+        self._pool_lock = threading.RLock()  # a collected `Lease` gives its slot back, on whatever thread
         self._enqueue_lock = threading.RLock()
         self._spare_lock = threading.Lock()
         self._spare: Slot | None = None

@@ -14,23 +14,25 @@ import onnx
 import pytest
 from needs import need
 from rich.console import Console
-from tiny_bundle import make_tiny_bundle
+from tiny_bundle import make_tiny_bundle, tiny_graph
 from typer.testing import CliRunner
 
 from saae_export.doctor import run_probe
+from saae_export.tensorrt import compile as compile_module
 from saae_export.tensorrt.compile import EngineOptions, build_engine, compile_engine, engine_file
 from saae_export.tensorrt.network import onnx_for_tensorrt, parse_network
 from saae_export.tensorrt.progress import BuildProgress
 from saae_runtime.backends.cuda.api import CudaApi
 from saae_runtime.backends.tensorrt import choose as backend_module
 from saae_runtime.backends.tensorrt.library import TrtLibrary
-from saae_runtime.bundle import open_bundle
+from saae_runtime.bundle import open_bundle, update_bundle
 from saae_runtime.errors import (
     BackendError,
     BackendUnavailableError,
     BundleCorruptError,
     ConfigError,
     DeviceError,
+    StorageError,
 )
 
 SIZE = (16, 24)
@@ -173,6 +175,34 @@ def test_the_engine_joins_the_bundle_with_all_that_describes_it(rtx, bundle):
     assert after.manifest.tools["tensorrt_rtx"] == rtx.version
     assert after.manifest.artefacts[:2] == before.artefacts
     assert {name: after.manifest.files[name] for name in before.files} == before.files
+
+
+def test_what_was_calibrated_during_the_build_stays(rtx, bundle, monkeypatch):
+    build = compile_module.compile_engine
+
+    def meanwhile(*words, **options):
+        opened = open_bundle(bundle)
+        tables = {
+            name: replace(pair, image=pair.image.scaled(2.0)) for name, pair in opened.manifest.thresholds.items()
+        }
+        update_bundle(opened, replace(opened.manifest, thresholds=tables), {})
+        return build(*words, **options)
+
+    before = open_bundle(bundle).manifest.thresholds["fp16"].image.at()
+    monkeypatch.setattr(compile_module, "compile_engine", meanwhile)
+    built = build_engine(bundle, library="tensorrt-rtx", sms=["sm89"])
+    after = open_bundle(bundle).manifest
+    assert after.thresholds["fp16"].image.at() == 2.0 * before
+    assert built.artefact.file in after.files
+
+    def replaced(*words, **options):
+        opened = open_bundle(bundle)
+        update_bundle(opened, opened.manifest, {"model.fp16.onnx": tiny_graph((16, 32), precision="fp16")})
+        return build(*words, **options)
+
+    monkeypatch.setattr(compile_module, "compile_engine", replaced)
+    with pytest.raises(StorageError, match="changed by another command"):
+        build_engine(bundle, library="tensorrt-rtx", sms=["sm86"])
 
 
 def test_engines_add_up_and_the_same_one_is_replaced(rtx, bundle):

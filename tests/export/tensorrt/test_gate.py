@@ -11,6 +11,7 @@ from fake_cuda import FakeCuda, expected_map, fake_tensorrt
 from tiny_bundle import tiny_manifest
 from typer.testing import CliRunner
 
+from saae_export.parity import verify as verify_module
 from saae_export.parity.verify import Skipped, verify
 from saae_export.tensorrt.compile import BuiltEngine, CompiledEngine, EngineOptions, engine_file
 from saae_export.tensorrt.gate import gate
@@ -20,7 +21,14 @@ from saae_runtime.backends.tensorrt import library as trt_library
 from saae_runtime.backends.tensorrt.library import TrtLibrary
 from saae_runtime.bundle import open_bundle, update_bundle, write_bundle
 from saae_runtime.engine import Engine
-from saae_runtime.errors import BackendError, BackendUnavailableError, DeviceError, ParityError, StorageError
+from saae_runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceError,
+    EngineIncompatibleError,
+    ParityError,
+    StorageError,
+)
 from saae_runtime.manifest import Artefact, Profile
 from saae_runtime.reference import ReferenceFrame, write_reference
 
@@ -105,6 +113,26 @@ def test_a_new_engine_that_disagrees_is_not_kept(bundle, gpu):
     opened = open_bundle(bundle.path)
     assert opened.manifest.artefacts == ()
     assert made.artefact.file not in opened.manifest.files
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EngineIncompatibleError("It has other inputs.")])
+def test_an_engine_that_could_not_be_compared_takes_the_place_of_none(bundle, gpu, monkeypatch, error):
+    """Stopped in the middle, or no engine of this graph: the one that had passed comes back."""
+    passed = dataclasses.replace(artefact(), file="earlier.engine")
+    made = built(with_engine(bundle, passed), artefact())
+    without = tuple(item for item in made.bundle.manifest.artefacts if item.file != passed.file)
+    replaced = update_bundle(
+        made.bundle, dataclasses.replace(made.bundle.manifest, artefacts=without), {}, drop=(passed.file,)
+    )
+    made = dataclasses.replace(made, bundle=replaced, before=(passed,), files={passed.file: b"engine"})
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(verify_module, "Engine", stop)
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        gate(made)
+    assert [item.file for item in open_bundle(bundle.path).manifest.artefacts] == [passed.file]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -18,8 +18,10 @@ from fake_backends import (
 )
 
 from saae_runtime import Engine
+from saae_runtime.backends.answers import answer_check
 from saae_runtime.backends.base import RawOutputs
 from saae_runtime.errors import BackendUnavailableError
+from saae_runtime.manifest import Artefact
 
 
 def test_the_fastest_is_passed_over_where_its_answers_are_wrong(
@@ -72,3 +74,23 @@ def test_map_and_score_are_each_compared(
 
     monkeypatch.setattr(FakeBackend, "infer", wrong)
     assert chosen(bundle_with_answers(tmp_path / "b")) == ("swift", "fp32")
+
+
+@pytest.mark.parametrize("error", [0.0, 0.005, 0.02])
+def test_an_engine_that_nobody_compared_keeps_the_bounds_of_its_graph(tmp_path: Path, error: float) -> None:
+    """Compiled elsewhere, or calibrated where it cannot run: it is compared before it may be chosen."""
+    bundle = bundle_with_answers(tmp_path / "b")
+    graph = bundle.artefacts(precision="fp32")[0]
+    assert graph.parity is not None
+    answer = ANSWER * (1 + error)
+
+    class Engine32:
+        frame_size = SIZE
+
+        def infer(self, frames: np.ndarray, threshold: float) -> RawOutputs:
+            maps = np.full((1, *SIZE), answer, np.float32)
+            return RawOutputs(maps, np.array([answer], np.float32), maps > threshold)
+
+    engine = Artefact("x.engine", "engine", "fp32", library="tensorrt", library_version="10.3", sm="sm89")
+    said = answer_check(bundle)(Engine32(), engine)  # type: ignore[arg-type]
+    assert bool(said) == (error > graph.parity.bound_map)

@@ -14,17 +14,19 @@ from typing import Any
 
 import fake_jobs
 import pytest
+from needs import need
 
 from saae_runtime.errors import FitError, SaaeError
+from saae_train.cli import workers
 from saae_train.experiments.jobs import Job, Jobs, Processes, Task, Workers
 
 
-def run(workers: Workers, *tasks: tuple[Task, Any]) -> tuple[dict[int, Mapping[str, Any] | SaaeError], list[Any]]:
+def run(where: Workers, *tasks: tuple[Task, Any]) -> tuple[dict[int, Mapping[str, Any] | SaaeError], list[Any]]:
     """Runs tasks; what each gave by its place, and what was told on the way."""
     told: list[Any] = []
     found: dict[int, Mapping[str, Any] | SaaeError] = {}
     left = list(enumerate(tasks))
-    with Jobs(workers, lambda job, why: told.append((job.name, why))) as jobs:
+    with Jobs(where, lambda job, why: told.append((job.name, why))) as jobs:
         while left or jobs.keys:
             while left and jobs.has_room:
                 place, (task, argument) = left.pop(0)
@@ -33,6 +35,19 @@ def run(workers: Workers, *tasks: tuple[Task, Any]) -> tuple[dict[int, Mapping[s
             assert place not in found
             found[place] = outcome
     return found, told
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-5e, MIG-7", ["GPU-5e", "MIG-7"])]
+)
+def test_jobs_get_the_gpus_that_the_user_named(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, expected: list[str]
+) -> None:
+    monkeypatch.setattr(need("torch").cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert workers._gpus() == expected
 
 
 def test_several_run_at_once_and_take_turns_at_the_gpus(tmp_path: Path) -> None:

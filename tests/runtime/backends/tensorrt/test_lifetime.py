@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 
 import pytest
 from fake_backend import check, frames, make
@@ -30,6 +31,25 @@ def test_two_backends_share_a_process_and_one_closes_alone():
     check(other.infer(frames(1), 0.5), frames(1), 0.5)
     other.close()
     assert set(cuda.live().values()) == {0}
+
+
+def test_outputs_that_are_collected_while_a_slot_is_taken_hold_nobody_up():
+    """Outputs in a cycle, as a traceback makes one, are given back on whatever thread the collector runs."""
+    backend, _ = make(FakeCuda())
+    holder = [backend.infer_on_device(frames(1), 0.5)]
+    holder.append(holder)
+    del holder
+
+    class Collecting(type(backend._free)):
+        def __bool__(self):
+            gc.collect()
+            return len(self) > 0
+
+    backend._free = Collecting(backend._free)
+    answered = threading.Event()
+    threading.Thread(target=lambda: (backend.infer(frames(1), 0.5), answered.set()), daemon=True).start()
+    assert answered.wait(30)
+    backend.close()
 
 
 def test_a_forgotten_backend_gives_everything_back():
