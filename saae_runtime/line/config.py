@@ -30,6 +30,7 @@ Polygon = tuple[tuple[float, float], ...]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_CORNERS = 1000
+_FARTHEST = 1_000_000  # pixels; beyond, drawing overflows, and an area would be nothing
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class RecipeConfig:
             for polygon in () if isinstance(value, str) else value:
                 if not 3 <= len(polygon) <= _MOST_CORNERS:
                     raise ValueError(f"`{name}` has a polygon of {len(polygon)} corners; allowed: 3 to 1000")
+                if any(not abs(place) <= _FARTHEST for corner in polygon for place in corner):
+                    raise ValueError(f"`{name}` has a corner farther than {_FARTHEST:,} pixels from the frame's")
         if self.device < 0 or (self.threads is not None and self.threads < 1):
             raise ValueError("`device` must be at least 0, `threads` at least 1")
 

@@ -96,20 +96,44 @@ def find_sources(names: Sequence[str], recursive: bool = False) -> list[Source]:
     several = len(names) > 1
     for name in names:
         found.extend(_resolve(name, recursive, several))
-    taken: set[str] = set()
+    stems = _filed(found)
     sources = []
-    for path, stem, camera in found:
-        unique = unique_stem(stem, taken)
+    for (path, _, camera), stem in zip(found, stems, strict=True):
         if path is None:
-            sources.append(Source("camera", f"camera:{camera}", unique, camera=camera))
+            sources.append(Source("camera", f"camera:{camera}", stem, camera=camera))
         else:
-            kind = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
-            sources.append(Source(kind, str(path), unique, path=path))
+            sources.append(Source("video" if _is_video(path) else "image", str(path), stem, path=path))
     if any(source.kind == "video" for source in sources):
         check_video()
     if any(source.kind == "camera" for source in sources):
         check_camera()
     return sources
+
+
+def _filed(found: Sequence[tuple[Path | None, PurePath, int | None]]) -> list[PurePath]:
+    """A stem for each source, so that no two frames of all of them are filed under one.
+
+    A video's frames lie below its stem, `clip/000000`, and pages are `part#2`: no other source may have these names.
+    """
+    taken: set[str] = set()
+    stems: dict[int, PurePath] = {}
+    several = [_is_video(path) for path, _, _ in found]
+    names = {stem.name for _, stem, _ in found}
+    for place in sorted(range(len(found)), key=several.__getitem__):  # images first
+        stem = found[place][1]
+        page = re.fullmatch(r"(.+)#[0-9]+", stem.name)
+        if several[place]:
+            below = {str(parent).lower() for name in taken for parent in PurePath(name).parents}
+            while str(stem).lower() in below:
+                stem = stem.with_name(f"{stem.name}-video")
+        elif page and page[1] in names:
+            stem = stem.with_name(f"{stem.name}-file")
+        stems[place] = unique_stem(stem, taken)
+    return [stems[place] for place in range(len(found))]
+
+
+def _is_video(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_frames(sources: Sequence[Source], white_level: int | None = None) -> Iterator[Frame]:

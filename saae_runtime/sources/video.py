@@ -146,8 +146,12 @@ def _av_frames(path: Path) -> Iterator[Decoded]:
                 yield _unreadable(path, error)
                 continue
             for picture in pictures:
-                quarter_turns = round(float(getattr(picture, "rotation", 0) or 0) / 90) % 4
-                frame = picture.to_ndarray(format="rgb24")
+                try:
+                    quarter_turns = round(float(getattr(picture, "rotation", 0) or 0) / 90) % 4
+                    frame = picture.to_ndarray(format="rgb24")
+                except Exception as error:  # of one frame, whose pixels have a format that cannot be converted
+                    yield _unreadable(path, error)
+                    continue
                 yield np.ascontiguousarray(np.rot90(frame, quarter_turns)) if quarter_turns else frame
 
 

@@ -97,6 +97,10 @@ name = "l1"
         (('bundle = "b"', 'bundle = "b"\nthreshold = 1\nfalse_alarms = 0.1'), ["exclude each other"]),
         (('bundle = "b"', 'bundle = "b"\nfalse_alarms = 2'), ["`false_alarms` is 2.0"]),
         (('bundle = "b"', 'bundle = "b"\nroi = [[[0, 0], [1, 1]]]'), ["2 corners"]),
+        (
+            ('bundle = "b"', 'bundle = "b"\nignore = [[[0, 0], [1e10, 0], [1e10, 9]]]'),
+            ["farther than 1,000,000 pixels"],
+        ),
         (('bundle = "b"', 'bundle = "b"\nroi = [[[0, 0, 1], [1, 1], [2, 2]]]'), ["has the wrong type"]),
         (('bundle = "b"', 'bundle = "b"\n[[sink]]\nkind = "mqqt"'), ["`kind` is 'mqqt'; did you mean `mqtt`?"]),
         (('bundle = "b"', 'bundle = "b"\n[[sink]]\npath = "x"'), ["`kind` is missing"]),

@@ -218,6 +218,26 @@ def test_each_page_is_a_frame_with_a_name_of_its_own(tmp_path: Path) -> None:
     assert [frame.facts is not None for frame in found] == [False, False, True, True]
 
 
+def test_no_two_frames_are_filed_under_one_name(tmp_path: Path) -> None:
+    """A video beside the folder of its frames, and a file of several pages beside one that is named like a page."""
+    need("av")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    image(tmp_path / "clip" / "000000.png")
+    image(tmp_path / "part#2.png")
+    image(tmp_path / "part.png")
+    image(tmp_path / "alone#2.png")
+    names = [str(tmp_path / name) for name in ("clip.mp4", "clip", "part#2.png", "part.png", "alone#2.png")]
+    for ordered in (names, names[::-1]):
+        found = {Path(source.name).name: str(source.stem) for source in find_sources(ordered)}
+        assert found == {
+            "clip.mp4": "clip-video",
+            "000000.png": "clip/000000",
+            "part#2.png": "part#2-file",
+            "part.png": "part",
+            "alone#2.png": "alone#2",
+        }
+
+
 @pytest.mark.parametrize("name", ["x.png", "x.mp4"])
 def test_what_is_no_file_is_an_error_of_its_frame(tmp_path: Path, name: str) -> None:
     need("av")
