@@ -202,10 +202,10 @@ def unpack(
     seen: set[PurePosixPath] = set()
     try:
         with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
-            for member in tar:
+            for count, member in enumerate(tar):
                 name = _safe_name(file, member)
-                budget -= member.size
-                if budget < 0 or len(seen) > _MOST_FILES:
+                budget -= member.size + tarfile.BLOCKSIZE  # a folder is nothing but its header
+                if budget < 0 or count >= _MOST_FILES:
                     raise _unsafe(file, member.name, "it unpacks to far more than a set of images")
                 if member.isdir():
                     continue

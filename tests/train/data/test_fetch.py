@@ -20,7 +20,7 @@ from PIL import Image
 from range_server import serve
 
 from saae_runtime.errors import ConfigError, DataError, FetchError, StorageError
-from saae_train.data import download
+from saae_train.data import download, fetch
 from saae_train.data.fetch import LICENCE, MVTEC_AD, Archive, Counts, Source, fetch_mvtec, unpack
 
 COUNTS = Counts(3, 2, 2)
@@ -317,3 +317,19 @@ def test_a_flipped_byte_is_found_without_a_known_hash(tmp_path: Path) -> None:
         target.mkdir(exist_ok=True)
         with pytest.raises(FetchError):
             unpack(file, {"nut": target})
+
+
+@pytest.mark.parametrize("limits", [{"most_bytes": 100_000}, {}])
+def test_a_bomb_of_folders(tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no content, and headers that compress to nothing."""
+    monkeypatch.setattr(fetch, "_MOST_FILES", 50_000 if limits else 500)
+    file, target = tmp_path / "bomb.tar.xz", tmp_path / "nut"
+    with tarfile.open(file, "w:xz") as archive:
+        for number in range(1000):
+            folder = tarfile.TarInfo(f"nut/{number}")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+    target.mkdir()
+    with pytest.raises(FetchError, match="not safe") as caught:
+        unpack(file, {"nut": target}, **limits)
+    assert "far more" in caught.value.why
