@@ -26,21 +26,27 @@ class FakeTriton:
     """State of the server, which tests change while it runs.
 
     Attributes:
+        protocol: `grpc` or `http`.
         score: of every frame.
         threshold: T of the model.
         known: the score that the model's configuration gives for the known frame.
         ready: whether the model is.
+        size: (height, width) of its maps.
         down: answer as a server that stops.
+        fails: names of calls that are answered so.
         answers: how many calls are answered before it falls silent.
         calls: names of the calls so far.
         connected: whether each HTTP connection so far is still open.
     """
 
+    protocol: str = ""
     score: float = 30.0
     threshold: float = 40.0
     known: float = 30.0
     ready: bool = True
+    size: tuple[int, int] = SIZE
     down: bool = False
+    fails: set[str] = field(default_factory=set)
     answers: int = 1_000_000
     port: int = 0
     calls: list[str] = field(default_factory=list)
@@ -58,7 +64,7 @@ class FakeTriton:
 
     def outputs(self, count: int) -> dict[str, np.ndarray]:
         """The model's answer to a batch."""
-        maps = np.full((count, *SIZE), self.score, np.float32)
+        maps = np.full((count, *self.size), self.score, np.float32)
         return {"anomaly_map": maps, "score": maps[:, 0, :1]}
 
     def answer(self, name: str) -> bool:
@@ -66,13 +72,13 @@ class FakeTriton:
         self.calls.append(name)
         if len(self.calls) > self.answers:
             self.end.wait()
-        return not self.down
+        return not self.down and name not in self.fails
 
 
 @contextmanager
 def fake_triton(protocol: str, **state: Any) -> Iterator[FakeTriton]:
     """A running server of one protocol, `grpc` or `http`."""
-    fake = FakeTriton(**state)
+    fake = FakeTriton(protocol, **state)
     with _grpc(fake) if protocol == "grpc" else _http(fake):
         try:
             yield fake
