@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_an_outage_amid_the_question_leaves_the_doubt(fake: FakeTriton) -> None:
 
 def test_a_reload_without_an_outage_is_noticed(fake: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now))
     with opened(fake) as engine:
         before = len(fake.calls)
         for _ in range(3):
