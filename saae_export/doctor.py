@@ -37,20 +37,20 @@ __all__ = ["ArtefactCheck", "Diagnosis", "Finding", "doctor", "print_diagnosis"]
 
 _TIMEOUT = 120  # seconds for one probe; a cold disk of a Jetson takes tens of them
 
-# Foreign code is loaded in separate processes: a broken library may crash instead of raising.
+# Foreign code is loaded in separate processes: a broken library may crash instead of raising. The answer is the last
+# line: a library may print others when it is imported.
 _PROBES = {
     "cuda": "import cuda.bindings as b; print(b.__version__)",
     "tensorrt": "import tensorrt as t; print(t.__version__)",
     "tensorrt_rtx": "import tensorrt_rtx as t; print(t.__version__)",
     "tensorrt_lean": "import tensorrt_lean as t; print(t.__version__)",
     "onnxruntime": """
-import pathlib
+import json, pathlib
 import onnxruntime as ort
 from saae_runtime.backends.onnxruntime.gpu import load_tensorrt
 providers = ort.get_available_providers()
-print(ort.__version__)
-print(",".join(providers))
-print(load_tensorrt(pathlib.Path(ort.__file__).parent) if "TensorrtExecutionProvider" in providers else "")
+missing = load_tensorrt(pathlib.Path(ort.__file__).parent) if "TensorrtExecutionProvider" in providers else ""
+print(json.dumps({"version": ort.__version__, "providers": providers, "missing": missing}))
 """,
     "openvino": """
 import json
@@ -177,7 +177,7 @@ def doctor(
     diagnosis = Diagnosis(system, tuple(findings))
     if bundle is None:
         return diagnosis
-    versions = {name: found[name][1][0] for name in FLAVOURS if found[name][0] and found[name][1]}
+    versions = {name: found[name][1][-1] for name in FLAVOURS if found[name][0] and found[name][1]}
     sms = [str(gpu["sm"]) for gpu in machine["gpus"]]
     return _with_bundle(diagnosis, bundle, versions, sms, run)
 
@@ -247,7 +247,7 @@ def _gpu_findings(cuda: tuple[bool, list[str]], machine: dict[str, Any], jetson:
     ok, said = cuda
     if not ok:
         return [Finding("cuda-python", False, _last(said), cuda_install_hint())]
-    findings = [Finding("cuda-python", True, said[0] if said else "")]
+    findings = [Finding("cuda-python", True, said[-1] if said else "")]
     if machine["problem"]:
         cure = "JetPack brings the driver: flash the device again" if jetson else machine["cure"]
         return [*findings, Finding("NVIDIA driver", False, machine["problem"], cure)]
@@ -264,7 +264,7 @@ def _flavour(name: str, probed: tuple[bool, list[str]], machine: dict[str, Any],
     ok, said = probed
     if not ok:
         return Finding(name, False, _last(said), install_hint(name, jetson))
-    version = said[0] if said else ""
+    version = said[-1] if said else ""
     made_for, driver = wheel_cuda_major(name), machine["driver"][0]
     if made_for is not None and 0 < driver < made_for:
         why = f"{version} is made for CUDA {made_for}; the driver supports CUDA {driver}"
@@ -281,19 +281,24 @@ def _onnxruntime(probed: tuple[bool, list[str]], jetson: Jetson | None) -> list[
     gpu_cure = "pip uninstall onnxruntime, then pip install 'saae[cuda]'"
     if jetson is not None:
         gpu_cure = f"the wheel for JetPack {jetson.jetpack or '?'} from NVIDIA's Jetson index (see docs/jetson.md)"
-    if not ok:
+    version = ""
+    try:
+        if ok:
+            answer = json.loads(said[-1])
+            version, providers, missing = answer["version"], answer["providers"], answer["missing"]
+    except (ValueError, IndexError, KeyError, TypeError):
+        said = ["asking for it gave no answer"]
+    if not version:
         cure = "pip install 'saae[cpu]' for the CPU; for the GPU: " + gpu_cure.rpartition("then ")[2]
         return [Finding("onnxruntime", False, _last(said), cure)]
-    providers = said[1].split(",") if len(said) > 1 else []
-    findings = [Finding("onnxruntime", True, said[0] if said else "")]
+    findings = [Finding("onnxruntime", True, version)]
     for name, title in (
         ("CPUExecutionProvider", "CPU"),
         ("CUDAExecutionProvider", "CUDA"),
         ("TensorrtExecutionProvider", "TensorRT"),
     ):
         words, cure = ("offered", "") if name in providers else ("not in this wheel", gpu_cure)
-        missing = said[2] if title == "TensorRT" and len(said) > 2 else ""
-        if missing:
+        if title == "TensorRT" and missing:
             words, cure = f"in this wheel, but {missing}", INSTALL["onnxruntime:tensorrt"]
         findings.append(Finding(f"onnxruntime {title}", words == "offered", words, cure))
     return findings

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from saae_runtime.backends import ON_CPU
 from saae_runtime.bundle import Bundle, open_bundle, update_bundle
 from saae_runtime.errors import BackendError, ConfigError
 from saae_runtime.folders import atomic_directory
@@ -72,7 +73,8 @@ def export_triton(
     """Write `repository/KIND/NAME` for each kind: `repository/onnx` is what a server is given.
 
     - `onnx`: the graph without threshold and mask, for a Triton with its onnxruntime backend.
-    - `tensorrt`: the same graph as a plan, if the bundle holds a TensorRT engine and this machine can compile one.
+    - `tensorrt`: the same graph as a plan, if the bundle holds a TensorRT engine and this machine can compile one;
+      never for `device` cpu.
     - `python`: the bundle itself and a model.py that runs it with saae's runtime, for any Triton with Python.
 
     A model of the same name that was written before is replaced.
@@ -84,7 +86,7 @@ def export_triton(
         kinds: some of `KINDS`.
         precision: of the graph that is served; None: the first of the bundle's graphs.
         options: batches, instances and devices.
-        backend: of saae, for `python`.
+        backend: of saae, for `python`; `auto` becomes one of the CPU for `device` cpu.
         environment: folder or archive of the Python environment, on the server, for `python`.
         console: where the progress of a compilation is shown.
 
@@ -93,7 +95,7 @@ def export_triton(
 
     Raises:
         BundleError: no bundle there, or a damaged one.
-        ConfigError: an impossible name, kind, option or precision, or a folder that holds something else.
+        ConfigError: an impossible name, kind, option, precision or backend, or a folder that holds something else.
         BackendUnavailableError: the package onnx is not installed.
         StorageError: the disk is full, or the place may not be written to.
     """
@@ -102,6 +104,7 @@ def export_triton(
     _check_kinds(kinds)
     model = _model_name(name, opened.manifest.category)
     artefact = _artefact(opened, precision, kinds)
+    engine = _engine_options(backend, artefact, chosen) if "python" in kinds else {}
     root = Path(repository)
     for kind in kinds:
         _refuse_foreign(root / kind / model)
@@ -110,13 +113,13 @@ def export_triton(
     written: list[Exported] = []
     left: list[Left] = []
     for kind in kinds:
-        fill = _content(opened, artefact, kind, chosen, console, root / "onnx" / model)
+        fill = _content(opened, artefact, kind, chosen, console, root / "onnx" / model, "onnx" in kinds)
         if isinstance(fill, Left):
             left.append(fill)
             continue
         about = _about(opened.manifest, artefact, kind, check)
         if kind == "python":
-            about["options"] = _engine_options(backend, artefact, chosen)
+            about["options"] = engine
         parameters = _parameters(kind, chosen, environment)
         text = config_text(model, _BACKENDS[kind], (frame.height, frame.width), chosen, about, parameters)
         folder = root / kind / model
@@ -129,7 +132,18 @@ def export_triton(
 
 
 def _engine_options(backend: str, artefact: Artefact, options: ServerOptions) -> dict[str, Any]:
-    """How model.py opens its engine."""
+    """How model.py opens its engine. Triton's `KIND_CPU` does not keep it from a GPU; the backend's name does."""
+    if options.device == "cpu":
+        if backend == "auto" and artefact.precision in IN_BF16:
+            backend = "openvino"
+        elif backend in ("auto", "onnxruntime"):
+            backend = "onnxruntime:cpu"
+        if backend not in ON_CPU:
+            raise ConfigError(
+                f"--backend {backend} does not fit --device cpu.",
+                "It is not one that computes on the CPU.",
+                f"--backend {' or '.join(sorted(ON_CPU))}, or another --device",
+            )
     opened = {"name": backend, "precision": artefact.precision, "max_batch": options.max_batch}
     return opened if options.threads is None else {**opened, "threads": options.threads}
 
@@ -206,11 +220,21 @@ def _about(manifest: Manifest, artefact: Artefact, kind: str, check: Mapping[str
 
 
 def _content(
-    bundle: Bundle, artefact: Artefact, kind: str, options: ServerOptions, console: Console | None, beside: Path
+    bundle: Bundle,
+    artefact: Artefact,
+    kind: str,
+    options: ServerOptions,
+    console: Console | None,
+    onnx: Path,
+    onnx_written: bool,
 ) -> Callable[[Path], None] | Left:
     """What fills the folder of a version, or why this kind is left out."""
     if kind == "python":
         return _python_model(bundle, artefact)
+    if kind == "tensorrt" and options.device == "cpu":
+        return Left(
+            kind, "A TensorRT plan needs a GPU, and --device is cpu.", "--kind onnx,python, or another --device"
+        )
     graph = serving_graph(bundle.file(artefact.file))
     if kind == "onnx":
         return _one_file("model.onnx", graph)
@@ -229,8 +253,10 @@ def _content(
         return Left(
             kind,
             f"{error.what} {error.why}".strip(),
-            "in the server's container: trtexec --stronglyTyped "
-            + shell_line(f"--onnx={beside / '1' / 'model.onnx'}", "--saveEngine=model.plan")
+            ("" if onnx_written else "write its graph, too, with --kind onnx,tensorrt; then ")
+            + "in the server's container: trtexec --stronglyTyped "
+            + ("--noTF32 " if engines[0].precision == "fp32" else "")
+            + shell_line(f"--onnx={onnx / '1' / 'model.onnx'}", "--saveEngine=model.plan")
             + f" --minShapes=frame:1x{shape} --optShapes=frame:1x{shape} --maxShapes=frame:{options.max_batch}x{shape}",
         )
     return _one_file("model.plan", plan)

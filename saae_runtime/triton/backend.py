@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.base import Backend, RawOutputs, Ticket
-from ..errors import DeviceError
+from ..errors import BackendError, BackendUnavailableError, DeviceError
 from .connection import Connection
+from .known import known_frame
+from .watch import Watch
 
 __all__ = ["TritonBackend"]
 
@@ -18,7 +21,8 @@ __all__ = ["TritonBackend"]
 class TritonBackend(Backend):
     """Runs one model of a server; see `saae_runtime.backends.base.Backend`.
 
-    The mask is made here, because a Triton that forms batches takes no threshold.
+    The mask is made here, because a Triton that forms batches takes no threshold. No answer is returned after an outage
+    until the server has said that its model is still the same; without one it is asked every few seconds.
 
     Args:
         connection: to the server; closed with the backend.
@@ -29,6 +33,8 @@ class TritonBackend(Backend):
         max_batch: frames of the largest batch.
         slots: requests in flight in a stream.
         description: text for users.
+        about: the parameter `saae` of the model's configuration.
+        verify: whether the known frame is sent after an outage, too.
     """
 
     def __init__(
@@ -42,6 +48,8 @@ class TritonBackend(Backend):
         max_batch: int,
         slots: int,
         description: str,
+        about: Mapping[str, Any],
+        verify: bool,
     ) -> None:
         self.name = f"triton:{connection.protocol}"
         self.description = description
@@ -51,6 +59,8 @@ class TritonBackend(Backend):
         self.slots = slots
         self._connection = connection
         self._model, self._version = model, version
+        self._known = about.get("check") if verify else None
+        self._watch = Watch(about, lambda: connection.about(model, version)[1], self.check_known, description)
         self._pool = ThreadPoolExecutor(slots, "saae-triton")  # its threads start when they are first needed
 
     def infer(self, frames: NDArray[np.uint8], threshold: float) -> RawOutputs:
@@ -59,6 +69,7 @@ class TritonBackend(Backend):
         Raises:
             BackendUnavailableError: the server does not answer, or not in time.
             DeviceError: it failed.
+            BackendError: it serves another model now.
         """
         found = self._infer(frames, ("anomaly_map", "score"))
         anomaly_map = np.array(found[0])  # the answer's memory is read-only, and shared with other outputs
@@ -72,7 +83,37 @@ class TritonBackend(Backend):
         """
         return self._infer(frames, ("score",))[0]
 
+    def check_known(self) -> None:
+        """Compare the known frame's score with that of the machine that wrote the model.
+
+        Raises:
+            BackendError: it is another.
+        """
+        if self._known is None:
+            return
+        expected, tolerance = float(self._known["score"]), float(self._known["tolerance"])
+        found = float(self._ask(known_frame(self.frame_size)[None], ("score",))[0][0])
+        if not abs(found - expected) <= tolerance * abs(expected):
+            raise BackendError(
+                f"{self.description} gives wrong scores: {found:.6g} for a frame whose score is {expected:.6g}.",
+                "Triton's Python backend does so with numpy 2 in the model's environment; else it is another model.",
+                "pip install 'numpy<2' in the server's environment, or write the model again: saae-export triton",
+            )
+
     def _infer(self, frames: NDArray[np.uint8], wanted: Sequence[str]) -> list[NDArray[np.float32]]:
+        try:
+            found = self._ask(frames, wanted)
+        except BackendUnavailableError:
+            self._watch.doubt()
+            raise
+        except DeviceError:  # another model may take other frames
+            self._watch.doubt()
+            self._watch.check()
+            raise
+        self._watch.check()
+        return found
+
+    def _ask(self, frames: NDArray[np.uint8], wanted: Sequence[str]) -> list[NDArray[np.float32]]:
         found = self._connection.infer(self._model, self._version, frames, wanted)
         count, (height, width) = len(frames), self.frame_size
         shapes = {"anomaly_map": (count, height, width), "score": (count,)}

@@ -6,8 +6,9 @@ import importlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendUnavailableError, BundleVersionError, ConfigError, DeviceError, SaaeError, shown
+from .client_thread import ClientThread
 from .known import SCHEMA
 
 __all__ = ["Connection", "parse_url"]
@@ -51,7 +53,8 @@ def parse_url(url: str) -> tuple[str, str, bool]:
 class Connection:
     """One server. Thread-safe.
 
-    gRPC has one channel for all of them. tritonclient's HTTP client belongs to one thread, so each thread has its own.
+    gRPC has one channel for all threads. tritonclient's HTTP client belongs to one thread and takes one call at a time,
+    so there are as many, each in a thread of its own, as there were calls at the same time.
 
     Args:
         url: see `parse_url`.
@@ -77,9 +80,10 @@ class Connection:
             raise BackendUnavailableError(
                 "TritonEngine needs tritonclient.", str(error), "pip install 'saae[triton]'"
             ) from error
-        self._own = threading.local()
-        self._clients: list[Any] = []
+        self._channel: Any = None
+        self._idle: list[ClientThread] = []
         self._shared = threading.Lock()
+        self._closed = False
 
     def wait(self, model: str, version: str, seconds: float) -> None:
         """Return once the model is ready, at the latest after `seconds`.
@@ -92,7 +96,7 @@ class Connection:
         while True:
             try:
                 with self._explained(model):
-                    if self._client().is_model_ready(model, version):
+                    if self._call("is_model_ready", model, version):
                         return
             except BackendUnavailableError:
                 if time.monotonic() >= end:
@@ -114,7 +118,7 @@ class Connection:
 
     def _models(self) -> dict[str, str]:
         """Models of the server's repository and their states."""
-        index = self._client().get_model_repository_index()
+        index = self._call("get_model_repository_index")
         if self.protocol == "grpc":
             index = [{"name": item.name, "state": item.state, "reason": item.reason} for item in index.models]
         return {
@@ -126,9 +130,9 @@ class Connection:
         """The model's configuration: a ModelConfig message as dicts and lists."""
         with self._explained(model):
             if self.protocol == "grpc":
-                found = self._client().get_model_config(model, version, as_json=True)["config"]
+                found = self._call("get_model_config", model, version, as_json=True)["config"]
             else:
-                found = self._client().get_model_config(model, version)
+                found = self._call("get_model_config", model, version)
         return dict(found)
 
     def about(self, model: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,7 +163,7 @@ class Connection:
     def server(self) -> str:
         """The server's name and version."""
         with self._explained(""):
-            found = self._client().get_server_metadata()
+            found = self._call("get_server_metadata")
         name, version = (found["name"], found["version"]) if isinstance(found, dict) else (found.name, found.version)
         return f"{name} {version}"
 
@@ -172,27 +176,38 @@ class Connection:
         given = self._library.InferInput("frame", list(frames.shape), "UINT8")
         given.set_data_from_numpy(frames)
         outputs = [self._library.InferRequestedOutput(name) for name in wanted]
-        timeout = {"client_timeout": self._timeout} if self.protocol == "grpc" else {}
         with self._explained(model):
-            answer = self._client().infer(model, [given], model_version=version, outputs=outputs, **timeout)
+            answer = self._call("infer", model, [given], model_version=version, outputs=outputs)
             found = {name: answer.as_numpy(name) for name in wanted}
         missing = [name for name, value in found.items() if value is None]
         if missing:
             raise DeviceError(f"{self.url} gave no {missing[0]} for {model}.", "", "write the model again")
         return found
 
-    def _client(self) -> Any:
+    def _call(self, name: str, *values: Any, **options: Any) -> Any:
+        """What a method of tritonclient's client returns, within the timeout."""
         if self.protocol == "grpc":
             with self._shared:
-                if not self._clients:
-                    self._clients.append(self._library.InferenceServerClient(self._address, **self._options))
-                return self._clients[0]
-        if not hasattr(self._own, "client"):
-            limits = {"connection_timeout": self._timeout, "network_timeout": self._timeout}
-            self._own.client = self._library.InferenceServerClient(self._address, **{**limits, **self._options})
+                if self._channel is None:
+                    self._channel = self._library.InferenceServerClient(self._address, **self._options)
+                client = self._channel
+            return getattr(client, name)(*values, client_timeout=self._timeout, **options)
+        with self._shared:
+            thread = self._idle.pop() if self._idle else ClientThread(self._http_client())
+        try:
+            return thread.call(lambda client: getattr(client, name)(*values, **options))
+        finally:
             with self._shared:
-                self._clients.append(self._own.client)
-        return self._own.client
+                closed = self._closed
+                if not closed:
+                    self._idle.append(thread)
+            if closed:
+                thread.close()
+
+    def _http_client(self) -> Callable[[], Any]:
+        """What makes a client; it holds no reference to the connection."""
+        limits = {"connection_timeout": self._timeout, "network_timeout": self._timeout}
+        return partial(self._library.InferenceServerClient, self._address, **{**limits, **self._options})
 
     @contextmanager
     def _explained(self, model: str) -> Iterator[None]:
@@ -223,8 +238,11 @@ class Connection:
     def close(self) -> None:
         """Close every connection. May be called twice."""
         with self._shared:
-            clients, self._clients = self._clients, []
-        self._own = threading.local()
-        for client in clients:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            channel, self._channel = self._channel, None
+        for thread in idle:
+            thread.close()
+        if channel is not None:
             with suppress(Exception):
-                client.close()
+                channel.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from ..manifest import Manifest
 from ..result import decision
 from .backend import TritonBackend
 from .connection import Connection
-from .known import known_frame
 
 __all__ = ["TritonEngine", "Verdict"]
 
@@ -55,14 +53,16 @@ class TritonEngine(Engine):
     """Scores frames by a Triton server with a model from `saae-export triton`.
 
     The same calls, frames, thresholds and results as `saae_runtime.Engine`, at any threshold; frames are resized and
-    masks are made here. `verdict` requests only the scores, without maps.
+    masks are made here. `verdict` requests only the scores, without maps. If the server's model is replaced by another
+    one, calls raise BackendError instead of judging its scores by the thresholds of the first.
 
     Args:
         url: `grpc://host:8001` or `http://host:8000`; `grpcs://` and `https://` are encrypted.
         model: the model's name.
         version: its version; empty: the latest.
         fpr, threshold, image_fpr, image_threshold, white_level: see `Engine`.
-        verify: whether to send a frame with a known score first, to detect a server with wrong results.
+        verify: whether to send a frame with a known score first, and after an outage, to detect a server with wrong
+            results.
         timeout: seconds that an answer may take.
         wait: seconds that the server may take to be ready.
         slots: requests in flight in `stream`.
@@ -103,7 +103,7 @@ class TritonEngine(Engine):
             raise ConfigError(f"slots={shown(slots)} is not possible.", "", "give a whole number from 1 to 1024")
         connection = Connection(url, timeout, **options)
         try:
-            bundle, backend, check = _open(connection, model, version, wait, slots)
+            bundle, backend = _open(connection, model, version, wait, slots, verify)
         except BaseException:
             connection.close()
             raise
@@ -122,12 +122,11 @@ class TritonEngine(Engine):
         )
         self._begin(bundle, backend, again, white_level, None, **limits)
         self._server = backend
-        if verify and check is not None:
-            try:
-                _check(backend, check)
-            except BaseException:
-                self.close()
-                raise
+        try:
+            backend.check_known()
+        except BaseException:
+            self.close()
+            raise
 
     def verdict(self, frames: Any, *, image_fpr: float | None = None, image_threshold: float | None = None) -> Any:
         """Score one frame or a batch without its maps, which are large to send.
@@ -170,8 +169,8 @@ class TritonEngine(Engine):
 
 
 def _open(
-    connection: Connection, model: str, version: str, wait: float, slots: int
-) -> tuple[Bundle, TritonBackend, Mapping[str, Any] | None]:
+    connection: Connection, model: str, version: str, wait: float, slots: int, verify: bool
+) -> tuple[Bundle, TritonBackend]:
     if not isinstance(model, str) or not model or not isinstance(version, str):
         raise ConfigError(f"model={shown(model)}, version={shown(version)} is not possible.", "", 'model="zipper"')
     connection.wait(model, version, wait)
@@ -192,17 +191,7 @@ def _open(
         max_batch=max_batch,
         slots=slots,
         description=f"{connection.server()} at {connection.url}, model {model} ({served})",
+        about=about,
+        verify=verify,
     )
-    return Bundle(Path(model), manifest), backend, about.get("check")
-
-
-def _check(backend: TritonBackend, check: Mapping[str, Any]) -> None:
-    """Compare the known frame's score with that of the machine that wrote the model."""
-    expected, tolerance = float(check["score"]), float(check["tolerance"])
-    found = float(backend.scores(known_frame(backend.frame_size)[None])[0])
-    if not abs(found - expected) <= tolerance * abs(expected):
-        raise BackendError(
-            f"{backend.description} gives wrong scores: {found:.6g} for a frame whose score is {expected:.6g}.",
-            "Triton's Python backend does so with numpy 2 in the model's environment; else the model is another one.",
-            "pip install 'numpy<2' in the server's environment, or write the model again: saae-export triton",
-        )
+    return Bundle(Path(model), manifest), backend

@@ -38,6 +38,11 @@ def machine(*gpus, driver=(13, 0), problem="", cure="", **said):
     return probe
 
 
+def onnxruntime(version, providers, missing=""):
+    """The answer of its probe."""
+    return (json.dumps({"version": version, "providers": providers.split(","), "missing": missing}),)
+
+
 def findings(diagnosis):
     return {item.name: item for item in diagnosis.findings}
 
@@ -54,7 +59,7 @@ def test_a_machine_with_everything():
             ADA,
             cuda=("13.4.4",),
             tensorrt=("10.13.3.9",),
-            onnxruntime=("1.25.0", "TensorrtExecutionProvider,CUDAExecutionProvider,CPUExecutionProvider"),
+            onnxruntime=onnxruntime("1.25.0", "TensorrtExecutionProvider,CUDAExecutionProvider,CPUExecutionProvider"),
         )
     )
     seen = findings(found)
@@ -71,12 +76,35 @@ def test_a_provider_without_its_library_is_not_offered():
     """onnxruntime-gpu lists its TensorRT provider on machines without TensorRT."""
     providers = "TensorrtExecutionProvider,CUDAExecutionProvider,CPUExecutionProvider"
     missing = "TensorRT (libnvinfer.so.10) is not installed"
-    seen = findings(doctor(probe=machine(ADA, onnxruntime=("1.31.1", providers, missing))))
+    seen = findings(doctor(probe=machine(ADA, onnxruntime=onnxruntime("1.31.1", providers, missing))))
     assert not seen["onnxruntime TensorRT"].ok
     assert missing in seen["onnxruntime TensorRT"].detail
     assert "pip install" in seen["onnxruntime TensorRT"].cure
     assert seen["onnxruntime CUDA"].ok
-    assert findings(doctor(probe=machine(ADA, onnxruntime=("1.31.1", providers, ""))))["onnxruntime TensorRT"].ok
+    assert findings(doctor(probe=machine(ADA, onnxruntime=onnxruntime("1.31.1", providers))))["onnxruntime TensorRT"].ok
+
+
+def test_a_library_that_prints_when_it_is_imported(tmp_path, monkeypatch):
+    """The real probes, with modules in the libraries' place: only what they print last is read."""
+    fakes = {
+        "onnxruntime": "def get_available_providers(): return ['CUDAExecutionProvider', 'CPUExecutionProvider']\n",
+        "tensorrt": "",
+    }
+    for name, code in fakes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"print('a message')\n__version__ = '10.13.3'\n{code}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    seen = findings(doctor(probe=lambda name, code: run_probe(name, code) if name in fakes else (False, [])))
+    assert seen["onnxruntime"].detail == "10.13.3"
+    assert seen["onnxruntime CPU"].ok
+    assert seen["onnxruntime CUDA"].ok
+    assert not seen["onnxruntime TensorRT"].ok
+    assert seen["tensorrt"].detail.startswith("10.13.3")
+
+
+def test_a_probe_without_an_answer_is_no_library():
+    seen = findings(doctor(probe=machine(onnxruntime=("a message",))))["onnxruntime"]
+    assert (seen.ok, seen.detail) == (False, "asking for it gave no answer")
 
 
 def test_a_machine_with_nothing_has_a_cure_for_everything():

@@ -167,10 +167,10 @@ def test_what_cannot_be_written(bundle: Path, tmp_path: Path, options: dict, wor
 # --- plans ---
 
 
-def with_engine(bundle: Path) -> None:
+def with_engine(bundle: Path, precision: str = "fp32") -> None:
     """Puts an entry for an engine of another machine into a bundle; its bytes are never read here."""
     opened = open_bundle(bundle)
-    engine = Artefact("x.engine", "engine", "fp32", "tensorrt", "10.3", "sm87", Profile(1, 2, 8), {"opt_level": 4})
+    engine = Artefact("x.engine", "engine", precision, "tensorrt", "10.3", "sm87", Profile(1, 2, 8), {"opt_level": 4})
     manifest = dataclasses.replace(opened.manifest, artefacts=(*opened.manifest.artefacts, engine))
     update_bundle(opened, manifest, {"x.engine": b"engine"})
 
@@ -181,10 +181,75 @@ def test_where_no_plan_can_be_compiled_the_server_is_told_how(bundle: Path, tmp_
     with_engine(bundle)
     _, (left,) = export_triton(bundle, tmp_path / "repo", options=ServerOptions(max_batch=4))
     assert left.kind == "tensorrt"
-    assert "trtexec --stronglyTyped" in left.cure
+    assert left.cure.startswith("in the server's container: trtexec --stronglyTyped --noTF32 --onnx=")
     assert f"--onnx={tmp_path}/repo/onnx/tiny/1/model.onnx" in left.cure
     assert "--maxShapes=frame:4x16x24x3" in left.cure
     assert not (tmp_path / "repo" / "tensorrt").exists()
+
+
+def test_the_servers_trtexec_is_not_told_of_a_graph_that_is_not_written(bundle: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed here")
+    with_engine(bundle)
+    _, (left,) = export_triton(bundle, tmp_path / "repo", kinds=["tensorrt"])
+    assert left.cure.startswith(
+        "write its graph, too, with --kind onnx,tensorrt; then in the server's container: trtexec"
+    )
+
+
+def test_only_fp32_is_compiled_without_tf32_by_the_server(bundle: Path, tmp_path: Path) -> None:
+    """What `compile_plan` does here, too."""
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed here")
+    with_engine(bundle, "fp16")
+    _, (left,) = export_triton(bundle, tmp_path / "repo", precision="fp16")
+    assert "trtexec --stronglyTyped --onnx=" in left.cure
+
+
+# --- devices ---
+
+
+def test_on_the_cpu_no_model_takes_a_gpu(bundle: Path, tmp_path: Path) -> None:
+    with_engine(bundle)
+    written, (left,) = export_triton(bundle, tmp_path, options=ServerOptions(device="cpu"))
+    assert [item.kind for item in written] == ["onnx", "python"]
+    assert (left.kind, "needs a GPU" in left.why) == ("tensorrt", True)
+    assert about(tmp_path / "python" / "tiny")["options"]["name"] == "onnxruntime:cpu"
+    assert "kind: KIND_CPU" in (tmp_path / "python" / "tiny" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend", "expected"),
+    [
+        ("fp32", "auto", "onnxruntime:cpu"),
+        ("fp32", "onnxruntime", "onnxruntime:cpu"),
+        ("fp32", "openvino", "openvino"),
+        ("bf16", "auto", "openvino"),
+        ("int8-bf16", "auto", "openvino"),
+    ],
+)
+def test_which_backend_computes_on_the_cpu(
+    bundle: Path, tmp_path: Path, precision: str, backend: str, expected: str
+) -> None:
+    opened = open_bundle(bundle)
+    (graph,) = opened.artefacts(kind="onnx", precision="fp32")
+    manifest = dataclasses.replace(
+        opened.manifest,
+        artefacts=(dataclasses.replace(graph, precision=precision),),
+        thresholds={precision: opened.manifest.thresholds["fp32"]},
+    )
+    update_bundle(opened, manifest, {}, drop=("model.fp16.onnx",))
+    options = ServerOptions(device="cpu")
+    export_triton(bundle, tmp_path / "repo", kinds=["python"], options=options, backend=backend)
+    assert about(tmp_path / "repo" / "python" / "tiny")["options"]["name"] == expected
+
+
+def test_a_backend_of_gpus_is_refused_on_the_cpu(bundle: Path, tmp_path: Path) -> None:
+    options = ServerOptions(device="cpu")
+    with pytest.raises(ConfigError, match="does not fit --device cpu"):
+        export_triton(bundle, tmp_path / "repo", options=options, backend="onnxruntime:cuda")
+    assert not (tmp_path / "repo").exists()
+    export_triton(bundle, tmp_path / "repo", kinds=["onnx"], options=options, backend="onnxruntime:cuda")  # not used
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fake_triton import fake_triton
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saae_runtime import TritonEngine
 from saae_runtime.errors import BackendUnavailableError, ConfigError, SaaeError
-from saae_runtime.triton.connection import parse_url
+from saae_runtime.triton.connection import Connection, parse_url
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,11 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
         return
     assert protocol in ("grpc", "http")
     assert 0 < int(address.rpartition(":")[2]) < 65536
+
+
+def open_files() -> int:
+    """How many this process has open, sockets included."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture
@@ -93,6 +100,57 @@ def test_something_else_listens_there(protocol: str) -> None:
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(SaaeError):
             TritonEngine(f"{protocol}://127.0.0.1:{listener.getsockname()[1]}", "x", timeout=3)
+
+
+@pytest.mark.needs("tritonclient")
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(("ready", "answers"), [(True, 0), (True, 1), (True, 2), (True, 3), (False, 1)])
+def test_the_timeout_holds_for_every_question_while_opening(protocol: str, ready: bool, answers: int) -> None:
+    """A server that answers some questions and then nothing more."""
+    with fake_triton(protocol, ready=ready, answers=answers) as fake:
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailableError, match="answers"):
+            TritonEngine(f"{protocol}://127.0.0.1:{fake.port}", "tiny", timeout=0.5)
+        assert time.monotonic() - started < 10
+        assert fake.calls == (["ready", "config", "v2", "infer"] if ready else ["ready", "index"])[: answers + 1]
+
+
+@pytest.mark.needs("tritonclient")
+def test_threads_that_end_leave_no_connection_behind() -> None:
+    """Each call takes a connection that is free; closed, they leave none of their files open."""
+    Connection("http://127.0.0.1", 5).close()  # what is opened once
+    before = open_files()
+    with fake_triton("http") as fake:
+        connection = Connection(f"http://127.0.0.1:{fake.port}", 5)
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(lambda _: connection.server(), range(40))) == {"triton x"}
+        assert 1 <= len(fake.connected) <= 4
+        most = len(fake.connected)
+        for _ in range(20):
+            thread = threading.Thread(target=connection.server)
+            thread.start()
+            thread.join()
+        assert len(fake.connected) == most
+        connection.close()
+        connection.close()
+        end = time.monotonic() + 5
+        while any(fake.connected.values()) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not any(fake.connected.values())
+    assert open_files() <= before
+
+
+@pytest.mark.needs("tritonclient")
+def test_a_connection_that_nobody_closes_ends_with_its_last_reference() -> None:
+    with fake_triton("http") as fake:
+        connection = Connection(f"http://127.0.0.1:{fake.port}", 5)
+        connection.server()
+        assert list(fake.connected.values()) == [True]
+        del connection
+        end = time.monotonic() + 5
+        while any(fake.connected.values()) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert list(fake.connected.values()) == [False]
 
 
 @pytest.mark.needs("tritonclient")
