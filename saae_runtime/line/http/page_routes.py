@@ -261,7 +261,9 @@ def _state(context: Context) -> Any_:
         "ready": health["ready"],
         "live": health["live"],
         "stations": stations,
-        "sinks": [{key: sink[key] for key in ("name", "working", "backlog")} for sink in health["sinks"]],
+        "sinks": [
+            {key: sink[key] for key in ("name", "working", "backlog", "lost", "refused")} for sink in health["sinks"]
+        ],
         "drift": [item for item in health["drift"] if item["alarm"]],
         "last_error": health["last_error"],
         "recipes": health["recipes"],

@@ -66,6 +66,7 @@ class MqttSink:
 
     batch = 100
     refused = 0
+    refusal = ""
 
     def __init__(self, options: MqttOptions, folder: Path, line: str) -> None:
         self._options, self._folder = options, folder

@@ -17,7 +17,7 @@ from .base import Hurry
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
-_AGAIN = (408, 425, 429)  # 4xx codes that mean "later"
+_AGAIN = (401, 403, 404, 405, 407, 408, 425, 429)  # 4xx codes that are not about the record: access, address, "later"
 _HURRIED = 0.5  # seconds for an answer while the service ends
 
 
@@ -62,8 +62,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class WebhookSink:
     """Sends each record as the body of a POST, with its key as `Idempotency-Key`, because it may be sent twice.
 
-    An answer of 2xx takes the record. 4xx refuses it for good (it is counted and skipped), except 408, 425 and 429;
-    after these, 5xx and no answer it is sent again later.
+    An answer of 2xx takes the record. 4xx refuses it for good (it is counted and skipped), except the codes that say
+    nothing about the record (`_AGAIN`, such as 401 for an expired token); after these, 5xx and no answer it is sent
+    again later.
     """
 
     batch = 20
@@ -71,6 +72,7 @@ class WebhookSink:
     def __init__(self, options: WebhookOptions, folder: Path) -> None:
         self._options = options
         self.refused = 0
+        self.refusal = ""
         proxies = {} if options.proxy is None else {"http": options.proxy, "https": options.proxy}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
 
@@ -112,6 +114,10 @@ class WebhookSink:
             with error:
                 if 400 <= error.code < 500 and error.code not in _AGAIN:
                     self.refused += 1
+                    self.refusal = (
+                        f"The webhook {self._options.url} refuses the record {record.key} for good: "
+                        f"it answered {error.code} {error.reason}."
+                    )
                     return
                 raise self._error(f"it answered {error.code} {error.reason}") from error
         except (OSError, ValueError) as error:

@@ -218,7 +218,10 @@ function showState() {
   if (here.latency_ms.p50 !== undefined) fact("", `${number(here.latency_ms.p50)} ms, 99 % within ${number(here.latency_ms.p99)} ms`);
   const failed = here.counts.timeout + here.counts.error;
   fact(failed ? "warn" : "", `${failed} not judged (NG), ${here.counts.missed} of them not taken, ${here.counts.dropped} dropped`);
-  for (const sink of state.sinks) fact(sink.working ? "" : "bad", `${sink.name}: ${sink.working ? "" : "fails, "}${sink.backlog} wait`);
+  for (const sink of state.sinks) {
+    const gone = ["lost", "refused"].filter((key) => sink[key]).map((key) => `, ${sink[key]} ${key}`).join("");
+    fact(sink.working ? gone ? "warn" : "" : "bad", `${sink.name}: ${sink.working ? "" : "fails, "}${sink.backlog} wait${gone}`);
+  }
   for (const item of state.drift) fact("bad", `drift, ${item.recipe}: ${item.words}`);
   if (recipe) fact("", `${recipe.backend}`);
   if (here.last_error) fact("warn", here.last_error);

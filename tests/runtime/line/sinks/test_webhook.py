@@ -100,18 +100,22 @@ def test_each_record_is_a_post(server: Server, tmp_path: Path, monkeypatch: pyte
 
 
 def test_refused_records_are_counted_and_the_others_go_on(server: Server, tmp_path: Path) -> None:
-    server.answers = {"p3": 400, "p5": 404}
+    server.answers = {"p3": 400, "p5": 422}
     spool = Spool(tmp_path)
     sink = delivery(spool, server.url)
     put(spool, range(10))
     assert wait_until(lambda: sink.state()["backlog"] == 0)
     assert server.ids == [name for name in names(range(10)) if name not in ("p3", "p5")]
-    assert sink.state()["refused"] == 2
+    state = sink.state()
+    assert (state["refused"], state["working"]) == (2, True)
+    assert "refuses the record" in state["last_error"]
+    assert "422" in state["last_error"]
+    assert state["error_age_seconds"] < 60
     sink.finish(time.monotonic() + 5)
     spool.close()
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 302])
+@pytest.mark.parametrize("status", [500, 503, 429, 302, 401, 403, 404, 405, 407, 408, 425])
 def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: int) -> None:
     server.answers = {"p3": status}
     spool = Spool(tmp_path)
@@ -121,6 +125,7 @@ def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: i
     put(spool, range(3, 10))
     assert wait_until(lambda: sink.state()["last_error"])
     assert str(status) in sink.state()["last_error"]
+    assert (sink.state()["working"], sink.state()["refused"]) == (False, 0)
     assert server.ids == names(range(3))
     server.answers = {}
     assert wait_until(lambda: sink.state()["backlog"] == 0)
