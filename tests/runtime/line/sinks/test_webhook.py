@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from line_parts import wait_until
 
+from saae_runtime.errors import FetchError
 from saae_runtime.line.config import SinkConfig
 from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.line.sinks import KINDS, make_sink
@@ -165,3 +168,55 @@ def test_a_missing_token_is_said(server: Server, tmp_path: Path, monkeypatch: py
     assert server.ids == ["p1", "p3"]
     sink.finish(time.monotonic() + 5)
     spool.close()
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\x07", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_said_and_not_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("MES_TOKEN", f"secret{end}")
+    spool = Spool(tmp_path)
+    sink = delivery(spool, server.url, token_env="MES_TOKEN")
+    put(spool, range(4))
+    assert wait_until(lambda: sink.state()["last_error"])
+    assert "$MES_TOKEN is not printable ASCII" in sink.state()["last_error"]
+    assert "secret" not in json.dumps(sink.state())
+    monkeypatch.setenv("MES_TOKEN", "secret")
+    assert wait_until(lambda: sink.state()["backlog"] == 0)
+    assert server.ids == names(range(4))
+    sink.finish(time.monotonic() + 5)
+    spool.close()
+
+
+def test_a_token_that_changes_after_the_check_is_not_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MES_TOKEN", "fine")
+    spool = Spool(tmp_path)
+    reader = spool.reader("mes")
+    options = KINDS["webhook"](url=server.url, token_env="MES_TOKEN")
+    sink = make_sink(SinkConfig("webhook", "mes", options), Path(), "l1")
+    sink.open()
+    monkeypatch.setenv("MES_TOKEN", "secret\r")
+    put(spool, range(1))
+    with pytest.raises(FetchError, match="a header cannot be sent") as caught:
+        sink.write(reader.read(1, 1.0), threading.Event())
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown
+    spool.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"X-Key": "secret\r\nX-More: 1"}, "the value of X-Key"),
+        ({"X-Key": "secr\u00e9t"}, "the value of X-Key"),
+        ({"X Key": "7"}, "invalid name: 'X Key'"),
+        ({"X-Key:": "7"}, "invalid name: 'X-Key:'"),
+        ({"": "7"}, "invalid name: ''"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_no_options(headers: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        KINDS["webhook"](url="http://127.0.0.1:9/", headers=headers)
+    assert "secr" not in str(caught.value)
