@@ -254,6 +254,8 @@ def test_pictures_of_parts(stack: ExitStack) -> None:
     assert len({answer.body for answer in answers}) == 3
     for place, status in (("0", 422), ("999999", 404), ("..%2f1", 404), ("1e3", 422)):
         assert stack.client.get(f"/v1/parts/{place}/picture").status == status
+    for key, status in ((part["key"], 200), ("of/another/start", 404)):
+        assert stack.client.get(f"/v1/parts/{part['number']}/picture", key=key).status == status
 
 
 def test_events_come_as_parts_do_and_the_service_ends_with_pages_open(stack: ExitStack) -> None:

@@ -133,7 +133,7 @@ def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: i
     server.answers = {}
     assert wait_until(lambda: sink.state()["backlog"] == 0)
     assert server.ids == names(range(10))
-    assert sink.state()["working"]
+    assert wait_until(lambda: sink.state()["working"])
     sink.finish(time.monotonic() + 5)
     spool.close()
 
