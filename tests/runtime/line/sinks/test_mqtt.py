@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from line_parts import wait_until
 
-from saae_runtime.line.config import SinkConfig
+from saae_runtime.line.cli.check import check_line
+from saae_runtime.line.config import HealthConfig, LineConfig, LineOptions, SinkConfig
 from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.line.sinks import KINDS, make_sink
 from saae_runtime.line.sinks.delivery import Delivery
@@ -231,11 +232,13 @@ def test_a_check_does_not_disturb_the_line_that_runs(broker: Broker, tmp_path: P
     listener = Listener(broker.port)
     assert wait_until(lambda: listener.status)
     config = SinkConfig("mqtt", "mqtt", KINDS["mqtt"](host="127.0.0.1", port=broker.port, **options))
-    look = make_sink(config, Path(), "l1", looking=True)
-    look.open()
-    assert look.state()["connected"]
+    line = LineConfig(tmp_path / "line.toml", LineOptions(name="l1"), (), (), (config,), None, HealthConfig())
+    found = check_line(line)
+    first = next(found)  # and its connection is open still
+    assert (first.what, first.good) == ("sink mqtt", True)
+    assert "connected True" in first.words
     assert stay_connected([sink])
-    look.close()
+    assert all(item.good for item in found)
     put(spool, range(2))
     assert wait_until(lambda: listener.ids == names(range(2)))
     assert listener.status == [("online", True)]
