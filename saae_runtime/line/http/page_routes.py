@@ -247,7 +247,6 @@ def _event(kind: str, data: Any) -> bytes:
 
 def _state(context: Context) -> Any_:
     """State of the line for the page."""
-    context.recent.save()
     health = context.health()
     stations = [
         {
