@@ -40,10 +40,13 @@ def run(command: Sequence[str], alive: Path, seconds: float) -> int:
         place = str(Path(folder) / "notify")
         listener.bind(place)
         environment = {**os.environ, "NOTIFY_SOCKET": place, "WATCHDOG_USEC": str(int(seconds * 1e6))}
-        handed = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        handed = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         signal.pthread_sigmask(signal.SIG_BLOCK, handed)  # none is lost while the service starts
         service = subprocess.Popen(
-            command, env=environment, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, handed)
+            command,
+            env=environment,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, handed),
+            start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is handed on once
         )
 
         def hand_on(number: int, _: FrameType | None) -> None:

@@ -45,7 +45,12 @@ def cache_folder(bundle: Bundle, cache: bool | str | Path | None) -> Path | None
 
 
 def user_cache() -> Path | None:
-    """The user's cache folder of saae, which may not exist; None for a user without a home, such as a service's."""
+    """The user's cache folder of saae: $SAAE_CACHE, else below the user's cache folder. It may not exist.
+
+    None for a user without a home, such as a service's.
+    """
+    if own := os.environ.get("SAAE_CACHE"):
+        return Path(own)
     with suppress(RuntimeError):
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saae"
     return None

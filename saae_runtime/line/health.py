@@ -70,7 +70,7 @@ def _metrics(health: Mapping[str, Any]) -> Iterator[Any]:
     for key, text in (
         ("delivered", "Records delivered."),
         ("lost", "Records that did not arrive: the spool was full, or they were damaged."),
-        ("refused", "Refused."),
+        ("refused", "Records that the other side will never take."),
     ):
         family = CounterMetricFamily(f"saae_sink_{key}", text, labels=["sink"])
         for sink in health["sinks"]:

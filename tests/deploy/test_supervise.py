@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,35 @@ def test_healthy_as_long_as_the_service_says_so(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 7  # the service's own
         assert check(alive, 600) == 1
+    finally:
+        process.kill()
+
+
+COUNTING = """
+import signal, sys, time
+got = []
+for number in (signal.SIGINT, signal.SIGQUIT):
+    signal.signal(number, lambda number, _: got.append(number))
+print("ready", flush=True)
+while not got:
+    time.sleep(0.05)
+time.sleep(1.0)
+sys.exit(10 * len(got) + got[0])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_key_of_the_terminal_reaches_the_service_once(tmp_path: Path, number: signal.Signals) -> None:
+    words = [sys.executable, str(SCRIPT), "--alive", str(tmp_path / "alive"), "--", sys.executable, "-c", COUNTING]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)  # two signals at once would be taken as one
+        os.killpg(process.pid, number)  # as a terminal does
+        time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(20) == 10 + number
     finally:
         process.kill()
 

@@ -54,7 +54,7 @@ def check_line(
             if open_trigger is not None and station.trigger != "free":
                 yield _tried(f"trigger of {station.name}", partial(_listens, config, station, open_trigger))
         for sink in config.sinks:
-            made = make_sink(sink, config.path.parent, config.line.name)
+            made = make_sink(sink, config.path.parent, config.line.name, looking=True)
             try:
                 yield _tried(f"sink {sink.name}", partial(_described, made))
             finally:

@@ -137,7 +137,7 @@ def _add_sessions(routes: APIRouter, context: Context) -> None:
 def _add_parts(routes: APIRouter, context: Context) -> None:
     recent = context.recent
     drawing = threading.Semaphore(_DRAWING)
-    drawn: OrderedDict[tuple[int, Layer, int], bytes] = OrderedDict()
+    drawn: OrderedDict[tuple[int, str | None, Layer, int], bytes] = OrderedDict()
     lock = threading.Lock()
 
     @routes.get("/v1/parts", tags=["parts"], dependencies=[Depends(bearer)])
@@ -156,15 +156,18 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
         number: Annotated[int, Path(ge=1, le=2**53)],
         layer: Layer = "overlay",
         size: Annotated[int, Query(ge=16, le=2048, description="Pixels of the longer side at most.")] = 1280,
+        key: Annotated[
+            str | None, Query(max_length=8192, description="The part's key: numbers begin again with the service.")
+        ] = None,
         who: Who = Depends(context.operator),
     ) -> Response:
         """A part's frame as JPEG: the frame itself, with heat and outline, or only the heat."""
-        key = (number, layer, size)
+        wanted = (number, key, layer, size)
         with lock:
-            data = drawn.get(key)
+            data = drawn.get(wanted)
         if data is None:
             seen = recent.seen(number)
-            if seen is None:
+            if seen is None or (key is not None and key != seen.record["key"]):
                 raise refuse(
                     404,
                     f"The frame of part number {number} is not in memory.",
@@ -174,7 +177,7 @@ def _add_parts(routes: APIRouter, context: Context) -> None:
             with drawing:
                 data = jpeg(picture(seen.frame, seen.result, layer, size))
             with lock:
-                drawn[key] = data
+                drawn[wanted] = data
                 while len(drawn) > _DRAWN:
                     drawn.popitem(last=False)
         return Response(data, media_type="image/jpeg")
@@ -244,7 +247,6 @@ def _event(kind: str, data: Any) -> bytes:
 
 def _state(context: Context) -> Any_:
     """State of the line for the page."""
-    context.recent.save()
     health = context.health()
     stations = [
         {
@@ -261,7 +263,9 @@ def _state(context: Context) -> Any_:
         "ready": health["ready"],
         "live": health["live"],
         "stations": stations,
-        "sinks": [{key: sink[key] for key in ("name", "working", "backlog")} for sink in health["sinks"]],
+        "sinks": [
+            {key: sink[key] for key in ("name", "working", "backlog", "lost", "refused")} for sink in health["sinks"]
+        ],
         "drift": [item for item in health["drift"] if item["alarm"]],
         "last_error": health["last_error"],
         "recipes": health["recipes"],

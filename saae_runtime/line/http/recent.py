@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,7 +25,6 @@ from ..part import Part, Verdict
 __all__ = ["Recent", "Seen"]
 
 _REGIONS = 10  # regions kept here with a record; the record itself has all of them
-_SAVE = 10.0  # seconds between two writes of the counters
 _LARGEST_COUNTS = 1 << 20
 
 
@@ -84,7 +82,7 @@ class Recent:
         self._shifts, self._file, self._clock = tuple(shifts), counts, clock
         self._shift = self._begin()
         self._counts: Counter[tuple[str, str, str]] = Counter()
-        self._saved = time.monotonic()
+        self._saved: dict[str, Any] = {}
         self._watchers: list[Callable[[], None]] = []
         self._load()
 
@@ -169,16 +167,16 @@ class Recent:
                 row[verdict] = count
             return {"since": self._shift.isoformat(timespec="minutes"), "rows": [rows[key] for key in sorted(rows)]}
 
-    def save(self, at_once: bool = False) -> None:
-        """Save the counters, at most every ten seconds; ignore a full disk."""
+    def save(self) -> None:
+        """Save the counters if they have changed; ignore a full disk."""
         with self._lock:
-            if self._file is None or (not at_once and time.monotonic() < self._saved + _SAVE):
-                return
-            self._saved = time.monotonic()
             rows = [[*key, count] for key, count in self._counts.items()]
             data = {"shift": self._shift.isoformat(), "counts": rows}
+        if self._file is None or data == self._saved:
+            return
         with suppress(SaaeError, OSError):
             write_json(self._file, data)
+            self._saved = data
 
     # --- inside, with the lock held ---
 

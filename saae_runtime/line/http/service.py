@@ -35,6 +35,7 @@ _CONNECTIONS = 100
 _IDLE = 15.0  # seconds that a connection may be open without a complete request
 _LINGER = 0.4  # seconds for running answers, at the end
 _PATIENCE = 1.5  # seconds for the thread to end
+_SAVE = 10.0  # seconds between two writes of the shift's counters
 _HEADERS = 32 << 10  # bytes of a request's head
 
 
@@ -107,7 +108,7 @@ class HttpService:
         for end in self._unlisten:
             end()
         self.context.batcher.close()
-        self.context.recent.save(at_once=True)
+        self.context.recent.save()
         self.context.control.close()
 
     def __enter__(self) -> HttpService:
@@ -119,6 +120,12 @@ class HttpService:
     def _seen(self, part: Part) -> None:
         if part.station != STATION:
             self.context.batcher.part_came()
+
+    async def _save(self) -> None:
+        """Save the shift's counters again and again, so that a kill or a power cut loses only the latest."""
+        while True:
+            await asyncio.sleep(_SAVE)
+            await asyncio.to_thread(self.context.recent.save)
 
     async def _serve(self, port: int, started: Callable[[int], None], stop: asyncio.Event) -> None:
         give_way()
@@ -149,9 +156,10 @@ class HttpService:
                 await asyncio.sleep(0.01)
             if server.started:
                 started(found.getsockname()[1])
-                waiting = asyncio.ensure_future(stop.wait())
+                waiting, saving = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._save())
                 await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
+                saving.cancel()
             server.should_exit = True
             await serving
         finally:

@@ -23,13 +23,14 @@ KINDS: dict[str, type] = {
 """kind in line.toml -> dataclass of its options."""
 
 
-def make_sink(config: SinkConfig, folder: Path, line: str) -> Sink:
+def make_sink(config: SinkConfig, folder: Path, line: str, looking: bool = False) -> Sink:
     """Make the sink of a `[[sink]]`, not opened yet.
 
     Args:
         config: of line.toml.
         folder: folder of relative paths.
         line: the line's name.
+        looking: it is opened only for a check, and must not disturb the line that may be running.
     """
     options = config.options
     if isinstance(options, JsonlOptions):
@@ -39,6 +40,6 @@ def make_sink(config: SinkConfig, folder: Path, line: str) -> Sink:
     if isinstance(options, SqliteOptions):
         return SqliteSink(options, folder)
     if isinstance(options, MqttOptions):
-        return MqttSink(options, folder, line)
+        return MqttSink(options, folder, line, config.name, looking)
     assert isinstance(options, WebhookOptions)
     return WebhookSink(options, folder)

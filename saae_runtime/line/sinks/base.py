@@ -20,10 +20,12 @@ class Sink(Protocol):
     Attributes:
         batch: largest number of records given at once.
         refused: number of records that the other side will never take, such as malformed ones.
+        refusal: why the latest of them was not taken; empty if none was refused.
     """
 
     batch: int
     refused: int
+    refusal: str
 
     def open(self) -> None:
         """Open the sink. Called again after an error of `write`; may be called when it is open.

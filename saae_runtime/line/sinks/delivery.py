@@ -50,7 +50,7 @@ class Delivery:
         self._thread.start()
 
     def state(self) -> dict[str, Any]:
-        """Counts: `delivered` since the start, `backlog`, `lost`, `refused`, and the latest error."""
+        """Counts: `delivered` since the start, `backlog`, `lost`, `refused`, and the latest error or refusal."""
         error = self._last_error
         return {
             "name": self.name,
@@ -103,6 +103,7 @@ class Delivery:
             if self._taken is not None and self._is_due():
                 self._commit()
             return None
+        refused = self._sink.refused
         try:
             taken = self._sink.write(batch, self._hurry)
         except SaaeError:
@@ -111,6 +112,8 @@ class Delivery:
         except Exception:  # an unexpected error, perhaps due to this record
             self._break(batch[0])
             raise
+        if self._sink.refused != refused:
+            self._last_error = (one_line(self._sink.refusal), time.monotonic())
         if taken:
             self._taken = batch[taken - 1]
             self._unsynced += taken
@@ -149,9 +152,8 @@ class Delivery:
         self._ready = False
         self._last_error = (
             one_line(error if isinstance(error, SaaeError) else f"{type(error).__name__}: {error}"),
-            0.0,
+            time.monotonic(),
         )
-        self._last_error = (self._last_error[0], time.monotonic())
         # Taken records that were not synced are given again; sinks skip those they have.
         self._taken, self._unsynced = None, 0
         self._reader.rewind()

@@ -87,6 +87,7 @@ class _LinesSink(ABC):
 
     batch = 500
     refused = 0
+    refusal = ""
 
     def __init__(self, path: Path, rotate: str | None, keep: int) -> None:
         self._path = path

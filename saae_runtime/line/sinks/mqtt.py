@@ -32,7 +32,7 @@ class MqttOptions:
             or `offline`, retained. None: `saae/` and the line's name.
         username, password_env: the password is the value of this environment variable.
         tls: whether the connection is encrypted; `ca`: file of trusted certificates, instead of the system's.
-        client_id: None: `saae-` and the line's name.
+        client_id: each client of a broker needs its own. None: `saae-`, the line's name, `-`, the sink's name.
         only_ng: only NG parts.
     """
 
@@ -62,15 +62,24 @@ class MqttSink:
 
     One batch is in flight at a time, so that memory stays bounded while the broker is down; the library sends it again
     afterwards. The broker may get a record twice, with the same `key`.
+
+    Args:
+        options: of the sink.
+        folder: folder of relative paths.
+        line: the line's name.
+        name: the sink's name.
+        looking: only look whether the broker accepts the connection: under an id of its own (the broker would
+            disconnect a running line with the same id), and without a word about the line's status.
     """
 
     batch = 100
     refused = 0
+    refusal = ""
 
-    def __init__(self, options: MqttOptions, folder: Path, line: str) -> None:
-        self._options, self._folder = options, folder
+    def __init__(self, options: MqttOptions, folder: Path, line: str, name: str, looking: bool = False) -> None:
+        self._options, self._folder, self._looking = options, folder, looking
         self._topic = (options.topic or f"saae/{line}").strip("/")
-        self._name = options.client_id or f"saae-{line}"
+        self._name = (options.client_id or f"saae-{line}-{name}") + ("-check" if looking else "")
         self._client: Any = None
         self._connected = threading.Event()
         self._why = ""
@@ -130,7 +139,8 @@ class MqttSink:
                 client.tls_set(ca_certs=None if options.ca is None else str(self._folder / options.ca))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"The certificates {options.ca} cannot be used.", str(error)) from error
-        client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
+        if not self._looking:
+            client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.max_inflight_messages_set(self.batch)
         client.max_queued_messages_set(0)  # at most one batch is queued
         client.reconnect_delay_set(1, 10)
@@ -139,7 +149,8 @@ class MqttSink:
             if reason.is_failure:
                 self._why = f"it rejects the connection: {reason}"
                 return
-            client.publish(f"{self._topic}/status", "online", qos=1, retain=True)
+            if not self._looking:
+                client.publish(f"{self._topic}/status", "online", qos=1, retain=True)
             self._connected.set()
 
         def disconnected(_: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
@@ -174,7 +185,7 @@ class MqttSink:
         client, self._client = self._client, None
         if client is None:
             return
-        if self._connected.is_set():
+        if self._connected.is_set() and not self._looking:
             number = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True).mid
             end = time.monotonic() + _HURRIED
             while number not in self._acknowledged and time.monotonic() < end:

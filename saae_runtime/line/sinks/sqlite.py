@@ -78,6 +78,7 @@ class SqliteSink:
 
     batch = 500
     refused = 0
+    refusal = ""
 
     def __init__(self, options: SqliteOptions, folder: Path) -> None:
         self._path, self._days = folder / options.path, options.days

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from .base import Hurry
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
-_AGAIN = (408, 425, 429)  # 4xx codes that mean "later"
+_AGAIN = (401, 403, 404, 405, 407, 408, 425, 429)  # 4xx codes that are not about the record: access, address, "later"
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header, RFC 9110, section 5.6.2
+_VALUE = re.compile(r"[ -~]*")  # of a header: printable ASCII, no line break
 _HURRIED = 0.5  # seconds for an answer while the service ends
 
 
@@ -28,7 +31,7 @@ class WebhookOptions:
     Attributes:
         url: http or https.
         timeout: seconds for an answer.
-        headers: additional headers.
+        headers: additional headers, printable ASCII.
         token_env: name of an environment variable whose value is sent as `Authorization: Bearer ...`.
         proxy: URL of a proxy; the environment's proxies are not used.
         only_ng: only NG parts.
@@ -48,8 +51,10 @@ class WebhookOptions:
         if not 0 < self.timeout <= 600:
             raise ValueError(f"`timeout` is {self.timeout}; it must be above 0 and at most 600")
         for name, value in self.headers.items():
-            if not name.isascii() or (any(letter in f"{name}{value}" for letter in "\r\n:") and ":" in name):
+            if not _NAME.fullmatch(name):
                 raise ValueError(f"`headers` has an invalid name: {name!r}")
+            if not _VALUE.fullmatch(value):  # which may be a secret
+                raise ValueError(f"`headers`: the value of {name} must be printable ASCII without line breaks")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -62,8 +67,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class WebhookSink:
     """Sends each record as the body of a POST, with its key as `Idempotency-Key`, because it may be sent twice.
 
-    An answer of 2xx takes the record. 4xx refuses it for good (it is counted and skipped), except 408, 425 and 429;
-    after these, 5xx and no answer it is sent again later.
+    An answer of 2xx takes the record. 4xx refuses it for good (it is counted and skipped), except the codes that say
+    nothing about the record (`_AGAIN`, such as 401 for an expired token); after these, 5xx and no answer it is sent
+    again later.
     """
 
     batch = 20
@@ -71,14 +77,24 @@ class WebhookSink:
     def __init__(self, options: WebhookOptions, folder: Path) -> None:
         self._options = options
         self.refused = 0
+        self.refusal = ""
         proxies = {} if options.proxy is None else {"http": options.proxy, "https": options.proxy}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
 
     def open(self) -> None:
         """Look for the token; see `Sink`."""
         name = self._options.token_env
-        if name is not None and not os.environ.get(name):
+        if name is None:
+            return
+        token = os.environ.get(name)
+        if not token:
             raise ConfigError(f"The webhook's token is missing: ${name} is empty.", "", f"export {name}=...")
+        if not _VALUE.fullmatch(token):
+            raise ConfigError(
+                f"The webhook's token cannot be sent: ${name} is not printable ASCII.",
+                "it holds a line break, a control character or a letter with an accent",
+                f"export {name}=..., without a line break at its end",
+            )
 
     def write(self, records: Sequence[Record], hurry: Hurry) -> int:
         """Send one POST per record; see `Sink`."""
@@ -112,10 +128,16 @@ class WebhookSink:
             with error:
                 if 400 <= error.code < 500 and error.code not in _AGAIN:
                     self.refused += 1
+                    self.refusal = (
+                        f"The webhook {self._options.url} refuses the record {record.key} for good: "
+                        f"it answered {error.code} {error.reason}."
+                    )
                     return
                 raise self._error(f"it answered {error.code} {error.reason}") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise self._error(f"{type(error).__name__}: {getattr(error, 'reason', error)}") from error
+        except ValueError as error:  # its text may quote the token
+            raise self._error(f"{type(error).__name__}: the URL or a header cannot be sent") from None
         except Exception as error:  # http.client's error for an invalid answer
             raise self._error(f"{type(error).__name__}: {error}") from error
 

@@ -20,6 +20,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     made = World()
     made.speeds = {("slow", "fp32"): 0.3, ("swift", "fp32"): 0.1, ("swift", "bf16"): 0.04, ("steady", "fp32"): 0.2}
     monkeypatch.delenv("SAAE_MEASURE", raising=False)
+    monkeypatch.delenv("SAAE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(backends, "BACKENDS", dict.fromkeys(("slow", "steady", "swift"), "fake"))
     monkeypatch.setattr(backends, "AUTO_ORDER", ("slow", "steady", "swift"))

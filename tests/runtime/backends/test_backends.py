@@ -213,11 +213,17 @@ def test_cache_folder_where_the_bundle_is_read_only(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home"
+    monkeypatch.delenv("SAAE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     (tmp_path / "tiny.cache").write_text("a file in the way, since root may write anywhere")
     folder = cache_folder(bundle, None)
     assert folder is not None
     assert folder.is_relative_to(home)
+    monkeypatch.setenv("SAAE_CACHE", str(tmp_path / "own"))
+    folder = cache_folder(bundle, None)
+    assert folder is not None
+    assert folder.parent == tmp_path / "own"
+    monkeypatch.setenv("SAAE_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "tiny.cache"))
     assert cache_folder(bundle, None) is None
 
@@ -234,6 +240,7 @@ def test_a_user_without_a_home_keeps_the_cache_beside_the_bundle(
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("SAAE_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     folder = cache_folder(bundle, None)

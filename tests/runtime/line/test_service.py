@@ -308,6 +308,15 @@ def test_the_watchdog_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert watchdog_seconds() is None
 
 
+def test_the_unit_file_leaves_time_for_a_first_start_and_names_a_cache_that_can_be_written(repo_root: Path) -> None:
+    lines = (repo_root / "deploy" / "saae-line.service").read_text(encoding="utf-8").splitlines()
+    unit = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    assert int(unit["TimeoutStartSec"]) >= 300  # seconds; systemd's default of 90 would end it before READY=1
+    name, place = unit["Environment"].split("=")
+    assert name == "SAAE_CACHE"
+    assert Path(place).is_relative_to(Path("/var/lib") / unit["StateDirectory"])
+
+
 def test_the_unit_file_is_valid(repo_root: Path) -> None:
     try:
         done = subprocess.run(

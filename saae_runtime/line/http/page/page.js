@@ -8,7 +8,7 @@ const QUIET = 6000; // milliseconds without an event before what is shown counts
 
 const $ = (id) => document.getElementById(id);
 const page = { me: null, state: null, parts: [], station: null, held: null, shown: null, layer: "overlay", wanted: null,
-  heard: 0, drawn: "", drawing: false, preview: 0, bundleOf: "" };
+  heard: 0, drawn: "", pictured: null, drawing: false, preview: 0, bundleOf: "" };
 
 async function ask(path, body) {
   const options = body === undefined ? {} :
@@ -51,7 +51,7 @@ function live() {
 }
 
 function current() {
-  return page.held ? page.parts.find((part) => part.number === page.held.number) || page.held : live();
+  return page.held ? page.parts.find((part) => part.key === page.held.key) || page.held : live();
 }
 
 function hold(part) {
@@ -86,43 +86,63 @@ function showPart() {
   draw();
 }
 
+const wanted = () => page.shown ? `${page.layer} ${page.shown.key}` : "";
+// Numbers begin again with the service: with the key, the answer is this part's picture or none.
+const picture = (part, more) => `/v1/parts/${part.number}/picture?${new URLSearchParams({ key: part.key, ...more })}`;
+
+function fits(part) { // beside the verdict: the part's own frame; of the live parts, the one before until the next is there
+  const shown = page.shown;
+  return Boolean(part && shown && (part.key === shown.key || !page.held && part.station === shown.station));
+}
+
+function clear() { // an older frame beside this verdict would be the wrong one
+  $("frame").getContext("2d").clearRect(0, 0, $("frame").width, $("frame").height);
+  delete $("frame").dataset.key;
+  page.pictured = null;
+  page.drawn = "";
+}
+
 function draw() {
-  const part = page.shown;
-  const key = part ? `${part.number}/${page.layer}` : "";
+  const part = page.shown, key = wanted();
+  if (!fits(page.pictured)) clear();
   if (!part || page.drawing || key === page.drawn) return;
   page.drawing = true;
-  const picture = new Image();
-  const done = () => { page.drawing = false; page.drawn = key; if (page.shown !== part) draw(); };
-  picture.onload = () => {
-    const canvas = $("frame");
-    canvas.width = picture.naturalWidth < 480 ? 3 * picture.naturalWidth : picture.naturalWidth;
-    canvas.height = Math.round(canvas.width * picture.naturalHeight / picture.naturalWidth);
-    const pen = canvas.getContext("2d");
-    pen.imageSmoothingEnabled = picture.naturalWidth >= 480;
-    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    canvas.dataset.number = part.number;
-    done();
+  const found = new Image();
+  found.onload = () => {
+    page.drawing = false;
+    if (fits(part)) {
+      const canvas = $("frame");
+      canvas.width = found.naturalWidth < 480 ? 3 * found.naturalWidth : found.naturalWidth;
+      canvas.height = Math.round(canvas.width * found.naturalHeight / found.naturalWidth);
+      const pen = canvas.getContext("2d");
+      pen.imageSmoothingEnabled = found.naturalWidth >= 480;
+      pen.drawImage(found, 0, 0, canvas.width, canvas.height);
+      canvas.dataset.key = part.key;
+      page.pictured = part;
+      page.drawn = key;
+    }
+    if (key !== wanted()) draw();
   };
-  picture.onerror = () => { // an older frame beside this verdict would be the wrong one
-    $("frame").getContext("2d").clearRect(0, 0, $("frame").width, $("frame").height);
-    delete $("frame").dataset.number;
-    done();
+  found.onerror = () => { // tried again with the next event
+    page.drawing = false;
+    clear();
+    if (key !== wanted()) draw();
   };
-  picture.src = `/v1/parts/${part.number}/picture?layer=${page.layer}&size=1280`;
+  found.src = picture(part, { layer: page.layer, size: 1280 });
 }
 
 function showStrip() {
   const bad = mine().filter((part) => part.verdict === "NG").slice(-6).reverse();
-  const key = bad.map((part) => `${part.number}${part.override ? "s" : ""}`).join();
+  const key = bad.map((part) => `${part.key}${part.override ? " said" : ""}`).join("\n");
   if ($("strip").dataset.key === key) return;
   $("strip").dataset.key = key;
   $("strip").replaceChildren(...bad.map((part) => {
     const button = make("button", undefined, part.override ? "said" : "");
     button.type = "button";
-    const picture = make("img");
-    picture.alt = "";
-    picture.src = `/v1/parts/${part.number}/picture?size=240`;
-    button.append(picture, make("span", part.part_id));
+    const small = make("img");
+    small.alt = "";
+    small.src = picture(part, { size: 240 });
+    button.append(small, make("span", part.part_id));
     button.title = part.part_id;
     button.onclick = () => hold(part);
     return button;
@@ -218,7 +238,10 @@ function showState() {
   if (here.latency_ms.p50 !== undefined) fact("", `${number(here.latency_ms.p50)} ms, 99 % within ${number(here.latency_ms.p99)} ms`);
   const failed = here.counts.timeout + here.counts.error;
   fact(failed ? "warn" : "", `${failed} not judged (NG), ${here.counts.missed} of them not taken, ${here.counts.dropped} dropped`);
-  for (const sink of state.sinks) fact(sink.working ? "" : "bad", `${sink.name}: ${sink.working ? "" : "fails, "}${sink.backlog} wait`);
+  for (const sink of state.sinks) {
+    const gone = ["lost", "refused"].filter((key) => sink[key]).map((key) => `, ${sink[key]} ${key}`).join("");
+    fact(sink.working ? gone ? "warn" : "" : "bad", `${sink.name}: ${sink.working ? "" : "fails, "}${sink.backlog} wait${gone}`);
+  }
   for (const item of state.drift) fact("bad", `drift, ${item.recipe}: ${item.words}`);
   if (recipe) fact("", `${recipe.backend}`);
   if (here.last_error) fact("warn", here.last_error);
@@ -277,8 +300,8 @@ function heard() {
 }
 
 function take(parts) {
-  const known = new Map(page.parts.map((part) => [part.number, part]));
-  for (const part of parts) known.set(part.number, part);
+  const known = new Map(page.parts.map((part) => [part.key, part]));
+  for (const part of parts) known.set(part.key, part);
   page.parts = [...known.values()].sort((one, other) => one.number - other.number).slice(-2000);
 }
 

@@ -21,6 +21,7 @@ from line_parts import bad, good, wait_until
 from saae_runtime.errors import CalibrationError
 from saae_runtime.images import read_image
 from saae_runtime.line.audit import verify
+from saae_runtime.line.http import service
 from saae_runtime.line.http.recent import Recent
 from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.line.recalibrate import GoodParts, changed_parts, next_version, versions
@@ -254,6 +255,8 @@ def test_pictures_of_parts(stack: ExitStack) -> None:
     assert len({answer.body for answer in answers}) == 3
     for place, status in (("0", 422), ("999999", 404), ("..%2f1", 404), ("1e3", 422)):
         assert stack.client.get(f"/v1/parts/{place}/picture").status == status
+    for key, status in ((part["key"], 200), ("of/another/start", 404)):
+        assert stack.client.get(f"/v1/parts/{part['number']}/picture", key=key).status == status
 
 
 def test_events_come_as_parts_do_and_the_service_ends_with_pages_open(stack: ExitStack) -> None:
@@ -352,6 +355,24 @@ def test_the_latest_parts_are_bounded_and_bad_ones_stay_longer() -> None:
     assert [item["number"] for item in recent.records(10, after=198)] == [200, 199]
 
 
+def test_counters_are_saved_while_nobody_looks(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_SAVE", 0.05)
+    with serving(tmp_path) as stack:
+        file = stack.line.config.place(stack.http.context.options.folder) / "shift.json"
+
+        def saved() -> int:
+            return sum(row[3] for row in json.loads(file.read_text())["counts"]) if file.is_file() else 0
+
+        assert wait_until(lambda: saved() == 3)
+        stack.client.post("/v1/trigger", {"station": "asked", "part_id": "a"})
+        assert wait_until(lambda: saved() == 4)
+        before = file.stat()
+        time.sleep(0.3)
+        assert file.stat().st_mtime_ns == before.st_mtime_ns  # nothing new is not written again
+
+
 def test_counters_begin_with_the_shift_and_survive_a_restart(tmp_path: Path) -> None:
     moment = [datetime(2026, 3, 1, 13, 59)]
     shifts = (day_time(6), day_time(14), day_time(22))
@@ -367,7 +388,7 @@ def test_counters_begin_with_the_shift_and_survive_a_restart(tmp_path: Path) -> 
         "since": "2026-03-01T06:00",
         "rows": [{"station": "one", "recipe": "r", "OK": 3, "NG": 1}],
     }
-    recent.save(at_once=True)
+    recent.save()
     recent = opened()
     assert recent.counters()["rows"][0]["OK"] == 3
     moment[0] += timedelta(minutes=2)

@@ -60,6 +60,17 @@ def click(browser: Any, name: str) -> None:
     browser.find_element("css selector", name).click()
 
 
+def framed(browser: Any) -> str | None:
+    """Key of the part whose frame is drawn; None for an empty canvas."""
+    key, seen = browser.execute_script(
+        "const c = document.getElementById('frame');"
+        "const values = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return [c.dataset.key || null, values.some((value) => value > 0)]"
+    )
+    assert seen == (key is not None)
+    return None if key is None else str(key)
+
+
 def test_an_operator_works_with_it(browser: Any, opened: ExitStack, tmp_path: Path) -> None:
     # The last of the station's three parts is good.
     assert wait_until(lambda: text(browser, "word") == "OK", 60)
@@ -74,10 +85,8 @@ def test_an_operator_works_with_it(browser: Any, opened: ExitStack, tmp_path: Pa
     click(browser, "#strip button")
     assert wait_until(lambda: text(browser, "word") == "NG")
     assert "HELD" in text(browser, "live")
-    number = browser.execute_script("return page.held.number")
-    assert wait_until(
-        lambda: browser.execute_script("return document.getElementById('frame').dataset.number") == str(number)
-    )
+    key = browser.execute_script("return page.held.key")
+    assert wait_until(lambda: framed(browser) == key)
     drawn = browser.execute_script(
         "const c = document.getElementById('frame');"
         "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
@@ -151,6 +160,53 @@ def test_an_old_verdict_does_not_look_like_a_new_one(browser: Any, opened: ExitS
     assert wait_until(lambda: "old" in browser.find_element("id", "verdict").get_attribute("class"), 30)
     assert browser.find_element("id", "lost").is_displayed()
     browser.get_log("browser")  # the refused reconnections
+
+
+@pytest.mark.parametrize("opened", [1280], indirect=True)
+def test_no_other_parts_frame_stands_beside_a_verdict(browser: Any, opened: ExitStack) -> None:
+    assert wait_until(lambda: text(browser, "word") == "OK", 60)
+    key = browser.execute_script("return page.shown.key")
+    assert wait_until(lambda: framed(browser) == key)
+    strip = browser.find_element("css selector", "#strip img").get_attribute("src")
+
+    # After a restart, another part has the number.
+    again = "page.parts = page.parts.map((part) => ({ ...part, key: part.key + arguments[0] })); showAll()"
+    browser.execute_script(again, " of a later start")
+    assert wait_until(lambda: framed(browser) is None)
+    assert browser.find_element("css selector", "#strip img").get_attribute("src") != strip
+
+    # A part that was held before keeps its verdict and its own frame.
+    browser.execute_script("page.parts = []; return reload()")
+    assert wait_until(lambda: framed(browser) == key)
+    click(browser, "#hold")
+    browser.execute_script(
+        "const later = (part) => ({ ...part, key: 'later ' + part.key, part_id: 'later', verdict: 'NG' });"
+        "page.parts = page.parts.map(later); showAll()"
+    )
+    assert text(browser, "word") == "OK"
+    assert text(browser, "part") != "later"
+    assert framed(browser) == key
+    click(browser, "#hold")
+    assert text(browser, "part") == "later"
+    assert wait_until(lambda: framed(browser) is None)
+
+    # A picture that failed is asked for again, and the layer that was chosen last is drawn.
+    browser.execute_script("page.parts = []; return reload()")
+    assert wait_until(lambda: framed(browser) == key)
+    browser.execute_script("$('heat').click(); $('heat').click(); $('heat').click()")
+    assert wait_until(lambda: browser.execute_script("return page.drawn") == f"frame {key}")
+
+    # A station without a part has no frame.
+    browser.find_element("xpath", "//nav/button[text()='asked']").click()
+    assert wait_until(lambda: text(browser, "part") == "no part yet")
+    assert wait_until(lambda: framed(browser) is None)
+
+    # What a sink did not take is shown.
+    browser.execute_script(
+        "page.state.sinks = [{ name: 'mes', working: true, backlog: 3, lost: 0, refused: 2 }]; showState()"
+    )
+    assert "mes: 3 wait, 2 refused" in text(browser, "facts")
+    browser.get_log("browser")  # the pictures that are not there
 
 
 def test_a_token_opens_it(

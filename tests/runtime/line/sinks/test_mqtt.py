@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from line_parts import wait_until
 
-from saae_runtime.line.config import SinkConfig
+from saae_runtime.line.cli.check import check_line
+from saae_runtime.line.config import HealthConfig, LineConfig, LineOptions, SinkConfig
 from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.line.sinks import KINDS, make_sink
 from saae_runtime.line.sinks.delivery import Delivery
@@ -117,9 +118,9 @@ def put(spool: Spool, numbers: range) -> None:
         spool.append(item.key, item.to_json().encode())
 
 
-def delivery(spool: Spool, port: int, **options: Any) -> Delivery:
-    config = SinkConfig("mqtt", "mqtt", KINDS["mqtt"](host="127.0.0.1", port=port, **options))
-    return Delivery("mqtt", make_sink(config, Path(), "l1"), spool.reader("mqtt"), 0.05)
+def delivery(spool: Spool, port: int, name: str = "mqtt", **options: Any) -> Delivery:
+    config = SinkConfig("mqtt", name, KINDS["mqtt"](host="127.0.0.1", port=port, **options))
+    return Delivery(name, make_sink(config, Path(), "l1"), spool.reader(name), 0.05)
 
 
 def names(numbers: range) -> list[str]:
@@ -208,6 +209,52 @@ def test_only_ng(broker: Broker, tmp_path: Path) -> None:
     sink.finish(time.monotonic() + 5)
     spool.close()
     listener.close()
+
+
+def test_two_sinks_of_a_line_do_not_disconnect_each_other(broker: Broker, tmp_path: Path) -> None:
+    broker.start()
+    spool = Spool(tmp_path / "spool")
+    sinks = [delivery(spool, broker.port, name=name, topic=f"saae/{name}") for name in ("a", "b")]
+    put(spool, range(3))
+    assert wait_until(lambda: all(sink.state()["connected"] and sink.state()["backlog"] == 0 for sink in sinks))
+    assert stay_connected(sinks)
+    for sink in sinks:
+        sink.finish(time.monotonic() + 5)
+    spool.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"client_id": "press-7"}])
+def test_a_check_does_not_disturb_the_line_that_runs(broker: Broker, tmp_path: Path, options: dict[str, str]) -> None:
+    broker.start()
+    spool = Spool(tmp_path / "spool")
+    sink = delivery(spool, broker.port, **options)
+    assert wait_until(lambda: sink.state()["connected"])
+    listener = Listener(broker.port)
+    assert wait_until(lambda: listener.status)
+    config = SinkConfig("mqtt", "mqtt", KINDS["mqtt"](host="127.0.0.1", port=broker.port, **options))
+    line = LineConfig(tmp_path / "line.toml", LineOptions(name="l1"), (), (), (config,), None, HealthConfig())
+    found = check_line(line)
+    first = next(found)  # and its connection is open still
+    assert (first.what, first.good) == ("sink mqtt", True)
+    assert "connected True" in first.words
+    assert stay_connected([sink])
+    assert all(item.good for item in found)
+    put(spool, range(2))
+    assert wait_until(lambda: listener.ids == names(range(2)))
+    assert listener.status == [("online", True)]
+    sink.finish(time.monotonic() + 5)
+    spool.close()
+    listener.close()
+
+
+def stay_connected(sinks: list[Delivery]) -> bool:
+    """Whether none loses its connection within a second and a half; a client that was thrown off comes back in one."""
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        if not all(sink.state()["connected"] for sink in sinks):
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def test_the_last_will_says_offline(broker: Broker, tmp_path: Path) -> None:

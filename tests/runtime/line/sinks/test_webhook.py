@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from line_parts import wait_until
 
+from saae_runtime.errors import FetchError
 from saae_runtime.line.config import SinkConfig
 from saae_runtime.line.part import Part, Verdict, now
 from saae_runtime.line.sinks import KINDS, make_sink
@@ -100,18 +103,22 @@ def test_each_record_is_a_post(server: Server, tmp_path: Path, monkeypatch: pyte
 
 
 def test_refused_records_are_counted_and_the_others_go_on(server: Server, tmp_path: Path) -> None:
-    server.answers = {"p3": 400, "p5": 404}
+    server.answers = {"p3": 400, "p5": 422}
     spool = Spool(tmp_path)
     sink = delivery(spool, server.url)
     put(spool, range(10))
     assert wait_until(lambda: sink.state()["backlog"] == 0)
     assert server.ids == [name for name in names(range(10)) if name not in ("p3", "p5")]
-    assert sink.state()["refused"] == 2
+    state = sink.state()
+    assert (state["refused"], state["working"]) == (2, True)
+    assert "refuses the record" in state["last_error"]
+    assert "422" in state["last_error"]
+    assert state["error_age_seconds"] < 60
     sink.finish(time.monotonic() + 5)
     spool.close()
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 302])
+@pytest.mark.parametrize("status", [500, 503, 429, 302, 401, 403, 404, 405, 407, 408, 425])
 def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: int) -> None:
     server.answers = {"p3": status}
     spool = Spool(tmp_path)
@@ -121,11 +128,12 @@ def test_what_is_not_taken_comes_again(server: Server, tmp_path: Path, status: i
     put(spool, range(3, 10))
     assert wait_until(lambda: sink.state()["last_error"])
     assert str(status) in sink.state()["last_error"]
+    assert (sink.state()["working"], sink.state()["refused"]) == (False, 0)
     assert server.ids == names(range(3))
     server.answers = {}
     assert wait_until(lambda: sink.state()["backlog"] == 0)
     assert server.ids == names(range(10))
-    assert sink.state()["working"]
+    assert wait_until(lambda: sink.state()["working"])
     sink.finish(time.monotonic() + 5)
     spool.close()
 
@@ -160,3 +168,55 @@ def test_a_missing_token_is_said(server: Server, tmp_path: Path, monkeypatch: py
     assert server.ids == ["p1", "p3"]
     sink.finish(time.monotonic() + 5)
     spool.close()
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\x07", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_said_and_not_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("MES_TOKEN", f"secret{end}")
+    spool = Spool(tmp_path)
+    sink = delivery(spool, server.url, token_env="MES_TOKEN")
+    put(spool, range(4))
+    assert wait_until(lambda: sink.state()["last_error"])
+    assert "$MES_TOKEN is not printable ASCII" in sink.state()["last_error"]
+    assert "secret" not in json.dumps(sink.state())
+    monkeypatch.setenv("MES_TOKEN", "secret")
+    assert wait_until(lambda: sink.state()["backlog"] == 0)
+    assert server.ids == names(range(4))
+    sink.finish(time.monotonic() + 5)
+    spool.close()
+
+
+def test_a_token_that_changes_after_the_check_is_not_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MES_TOKEN", "fine")
+    spool = Spool(tmp_path)
+    reader = spool.reader("mes")
+    options = KINDS["webhook"](url=server.url, token_env="MES_TOKEN")
+    sink = make_sink(SinkConfig("webhook", "mes", options), Path(), "l1")
+    sink.open()
+    monkeypatch.setenv("MES_TOKEN", "secret\r")
+    put(spool, range(1))
+    with pytest.raises(FetchError, match="a header cannot be sent") as caught:
+        sink.write(reader.read(1, 1.0), threading.Event())
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown
+    spool.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"X-Key": "secret\r\nX-More: 1"}, "the value of X-Key"),
+        ({"X-Key": "secr\u00e9t"}, "the value of X-Key"),
+        ({"X Key": "7"}, "invalid name: 'X Key'"),
+        ({"X-Key:": "7"}, "invalid name: 'X-Key:'"),
+        ({"": "7"}, "invalid name: ''"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_no_options(headers: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        KINDS["webhook"](url="http://127.0.0.1:9/", headers=headers)
+    assert "secr" not in str(caught.value)
