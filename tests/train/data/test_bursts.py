@@ -85,6 +85,15 @@ def test_pictures_of_a_product_that_hardly_varies_are_no_copies(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["bottle", "cookie", "screw", "magnetic_tile"])
-def test_no_two_photographs_are_copies(shared_data: Path, name: str) -> None:
-    samples = find_category(shared_data, name).train[:100]
+@pytest.mark.parametrize("count", [30, 100])
+def test_of_photographs_only_copies_are_copies(shared_data: Path, tmp_path: Path, name: str, count: int) -> None:
+    samples = list(find_category(shared_data, name).train[:count])
     assert first_copies(samples) == list(range(len(samples)))
+    again = []
+    for sample in samples[:5]:
+        for quality in (95, 90):
+            again.append(tmp_path / f"{sample.path.stem}-{quality}.jpg")
+            with Image.open(sample.path) as image:
+                image.convert("RGB").save(again[-1], quality=quality)
+    every = samples + [Sample(path, "good", None, False) for path in again]
+    assert first_copies(every) == [*range(len(samples)), *(place for place in range(5) for _ in range(2))]
