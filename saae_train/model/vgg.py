@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from saae_runtime.errors import ConfigError
 
+from .sizes import check_size
 from .tiles import Tiles
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
 
@@ -189,13 +190,7 @@ def _checked(name: str, features: nn.Sequential, layers: Sequence[int], input_si
             f"choose layers from 1 to {len(convs)}; the paper takes 1-12",
         )
     step = max(PIXELS, strides[chosen[-1] - 1])
-    if input_size[0] % step or input_size[1] % step:
-        near = tuple(max(step, round(side / step) * step) for side in input_size)
-        raise ConfigError(
-            f"{name} cannot take {input_size[0]} x {input_size[1]} pixels.",
-            f"Layer {chosen[-1]} needs multiples of {step}.",
-            f"use --input-size {near[0]}x{near[1]}",
-        )
+    check_size(name, input_size, step, f"Layer {chosen[-1]} needs multiples of {step}.")
     return chosen
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saae_runtime.errors import ConfigError, WeightsError
 
 from ..config import default_layers, measured_size
+from .sizes import check_size
 from .tiles import Tiles
 from .vgg import VGGFeatures, bare_vgg, build_vgg, check_vgg, is_vgg
 from .weights import WeightsInfo, load_into, load_state_dict, random_info
@@ -272,7 +273,7 @@ def check_backbone(name: str, layers: Sequence[int], input_size: tuple[int, int]
     shape = _shape(name)
     if shape is not None:
         _check_layers(name, layers, shape[0])
-        _check_size(name, input_size, shape[1])
+        check_size(name, input_size, shape[1], f"Its patch size {shape[1]} does not divide that.")
 
 
 def _check_layers(name: str, layers: Sequence[int], blocks: int) -> list[int]:
@@ -289,16 +290,6 @@ def _check_layers(name: str, layers: Sequence[int], blocks: int) -> list[int]:
             f"choose layers up to {blocks}",
         )
     return chosen
-
-
-def _check_size(name: str, input_size: tuple[int, int], patch: int) -> None:
-    if input_size[0] % patch or input_size[1] % patch:
-        near_size = tuple(max(patch, round(side / patch) * patch) for side in input_size)
-        raise ConfigError(
-            f"{name} cannot take {input_size[0]} x {input_size[1]} pixels.",
-            f"Its patch size {patch} does not divide that.",
-            f"use --input-size {near_size[0]}x{near_size[1]}",
-        )
 
 
 def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransformer:
@@ -327,7 +318,8 @@ def _create(name: str, input_size: tuple[int, int], seed: int) -> VisionTransfor
         raise _not_plain(name, f"Its patches come from a {type(vit.patch_embed).__name__}")
     if not isinstance(vit.patch_embed.norm, nn.Identity):
         raise _not_plain(name, f"Its patches are normalised by a {type(vit.patch_embed.norm).__name__}")
-    _check_size(name, input_size, int(vit.patch_embed.patch_size[0]))
+    patch = int(vit.patch_embed.patch_size[0])
+    check_size(name, input_size, patch, f"Its patch size {patch} does not divide that.")
     return vit
 
 
